@@ -1,0 +1,1 @@
+"""CSMAE search: cross-sensor masked autoencoders, explored on Ray, tracked in MLflow."""

@@ -1,0 +1,294 @@
+"""Every knob of one training run: typed, frozen, checked.
+
+The defaults are the published SESD (arXiv 2401.07782). A dotted name such as ``masking.ratio`` is the YAML key, the
+Optuna and MLflow parameter and the ``--set`` option alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from csmae import sensors
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be: the text says which field, what was found and what to do."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+
+class Synthetic(Section):
+    """The synthetic archive: scenes drawn from land-cover classes, written once to disk as a v2 archive."""
+
+    num_train: int = Field(1024, ge=1)
+    """Scenes of the training split."""
+    num_validation: int = Field(512, ge=1)
+    """Scenes of the validation split."""
+    num_test: int = Field(512, ge=1)
+    """Scenes of the test split."""
+    seed: int = Field(0, ge=0)
+    """Seed of every scene; the same seed and sizes give the same bytes."""
+
+
+class Data(Section):
+    """Where the pairs come from and how they are prepared."""
+
+    path: str = Field("synthetic", min_length=1)
+    """Folder of a BigEarthNet archive (v1 or v2, told apart by its files), or ``synthetic``."""
+    splits_dir: str | None = None
+    """Folder of ``train.csv``, ``val.csv``, ``test.csv`` (one S2 patch name a line) to use instead of the archive's."""
+    max_train_pairs: int | None = Field(None, ge=1)
+    """Pairs of the training split to use, drawn by ``train.seed``; null means all."""
+    horizontal_flip: float = Field(0.5, ge=0, le=1)
+    """Probability that both images of a pair are mirrored left to right."""
+    vertical_flip: float = Field(0.5, ge=0, le=1)
+    """Probability that both images of a pair are mirrored top to bottom."""
+    s1_mean: tuple[float, ...] = sensors.S1_MEAN
+    """Mean of each S1 band, dB, order VH VV."""
+    s1_std: tuple[float, ...] = sensors.S1_STD
+    """Standard deviation of each S1 band, dB, > 0."""
+    s2_mean: tuple[float, ...] = sensors.S2_MEAN
+    """Mean of each S2 band, reflectance times 10,000, order B02 B03 B04 B08 B05 B06 B07 B11 B12 B8A."""
+    s2_std: tuple[float, ...] = sensors.S2_STD
+    """Standard deviation of each S2 band, > 0."""
+    synthetic: Synthetic = Synthetic()
+    """Size and seed of the synthetic archive; used where ``path`` is ``synthetic``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, length in (("s1_mean", 2), ("s1_std", 2), ("s2_mean", 10), ("s2_std", 10)):
+            values = getattr(self, name)
+            if len(values) != length:
+                raise ValueError(f"data.{name} must have {length} values, one a band: found {len(values)}")
+            if name.endswith("std") and min(values) <= 0:
+                raise ValueError(f"data.{name} must be positive: found {min(values)}")
+        return self
+
+
+Size = Literal["nano", "tiny", "small", "base", "large"]
+Variant = Literal["cecd", "cesd", "secd", "sesd"]
+
+SIZES: dict[str, dict[str, int]] = {
+    "nano": {"embed_dim": 96, "num_heads": 3, "decoder_embed_dim": 64, "decoder_depth": 1, "decoder_num_heads": 4},
+    "tiny": {"embed_dim": 192, "num_heads": 3},
+    "small": {"embed_dim": 384, "num_heads": 6},
+    "base": {"embed_dim": 768, "num_heads": 12},
+    "large": {"embed_dim": 1024, "num_heads": 16},
+}
+"""What a size stands for; ``nano`` is for CPUs, the others are the ViT sizes of the field."""
+
+DEPTHS = {"nano": 4, "tiny": 12, "small": 12, "base": 12, "large": 24}
+"""Encoder blocks that a token passes, by size."""
+
+CROSS_DEPTH = 2
+"""Shared blocks after the sensor-specific ones in the published SE variants."""
+
+
+class Model(Section):
+    """The network. ``variant`` and ``size`` fill in what is not said; every number may be said."""
+
+    variant: Variant = "sesd"
+    """Common (c) or specific (s) encoder (e) and decoder (d)."""
+    size: Size = "base"
+    """Fills in widths, heads and depths."""
+    img_size: int = Field(sensors.IMAGE_SIZE, ge=1)
+    """Pixels along a side of the image."""
+    patch_size: int = Field(15, ge=1)
+    """Pixels along a side of a patch; divides ``img_size``."""
+    embed_dim: int = Field(768, ge=4)
+    """Width of the encoder's tokens."""
+    num_heads: int = Field(12, ge=1)
+    """Attention heads of the encoder; divides ``embed_dim``."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Width of a block's hidden layer over its token width."""
+    sensor_depth: int = Field(10, ge=0)
+    """Blocks of each sensor's own; 0 exactly where the encoder is common."""
+    cross_depth: int = Field(2, ge=0)
+    """Blocks shared by both sensors, after their own."""
+    pooling: Literal["avg", "cls"] = "avg"
+    """Feature of an image: mean of its patch tokens, or its class token."""
+    decoder_embed_dim: int = Field(512, ge=4)
+    """Width of the decoder's tokens."""
+    decoder_depth: int = Field(8, ge=1)
+    """Blocks of a decoder."""
+    decoder_num_heads: int = Field(16, ge=1)
+    """Attention heads of a decoder; divides ``decoder_embed_dim``."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        size, variant = values.get("size", "base"), values.get("variant", "sesd")
+        if size not in SIZES or variant not in ("cecd", "cesd", "secd", "sesd"):
+            return values
+        common = variant.startswith("ce")
+        cross = DEPTHS[size] if common else CROSS_DEPTH
+        depths = {"cross_depth": cross, "sensor_depth": 0 if common else DEPTHS[size] - CROSS_DEPTH}
+        return {**SIZES[size], **depths, **values}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.img_size % self.patch_size:
+            divisors = ", ".join(str(d) for d in range(8, self.img_size // 2 + 1) if self.img_size % d == 0)
+            raise ValueError(
+                f"model.patch_size must divide model.img_size: {self.patch_size} does not divide {self.img_size} (divisors: {divisors})"
+            )
+        for prefix in ("", "decoder_"):
+            dim, heads = getattr(self, f"{prefix}embed_dim"), getattr(self, f"{prefix}num_heads")
+            if dim % heads:
+                raise ValueError(
+                    f"model.{prefix}num_heads must divide model.{prefix}embed_dim: {heads} does not divide {dim}"
+                )
+            if dim % 4:
+                raise ValueError(
+                    f"model.{prefix}embed_dim must be a multiple of 4 for 2-D sin-cos positions: found {dim}"
+                )
+        common = self.variant.startswith("ce")
+        if common != (self.sensor_depth == 0):
+            want = "0 (a common encoder has no blocks of its own)" if common else "at least 1"
+            raise ValueError(f"model.sensor_depth must be {want} for variant {self.variant}: found {self.sensor_depth}")
+        if self.sensor_depth + self.cross_depth == 0:
+            raise ValueError("model.cross_depth must be at least 1 where model.sensor_depth is 0: found 0")
+        return self
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image, L."""
+        return (self.img_size // self.patch_size) ** 2
+
+    @property
+    def common_decoder(self) -> bool:
+        """Whether one decoder trunk serves both target sensors."""
+        return self.variant.endswith("cd")
+
+
+class Masking(Section):
+    """Which patches the encoder sees."""
+
+    ratio: float = Field(0.5, gt=0, lt=1)
+    """Share of the patches hidden from the encoder."""
+    strategy: Literal["identical", "random", "disjoint"] = "random"
+    """How S2's patches correspond to S1's: the same, drawn anew, or exactly those that S1 lacks."""
+    reconstruction: Literal["disjoint", "identical"] = "disjoint"
+    """Patches in the cross-modal loss: those removed in the source, or those visible in it."""
+
+
+class Loss(Section):
+    """Weights of the loss terms; a term of weight 0 is not computed."""
+
+    umr_weight: float = Field(1.0, ge=0)
+    """Uni-modal reconstruction, s1 to s1 and s2 to s2."""
+    cmr_weight: float = Field(1.0, ge=0)
+    """Cross-modal reconstruction, s1 to s2 and s2 to s1."""
+    mim_weight: float = Field(1.0, ge=0)
+    """Mutual-information maximisation: NT-Xent between the sensors' features."""
+    mde_weight: float = Field(0.0, ge=0)
+    """Modality-discrepancy elimination: the features' cosine similarity."""
+    s1_weight: float = Field(1.0, ge=0)
+    """Factor on the terms that reconstruct S1 (s1 to s1 and s2 to s1), beside the weights above."""
+    temperature: float = Field(0.5, gt=0)
+    """Temperature of NT-Xent."""
+    norm_pix: bool = False
+    """Reconstruct patches normalised by their own mean and variance."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not (self.umr_weight or self.cmr_weight or self.mim_weight or self.mde_weight):
+            raise ValueError("at least one of loss.umr_weight, cmr_weight, mim_weight, mde_weight must be positive")
+        one_target = self.s1_weight == 0 and not (self.umr_weight and self.cmr_weight)
+        if one_target and not (self.mim_weight or self.mde_weight):
+            idle = "S1" if self.umr_weight else "S2"
+            raise ValueError(
+                f"loss.s1_weight 0 leaves the {idle} encoder without a loss: set both loss.umr_weight and loss.cmr_weight, or loss.mim_weight"
+            )
+        return self
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether a loss reads the pooled features."""
+        return bool(self.mim_weight or self.mde_weight)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Sensors that are reconstructed."""
+        if not (self.umr_weight or self.cmr_weight):
+            return ()
+        return ("s1", "s2") if self.s1_weight else ("s2",)
+
+
+class Optim(Section):
+    """AdamW with linear warm-up and a cosine to zero, per step."""
+
+    lr: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Decoupled weight decay; biases, norms and tokens are left out."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's moments, each in [0, 1)."""
+    batch_size: int = Field(128, ge=1)
+    """Pairs a step over all workers; the number of workers divides it."""
+    warmup_epochs: int = Field(10, ge=0)
+    """Epochs of linear warm-up from 0."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas must lie in [0, 1): found {list(self.betas)}")
+        return self
+
+
+class Train(Section):
+    """The course of the training."""
+
+    epochs: int = Field(150, ge=1)
+    """Passes over the training split."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Autocast type; auto is bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
+    seed: int = Field(0, ge=0)
+    """Seed of weights, order, flips and masks."""
+    checkpoint_every: int = Field(1, ge=1)
+    """Epochs between checkpoints; the last epoch always writes one."""
+
+
+class Eval(Section):
+    """The retrieval score of an epoch, within the validation split."""
+
+    every: int = Field(1, ge=1)
+    """Epochs between scores; the last epoch always has one."""
+    k: int = Field(10, ge=1)
+    """Retrieved scenes a query."""
+    batch_size: int = Field(256, ge=1)
+    """Pairs a batch when embedding."""
+    max_pairs: int | None = Field(4096, ge=4)
+    """Validation pairs to use, drawn once by a fixed seed; null means all."""
+
+
+class Config(Section):
+    """One training run."""
+
+    data: Data = Data()
+    model: Model = Model()
+    masking: Masking = Masking()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    train: Train = Train()
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        patches = self.model.num_patches
+        kept = int(patches * (1 - self.masking.ratio))
+        if not 1 <= kept < patches:
+            raise ValueError(
+                f"masking.ratio must leave some patches visible and some hidden: {self.masking.ratio} keeps {kept} of {patches}"
+            )
+        if self.optim.warmup_epochs >= self.train.epochs and self.optim.warmup_epochs > 0:
+            raise ValueError(
+                f"optim.warmup_epochs must be smaller than train.epochs: found {self.optim.warmup_epochs} of {self.train.epochs}"
+            )
+        return self
