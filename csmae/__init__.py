@@ -1,1 +1,37 @@
 """CSMAE search: cross-sensor masked autoencoders, explored on Ray, tracked in MLflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from csmae.encoders import SensorEncoder
+
+__version__ = "0.1.0"
+
+REMOTE = ("models:/", "runs:/")
+
+
+def load_encoder(where: str | Path, device: str = "cpu") -> SensorEncoder:
+    """Load an encoder for retrieval.
+
+    Args:
+        where: A folder with ``encoder.safetensors`` and ``config.json``, or an MLflow address such as
+            ``models:/csmae-encoder@champion``.
+        device: Where it shall compute, such as ``cuda:0``.
+
+    Returns:
+        An encoder in evaluation mode: ``encoder.encode(s1=…, s2=…)``.
+
+    Raises:
+        EncoderError: The folder is damaged or not ours. ``RegistryError``: MLflow has no such model.
+    """
+    from csmae.encoders import SensorEncoder
+
+    folder = Path(where)
+    if str(where).startswith(REMOTE):
+        from csmae.tracking.registry import fetch_encoder
+
+        folder = fetch_encoder(str(where))
+    return SensorEncoder.load(folder).to(device)

@@ -1,0 +1,1 @@
+"""CSMAE: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""Pretraining: the one loop, its schedule and its checkpoints."""

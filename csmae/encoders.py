@@ -1,0 +1,180 @@
+"""The encoder that users take home: raw bands in, features out, one folder on disk.
+
+B batch, C bands, H W pixels, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from csmae import sensors
+from csmae.config import ConfigError, Data, Model
+from csmae.data.pairs import PairBatch
+from csmae.data.transforms import Prepare
+from csmae.model.encoder import Encoder
+
+WEIGHTS, SETTINGS = "encoder.safetensors", "config.json"
+
+FORMAT = "csmae-encoder"
+
+STATISTICS = ("s1_mean", "s1_std", "s2_mean", "s2_std")
+
+BANDS = {"s1": sensors.S1_BANDS, "s2": sensors.S2_BANDS}
+
+
+class EncoderError(ConfigError):
+    """An encoder folder that cannot be used, or images that do not fit."""
+
+
+class Features(NamedTuple):
+    """Features of scenes by sensor, each (B, D) float32; None for a sensor that was not given."""
+
+    s1: Tensor | None
+    s2: Tensor | None
+
+
+class SensorEncoder(nn.Module):
+    """Encodes images of either sensor into one feature space.
+
+    Args:
+        network: Weights.
+        model: Their architecture.
+        data: Its statistics normalise the bands.
+        transpose: Whether the weights expect height and width swapped, as the published ones do.
+    """
+
+    def __init__(self, network: Encoder, model: Model, data: Data, transpose: bool = False) -> None:
+        super().__init__()
+        self.network, self.model, self.data, self.transpose = network, model, data, transpose
+        self.prepare = Prepare(data, model.img_size)
+
+    @property
+    def width(self) -> int:
+        """Width of a feature, D."""
+        return self.model.embed_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where the features will be."""
+        return self.network.norm.weight.device
+
+    @torch.no_grad()
+    def encode(self, s1: np.ndarray | Tensor | None = None, s2: np.ndarray | Tensor | None = None) -> Features:
+        """Encode upright images as the archives hold them; either sensor alone works.
+
+        Args:
+            s1: (B, 2, H, W) backscatter in dB, order VH VV.
+            s2: (B, 10, H, W) reflectance times 10,000, order B02 B03 B04 B08 B05 B06 B07 B11 B12 B8A, all at 10 m.
+
+        Returns:
+            Features of the sensors that were given; not L2-normalised.
+
+        Raises:
+            EncoderError: No image, or one of the wrong shape.
+        """
+        given = {"s1": s1, "s2": s2}
+        images = {s: self._normalise(s, image) for s, image in given.items() if image is not None}
+        if not images:
+            raise EncoderError("encode: give s1=, s2= or both")
+        features = self._features(images)
+        return Features(features.get("s1"), features.get("s2"))
+
+    @torch.no_grad()
+    def embed(self, batch: PairBatch) -> dict[str, Tensor]:
+        """Encode both images of a batch of the loader: (B, D) under ``s1`` and ``s2``."""
+        s1, s2 = self.prepare(batch.to(self.device))
+        return self._features({"s1": s1, "s2": s2})
+
+    def save(self, folder: Path, details: dict[str, Any] | None = None) -> None:
+        """Write ``encoder.safetensors`` and ``config.json``, each under a temporary name and renamed.
+
+        Args:
+            folder: Made where it does not exist.
+            details: Where the encoder comes from: study, trial, scores; anything JSON can hold.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = save({name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()})
+        settings = {
+            "format": FORMAT,
+            "version": 1,
+            "model": self.model.model_dump(),
+            "bands": BANDS,
+            "statistics": {name: getattr(self.data, name) for name in STATISTICS},
+            "transpose": self.transpose,
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            "details": details or {},
+        }
+        _replace(folder / WEIGHTS, weights)
+        _replace(folder / SETTINGS, json.dumps(settings, indent=2).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a folder that ``save`` wrote; nothing in it is executed.
+
+        Raises:
+            EncoderError: A file is missing, damaged or not ours.
+        """
+        settings = _read_settings(folder / SETTINGS)
+        try:
+            weights = (folder / WEIGHTS).read_bytes()
+        except OSError as error:
+            raise EncoderError(f"{folder / WEIGHTS}: cannot be read: {error.strerror}") from None
+        if hashlib.sha256(weights).hexdigest() != settings["sha256"]:
+            raise EncoderError(f"{folder / WEIGHTS}: does not match the checksum in {SETTINGS}: fetch it again")
+        try:
+            model = Model(**settings["model"])
+            encoder = cls(Encoder(model), model, Data(**settings["statistics"]), settings["transpose"])
+            encoder.network.load_state_dict(load(weights))
+        except (ValidationError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise EncoderError(f"{folder}: weights and {SETTINGS} do not fit together: {reason}") from None
+        return encoder.eval()
+
+    def _features(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.transpose:
+            images = {s: image.transpose(2, 3) for s, image in images.items()}
+        return {s: f.float() for s, f in self.network.features(images).items()}
+
+    def _normalise(self, sensor: str, image: np.ndarray | Tensor) -> Tensor:
+        tensor = torch.as_tensor(image, device=self.device)
+        bands = BANDS[sensor]
+        if tensor.ndim != 4 or tensor.shape[1] != len(bands):
+            raise EncoderError(
+                f"encode: {sensor} must be (batch, {len(bands)}, height, width) in the order {' '.join(bands)}, "
+                f"found {tuple(tensor.shape)}"
+            )
+        return self.prepare.normalise(sensor, tensor.float())
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EncoderError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise EncoderError(f"{path}: is not JSON") from None
+    if not isinstance(settings, dict) or settings.get("format") != FORMAT or settings.get("version") != 1:
+        raise EncoderError(f"{path}: is no {FORMAT} of version 1")
+    missing = {"model", "bands", "statistics", "transpose", "sha256"} - settings.keys()
+    if missing:
+        raise EncoderError(f"{path}: lacks {', '.join(sorted(missing))}")
+    bands = {sensor: tuple(names) for sensor, names in settings["bands"].items()}
+    if bands != BANDS:
+        raise EncoderError(f"{path}: is for other bands: {settings['bands']}, this version reads {BANDS}")
+    return settings
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,89 @@
+"""The encoder: patches of either sensor to tokens, tokens to one feature an image.
+
+B batch, L patches, K visible patches, P values of a patch, D width.
+"""
+
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from csmae.config import Model
+from csmae.model.patches import patchify, sincos_positions, take_rows
+from csmae.sensors import S1_BANDS, S2_BANDS
+
+NUM_CHANNELS = {"s1": len(S1_BANDS), "s2": len(S2_BANDS)}
+
+NORM = partial(nn.LayerNorm, eps=1e-6)
+
+
+def make_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float, norm: partial[nn.LayerNorm]) -> nn.Sequential:
+    """Pre-norm transformer blocks (ViT, arXiv 2010.11929)."""
+    return nn.Sequential(*(Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+
+
+class Encoder(nn.Module):
+    """Blocks of each sensor's own, then blocks that both sensors share (arXiv 2401.07782, section III).
+
+    Args:
+        model: Widths, depths, patch size and pooling.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        width, patch_size = model.embed_dim, model.patch_size
+        blocks = partial(make_blocks, width=width, num_heads=model.num_heads, mlp_ratio=model.mlp_ratio, norm=NORM)
+        self.patch_size, self.pooling = patch_size, model.pooling
+        self.patch_embed = nn.ModuleDict({s: nn.Linear(patch_size**2 * c, width) for s, c in NUM_CHANNELS.items()})
+        self.cls_token = nn.ParameterDict({s: nn.Parameter(torch.zeros(1, 1, width)) for s in NUM_CHANNELS})
+        self.positions: Tensor
+        self.register_buffer("positions", sincos_positions(model.num_patches, width), persistent=False)
+        own = model.sensor_depth
+        self.sensor_blocks = nn.ModuleDict({s: blocks(own) for s in NUM_CHANNELS} if own else {})
+        self.sensor_norm = nn.ModuleDict({s: NORM(width) for s in NUM_CHANNELS} if own else {})
+        self.cross_blocks = blocks(model.cross_depth)
+        self.norm = NORM(width)
+        self.fc_norm = NORM(width) if model.pooling == "avg" else nn.Identity()
+
+    def forward(self, patches: dict[str, Tensor], keep: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Encode what is visible.
+
+        Args:
+            patches: By sensor, (B, L, P); one sensor alone will do.
+            keep: By sensor, indices (B, K) of the visible patches; all where None.
+
+        Returns:
+            By sensor, (B, 1 + K, D): the class token, then the visible patches in the order of ``keep``.
+        """
+        tokens = {s: self._own(s, p, keep[s] if keep else None) for s, p in patches.items()}
+        lengths = [t.shape[1] for t in tokens.values()]
+        if len(set(lengths)) > 1:
+            return {s: self.norm(self.cross_blocks(t)) for s, t in tokens.items()}
+        shared = self.norm(self.cross_blocks(torch.cat(list(tokens.values()))))
+        return dict(zip(tokens, shared.chunk(len(tokens)), strict=True))
+
+    def pool(self, tokens_bkd: Tensor) -> Tensor:
+        """One feature an image, (B, D), from the tokens that ``forward`` gives."""
+        if self.pooling == "cls":
+            return tokens_bkd[:, 0]
+        pooled: Tensor = self.fc_norm(tokens_bkd[:, 1:].mean(dim=1))
+        return pooled
+
+    def features(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Features (B, D) of unmasked, normalised images (B, C, H, W), by sensor."""
+        patches = {s: patchify(image, self.patch_size) for s, image in images.items()}
+        return {s: self.pool(tokens) for s, tokens in self(patches).items()}
+
+    def _own(self, sensor: str, patches_blp: Tensor, keep_bk: Tensor | None) -> Tensor:
+        """Embed the visible patches and pass them through the sensor's own blocks."""
+        positions = self.positions[1:].expand(len(patches_blp), -1, -1)
+        if keep_bk is not None:
+            patches_blp, positions = take_rows(patches_blp, keep_bk), take_rows(positions, keep_bk)
+        tokens = self.patch_embed[sensor](patches_blp) + positions
+        cls = (self.cls_token[sensor] + self.positions[:1]).expand(len(tokens), -1, -1)
+        tokens = torch.cat([cls.to(tokens.dtype), tokens], dim=1)
+        if sensor in self.sensor_blocks:
+            tokens = self.sensor_norm[sensor](self.sensor_blocks[sensor](tokens))
+        assert isinstance(tokens, Tensor)
+        return tokens

@@ -1,0 +1,58 @@
+"""Images as patches, and where a patch lies.
+
+B batch, C channels, H W pixels, L patches, P = patch_size² · C values of a patch, D width.
+"""
+
+import torch
+from torch import Tensor
+
+
+def patchify(images_bchw: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches.
+
+    Args:
+        images_bchw: Images, sides a multiple of ``patch_size``.
+        patch_size: Pixels along a side of a patch.
+
+    Returns:
+        (B, L, P): patches row by row, their values in the order row, column, channel.
+    """
+    batch, channels, height, width = images_bchw.shape
+    rows, columns = height // patch_size, width // patch_size
+    grid = images_bchw.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, patch_size**2 * channels)
+
+
+def unpatchify(patches_blp: Tensor, patch_size: int) -> Tensor:
+    """Put patches of a square image together again: (B, L, P) to (B, C, H, W)."""
+    batch, num_patches, values = patches_blp.shape
+    rows, channels = int(num_patches**0.5), values // patch_size**2
+    grid = patches_blp.reshape(batch, rows, rows, patch_size, patch_size, channels)
+    return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch_size, rows * patch_size)
+
+
+def take_rows(tokens_bld: Tensor, rows_bk: Tensor) -> Tensor:
+    """The tokens at the given rows of each image: (B, K, D)."""
+    return tokens_bld.gather(1, rows_bk.unsqueeze(-1).expand(-1, -1, tokens_bld.shape[-1]))
+
+
+def sincos_positions(num_patches: int, width: int) -> Tensor:
+    """Fixed 2-D sine-cosine position embedding.
+
+    Args:
+        num_patches: L, a square number.
+        width: D, a multiple of 4: a quarter each for sine and cosine of column and row.
+
+    Returns:
+        (1 + L, D) float32: zeros for the class token, then the patches row by row.
+
+    Source: MAE (arXiv 2111.06377), after Transformer (arXiv 1706.03762), section 3.5.
+    """
+    side = int(num_patches**0.5)
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width / 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns = line[None, :, :].expand(side, side, -1)
+    rows = line[:, None, :].expand(side, side, -1)
+    grid = torch.cat([columns, rows], dim=2).reshape(num_patches, width)
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), grid]).float()

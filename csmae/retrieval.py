@@ -1,0 +1,143 @@
+"""Sensor-agnostic image retrieval: embed a split, rank an archive, score what was found.
+
+Q queries, N archive scenes, D width, K retrieved scenes, C classes. A direction such as ``s1_to_s2`` queries with S1
+features and ranks S2 features.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from csmae.data.archive import Split
+from csmae.data.loader import batches, sequential_rows
+from csmae.encoders import SensorEncoder
+
+DIRECTIONS = ("s1_to_s1", "s1_to_s2", "s2_to_s1", "s2_to_s2")
+
+BLOCK = 1024
+"""Queries that are ranked at once: bounds the memory of the similarity matrix."""
+
+
+@torch.no_grad()
+def embed(encoder: SensorEncoder, split: Split, batch_size: int) -> dict[str, Tensor]:
+    """Features of both sensors of every scene of a split, computed without masking.
+
+    Collective: the ranks of ``torch.distributed`` share the work and all get the whole.
+
+    Args:
+        encoder: On the device that shall compute.
+        split: Scenes to embed, N of them.
+        batch_size: Pairs a batch.
+
+    Returns:
+        By sensor, L2-normalised float32 features (N, D) in the order of the split, on the encoder's device.
+    """
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rows = sequential_rows(len(split), batch_size, rank, world_size)
+    both = torch.zeros(2, len(split), encoder.width, device=encoder.device)
+    for row, batch in zip(rows, batches(split, rows, pin=encoder.device.type == "cuda"), strict=True):
+        features = encoder.embed(batch)
+        both[:, torch.as_tensor(row, device=encoder.device)] = torch.stack([features["s1"], features["s2"]])
+    if world_size > 1:
+        dist.all_reduce(both)
+    return dict(zip(("s1", "s2"), F.normalize(both, dim=2), strict=True))
+
+
+def rank_archive(queries_qd: Tensor, archive_nd: Tensor, k: int) -> Tensor:
+    """Exact nearest neighbours by cosine similarity.
+
+    Args:
+        queries_qd, archive_nd: L2-normalised features on one device.
+        k: Scenes to retrieve, at most N.
+
+    Returns:
+        (Q, K) archive indices, the most similar first.
+    """
+    blocks = (block @ archive_nd.T for block in queries_qd.split(BLOCK))
+    return torch.cat([similarity.topk(k, dim=1).indices for similarity in blocks])
+
+
+def label_scores(query_labels_qc: Tensor, archive_labels_nc: Tensor, ranked_qk: Tensor) -> dict[str, float]:
+    """How well the labels of retrieved scenes match those of their query.
+
+    For a pair with label sets q and r: P = |q∧r| / |r| and R = |q∧r| / |q|, 0 where the divisor is.
+
+    Args:
+        query_labels_qc, archive_labels_nc: Multi-hot labels.
+        ranked_qk: Retrieved archive indices of each query.
+
+    Returns:
+        ``precision`` and ``recall``: means over all pairs; ``f1_of_means``: their harmonic mean, which compares with
+        arXiv 2401.07782; ``mean_pair_f1``: the mean of each pair's own F1.
+    """
+    sums = torch.zeros(3, dtype=torch.float64)
+    archive = archive_labels_nc.float()
+    for query, ranked in zip(query_labels_qc.float().split(BLOCK), ranked_qk.split(BLOCK), strict=True):
+        retrieved = archive[ranked]
+        shared = torch.einsum("qc,qkc->qk", query, retrieved)
+        num_query, num_retrieved = query.sum(1, keepdim=True), retrieved.sum(2)
+        precision = shared / num_retrieved.clamp(min=1)
+        recall = shared / num_query.clamp(min=1)
+        pair_f1 = 2 * shared / (num_query + num_retrieved).clamp(min=1)
+        sums += torch.stack([t.double().sum() for t in (precision, recall, pair_f1)]).cpu()
+    precision_mean, recall_mean, pair_f1_mean = (sums / ranked_qk.numel()).tolist()
+    both = precision_mean + recall_mean
+    return {
+        "precision": precision_mean,
+        "recall": recall_mean,
+        "f1_of_means": 2 * precision_mean * recall_mean / both if both else 0.0,
+        "mean_pair_f1": pair_f1_mean,
+    }
+
+
+def directions(queries: dict[str, Tensor], archive: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """The four directions with their query and archive features."""
+    for direction in DIRECTIONS:
+        source, target = direction.split("_to_")
+        yield direction, queries[source], archive[target]
+
+
+def retrieval_scores(
+    queries: dict[str, Tensor], query_labels_qc: Tensor, archive: dict[str, Tensor], archive_labels_nc: Tensor, k: int
+) -> dict[str, float]:
+    """Label scores at k of the four directions.
+
+    Returns:
+        ``f1/<direction>`` (of means), ``mean_pair_f1/<direction>``, ``precision/<direction>``,
+        ``recall/<direction>``, and ``f1_mean``: the mean of ``f1`` over the directions.
+    """
+    scores = {}
+    for direction, q, a in directions(queries, archive):
+        found = label_scores(query_labels_qc, archive_labels_nc, rank_archive(q, a, k))
+        scores |= {f"{name.removesuffix('_of_means')}/{direction}": value for name, value in found.items()}
+    scores["f1_mean"] = float(np.mean([scores[f"f1/{direction}"] for direction in DIRECTIONS]))
+    return scores
+
+
+def partner_scores(features: dict[str, Tensor]) -> dict[str, float]:
+    """How often a scene's own image from the other sensor is found: no labels needed.
+
+    Args:
+        features: By sensor, L2-normalised features of the same N scenes.
+
+    Returns:
+        ``recall_at_1``: share of scenes whose partner ranks first; ``mrr``: mean reciprocal rank of the partner; both
+        averaged over s1 to s2 and s2 to s1. Ties count against the partner.
+    """
+    ranks = torch.cat([_partner_ranks(features["s1"], features["s2"]), _partner_ranks(features["s2"], features["s1"])])
+    return {"recall_at_1": float((ranks == 1).double().mean()), "mrr": float((1 / ranks.double()).mean())}
+
+
+def _partner_ranks(queries_nd: Tensor, archive_nd: Tensor) -> Tensor:
+    """1-based rank of each query's namesake in the archive: (N,)."""
+    ranks, start = [], 0
+    for block in queries_nd.split(BLOCK):
+        similarity = block @ archive_nd.T
+        own = similarity[torch.arange(len(block)), torch.arange(start, start + len(block))]
+        ranks.append((similarity >= own[:, None]).sum(1))
+        start += len(block)
+    return torch.cat(ranks)

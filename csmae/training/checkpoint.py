@@ -1,0 +1,81 @@
+"""What a training needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from csmae.config import Config, ConfigError
+from csmae.settings import flatten
+
+CHECKPOINT = "checkpoint.pt"
+
+FORMAT = "csmae-checkpoint-1"
+
+FREE = ("data.path", "train.checkpoint_every", "train.precision", "eval.")
+"""Fields in which a resumed run may differ: they change where bytes come from or go to, not what is learned."""
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that is damaged, or belongs to another configuration."""
+
+
+def save_checkpoint(folder: Path, config: Config, epoch: int, parts: dict[str, Any]) -> None:
+    """Write ``checkpoint.pt`` under a temporary name, flush it to the disk, and rename it.
+
+    Args:
+        folder: The run's folder.
+        config: Compared when resuming.
+        epoch: Epochs done. With ``train.seed`` it is the whole state of the randomness: every step draws from a
+            generator seeded by (seed, step), on any number of workers.
+        parts: State of the model, optimiser and gradient scaler, by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{CHECKPOINT}.tmp"
+    states = {name: part.state_dict() for name, part in parts.items()}
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, "config": config.model_dump_json(), "epoch": epoch} | states, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(folder / CHECKPOINT)
+
+
+def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any], device: torch.device) -> int:
+    """Restore what ``save_checkpoint`` wrote.
+
+    Returns:
+        Epochs done; 0 where the folder has no checkpoint.
+
+    Raises:
+        CheckpointError: The file is damaged or was written for another configuration.
+    """
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return 0
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        if content["format"] != FORMAT:
+            raise CheckpointError(f"{path}: is no checkpoint of this version")
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged file fails in any of torch's, pickle's or zip's ways
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path}: is damaged ({reason}): remove it to start the run anew") from None
+    _compare(path, json.loads(content["config"]), config)
+    for name, part in parts.items():
+        part.load_state_dict(content[name])
+    return int(content["epoch"])
+
+
+def _compare(path: Path, written: dict[str, Any], config: Config) -> None:
+    before, now = dict(flatten(written)), dict(flatten(config.model_dump(mode="json")))
+    for name, value in now.items():
+        if not name.startswith(FREE) and before.get(name) != value:
+            raise CheckpointError(
+                f"{path}: was written with {name} {before.get(name)}, the configuration says {value}: "
+                "use another folder, or the configuration it was written with"
+            )

@@ -1,0 +1,37 @@
+"""AdamW and the learning rate of each step."""
+
+import math
+
+import torch
+from torch import nn
+
+from csmae.config import Optim
+
+
+def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
+    """AdamW whose weight decay spares biases, norms and tokens (MAE, arXiv 2111.06377, appendix A.1)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim == 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type == "cuda" for p in trained)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
+
+
+def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> float:
+    """Linear warm-up from 0, then a cosine to 0.
+
+    Args:
+        step: 0-based step of the whole training.
+        num_steps: Steps of the whole training.
+        warmup_steps: Steps of the warm-up, fewer than ``num_steps``.
+        peak: Learning rate at the end of the warm-up.
+
+    Returns:
+        The rate of this step, > 0: the zeros at both ends fall before the first and after the last step.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / (warmup_steps + 1)
+    done = (step - warmup_steps) / (num_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * done))

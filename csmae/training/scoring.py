@@ -1,0 +1,85 @@
+"""Scores of an encoder: each epoch within the validation split, and by the published protocol at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from csmae import retrieval
+from csmae.config import Config, Eval
+from csmae.data.archive import Archive, Split, open_archive
+from csmae.encoders import SensorEncoder
+from csmae.model.csmae import CSMAE
+
+SUBSET_SEED = 0
+"""Draws the validation pairs and their halves: the same for every trial, or scores would not compare."""
+
+
+def validation_split(archive: Archive, config: Config) -> Split:
+    """The validation pairs that every epoch is scored on, in an order whose halves are a fair draw."""
+    split = archive.split("validation")
+    return subset(split, config.eval.max_pairs or len(split), SUBSET_SEED)
+
+
+def subset(split: Split, max_pairs: int | None, seed: int) -> Split:
+    """At most ``max_pairs`` pairs, drawn at random; the split as it is where None."""
+    if max_pairs is None:
+        return split
+    return split.take(np.random.default_rng(seed).permutation(len(split))[:max_pairs])
+
+
+def validation_scores(encoder: SensorEncoder, validation: Split, settings: Eval) -> dict[str, float]:
+    """Retrieval within the validation split: its first half queries its second.
+
+    Collective over ``torch.distributed``.
+
+    Returns:
+        ``val/f1_mean``, ``val/f1/s1_to_s2`` and the like (see ``retrieval.retrieval_scores``), and over the whole
+        split ``val/recall_at_1`` and ``val/mrr`` (see ``retrieval.partner_scores``).
+    """
+    features = retrieval.embed(encoder, validation, settings.batch_size)
+    labels = torch.from_numpy(validation.labels()).to(encoder.device)
+    half = len(validation) // 2
+    queries, archive = ({s: f[part] for s, f in features.items()} for part in (slice(half), slice(half, None)))
+    scores = retrieval.retrieval_scores(queries, labels[:half], archive, labels[half:], settings.k)
+    return {f"val/{name}": value for name, value in (scores | retrieval.partner_scores(features)).items()}
+
+
+def score(config: Config, encoder_dir: Path | None = None, device: str | None = None) -> dict[str, float]:
+    """Score an encoder by the published protocol: validation queries, test archive (arXiv 2401.07782, section IV).
+
+    Args:
+        config: Names the archive and k.
+        encoder_dir: An encoder folder; the untrained encoder of the configuration where None.
+        device: Such as ``cuda:0``; the process's GPU, or the CPU, where None.
+
+    Returns:
+        ``test/f1_mean``, ``test/f1/s1_to_s2`` and the like, see ``retrieval.retrieval_scores``.
+    """
+    archive = open_archive(config.data)
+    encoder = SensorEncoder.load(encoder_dir) if encoder_dir else encoder_of(seeded_model(config), config)
+    encoder.to(torch.device(device or default_device())).eval()
+    queries, gallery = archive.split("validation"), archive.split("test")
+    features = [retrieval.embed(encoder, split, config.eval.batch_size) for split in (queries, gallery)]
+    labels = [torch.from_numpy(split.labels()).to(encoder.device) for split in (queries, gallery)]
+    scores = retrieval.retrieval_scores(features[0], labels[0], features[1], labels[1], config.eval.k)
+    return {f"test/{name}": value for name, value in scores.items()}
+
+
+def seeded_model(config: Config) -> CSMAE:
+    """The network with which a run of this configuration starts; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        return CSMAE(config.model, config.masking, config.loss)
+
+
+def encoder_of(model: CSMAE, config: Config) -> SensorEncoder:
+    """The network's encoder as users take it home, sharing its weights."""
+    return SensorEncoder(model.encoder, config.model, config.data).to(model.encoder.norm.weight.device)
+
+
+def default_device() -> str:
+    """The GPU that the launcher gave this process, or the CPU."""
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"

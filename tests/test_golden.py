@@ -1,0 +1,124 @@
+"""Agreement with the published implementation, case by case, on tensors that it computed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from csmae.config import Loss, Masking, Model
+from csmae.model.csmae import CSMAE
+from csmae.model.published import convert_state, infer_model, rename
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = Path(os.environ.get("CSMAE_GOLDEN", ROOT.parent / "shared" / "parity"))
+CASES = sorted(p for p in GOLDEN.glob("*.safetensors") if p.stem not in ("reader", "retrieval"))
+
+needs_golden = pytest.mark.skipif(not CASES, reason=f"no golden tensors in {GOLDEN} (set CSMAE_GOLDEN)")
+
+
+class Case:
+    """One golden file: our network with its weights, its inputs and what must come out."""
+
+    def __init__(self, path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            self.settings: dict[str, Any] = json.loads(file.metadata()["config"])
+        self.tensors = load_file(path)
+        state = self.part("state.")
+        self.model = CSMAE(infer_model(state, self.settings), _masking(self.settings), _loss(self.settings))
+        self.model.load_state_dict(convert_state(state))
+        x = self.tensors["input.x"]
+        noise = self.tensors["input.noise_s1"]
+        self.inputs = x[:, 10:], x[:, :10], noise, self.tensors.get("input.noise_s2", noise)
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+def _masking(settings: dict[str, Any]) -> Masking:
+    return Masking(
+        ratio=settings["mask_ratio"],
+        strategy=settings["masking_strategy"],
+        reconstruction=settings["reconstruction_strategy"],
+    )
+
+
+def _loss(settings: dict[str, Any]) -> Loss:
+    weights = {f"{name}_weight": float(settings[f"apply_{name}_loss"]) for name in ("umr", "cmr", "mim", "mde")}
+    return Loss(**weights, temperature=settings["mim_temp"], norm_pix=settings["norm_pix_loss"])
+
+
+@pytest.fixture(params=CASES, ids=lambda path: path.stem)
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+def agrees(actual: Tensor, expected: Tensor, rtol: float = 1e-5) -> None:
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(actual.reshape(expected.shape), expected, rtol=rtol, atol=rtol * max(scale, 1e-3))
+
+
+@needs_golden
+def test_unmasked_features_agree(case: Case) -> None:
+    s1, s2, _, _ = case.inputs
+    with torch.no_grad():
+        features = case.model.eval().encoder.features({"s1": s1, "s2": s2})
+    for sensor in ("s1", "s2"):
+        expected = case.tensors[f"expect.encode_{sensor}"]
+        if expected.isnan().any():  # with disjoint masks the published encoder is left no S2 patch at inference
+            assert case.settings["masking_strategy"] == "disjoint"
+            assert features[sensor].isfinite().all()
+        else:
+            agrees(features[sensor], expected)
+
+
+@needs_golden
+def test_masks_features_and_predictions_agree(case: Case) -> None:
+    result = case.model.reconstruct(*case.inputs)
+    for sensor in ("s1", "s2"):
+        agrees(result.masks[sensor].removed_bl, case.tensors[f"expect.mask_{sensor}"])
+        agrees(result.features[sensor], case.tensors[f"expect.feats_{sensor}"])
+    expected = case.part("expect.pred_")
+    assert expected or not case.model.decoders
+    for name, prediction in expected.items():
+        target, source = name.split("_from_")
+        agrees(result.predictions[source, target], prediction)
+
+
+@needs_golden
+def test_losses_and_gradients_agree(case: Case) -> None:
+    terms = case.model(*case.inputs)
+    expected = case.part("expect.metric.train_")
+    published = {"mim_loss": "mim", "mde_loss": "mde"}
+    for target in ("s1", "s2"):
+        for source in ("s1", "s2"):
+            ours = f"umr_{target}" if source == target else f"cmr_{source}_to_{target}"
+            published[f"reconstruction_loss_{target}_from_{source}"] = ours
+    compared = {ours for name, ours in published.items() if name in expected}
+    assert compared == set(terms) - {"loss"}
+    for name, ours in published.items():
+        if name in expected:
+            agrees(terms[ours], expected[name])
+    agrees(terms["loss"], case.tensors["expect.loss_total"])
+
+    terms["loss"].backward()
+    norms = {name: p.grad.norm() for name, p in case.model.named_parameters() if p.grad is not None}
+    golden = {rename(name): norm for name, norm in case.part("grad_norm.").items()}
+    assert set(norms) == {name for name, norm in golden.items() if norm > 0}
+    for name in norms:
+        agrees(norms[name], golden[name], rtol=1e-4)
+
+
+@needs_golden
+def test_masks_of_the_loss_agree(case: Case) -> None:
+    masks = case.model.reconstruct(*case.inputs).masks
+    for target, source in (("s1", "s2"), ("s2", "s1")):
+        name = f"expect.mask_{target}_from_{source}"
+        if name in case.tensors:
+            agrees(masks[source].removed_bl, case.tensors[name])

@@ -1,0 +1,85 @@
+"""Train one configuration by hand: ``python train_worker.py run.yaml``, or the same under ``torchrun``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from csmae.config import Config, ConfigError
+from csmae.settings import load_yaml, merge, parse_assignments, parse_config
+from csmae.training.engine import DivergedError, Epoch, pretrain
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="YAML file with the sections of a configuration")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as masking.ratio=0.6")
+    parser.add_argument("--out", type=Path, help="folder for checkpoint and encoder (default: runs/by-hand/<name>)")
+    options = parser.parse_args(arguments)
+    try:
+        values = merge(load_yaml(options.run), parse_assignments(options.set))
+        config = parse_config(values, str(options.run))
+        with process_group():
+            train(config, options.out or Path("runs") / "by-hand" / options.run.stem)
+    except (ConfigError, DivergedError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started; a process by itself joins none."""
+    if "RANK" not in os.environ:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def train(config: Config, out: Path) -> None:
+    """Train with a progress bar on rank 0."""
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    console = Console(quiet=not first)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (first and console.is_terminal)) as progress:
+        epochs = progress.add_task("epochs", total=config.train.epochs)
+        steps = progress.add_task("steps")
+        for epoch in pretrain(
+            config, out, on_step=lambda done, total: progress.update(steps, completed=done, total=total)
+        ):
+            progress.update(epochs, completed=epoch.number)
+            console.print(summary(epoch, config.train.epochs), highlight=False)
+    console.print(f"encoder: {out / 'encoder'}", highlight=False)
+
+
+def summary(epoch: Epoch, num_epochs: int) -> str:
+    """One line about an epoch."""
+    metrics = epoch.metrics
+    line = f"epoch {epoch.number}/{num_epochs}  loss {metrics['train/loss']:.4f}"
+    if "val/f1_mean" in metrics:
+        line += f"  F1 {metrics['val/f1_mean']:.4f}  partner {metrics['val/recall_at_1']:.4f}"
+    return f"{line}  {metrics['train/pairs_per_s']:.0f} pairs/s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
