@@ -41,6 +41,8 @@ class Data(Section):
     """Folder of a BigEarthNet archive (v1 or v2, told apart by its files), or ``synthetic``."""
     splits_dir: str | None = None
     """Folder of ``train.csv``, ``val.csv``, ``test.csv`` (one S2 patch name a line) to use instead of the archive's."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What a damaged pair does: end the run, or be reported and replaced by another of its batch."""
     max_train_pairs: int | None = Field(None, ge=1)
     """Pairs of the training split to use, drawn by ``train.seed``; null means all."""
     horizontal_flip: float = Field(0.5, ge=0, le=1)

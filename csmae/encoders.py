@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from csmae import sensors
 from csmae.config import ConfigError, Data, Model
 from csmae.data.pairs import PairBatch
-from csmae.data.transforms import Prepare
+from csmae.data.transforms import Prepare, upsample
 from csmae.model.encoder import Encoder
+from csmae.model.published import convert_state, encoder_state, infer_model
+from csmae.settings import load_yaml
 
 WEIGHTS, SETTINGS = "encoder.safetensors", "config.json"
 
@@ -73,8 +75,10 @@ class SensorEncoder(nn.Module):
         """Encode upright images as the archives hold them; either sensor alone works.
 
         Args:
-            s1: (B, 2, H, W) backscatter in dB, order VH VV.
-            s2: (B, 10, H, W) reflectance times 10,000, order B02 B03 B04 B08 B05 B06 B07 B11 B12 B8A, all at 10 m.
+            s1: (B, 2, H, H) backscatter in dB, order VH VV.
+            s2: (B, 10, H, H) reflectance times 10,000, order B02 B03 B04 B08 B05 B06 B07 B11 B12 B8A, all at 10 m.
+
+        Images of another size than the network's are resized to it.
 
         Returns:
             Features of the sensors that were given; not L2-normalised.
@@ -148,12 +152,41 @@ class SensorEncoder(nn.Module):
     def _normalise(self, sensor: str, image: np.ndarray | Tensor) -> Tensor:
         tensor = torch.as_tensor(image, device=self.device)
         bands = BANDS[sensor]
-        if tensor.ndim != 4 or tensor.shape[1] != len(bands):
+        if tensor.ndim != 4 or tensor.shape[1] != len(bands) or tensor.shape[2] != tensor.shape[3]:
             raise EncoderError(
-                f"encode: {sensor} must be (batch, {len(bands)}, height, width) in the order {' '.join(bands)}, "
+                f"encode: {sensor} must be (batch, {len(bands)}, side, side) in the order {' '.join(bands)}, "
                 f"found {tuple(tensor.shape)}"
             )
-        return self.prepare.normalise(sensor, tensor.float())
+        mean, std = self.prepare.get_buffer(f"{sensor}_mean"), self.prepare.get_buffer(f"{sensor}_std")
+        return upsample((tensor.float() - mean) / std, self.model.img_size)
+
+
+def load_published(weights: Path, settings: Path) -> SensorEncoder:
+    """Read an encoder from weights in the layout in which the authors share theirs.
+
+    Args:
+        weights: ``weights.ckpt``; nothing in it is executed.
+        settings: ``cfg.yaml`` beside it.
+
+    Raises:
+        EncoderError: A file is missing, damaged, or holds something else. ``ConfigError``: not a CSMAE.
+    """
+    content = load_yaml(settings)
+    named = {**(content.get("kwargs") or {}), **(content.get("backbone") or {})}
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
+    except OSError as error:
+        raise EncoderError(f"{weights}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # a damaged file fails in any of torch's, pickle's or zip's ways
+        reason = " ".join(str(error).split())[:120]
+        raise EncoderError(f"{weights}: is no published checkpoint ({reason})") from None
+    model = infer_model(state, named)
+    network = Encoder(model)
+    try:
+        network.load_state_dict(encoder_state(convert_state(state)))
+    except RuntimeError as error:
+        raise EncoderError(f"{weights}: {' '.join(str(error).split())[:200]}") from None
+    return SensorEncoder(network, model, Data(), transpose=True).eval()
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def retrieval_scores(
         ``f1/<direction>`` (of means), ``mean_pair_f1/<direction>``, ``precision/<direction>``,
         ``recall/<direction>``, and ``f1_mean``: the mean of ``f1`` over the directions.
     """
-    scores = {}
+    scores: dict[str, float] = {}
     for direction, q, a in directions(queries, archive):
         found = label_scores(query_labels_qc, archive_labels_nc, rank_archive(q, a, k))
         scores |= {f"{name.removesuffix('_of_means')}/{direction}": value for name, value in found.items()}

@@ -12,7 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from csmae.config import Loss, Masking, Model
+from csmae import retrieval
+from csmae.config import Loss, Masking
+from csmae.encoders import load_published
 from csmae.model.csmae import CSMAE
 from csmae.model.published import convert_state, infer_model, rename
 
@@ -122,3 +124,47 @@ def test_masks_of_the_loss_agree(case: Case) -> None:
         name = f"expect.mask_{target}_from_{source}"
         if name in case.tensors:
             agrees(masks[source].removed_bl, case.tensors[name])
+
+
+@pytest.mark.skipif(not (GOLDEN / "retrieval.safetensors").exists(), reason=f"no retrieval.safetensors in {GOLDEN}")
+def test_retrieval_scores_agree() -> None:
+    path = GOLDEN / "retrieval.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors, expected = load_file(path), json.loads(metadata["expect"])
+    queries, archive = (
+        {s: torch.nn.functional.normalize(tensors[f"{part}_{s}"], dim=1) for s in ("s1", "s2")}
+        for part in ("query", "archive")
+    )
+    compared = []
+    for direction, q, a in retrieval.directions(queries, archive):
+        ranked = retrieval.rank_archive(q, a, int(metadata["k"]))
+        scores = retrieval.label_scores(tensors["query_labels"], tensors["archive_labels"], ranked)
+        assert scores == pytest.approx(expected[direction], rel=1e-5), direction
+        compared.append(direction)
+    assert set(compared) == set(expected)
+
+
+PUBLISHED = GOLDEN / "published"
+
+needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason=f"no published weights in {PUBLISHED}")
+
+
+@needs_published
+def test_the_published_checkpoint_gives_the_published_features() -> None:
+    expected = load_file(PUBLISHED / "expect.safetensors")
+    encoder = load_published(PUBLISHED / "weights.ckpt", PUBLISHED / "cfg.yaml")
+    x = expected["x"]
+    with torch.no_grad():
+        features = encoder.network.features({"s1": x[:, 10:], "s2": x[:, :10]})
+    for sensor in ("s1", "s2"):
+        agrees(features[sensor], expected[sensor])
+    assert encoder.transpose, "the published weights were trained on transposed images"
+
+
+@needs_published
+def test_a_published_configuration_without_sizes_means_12_heads(tmp_path: Path) -> None:
+    settings = yaml.safe_load((PUBLISHED / "cfg.yaml").read_text())
+    settings.pop("backbone", None)
+    (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(settings))
+    assert load_published(PUBLISHED / "weights.ckpt", tmp_path / "cfg.yaml").model.num_heads == 12

@@ -1,0 +1,1 @@
+"""The data room: archives on disk become batches of pairs in memory."""

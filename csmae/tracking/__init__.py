@@ -1,0 +1,1 @@
+"""The tracking room: outbox, MLflow, registry, pictures and reports."""

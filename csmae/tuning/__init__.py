@@ -1,0 +1,1 @@
+"""Optuna proposes, Ray Tune executes: a study file explored by warm groups of workers."""

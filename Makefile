@@ -1,0 +1,33 @@
+# The project's verbs. `make quickstart` and `make test` need nothing but Python 3.11 or newer and the network.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: quickstart test test-all check bench clean
+
+quickstart: .venv/installed ## a real search on a synthetic archive, about four minutes on two cores
+	$(BIN)/python search.py spaces/quickstart.yaml
+
+test: check ## what every change must pass
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+
+test-all: check ## everything, the long checks included
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: .venv/installed ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/installed ## each benchmark prints one JSON line
+	@for benchmark in benchmarks/*.py; do echo "# $$benchmark" >&2; $(BIN)/python $$benchmark || exit 1; done
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean: ## remove what the verbs made, studies excepted
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

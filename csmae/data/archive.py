@@ -1,0 +1,159 @@
+"""One contract for every source of pairs: an archive, told apart by what is in its folder, has splits."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csmae.config import Data
+from csmae.data.layout import BANDS_OF, ArchiveError
+from csmae.data.pairs import BOTH, Sensor
+from csmae.data.split import Source, Split
+from csmae.data.splits import LIST_FILES, METADATA, SPLITS, Metadata, first_five, read_metadata, read_names
+from csmae.data.store import Store, open_store
+from csmae.data.synthetic import ensure_synthetic
+from csmae.data.v1 import PickleDecoder
+from csmae.data.v2 import SafetensorsDecoder
+
+__all__ = ["Archive", "ArchiveError", "Split", "open_archive"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An open archive."""
+
+    store: Store
+    is_v1: bool
+    """Whether a value is a pickle that holds both sensors, as in BigEarthNet v1."""
+    metadata: Metadata | None
+    lists: dict[str, Path]
+    """By split, the list of names that goes before the metadata's column."""
+    on_error: str
+
+    def split(self, name: str, sensors: tuple[Sensor, ...] = BOTH) -> Split:
+        """A split.
+
+        Args:
+            name: ``train``, ``validation`` or ``test``.
+            sensors: Those whose images are wanted, for an archive may hold only one.
+
+        Raises:
+            ArchiveError: There is no such split, it is empty, or the archive lacks some of its patches.
+        """
+        if name not in SPLITS:
+            raise ArchiveError(f"{self.store.folder}: has the splits {', '.join(SPLITS)}, not {name!r}")
+        if name in self.lists:
+            return self.named(read_names(self.lists[name]), str(self.lists[name]), sensors)
+        if self.metadata is None:
+            raise ArchiveError(
+                f"{self.store.folder.parent}: neither {METADATA} nor {LIST_FILES[name]} says which pairs are in split"
+                f" {name!r}; let data.splits_dir name a folder with {', '.join(LIST_FILES.values())}"
+            )
+        rows = np.flatnonzero(self.metadata.splits == name.encode())
+        if not len(rows):
+            raise ArchiveError(f"{self.metadata.path}: split {name!r} is empty")
+        return self._of_rows(self.metadata, rows, f"{self.metadata.path}, split {name}", sensors)
+
+    def named(self, names: NDArray[np.bytes_], where: str, sensors: tuple[Sensor, ...] = BOTH) -> Split:
+        """The pairs of S2 patch names, in their order; names of either version where there is metadata.
+
+        Args:
+            names: Patch names without repetition.
+            where: Named at the start of an error, such as the list's path.
+            sensors: As in ``split``.
+
+        Raises:
+            ArchiveError: The archive lacks some of them.
+        """
+        rows = np.full(len(names), -1) if self.metadata is None else self.metadata.find(names)
+        if self.metadata is not None and (rows >= 0).all():
+            return self._of_rows(self.metadata, rows, where, sensors)
+        if self.is_v1:
+            return self._assemble({sensors: names}, None, where)
+        unknown = names[rows < 0]
+        raise ArchiveError(
+            f"{where}: {len(unknown)} of {len(names)} names are not in {METADATA}: {first_five(unknown)}"
+        )
+
+    def _of_rows(self, metadata: Metadata, rows: NDArray[np.int64], where: str, sensors: tuple[Sensor, ...]) -> Split:
+        labels_nc = metadata.labels_nc[rows]
+        if self.is_v1:
+            return self._assemble({sensors: metadata.v1_names[rows]}, labels_nc, where)
+        keys = {"s2": metadata.names, "s1": metadata.s1_names}
+        return self._assemble({(sensor,): keys[sensor][rows] for sensor in keys if sensor in sensors}, labels_nc, where)
+
+    def _assemble(
+        self, keys: dict[tuple[Sensor, ...], NDArray[np.bytes_]], labels_nc: NDArray[np.bool_] | None, where: str
+    ) -> Split:
+        """A split of values, after a check that each key is there.
+
+        Args:
+            keys: By the sensors that a value holds, the key of each pair's value.
+            labels_nc: Of each pair, where they are known.
+            where: Named at the start of an error.
+        """
+        positions = {sensors: self.store.find(names) for sensors, names in keys.items()}
+        absent = {sensors: found < 0 for sensors, found in positions.items()}
+        decoder = PickleDecoder if self.is_v1 else SafetensorsDecoder
+        for sensors, lacking in absent.items():
+            if lacking.any():
+                names = keys[sensors][lacking]
+                text = f"{where}: {len(names)} of {len(lacking)} patches are not in {self.store.folder}: {first_five(names)}"
+                if self.on_error == "raise" or lacking.all():
+                    raise ArchiveError(text)
+                log.warning("%s; skipped", text)
+        there = ~np.any(list(absent.values()), axis=0)
+        sources = tuple(
+            Source(sensors, decoder(tuple(band for sensor in sensors for band in BANDS_OF[sensor])), found[there])
+            for sensors, found in positions.items()
+        )
+        return Split(self.store, sources, None if labels_nc is None else labels_nc[there], self.on_error)
+
+
+def open_archive(data: Data) -> Archive:
+    """Open the archive that a configuration names; a synthetic one is written first, if it is not there yet.
+
+    Raises:
+        ArchiveError: There is no archive, or it is damaged.
+    """
+    folder = ensure_synthetic(data.synthetic) if data.path == "synthetic" else Path(data.path).expanduser()
+    store = open_store(_find_lmdb(folder))
+    metadata = read_metadata(folder / METADATA) if (folder / METADATA).exists() else None
+    is_v1 = _is_v1(store)
+    if not is_v1 and metadata is None:
+        raise ArchiveError(f"{folder}: a BigEarthNet v2 archive needs {METADATA} beside {store.folder.name}")
+    lists_dir = folder if data.splits_dir is None else Path(data.splits_dir).expanduser()
+    lists = {name: lists_dir / file for name, file in LIST_FILES.items()}
+    if data.splits_dir is None:
+        lists = {name: path for name, path in lists.items() if path.exists()}
+    return Archive(store, is_v1, metadata, lists, data.on_error)
+
+
+def _find_lmdb(folder: Path) -> Path:
+    """The one LMDB of an archive's folder."""
+    try:
+        found = sorted(path.parent for path in folder.glob("*/data.mdb"))
+    except OSError as error:
+        raise ArchiveError(f"{folder}: cannot be read: {error.strerror}") from None
+    if len(found) == 1:
+        return found[0]
+    if not folder.is_dir():
+        raise ArchiveError(f"data.path: there is no folder {folder}")
+    what = f"found {', '.join(path.name for path in found)}" if found else "found none"
+    raise ArchiveError(
+        f"{folder}: must hold one LMDB (a folder with data.mdb), with {METADATA} (BigEarthNet v2) or"
+        f" {', '.join(LIST_FILES.values())} (v1): {what}"
+    )
+
+
+def _is_v1(store: Store) -> bool:
+    """Whether the first value is a pickle; a safetensors value has ``{`` after its eight bytes of length."""
+    if not len(store.index.keys):
+        raise ArchiveError(f"{store.folder}: is empty")
+    return store.head(0, 9)[8:] != b"{"

@@ -1,0 +1,76 @@
+"""Pairs: what a batch of co-registered images is in memory, at native resolution.
+
+Shapes: B pairs, 10 m images 120×120, 20 m images 60×60; band orders are those of ``csmae.sensors``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from csmae.sensors import IMAGE_SIZE, IMAGE_SIZE_20M, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
+
+Sensor = str
+"""``s1`` or ``s2``."""
+
+BOTH: tuple[Sensor, ...] = ("s1", "s2")
+
+
+class PairBatch(NamedTuple):
+    """Images of B scenes; a sensor that was not asked for has no rows."""
+
+    s1: Tensor
+    """Backscatter in dB, float32 (B, 2, 120, 120)."""
+    s2_10m: Tensor
+    """Reflectance times 10,000, uint16 (B, 4, 120, 120)."""
+    s2_20m: Tensor
+    """Reflectance times 10,000, uint16 (B, 6, 60, 60)."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
+        """The same batch on a device."""
+        return PairBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+
+
+FIELDS: dict[Sensor, tuple[str, ...]] = {"s1": ("s1",), "s2": ("s2_10m", "s2_20m")}
+"""Which of a batch's tensors hold a sensor's bands."""
+
+_SHAPES = {
+    "s1": (torch.float32, (len(S1_BANDS), IMAGE_SIZE, IMAGE_SIZE)),
+    "s2_10m": (torch.uint16, (len(S2_10M_BANDS), IMAGE_SIZE, IMAGE_SIZE)),
+    "s2_20m": (torch.uint16, (len(S2_20M_BANDS), IMAGE_SIZE_20M, IMAGE_SIZE_20M)),
+}
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A preallocated batch and the bytes of its rows."""
+
+    batch: PairBatch
+    rows: dict[str, NDArray[np.uint8]]
+    """For each tensor of the batch (B, bytes a row), sharing its memory."""
+
+    def head(self, num_pairs: int) -> PairBatch:
+        """The first pairs, without a copy."""
+        return PairBatch(*(tensor[:num_pairs] for tensor in self.batch))
+
+
+def allocate(num_pairs: int, sensors: tuple[Sensor, ...] = BOTH, pin: bool = False) -> Buffer:
+    """Memory for a batch.
+
+    Args:
+        num_pairs: Rows of each asked sensor's tensors; the others have none.
+        sensors: Those that will be read.
+        pin: Page-lock the memory, so that copies to a GPU need not wait.
+    """
+    asked = {field for sensor in sensors for field in FIELDS[sensor]}
+    tensors = {
+        field: torch.empty((num_pairs if field in asked else 0, *shape), dtype=dtype, pin_memory=pin)
+        for field, (dtype, shape) in _SHAPES.items()
+    }
+    rows = {field: tensor.flatten(1).numpy().view(np.uint8) for field, tensor in tensors.items() if field in asked}
+    return Buffer(PairBatch(**tensors), rows)

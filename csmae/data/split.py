@@ -1,0 +1,150 @@
+"""A split: pairs in a fixed order, with their names and labels, read in batches.
+
+N pairs, B pairs of a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from csmae.data import v1
+from csmae.data.layout import DamagedValueError, Layout
+from csmae.data.pairs import Buffer, PairBatch, Sensor, allocate
+from csmae.data.store import MAX_VALUE, Store
+from csmae.sensors import CLASSES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Values that hold bands of each pair of a split."""
+
+    sensors: tuple[Sensor, ...]
+    decode: Callable[[memoryview], Layout]
+    """Where the bands lie in a value."""
+    positions: NDArray[np.int64]
+    """Of each pair's value in the store (N,)."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs in a fixed order."""
+
+    store: Store
+    sources: tuple[Source, ...]
+    labels_nc: NDArray[np.bool_] | None
+    """As the metadata names them; None where only the values do."""
+    on_error: str = "raise"
+    damaged: dict[str, str] = field(default_factory=dict)
+    """What is wrong, by patch name, with the pairs that were skipped; grows while reading."""
+
+    def __len__(self) -> int:
+        return len(self.sources[0].positions)
+
+    @property
+    def sensors(self) -> tuple[Sensor, ...]:
+        """Those whose images are read."""
+        return tuple(sorted(sensor for source in self.sources for sensor in source.sensors))
+
+    @property
+    def names(self) -> list[str]:
+        """Keys under which the archive holds the pairs: S2 patch names."""
+        return [key.decode() for key in self.store.index.keys[self.sources[0].positions].tolist()]
+
+    def labels(self) -> NDArray[np.bool_]:
+        """Classes of each pair (N, 19), in the order of ``csmae.sensors.CLASSES``.
+
+        Raises:
+            ArchiveError: A value of a v1 archive is damaged.
+        """
+        if self.labels_nc is not None:
+            return self.labels_nc
+        return np.stack([self._stored_labels(position) for position in self.sources[0].positions.tolist()])
+
+    def take(self, indices: ArrayLike) -> Split:
+        """The pairs at these indices, in their order."""
+        chosen = np.asarray(indices, np.int64)
+        sources = tuple(replace(source, positions=source.positions[chosen]) for source in self.sources)
+        labels_nc = None if self.labels_nc is None else self.labels_nc[chosen]
+        return replace(self, sources=sources, labels_nc=labels_nc)
+
+    def read(self, rows: ArrayLike) -> PairBatch:
+        """The pairs at these indices, in new memory.
+
+        Raises:
+            ArchiveError: A value is damaged.
+        """
+        rows = np.asarray(rows, np.int64)
+        buffer = allocate(len(rows), self.sensors)
+        self.fill(rows, buffer)
+        return buffer.batch
+
+    def fill(self, rows: NDArray[np.int64], buffer: Buffer) -> None:
+        """Read the pairs at these indices into the first rows of a buffer.
+
+        A damaged pair ends it, or, where the archive was opened with ``on_error="skip"``, is remembered in
+        ``damaged`` and replaced by an intact pair of the batch, for the ranks' batches must stay equally large.
+
+        Raises:
+            ArchiveError: A value is damaged and ``on_error`` is ``raise``, or no pair of the batch is intact.
+        """
+        faults: dict[int, DamagedValueError] = {}
+        for source in self.sources:
+            faults |= self._fill(source, source.positions[rows], buffer)
+        if faults:
+            self._skip(rows, faults, buffer)
+
+    def _fill(self, source: Source, positions: NDArray[np.int64], buffer: Buffer) -> dict[int, DamagedValueError]:
+        memory = np.empty(MAX_VALUE, np.uint8)
+        faults = {}
+        for row in self.store.in_file_order(positions).tolist():
+            try:
+                value = self.store.read(positions[row], memory)
+                _copy(value, source.decode(value.data), buffer, row)
+            except DamagedValueError as error:
+                faults[row] = self._named(error, positions[row])
+        if "s1" in source.sensors:
+            sums = buffer.batch.s1[: len(positions)].sum(dim=(1, 2, 3)).numpy()
+            for row in np.flatnonzero(~np.isfinite(sums)).tolist():
+                faults.setdefault(row, self._named("S1 holds values that are not finite", positions[row]))
+        return faults
+
+    def _stored_labels(self, position: int) -> NDArray[np.bool_]:
+        known = self.store.labels.get(position)
+        if known is None:
+            try:
+                value = self.store.read(position, np.empty(MAX_VALUE, np.uint8))
+                known = np.isin(CLASSES, v1.labels(value.data))
+            except DamagedValueError as error:
+                raise self._named(error, position) from None
+            self.store.labels[position] = known
+        return known
+
+    def _named(self, fault: object, position: int) -> DamagedValueError:
+        error = DamagedValueError(f"{self.store.folder}: {self.store.key(position)}: {fault}")
+        if self.on_error == "raise":
+            raise error
+        return error
+
+    def _skip(self, rows: NDArray[np.int64], faults: dict[int, DamagedValueError], buffer: Buffer) -> None:
+        intact = [row for row in range(len(rows)) if row not in faults]
+        if not intact:
+            raise next(iter(faults.values()))
+        for number, (row, error) in enumerate(faults.items()):
+            for content in buffer.rows.values():
+                content[row] = content[intact[number % len(intact)]]
+            name = self.store.key(self.sources[0].positions[rows[row]])
+            if name not in self.damaged:
+                self.damaged[name] = str(error)
+                log.warning("%s; skipped, %d damaged pairs so far", error, len(self.damaged))
+
+
+def _copy(value: NDArray[np.uint8], layout: Layout, buffer: Buffer, row: int) -> None:
+    for name, source, target, num_bytes in layout:
+        buffer.rows[name][row, target : target + num_bytes] = value[source : source + num_bytes]

@@ -1,0 +1,110 @@
+"""Which pairs an archive has and which split they are in: ``metadata.parquet``, or lists of names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from csmae.data.layout import ArchiveError
+from csmae.sensors import CLASSES
+
+SPLITS = ("train", "validation", "test")
+
+LIST_FILES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
+
+METADATA = "metadata.parquet"
+
+_COLUMNS = ("patch_id", "s1_name", "split", "labels")
+
+
+class Metadata(NamedTuple):
+    """The table of BigEarthNet v2, N rows."""
+
+    path: Path
+    names: NDArray[np.bytes_]
+    """S2 patch names of v2 (N,)."""
+    s1_names: NDArray[np.bytes_]
+    v1_names: NDArray[np.bytes_]
+    """S2 patch names of v1; the v2 names where the table has none."""
+    splits: NDArray[np.bytes_]
+    labels_nc: NDArray[np.bool_]
+    """Multi-hot (N, 19)."""
+
+    def find(self, names: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        """Rows of S2 patch names of either version; -1 where there is none."""
+        rows = _find(self.names, names)
+        return np.where(rows < 0, _find(self.v1_names, names), rows)
+
+
+def _find(names: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    order = np.argsort(names)
+    rows = order[np.minimum(np.searchsorted(names, wanted, sorter=order), len(names) - 1)]
+    return np.where(names[rows] == wanted, rows, -1)
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read ``metadata.parquet``.
+
+    Raises:
+        ArchiveError: No Parquet, no rows, a column is missing, or a label is not one of the 19.
+    """
+    try:
+        present = pq.read_schema(path).names
+        missing = [name for name in _COLUMNS if name not in present]
+        if missing:
+            raise ArchiveError(f"{path}: has no column {missing[0]!r} (there are {', '.join(present)})")
+        v1_name = "s2v1_name" if "s2v1_name" in present else "patch_id"
+        table = pq.read_table(path, columns=sorted({*_COLUMNS, v1_name}))
+        if not len(table):
+            raise ArchiveError(f"{path}: has no rows")
+        names, s1_names, v1_names, splits = (
+            np.array(table[name].to_pylist(), "S") for name in ("patch_id", "s1_name", v1_name, "split")
+        )
+        return Metadata(path, names, s1_names, v1_names, splits, _multi_hot(path, table["labels"].combine_chunks()))
+    except (pa.ArrowException, OSError, UnicodeError, TypeError, ValueError) as error:
+        if isinstance(error, ArchiveError):
+            raise
+        raise ArchiveError(f"{path}: cannot be read as metadata: {' '.join(str(error).split())[:200]}") from None
+
+
+def _multi_hot(path: Path, lists: Any) -> NDArray[np.bool_]:
+    names = pc.list_flatten(lists)
+    classes = pc.index_in(names, value_set=pa.array(CLASSES, names.type))
+    if classes.null_count:
+        foreign = names.filter(pc.is_null(classes))[0].as_py()
+        raise ArchiveError(f"{path}: label {foreign!r} is not one of the 19 classes of BigEarthNet")
+    labels_nc = np.zeros((len(lists), len(CLASSES)), bool)
+    labels_nc[np.asarray(pc.list_parent_indices(lists)), np.asarray(classes)] = True
+    return labels_nc
+
+
+def read_names(path: Path) -> NDArray[np.bytes_]:
+    """Patch names of a split's list: one a line, without a heading.
+
+    Raises:
+        ArchiveError: No such file, no text, no names, or a name stands twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        names = np.array([name for name in (line.strip() for line in lines) if name], "S")
+    except (OSError, UnicodeError) as error:
+        raise ArchiveError(f"{path}: cannot be read: {error}") from None
+    if not len(names):
+        raise ArchiveError(f"{path}: names no patch; it must hold one S2 patch name a line")
+    unique, counts = np.unique(names, return_counts=True)
+    if len(unique) < len(names):
+        raise ArchiveError(f"{path}: {int((counts > 1).sum())} names stand twice: {first_five(unique[counts > 1])}")
+    return names
+
+
+def first_five(names: NDArray[np.bytes_]) -> str:
+    """The beginning of a list for an error text."""
+    return ", ".join(name.decode(errors="replace")[:80] for name in names[:5].tolist()) + (
+        ", …" if len(names) > 5 else ""
+    )

@@ -1,0 +1,133 @@
+"""The synthetic archive: written once to disk as a real v2 archive, the same for the same settings."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csmae.config import Synthetic
+from csmae.data.scenes import Scenes, draw_scenes
+from csmae.data.splits import METADATA
+from csmae.data.write import LMDB, Writer, write_metadata, writing
+from csmae.sensors import CLASSES, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
+
+GENERATOR = 1
+"""Version of the scenes; another one makes another archive."""
+
+_CHUNK = 32
+"""Scenes drawn at a time; the random state is that of the chunk, so it shapes the scenes."""
+
+_BYTES = 280_000
+"""Of a pair on disk, with a margin."""
+
+_PLACES = (
+    ("33UUP", "Austria"),
+    ("34WFS", "Finland"),
+    ("29UPU", "Ireland"),
+    ("29SNB", "Portugal"),
+    ("35VLC", "Lithuania"),
+    ("34TFN", "Serbia"),
+    ("32UMC", "Luxembourg"),
+    ("31UES", "Belgium"),
+)
+
+
+def cache_dir() -> Path:
+    """Where written archives are kept: ``$CSMAE_CACHE``, or ``~/.cache/csmae``."""
+    return Path(os.environ.get("CSMAE_CACHE", "~/.cache/csmae")).expanduser()
+
+
+def ensure_synthetic(settings: Synthetic) -> Path:
+    """The synthetic archive of these settings; it is written if it is not there yet.
+
+    Processes may race: each writes under a name of its own, and the first to finish gives its archive the final name.
+
+    Returns:
+        The archive's folder.
+
+    Raises:
+        ArchiveError: It cannot be written.
+    """
+    digest = hashlib.sha256(f"{GENERATOR} {settings.model_dump_json()}".encode()).hexdigest()[:12]
+    final = cache_dir() / f"synthetic-{digest}"
+    if not (final / METADATA).exists():
+        synthesize(settings, final)
+    return final
+
+
+def synthesize(settings: Synthetic, final: Path, progress: Callable[[int], object] = lambda scenes: None) -> None:
+    """Write a synthetic archive.
+
+    Args:
+        settings: Sizes and seed.
+        final: Folder that appears once the archive is complete; where another process was quicker, its archive stays.
+        progress: Told the number of scenes after each chunk.
+
+    Raises:
+        ArchiveError: It cannot be written.
+    """
+    with writing(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}-"))
+        try:
+            _write(settings, temporary, progress)
+            temporary.chmod(0o755)
+            if not (final / METADATA).exists():
+                temporary.replace(final)
+        except OSError:
+            if not (final / METADATA).exists():
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(settings: Synthetic, folder: Path, progress: Callable[[int], object]) -> None:
+    splits = ["train"] * settings.num_train + ["validation"] * settings.num_validation + ["test"] * settings.num_test
+    writer = Writer(folder / LMDB, len(splits) * _BYTES)
+    try:
+        rows = []
+        for start in range(0, len(splits), _CHUNK):
+            random = np.random.default_rng((settings.seed, start))
+            months = random.integers(1, 13, min(_CHUNK, len(splits) - start))
+            scenes = draw_scenes(months, random)
+            for scene, month in enumerate(months.tolist()):
+                rows.append(_describe(start + scene, month, splits[start + scene], scenes.labels[scene]))
+                _put(writer, rows[-1], scenes, scene)
+            writer.commit()
+            progress(len(months))
+    finally:
+        writer.close()
+    write_metadata(folder, rows)
+
+
+def _put(writer: Writer, row: dict[str, Any], scenes: Scenes, scene: int) -> None:
+    writer.put(row["s1_name"], dict(zip(S1_BANDS, scenes.s1[scene], strict=True)))
+    bands_10m = zip(S2_10M_BANDS, scenes.s2_10m[scene], strict=True)
+    writer.put(row["patch_id"], dict(bands_10m) | dict(zip(S2_20M_BANDS, scenes.s2_20m[scene], strict=True)))
+
+
+def _describe(number: int, month: int, split: str, labels: NDArray[np.bool_]) -> dict[str, Any]:
+    """A scene's row of the metadata, named as BigEarthNet names its patches."""
+    tile, country = _PLACES[number % len(_PLACES)]
+    cell, visit = number % 8100, number // 8100
+    date = f"{2017 if month > 5 else 2018}{month:02}15"
+    place = f"{cell // 90:02}_{cell % 90:02}"
+    time = f"T10{visit // 60:02}{visit % 60:02}"
+    return {
+        "patch_id": f"S2A_MSIL2A_{date}{time}_N9999_R022_T{tile}_{place}",
+        "labels": [CLASSES[index] for index in np.flatnonzero(labels)],
+        "split": split,
+        "country": country,
+        "s1_name": f"S1A_IW_GRDH_1SDV_{date}{time.replace('T10', 'T16')}_{tile}_{cell // 90}_{cell % 90}",
+        "s2v1_name": f"S2A_MSIL2A_{date}{time}_{cell // 90}_{cell % 90}",
+        "contains_seasonal_snow": False,
+        "contains_cloud_or_shadow": False,
+    }

@@ -1,0 +1,98 @@
+"""From batches as stored to what the network takes: upsampled, normalised, flipped, on the batch's device.
+
+Shapes: B pairs, C bands, H = W the network's image size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from csmae.config import Data
+from csmae.data.pairs import PairBatch
+from csmae.sensors import IMAGE_SIZE, IMAGE_SIZE_20M
+
+
+class Prepare(nn.Module):
+    """Resize, normalise and flip a batch.
+
+    Normalising comes first: it commutes with the resizing, whose weights sum to one, and so does flipping.
+
+    Args:
+        data: Statistics of the bands.
+        img_size: Pixels along a side of the images that come out.
+    """
+
+    s1_mean: Tensor
+    s1_std: Tensor
+    s2_mean: Tensor
+    s2_std: Tensor
+    resize_10m: Tensor
+    resize_20m: Tensor
+
+    def __init__(self, data: Data, img_size: int) -> None:
+        super().__init__()
+        for name in ("s1_mean", "s1_std", "s2_mean", "s2_std"):
+            self.register_buffer(name, torch.tensor(getattr(data, name)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("resize_10m", resize_matrix(IMAGE_SIZE, img_size), persistent=False)
+        self.register_buffer("resize_20m", resize_matrix(IMAGE_SIZE_20M, img_size), persistent=False)
+
+    def forward(self, batch: PairBatch, flips_b2: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The images of both sensors.
+
+        Args:
+            batch: As stored; a sensor without rows stays without.
+            flips_b2: Whether each pair is mirrored left to right, and top to bottom (bool); none where missing.
+
+        Returns:
+            Images of S1 (B, 2, H, W) and S2 (B, 10, H, W), float32, both mirrored alike.
+        """
+        num_10m = batch.s2_10m.shape[1]
+        s1 = (batch.s1 - self.s1_mean) / self.s1_std
+        s2_10m = (batch.s2_10m.float() - self.s2_mean[:num_10m]) / self.s2_std[:num_10m]
+        s2_20m = (batch.s2_20m.float() - self.s2_mean[num_10m:]) / self.s2_std[num_10m:]
+        s1, s2_10m = _resize(s1, self.resize_10m), _resize(s2_10m, self.resize_10m)
+        s2 = torch.cat([s2_10m, _resize(s2_20m, self.resize_20m)], dim=1)
+        if flips_b2 is None:
+            return s1, s2
+        return _flip(s1, flips_b2), _flip(s2, flips_b2)
+
+
+def upsample(s2_20m: Tensor, size: int) -> Tensor:
+    """Resize images.
+
+    Args:
+        s2_20m: Float (B, C, h, h).
+        size: Pixels along a side of the result.
+
+    Returns:
+        Float (B, C, size, size): bicubic with aligned corners, as one matrix product a side.
+    """
+    return _resize(s2_20m, resize_matrix(s2_20m.shape[-1], size).to(s2_20m))
+
+
+def resize_matrix(source: int, target: int) -> Tensor:
+    """Bicubic interpolation with aligned corners along one side, as a matrix: what it makes of the unit vectors.
+
+    Args:
+        source: Pixels given.
+        target: Pixels wanted.
+
+    Returns:
+        Float32 (target, source); each row sums to one and weighs four neighbours.
+    """
+    unit = torch.eye(source)[None, None]
+    return interpolate(unit, size=(target, source), mode="bicubic", align_corners=True)[0, 0]
+
+
+def _resize(images: Tensor, matrix: Tensor) -> Tensor:
+    if matrix.shape[0] == matrix.shape[1]:
+        return images
+    return matrix @ images @ matrix.T
+
+
+def _flip(images: Tensor, flips_b2: Tensor) -> Tensor:
+    horizontal, vertical = flips_b2.to(images.device)[:, :, None, None, None].unbind(1)
+    images = torch.where(horizontal, images.flip(-1), images)
+    return torch.where(vertical, images.flip(-2), images)

@@ -1,0 +1,134 @@
+"""The values of BigEarthNet v1: pickled patch objects, of which only the places of the bands' pixels are wanted.
+
+Nearly all values of an archive are alike up to their last band: the same opcodes, only the pixels differ. So the bytes
+around the pixels (the skeleton) of a value that was read tell where the bands of the next lie, by comparison alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from csmae.data.layout import BANDS, DamagedValueError, Layout, plan
+from csmae.data.unpickle import Bytes, Thing, Unpickled, unpickle
+from csmae.sensors import CLASSES
+
+_MAX_KNOWN = 64
+"""Different skeletons that are remembered; each writing process makes a few."""
+
+
+class _Skeleton(NamedTuple):
+    pieces: tuple[tuple[int, int, bytes], ...]
+    """Start, end and content of the bytes that are the same in each value of this kind."""
+    end: int
+    """First byte after the last band."""
+    layout: Layout
+
+    def fits(self, value: memoryview) -> bool:
+        return len(value) >= self.end and all(value[start:end] == content for start, end, content in self.pieces)
+
+
+class PickleDecoder:
+    """Finds bands in v1 values.
+
+    Args:
+        bands: Names of the bands that a value must hold; others may be there.
+    """
+
+    def __init__(self, bands: tuple[str, ...]) -> None:
+        self._bands = bands
+        self._known: list[_Skeleton] = []
+
+    def __call__(self, value: memoryview) -> Layout:
+        """Where the bands lie.
+
+        Raises:
+            DamagedValueError: The value is no v1 pickle, or a band is missing or not what it must be.
+        """
+        for position, skeleton in enumerate(self._known):
+            if skeleton.fits(value):
+                if position:
+                    self._known.insert(0, self._known.pop(position))
+                return skeleton.layout
+        unpickled = unpickle(value)
+        layout = plan(band_offsets(unpickled, self._bands))
+        self._known.insert(0, _skeleton(value, unpickled, layout))
+        del self._known[_MAX_KNOWN:]
+        return layout
+
+
+def _skeleton(value: memoryview, unpickled: Unpickled, layout: Layout) -> _Skeleton:
+    """What a value must share with this one for the layout to hold for it too."""
+    last = max(run.source + run.num_bytes for run in layout)
+    pieces, start = [], 0
+    for begin, end in unpickled.variable:
+        if begin < last:
+            pieces.append((start, begin, bytes(value[start:begin])))
+            start = end
+    return _Skeleton(tuple(pieces), last, layout)
+
+
+def band_offsets(unpickled: Unpickled, bands: tuple[str, ...]) -> dict[str, int]:
+    """First byte of each wanted band's pixels.
+
+    Raises:
+        DamagedValueError: A band is missing, there twice, or of the wrong type, shape or length.
+    """
+    found: dict[str, Thing] = {}
+    for thing in unpickled.bands:
+        name = thing.attributes.get("name")
+        if not isinstance(name, str) or name in found:
+            raise DamagedValueError("the pickle holds a band without a name or two of one name")
+        found[name] = thing
+    missing = [name for name in bands if name not in found]
+    if missing:
+        raise DamagedValueError(f"band {missing[0]} is missing (there are {', '.join(found)[:100] or 'none'})")
+    return {name: _offset(name, found[name].attributes.get("data")) for name in bands}
+
+
+def _offset(name: str, array: Any) -> int:
+    """First byte of an array's content, checked against the band's whole contract."""
+    band = BANDS[name]
+    state = array.state if isinstance(array, Thing) and array.kind == "_reconstruct" else None
+    if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], Bytes)):
+        raise DamagedValueError(f"band {name} holds no array")
+    _, shape, dtype, by_column, content = state
+    if not (_is_flat(shape) and shape == (band.size, band.size)):
+        found = list(shape[:4]) if _is_flat(shape) else "none"
+        raise DamagedValueError(f"band {name} must have shape {[band.size, band.size]}: found {found}")
+    if _dtype_name(dtype) != band.dtype or by_column is not False:
+        raise DamagedValueError(f"band {name} must be {band.dtype} in row order: found {_dtype_name(dtype)}")
+    if content.size != band.num_bytes:
+        raise DamagedValueError(f"band {name} needs {band.num_bytes} bytes: found {content.size}")
+    start: int = content.start
+    return start
+
+
+def _is_flat(shape: Any) -> bool:
+    """Whether it is a tuple of integers; printing or comparing nested tuples of a forger can take for ever."""
+    return isinstance(shape, tuple) and all(type(size) is int for size in shape)
+
+
+def _dtype_name(dtype: Any) -> str:
+    """numpy's name such as ``<f4``; a question mark where it cannot be told."""
+    if not (isinstance(dtype, Thing) and dtype.kind == "dtype" and isinstance(dtype.state, tuple)):
+        return "?"
+    parts = (*dtype.state[1:2], *dtype.args[:1])
+    return "".join(part for part in parts if isinstance(part, str))[:8]
+
+
+def labels(value: memoryview) -> list[str]:
+    """Names of a patch's classes among the 19; none where the value names none.
+
+    Raises:
+        DamagedValueError: The value is no v1 pickle, or names something else.
+    """
+    root = unpickle(value).root
+    names = root.attributes.get("new_labels") if isinstance(root, Thing) else None
+    if names is None:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DamagedValueError("new_labels must be a list of class names")
+    foreign = [name for name in names if name not in CLASSES]
+    if foreign:
+        raise DamagedValueError(f"new_labels must be names of the 19 classes: found {foreign[0][:80]!r}")
+    return names

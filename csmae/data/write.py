@@ -1,0 +1,96 @@
+"""Writing archives in the layout of BigEarthNet v2: an LMDB of safetensors beside ``metadata.parquet``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from csmae.data.layout import ArchiveError
+from csmae.data.splits import METADATA
+
+LMDB = "archive.lmdb"
+
+_SCHEMA = pa.schema(
+    [
+        ("patch_id", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("split", pa.string()),
+        ("country", pa.string()),
+        ("s1_name", pa.string()),
+        ("s2v1_name", pa.string()),
+        ("contains_seasonal_snow", pa.bool_()),
+        ("contains_cloud_or_shadow", pa.bool_()),
+    ]
+)
+
+
+class Writer:
+    """An LMDB under construction; ``put`` is durable after ``commit``.
+
+    Args:
+        folder: Of the LMDB; made where it is missing.
+        capacity: Bytes of values that it must be able to take.
+    """
+
+    def __init__(self, folder: Path, capacity: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The map is address space, not disk: half as much again leaves room for partly filled pages.
+        self._environment = lmdb.open(str(folder), map_size=capacity * 3 // 2 + (1 << 26), lock=False, readahead=False)
+        self._values: dict[str, bytes] = {}
+
+    def put(self, key: str, bands: Mapping[str, NDArray[Any]]) -> None:
+        """Add a value: bands by name."""
+        self._values[key] = save({name: np.ascontiguousarray(pixels) for name, pixels in bands.items()})
+
+    def commit(self) -> None:
+        """Bring what was put to the disk, all of it or nothing."""
+        with self._environment.begin(write=True) as transaction:
+            for key, value in self._values.items():
+                transaction.put(key.encode(), value)
+        self._values.clear()
+
+    def close(self) -> None:
+        """End the writing; what was not committed is lost."""
+        self._environment.close()
+
+
+def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``metadata.parquet``, whole or not at all.
+
+    Args:
+        folder: Of the archive.
+        rows: One a pair; columns that are missing are null.
+    """
+    temporary = folder / f".{METADATA}.{os.getpid()}"
+    try:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=_SCHEMA), temporary)
+        temporary.replace(folder / METADATA)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turn what the file system and LMDB refuse into an error of one line.
+
+    Args:
+        target: Named in the error.
+
+    Raises:
+        ArchiveError: No permission, no space, or the like.
+    """
+    try:
+        yield
+    except (OSError, lmdb.Error, pa.ArrowException) as error:
+        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
+        raise ArchiveError(f"{target}: cannot be written: {reason}; make room or name another folder") from error

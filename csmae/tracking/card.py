@@ -1,0 +1,79 @@
+"""The model card: what an encoder is, where it comes from, how good it is and how to use it, as Markdown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CARD = """# {title}
+
+An encoder for Sentinel-1 and Sentinel-2 images, trained by cross-sensor masked autoencoding.
+
+| | |
+|---|---|
+| Study | {study}, trial {trial} |
+| Data | {data} |
+| Architecture | {architecture} |
+| S1 bands | {s1} |
+| S2 bands | {s2} |
+| SHA-256 | `{sha256}` |
+
+## Scores
+
+| Score | Value |
+|---|---|
+{scores}
+
+## Use
+
+```python
+import csmae
+
+encoder = csmae.load_encoder("models:/csmae-encoder@champion")
+features = encoder.encode(s1=s1, s2=s2)  # raw values; either sensor alone works
+```
+
+S1 is (batch, {num_s1}, height, width) backscatter in dB, S2 (batch, {num_s2}, height, width) reflectance times 10,000,
+all bands at 10 m in the order above. The features are not normalised; compare them by cosine similarity.
+The files are `encoder.safetensors` and `config.json`: nothing in them is executed on loading.
+
+## Source
+
+Hackstein, Sumbul, Clasen, Demir: Exploring Masked Autoencoders for Sensor-Agnostic Image Retrieval in Remote Sensing.
+IEEE TGRS 2024, arXiv 2401.07782.
+"""
+
+
+def model_card(title: str, settings: dict[str, Any], facts: dict[str, str], metrics: dict[str, float]) -> str:
+    """Markdown for a person who finds the encoder in a registry.
+
+    Args:
+        title: Heading.
+        settings: Content of the encoder's ``config.json``.
+        facts: ``study``, ``trial``, ``data`` and ``sha256``.
+        metrics: Scores by name.
+    """
+    model, bands = settings.get("model", {}), settings.get("bands", {})
+    s1, s2 = (list(bands.get(sensor, ())) for sensor in ("s1", "s2"))
+    shown = ("variant", "size", "embed_dim", "sensor_depth", "cross_depth", "patch_size", "pooling")
+    return CARD.format(
+        title=title,
+        **facts,
+        architecture=", ".join(f"{name} {model[name]}" for name in shown if name in model) or "not said",
+        s1=" ".join(s1),
+        s2=" ".join(s2),
+        num_s1=len(s1),
+        num_s2=len(s2),
+        scores="\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items()),
+    )
+
+
+def bands_of(settings: dict[str, Any]) -> str:
+    """The bands that an encoder reads, in order, as one line."""
+    return "; ".join(f"{sensor} {' '.join(names)}" for sensor, names in settings.get("bands", {}).items())
+
+
+def read_settings(encoder_dir: Path) -> dict[str, Any]:
+    """Content of an encoder folder's ``config.json``."""
+    return dict(json.loads((encoder_dir / "config.json").read_text(encoding="utf-8")))

@@ -1,0 +1,31 @@
+"""Commands of this room: ``sync`` uploads what a study's outbox still holds."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from csmae.tracking.tracker import replay, shown
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add this room's commands; each sets ``run``, which takes the parsed options and returns the exit code."""
+    sync = subparsers.add_parser("sync", help="upload to MLflow what a study's outbox still holds")
+    sync.add_argument("study", help="name of the study")
+    sync.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the studies (default: runs)")
+    sync.add_argument("--mlflow-uri", default=None, help="default: MLFLOW_TRACKING_URI, or mlflow.db in that folder")
+    sync.add_argument("--all", action="store_true", help="send everything again, as after a run was restored")
+    sync.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds to try for (default: 600)")
+    sync.set_defaults(run=_sync)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    uri = options.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{options.runs}/mlflow.db"
+    left = replay(options.runs / options.study, uri, options.timeout, options.all)
+    place = shown(uri)
+    text = f"{left} events of {options.study} still wait: {place}" if left else f"{options.study} is whole in {place}"
+    Console(highlight=False, soft_wrap=True).print(text)
+    return 1 if left else 0

@@ -1,0 +1,220 @@
+"""MLflow as a sink: one experiment and parent run a study, one child run a trial, each found again by its tag."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from csmae.tracking.outbox import Event, TrackingError
+from csmae.tracking.quiet import quiet_mlflow
+from csmae.tracking.registry import Registry
+from csmae.tracking.uploader import RefusedError
+
+quiet_mlflow()
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Metric, Param, RunTag, ViewType  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+STUDY_ID, RUN, STATE, REASON = "csmae.study_id", "csmae.run", "csmae.state", "csmae.reason"
+PRIMARY_METRIC = "mlflow.experiment.primaryMetric"
+STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "KILLED"}
+"""MLflow's status of a trial's state; RUNNING is a trial that the search left in the middle."""
+MAX_VALUE = 6000
+"""Characters of a parameter or tag; MLflow takes 6,000 and 8,000."""
+MAX_METRICS, MAX_PARAMS = 1000, 100
+"""Of one call."""
+
+Item = TypeVar("Item")
+
+
+def artifact_location(uri: str, study: str) -> str | None:
+    """Where an experiment's files go: beside an SQLite file; None leaves it to the server."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts" / study).as_uri()
+
+
+class MlflowSink:
+    """Stores a study's events in MLflow.
+
+    Args:
+        uri: Tracking server or database.
+        study: Name of the experiment and of the parent run.
+        study_id: Tells this study from another of the same name.
+
+    Raises:
+        MlflowException: The server does not answer, or its experiment is deleted or another study's.
+    """
+
+    def __init__(self, uri: str, study: str, study_id: str) -> None:
+        self._study, self._study_id = study, study_id
+        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._runs: dict[str, Any] = {}
+        self._experiment, self.is_new = self._find_experiment(artifact_location(uri, study))
+        self._registry = Registry(self._client, self._experiment, study)
+        self._settle()
+
+    def _find_experiment(self, location: str | None) -> tuple[str, bool]:
+        found = self._client.get_experiment_by_name(self._study)
+        if found is None:
+            tags = {STUDY_ID: self._study_id, "mlflow.experimentKind": "custom_model_development"}
+            return str(self._client.create_experiment(self._study, location, tags)), True
+        if found.lifecycle_stage == "deleted":
+            raise MlflowException(
+                f"experiment {self._study!r} is deleted: restore it with `mlflow experiments restore -x {found.experiment_id}`"
+            )
+        if found.tags.get(STUDY_ID) != self._study_id:
+            raise MlflowException(f"experiment {self._study!r} is another study's: give this one another --name")
+        return str(found.experiment_id), False
+
+    def send(self, events: Sequence[Event]) -> None:
+        """Store events; those already stored change nothing."""
+        metrics: dict[str, list[Metric]] = {}
+        try:
+            for event in events:
+                if event.kind == "epoch":
+                    metrics.setdefault(_run_name(event), []).extend(_metrics(event, int(event.body["epoch"])))
+                elif event.kind != "outbox":
+                    self._send_metrics(metrics)
+                    getattr(self, f"_{event.kind}")(event)
+            self._send_metrics(metrics)
+        except MlflowException as error:
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                raise RefusedError(_one_line(error)) from error
+            raise
+        except TrackingError as error:
+            raise RefusedError(str(error)) from error
+
+    def _send_metrics(self, metrics: dict[str, list[Metric]]) -> None:
+        for name, values in metrics.items():
+            for part in _parts(values, MAX_METRICS):
+                self._client.log_batch(self._run_id(name), metrics=part)
+        metrics.clear()
+
+    def _start(self, event: Event) -> None:
+        body = event.body
+        run_id = self._run_id("study", event.time_ms)
+        self._client.set_experiment_tag(self._experiment, f"{PRIMARY_METRIC}.name", body["primary_metric"])
+        larger = str(body["direction"] == "maximize").lower()
+        self._client.set_experiment_tag(self._experiment, f"{PRIMARY_METRIC}.greaterIsBetter", larger)
+        self._describe("study", body["params"], body["tags"])
+        self._client.update_run(run_id, status="RUNNING")
+
+    def _trial(self, event: Event) -> None:
+        name = _run_name(event)
+        run_id = self._run_id(name, event.time_ms)
+        self._describe(name, event.body["params"], {STATE: "RUNNING"})
+        self._client.update_run(run_id, status="RUNNING")
+
+    def _end(self, event: Event) -> None:
+        name, state = _run_name(event), event.body["state"]
+        self._describe(name, {}, {STATE: state, REASON: event.body["reason"] or ""})
+        self._client.set_terminated(self._run_id(name), STATUS[state], event.time_ms)
+
+    def _artifact(self, event: Event) -> None:
+        path, run_id = Path(event.body["path"]), self._run_id(_run_name(event))
+        if path.is_dir():
+            self._client.log_artifacts(run_id, str(path), event.body["artifact_path"] or None)
+        elif path.is_file():
+            self._client.log_artifact(run_id, str(path), event.body["artifact_path"] or None)
+        else:
+            raise RefusedError(f"{path} is gone")
+
+    def _encoder(self, event: Event) -> None:
+        self._registry.log_encoder(event, self._run_id(_run_name(event)))
+
+    def _champion(self, event: Event) -> None:
+        self._registry.register(event, self._run_id(_run_name(event)))
+
+    def _finish(self, event: Event) -> None:
+        run_id = self._run_id("study")
+        self._send_metrics({"study": _metrics(event, int(event.body["step"]))})
+        self._client.set_terminated(run_id, "FINISHED", event.time_ms)
+        self._settle()
+
+    def _describe(self, name: str, params: dict[str, object], tags: dict[str, str]) -> None:
+        """Add parameters (which MLflow never changes: the first value stays) and set tags."""
+        run_id = self._run_id(name)
+        known = self._client.get_run(run_id).data.params if params else {}
+        new = {_clean(key): str(value) for key, value in params.items() if _clean(key) not in known}
+        for part in _parts([Param(key, _shorten(value)) for key, value in new.items()], MAX_PARAMS):
+            self._client.log_batch(run_id, params=part)
+        self._client.log_batch(run_id, tags=[RunTag(key, _shorten(value)) for key, value in tags.items()])
+        long = {key: value for key, value in (new | tags).items() if len(value) > MAX_VALUE}
+        for key, value in long.items():
+            self._client.log_text(run_id, json.dumps({key: value}, indent=2), f"long_values/{key}.json")
+
+    def _run_id(self, name: str, start_ms: int | None = None) -> str:
+        return str(self._run(name, start_ms).info.run_id)
+
+    def _run(self, name: str, start_ms: int | None = None) -> Any:
+        """The run of that name, made where there is none."""
+        if name not in self._runs:
+            found = self._find_runs(f"tags.`{RUN}` = '{name}'")
+            self._runs[name] = self._choose(found) if found else self._create(name, start_ms)
+        run = self._runs[name]
+        if run.info.lifecycle_stage == "deleted":
+            raise RefusedError(f"its run is deleted: restore it with `mlflow runs restore --run-id {run.info.run_id}`")
+        return run
+
+    def _create(self, name: str, start_ms: int | None) -> Any:
+        tags = {STUDY_ID: self._study_id, RUN: name}
+        if name != "study":
+            tags["mlflow.parentRunId"] = self._run_id("study")
+        title = self._study if name == "study" else name
+        return self._client.create_run(self._experiment, start_ms, tags, title)
+
+    def _find_runs(self, condition: str) -> list[Any]:
+        token, runs = None, []
+        while True:
+            page = self._client.search_runs([self._experiment], condition, ViewType.ALL, 200, page_token=token)
+            runs.extend(page)
+            token = page.token
+            if not token:
+                return runs
+
+    def _choose(self, runs: list[Any]) -> Any:
+        """One run of several with one name: a server that hung may carry out a request that was repeated since."""
+        alive = [run for run in runs if run.info.lifecycle_stage != "deleted"]
+        best, *ghosts = sorted(
+            alive or runs, key=lambda run: (-len(run.data.params) - len(run.data.metrics), run.info.run_id)
+        )
+        for ghost in ghosts if alive else ():
+            self._client.delete_run(ghost.info.run_id)
+        return best
+
+    def _settle(self) -> None:
+        groups: dict[str, list[Any]] = {}
+        for run in self._find_runs(f"tags.`{STUDY_ID}` = '{self._study_id}'"):
+            groups.setdefault(run.data.tags[RUN], []).append(run)
+        self._runs = {name: self._choose(runs) for name, runs in groups.items()}
+
+
+def _run_name(event: Event) -> str:
+    return "study" if event.number is None else f"trial {event.number}"
+
+
+def _metrics(event: Event, step: int) -> list[Metric]:
+    return [Metric(_clean(key), value, event.time_ms, step) for key, value in event.body["metrics"].items()]
+
+
+def _clean(name: str) -> str:
+    """A name that MLflow takes: it forbids some characters, ``@`` among them."""
+    return re.sub(r"[^\w/. :-]", "_", name)[:250]
+
+
+def _shorten(value: str) -> str:
+    return value if len(value) <= MAX_VALUE else value[: MAX_VALUE - 3] + "..."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _parts(items: list[Item], size: int) -> Iterator[list[Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,186 @@
+"""The outbox: every tracking event is in a file of the study before anyone tries to upload it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import threading
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from csmae.config import ConfigError
+
+log = logging.getLogger(__name__)
+
+HEADER = "outbox"
+"""Kind of the first event: its body holds the identity of the study."""
+
+
+class TrackingError(ConfigError):
+    """Tracking that cannot be set up as asked."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a study."""
+
+    kind: str
+    """What happened: ``start``, ``trial``, ``epoch``, ``end``, ``artifact``, ``encoder``, ``champion`` or ``finish``."""
+    number: int | None
+    """The trial; None is the study itself."""
+    time_ms: int
+    """When, milliseconds since 1970. Part of a metric's identity: the same event sent twice is stored once."""
+    body: dict[str, Any]
+    """The rest, plain JSON values."""
+
+    def to_line(self) -> bytes:
+        """One line of the file."""
+        return json.dumps(vars(self), default=str).encode() + b"\n"
+
+    @classmethod
+    def from_line(cls, line: bytes) -> Self | None:
+        """The event of a line; None for a line that is none, as a power cut may leave one."""
+        try:
+            return cls(**json.loads(line))
+        except (ValueError, TypeError):
+            return None
+
+
+class Outbox:
+    """An append-only file of events with one writing process; its end is repaired when it is opened.
+
+    A full disk ends nothing: lines that could not be written stay in memory and go with the next event.
+
+    Args:
+        path: The file; made, with its folder, where there is none.
+
+    Raises:
+        TrackingError: Another process writes to it, or it cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._unwritten = b""
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise TrackingError(f"{path}: another process writes to this study: let it end first") from None
+        except OSError as error:
+            raise TrackingError(f"{path}: cannot be written: {error.strerror}") from None
+        self._size = self._cut_torn_end()
+        self.study_id = self._identify()
+
+    def _cut_torn_end(self) -> int:
+        content = os.pread(self._file, os.fstat(self._file).st_size, 0)
+        size = content.rfind(b"\n") + 1
+        os.ftruncate(self._file, size)
+        return size
+
+    def _identify(self) -> str:
+        header = next(iter(self.read(0, 1)[0]), None)
+        if header is None:
+            header = Event(HEADER, None, 0, {"study_id": uuid.uuid4().hex})
+            self.append(header, durable=True)
+        if header.kind != HEADER:
+            raise TrackingError(f"{self.path}: is no outbox: its first line does not name the study")
+        return str(header.body["study_id"])
+
+    def append(self, event: Event, durable: bool = False) -> None:
+        """Write an event at the end; ``durable`` returns once it would survive a power cut."""
+        with self._lock:
+            told = bool(self._unwritten)
+            self._unwritten += event.to_line()
+            try:
+                self._write(self._unwritten)
+                if durable:
+                    os.fsync(self._file)
+            except OSError as error:
+                if not told:
+                    log.warning("%s: cannot be written (%s): events wait in memory", self.path, error.strerror)
+
+    def _write(self, lines: bytes) -> None:
+        written = 0
+        try:
+            while written < len(lines):
+                written += os.pwrite(self._file, lines[written:], self._size + written)
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += written
+        self._unwritten = b""
+
+    def read(self, offset: int, limit: int) -> tuple[list[Event], int]:
+        """Events from a byte offset on.
+
+        Args:
+            offset: Where a line starts: 0, or what an earlier call returned.
+            limit: Events at most.
+
+        Returns:
+            The events, and the offset behind the last of them.
+        """
+        events: list[Event] = []
+        for line in self._lines(offset, limit):
+            offset += len(line)
+            event = Event.from_line(line)
+            if event is None:
+                log.warning("%s: a damaged line before byte %d is left out", self.path, offset)
+            else:
+                events.append(event)
+        return events, offset
+
+    def _lines(self, offset: int, limit: int) -> list[bytes]:
+        size = self._size  # lines beyond it are still being written
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            lines: list[bytes] = []
+            while len(lines) < limit and file.tell() < size:
+                lines.append(file.readline())
+        return lines
+
+    def count(self, offset: int) -> int:
+        """Events behind a byte offset, those in memory included."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return sum(1 for _ in file) + self._unwritten.count(b"\n")
+
+    def close(self) -> None:
+        """Let another process write."""
+        os.close(self._file)
+
+
+class Bookmark:
+    """How far an outbox has been uploaded to one place, kept in a file beside it.
+
+    Args:
+        path: The file; it serves every place to which this outbox was ever uploaded.
+        study_id: Identity of the outbox; a bookmark of another one counts as none.
+        place: Where the events go, without password.
+    """
+
+    def __init__(self, path: Path, study_id: str, place: str) -> None:
+        self._path, self._study_id, self._place = path, study_id, place
+        self.offset = int(self._load().get(place, 0))
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return dict(content) if content.get("study_id") == self._study_id else {}
+
+    def move(self, offset: int) -> None:
+        """Remember that everything before ``offset`` is uploaded."""
+        self.offset = offset
+        content = {**self._load(), "study_id": self._study_id, self._place: offset}
+        draft = self._path.with_suffix(".new")
+        draft.write_text(json.dumps(content), encoding="utf-8")
+        draft.replace(self._path)

@@ -1,0 +1,233 @@
+"""The registry: encoders as logged models, the best ones registered, and the way back from a name to a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from csmae.tracking.card import bands_of, model_card, read_settings
+from csmae.tracking.outbox import Event, TrackingError
+from csmae.tracking.quiet import quiet_mlflow
+
+log = logging.getLogger(__name__)
+
+MODEL, ALIAS = "csmae-encoder", "champion"
+WEIGHTS, SETTINGS = "encoder.safetensors", "config.json"
+CHECKSUM, STUDY, TRIAL, DATA = "csmae.sha256", "csmae.study", "csmae.trial", "csmae.data"
+METRIC, SCORE, DIRECTION, BANDS = "csmae.primary_metric", "csmae.score", "csmae.direction", "csmae.bands"
+DEFAULT_DATABASE = Path("runs/mlflow.db")
+SYNTHETIC = "synthetic"
+
+
+def checksum(encoder_dir: Path) -> str:
+    """SHA-256 over the weights and then the settings of an encoder folder.
+
+    Raises:
+        TrackingError: One of the two files is missing.
+    """
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, SETTINGS):
+        try:
+            with (encoder_dir / name).open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise TrackingError(f"{encoder_dir}: no encoder: {name} cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+class Registry:
+    """Logged models of one study's experiment, and the registered model that all studies share.
+
+    Args:
+        client: An MLflow client.
+        experiment: The experiment's id.
+        study: Its name.
+    """
+
+    def __init__(self, client: Any, experiment: str, study: str) -> None:
+        self._client, self._experiment, self._study = client, experiment, study
+
+    def log_encoder(self, event: Event, run_id: str) -> Any:
+        """Keep an encoder's files, card and metrics with its run; a second time changes nothing.
+
+        Returns:
+            The logged model.
+        """
+        body = event.body
+        for model in self._client.search_logged_models([self._experiment], f"source_run_id = '{run_id}'"):
+            if model.tags.get(CHECKSUM) == body["sha256"] and str(model.status) == "READY":
+                return model
+        folder = Path(body["encoder_dir"])
+        if checksum(folder) != body["sha256"]:
+            raise TrackingError(f"{folder}: has changed since the search handed it in")
+        model = self._client.create_logged_model(
+            self._experiment, MODEL, run_id, self._tags(event, folder), model_type=MODEL
+        )
+        self._client.log_model_artifacts(model.model_id, str(folder))
+        with tempfile.TemporaryDirectory() as draft:
+            (Path(draft) / "README.md").write_text(self._card(event), encoding="utf-8")
+            self._client.log_model_artifacts(model.model_id, draft)
+        for key, value in body["metrics"].items():
+            self._client.log_metric(run_id, key, value, event.time_ms, body["step"], model_id=model.model_id)
+        return self._client.finalize_logged_model(model.model_id, "READY")
+
+    def _tags(self, event: Event, folder: Path) -> dict[str, str]:
+        own = {STUDY: self._study, TRIAL: str(event.number), CHECKSUM: event.body["sha256"]}
+        return {**event.body["tags"], **own, BANDS: bands_of(read_settings(folder))}
+
+    def _card(self, event: Event) -> str:
+        body = event.body
+        facts = {"study": self._study, "trial": str(event.number), "sha256": body["sha256"]}
+        facts["data"] = body["tags"].get(DATA, "not said")
+        return model_card(MODEL, read_settings(Path(body["encoder_dir"])), facts, body["metrics"])
+
+    def register(self, event: Event, run_id: str) -> None:
+        """Register an encoder and let the aliases name it where it is the better one.
+
+        ``champion-STUDY`` names the study's best. ``champion`` names the best on the data last searched; an encoder
+        trained on synthetic scenes never takes it from one trained on real ones.
+        """
+        version = self._version(event, run_id)
+        for alias in (f"{ALIAS}-{re.sub(r'[^a-zA-Z0-9_-]', '-', self._study)}", ALIAS):
+            self._claim(alias, version)
+
+    def _claim(self, alias: str, version: Any) -> None:
+        aliases = self._client.get_registered_model(MODEL).aliases
+        if alias in aliases:
+            holder = self._client.get_model_version(MODEL, aliases[alias])
+            reason = _why_it_stays(holder.tags, version.tags)
+            if reason and holder.version != version.version:
+                text = "models:/%s@%s stays with version %s of study %s: %s"
+                log.warning(text, MODEL, alias, holder.version, holder.tags.get(STUDY), reason)
+            if reason:
+                return
+        self._client.set_registered_model_alias(MODEL, alias, version.version)
+
+    def _version(self, event: Event, run_id: str) -> Any:
+        model = self.log_encoder(event, run_id)
+        with _unless_exists():
+            self._client.create_registered_model(MODEL, description="CSMAE encoders, the best of each study.")
+        found = self._client.search_model_versions(f"name = '{MODEL}'")
+        same = sorted(
+            (v for v in found if v.source == model.artifact_location), key=lambda version: int(version.version)
+        )
+        for ghost in same[1:]:
+            self._client.delete_model_version(MODEL, ghost.version)
+        if same:
+            return same[0]
+        metric = event.body["primary_metric"]
+        tags = {**model.tags, METRIC: metric, SCORE: repr(event.body["metrics"][metric])}
+        tags[DIRECTION] = event.body["direction"]
+        tags = {key: value for key, value in tags.items() if key.startswith("csmae.")}
+        source = model.artifact_location  # `models:/ID` would ask the default server
+        return self._client.create_model_version(
+            MODEL, source, run_id, tags, description=self._card(event), model_id=model.model_id
+        )
+
+
+@contextlib.contextmanager
+def _unless_exists() -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _why_it_stays(holder: dict[str, str], new: dict[str, str]) -> str | None:
+    """The reason for which an alias stays where it is; scores compare only on the same metric and data."""
+    if holder.get(BANDS) != new.get(BANDS):
+        return f"it reads other bands ({holder.get(BANDS)})"
+    if holder.get(METRIC) != new.get(METRIC) or holder.get(DATA) != new.get(DATA):
+        return "the new one has seen synthetic scenes only" if new.get(DATA) == SYNTHETIC else None
+    gain = float(new[SCORE]) - float(holder[SCORE])
+    if (-gain if new[DIRECTION] == "minimize" else gain) > 0:
+        return None
+    return f"its {new[METRIC]} is {float(holder[SCORE]):.4f}, the new one's {float(new[SCORE]):.4f}"
+
+
+def fetch_encoder(uri: str, tracking_uri: str | None = None) -> Path:
+    """A local folder with an encoder of MLflow, its checksum verified.
+
+    Args:
+        uri: ``models:/csmae-encoder@champion``, ``models:/csmae-encoder/3`` or ``runs:/<run id>``.
+        tracking_uri: The server; by default ``MLFLOW_TRACKING_URI``, or ``runs/mlflow.db`` where it exists.
+
+    Returns:
+        A folder that holds ``encoder.safetensors`` and ``config.json``. It is not yours to change.
+
+    Raises:
+        TrackingError: No server, no such encoder, or files that are not those registered.
+    """
+    quiet_mlflow()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    place = tracking_uri or _default_uri()
+    client = MlflowClient(tracking_uri=place, registry_uri=place)
+    try:
+        location, sha256 = _find(client, uri)
+        folder = _local_folder(location, sha256, place)
+    except MlflowException as error:
+        raise TrackingError(f"{uri}: {' '.join(str(error).split())[:300]}") from None
+    if checksum(folder) != sha256:
+        raise TrackingError(f"{uri}: {folder} does not hold the files that were registered: its checksum differs")
+    return folder
+
+
+def _default_uri() -> str:
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return uri
+    if DEFAULT_DATABASE.exists():
+        return f"sqlite:///{DEFAULT_DATABASE}"
+    raise TrackingError(f"no MLflow: set MLFLOW_TRACKING_URI, or start where {DEFAULT_DATABASE} is")
+
+
+def _find(client: Any, uri: str) -> tuple[str, str]:
+    """Where the files of a URI are, and their checksum."""
+    scheme, _, name = uri.partition(":/")
+    name = name.strip("/")
+    if scheme == "runs" and name:
+        models = client.search_logged_models([client.get_run(name).info.experiment_id], f"source_run_id = '{name}'")
+        if not models:
+            raise TrackingError(f"{uri}: this run has no encoder: the best trials' have, and the champion's")
+        model = max(models, key=lambda model: model.creation_timestamp)
+        return model.artifact_location, model.tags.get(CHECKSUM, "")
+    if scheme == "models" and "@" in name:
+        version = client.get_model_version_by_alias(*name.split("@", 1))
+    elif scheme == "models" and "/" in name:
+        version = client.get_model_version(*name.split("/", 1))
+    else:
+        raise TrackingError(f"{uri}: must be models:/{MODEL}@{ALIAS}, models:/{MODEL}/VERSION or runs:/RUN_ID")
+    return version.source, version.tags.get(CHECKSUM, "")
+
+
+def _local_folder(location: str, sha256: str, place: str) -> Path:
+    """The files where they are if this machine holds them, else downloaded once."""
+    url = urlparse(location)
+    if url.scheme in ("", "file"):
+        return Path(unquote(url.path))
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "csmae" / (sha256 or "unknown")
+    if not cache.exists():
+        _download(location, cache, place)
+    return cache
+
+
+def _download(location: str, folder: Path, place: str) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
+        fetched = download_artifacts(artifact_uri=location, dst_path=draft, tracking_uri=place)
+        Path(fetched).replace(folder)

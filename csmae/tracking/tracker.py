@@ -1,0 +1,189 @@
+"""The tracker: what a search says about itself, kept in the study's folder first and shown in MLflow soon after."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from csmae.tracking.outbox import Bookmark, Event, Outbox, TrackingError
+from csmae.tracking.registry import checksum
+from csmae.tracking.uploader import Sink, Uploader
+
+Direction = Literal["maximize", "minimize"]
+OUTBOX = "outbox.jsonl"
+SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
+
+
+class Tracker:
+    """One study's events. No call waits for a server; a server that fails is told of in one line of the log.
+
+    Args:
+        folder: The study's folder; the outbox is in it.
+        study: Name of the experiment and of its parent run.
+        uri: Of MLflow, such as ``sqlite:///runs/mlflow.db`` or ``http://localhost:5000``.
+
+    Raises:
+        TrackingError: A URI that MLflow does not know, or a folder in which another process runs this study.
+    """
+
+    def __init__(self, folder: Path, study: str, uri: str) -> None:
+        shown(uri)
+        self._outbox = Outbox(folder / OUTBOX)
+        self._epochs: set[tuple[int, int]] = set()
+        self._num_finished = 0
+        self._objective: dict[str, str] = {}
+        self._recall()
+        self._uploader = _uploader(self._outbox, study, uri)
+        self._uploader.start()
+
+    def _recall(self) -> None:
+        for event in self._outbox.read(0, limit=1 << 62)[0]:
+            if event.kind == "epoch" and event.number is not None:
+                self._epochs.add((event.number, int(event.body["epoch"])))
+            self._num_finished += event.kind == "finish"
+
+    def start(
+        self, params: dict[str, object], tags: dict[str, str], primary_metric: str, direction: Direction = "maximize"
+    ) -> None:
+        """Open the study, or open it again.
+
+        Args:
+            params: What the study is, dotted names; the first value of each stays.
+            tags: What may change from one start to the next, such as the command.
+            primary_metric: What the trials are compared by.
+            direction: Whether large or small is good.
+        """
+        self._objective = {"primary_metric": primary_metric, "direction": direction}
+        self._add("start", None, {"params": params, "tags": tags, **self._objective})
+
+    def trial(self, number: int, params: dict[str, object]) -> None:
+        """Open a trial, or open it again after an interruption."""
+        self._add("trial", number, {"params": params})
+
+    def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
+        """Report an epoch; returns once it would survive a power cut. A second report of an epoch is left out."""
+        if (number, epoch) in self._epochs:
+            return
+        self._epochs.add((number, epoch))
+        self._add("epoch", number, {"epoch": epoch, "metrics": _floats(metrics)}, durable=True)
+
+    def end(self, number: int, state: str, reason: str | None = None) -> None:
+        """Close a trial.
+
+        Args:
+            number: The trial.
+            state: ``COMPLETE``, ``PRUNED``, ``FAIL``, or ``RUNNING`` for one that the search left in the middle.
+            reason: Why it failed or was left.
+        """
+        self._add("end", number, {"state": state, "reason": reason}, durable=True)
+
+    def artifact(self, number: int | None, path: Path, artifact_path: str = "") -> None:
+        """Show a file or folder with a trial, or with the study where ``number`` is None.
+
+        Args:
+            number: The trial.
+            path: It must stay as it is until it is uploaded.
+            artifact_path: The folder among the run's artifacts.
+        """
+        self._add("artifact", number, {"path": str(path.absolute()), "artifact_path": artifact_path})
+
+    def encoder(self, number: int, encoder_dir: Path, metrics: dict[str, float], tags: dict[str, str]) -> None:
+        """Keep a good trial's encoder as a logged model; arguments as of ``champion``."""
+        self._add("encoder", number, self._encoder_body(number, encoder_dir, metrics, tags))
+
+    def champion(self, number: int, encoder_dir: Path, metrics: dict[str, float], tags: dict[str, str]) -> None:
+        """Register the best trial's encoder; the aliases move to it unless what they name is better.
+
+        Args:
+            number: The trial.
+            encoder_dir: Folder of ``encoder.safetensors`` and ``config.json``; must stay until uploaded.
+            metrics: Its scores, the primary metric among them.
+            tags: What the version says of itself; ``csmae.data`` names the data: scores compare only on the same.
+
+        Raises:
+            TrackingError: The folder holds no encoder.
+        """
+        self._add("champion", number, self._encoder_body(number, encoder_dir, metrics, tags), durable=True)
+
+    def _encoder_body(
+        self, number: int, encoder_dir: Path, metrics: dict[str, float], tags: dict[str, str]
+    ) -> dict[str, object]:
+        return {
+            "encoder_dir": str(encoder_dir.absolute()),
+            "sha256": checksum(encoder_dir),
+            "metrics": _floats(metrics),
+            "tags": tags,
+            **self._objective,
+            "step": max((epoch for trial, epoch in self._epochs if trial == number), default=0),
+        }
+
+    def finish(self, summary: dict[str, float]) -> None:
+        """Close the study with figures of its own, such as the budget spent."""
+        self._num_finished += 1
+        self._add("finish", None, {"step": self._num_finished, "metrics": _floats(summary)}, durable=True)
+
+    def close(self, timeout_s: float = 30.0) -> int:
+        """Upload what is left, for so long at most.
+
+        Returns:
+            Events that are not uploaded; they wait in the outbox for the next start.
+        """
+        return self._uploader.close(timeout_s)
+
+    def _add(self, kind: str, number: int | None, body: dict[str, object], durable: bool = False) -> None:
+        self._outbox.append(Event(kind, number, time.time_ns() // 1_000_000, body), durable)
+
+
+def replay(folder: Path, uri: str, timeout_s: float, anew: bool = False) -> int:
+    """Upload what the outbox of a study's folder still holds.
+
+    Args:
+        folder: Of the study, whose name it bears.
+        uri: Of MLflow.
+        timeout_s: For so long at most.
+        anew: Send everything again, as after a restored run; what is there stays as it is.
+
+    Returns:
+        Events that are not uploaded.
+
+    Raises:
+        TrackingError: No outbox there, a search is running on it, or an unknown URI.
+    """
+    if not (folder / OUTBOX).is_file():
+        raise TrackingError(f"{folder}: no study: there is no {OUTBOX} in it")
+    shown(uri)
+    outbox = Outbox(folder / OUTBOX)
+    uploader = _uploader(outbox, folder.name, uri)
+    if anew:
+        uploader.bookmark.move(0)
+    uploader.start()
+    return uploader.close(timeout_s)
+
+
+def shown(uri: str) -> str:
+    """The URI without user and password, fit to be shown.
+
+    Raises:
+        TrackingError: It has no scheme that MLflow's stores know.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme.partition("+")[0] not in SCHEMES:
+        raise TrackingError(f"MLflow URI {uri!r}: must start with sqlite:///, postgresql://, http:// or https://")
+    login, at, _ = parts.netloc.rpartition("@")
+    return uri.replace(login + at, "", 1)
+
+
+def _uploader(outbox: Outbox, study: str, uri: str) -> Uploader:
+    def connect() -> Sink:
+        from csmae.tracking.mlflow_sink import MlflowSink  # seconds to import: the uploading thread has them
+
+        return MlflowSink(uri, study, outbox.study_id)
+
+    bookmark = Bookmark(outbox.path.with_suffix(".uploaded"), outbox.study_id, shown(uri))
+    return Uploader(outbox, bookmark, connect, shown(uri))
+
+
+def _floats(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,138 @@
+"""Ray for a search: a quiet one of our own on this machine, or a cluster that is there; and what fits on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from csmae.config import ConfigError
+from csmae.tuning.study import Search
+
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Enough for what a search puts there: nothing of size passes through Ray."""
+
+SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the other output cannot be silenced
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative data.path means the same in every process
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # how soon a dead worker is noticed
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "31536000",  # Tune's own snapshots are not used, and grow with the trials
+}
+
+OWN_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away from itself
+    "OMP_NUM_THREADS": "1",  # each worker sets its own number of threads
+}
+
+
+@dataclass(frozen=True)
+class Room:
+    """CPUs and GPUs that a search may use."""
+
+    cpus: float
+    gpus: float
+    where: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """What fits: how many trials at a time, and what each of their workers gets."""
+
+    slots: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+
+
+def this_machine() -> Room:
+    """What this machine has, as this process may use it."""
+    import torch
+
+    return Room(len(os.sched_getaffinity(0)), torch.cuda.device_count(), "this machine")
+
+
+def share(search: Search, room: Room) -> Share:
+    """Divide the room into slots of ``workers_per_trial`` workers.
+
+    Raises:
+        ConfigError: Not even one trial fits, or workers of one trial would share a GPU.
+    """
+    workers = search.workers_per_trial
+    gpus = search.gpus_per_worker if search.gpus_per_worker is not None else float(room.gpus > 0)
+    if 0 < gpus < 1 and workers > 1:
+        raise ConfigError(
+            f"search.gpus_per_worker must be whole where a trial has {workers} workers: found {gpus:g}; "
+            "two workers of one trial cannot share a GPU"
+        )
+    needs = [("CPUs", 1.0, room.cpus)] + ([("GPUs", gpus, room.gpus)] if gpus else [])
+    for name, each, there in needs:
+        if workers * each > there:
+            raise ConfigError(
+                f"search.workers_per_trial {workers} needs {workers * each:g} {name}, {room.where} has {there:g}: "
+                "lower --workers-per-trial or --gpus-per-worker"
+            )
+    slots = int(min(there // (workers * each) for _, each, there in needs))
+    cpus = room.cpus // (slots * workers) if gpus else 1.0
+    return Share(min(slots, search.num_trials), cpus, gpus)
+
+
+@contextmanager
+def ray_running(address: str | None, room: Room | None, verbose: bool) -> Iterator[Room]:
+    """Ray for as long as the block lasts.
+
+    Args:
+        address: Of a cluster to join; None starts one here that ends with the block.
+        room: What the Ray of our own may use; None where one is joined.
+        verbose: Whether Ray may speak.
+
+    Yields:
+        What Ray has.
+
+    Raises:
+        ConfigError: There is no cluster at the address.
+    """
+    os.environ.update(SETTINGS if address else SETTINGS | OWN_SETTINGS)
+    level = logging.INFO if verbose else logging.CRITICAL
+    quiet = {"logging_level": level, "log_to_driver": verbose}
+    if not verbose:
+        _hush()
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            assert room is not None
+            ray.init(
+                num_cpus=int(room.cpus),
+                num_gpus=int(room.gpus),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"Ray {'at ' + address if address else 'on this machine'} cannot be used: {reason}") from None
+    try:
+        there: Mapping[str, float] = ray.cluster_resources()
+        yield Room(there.get("CPU", 0), there.get("GPU", 0), f"the cluster at {address}" if address else "this machine")
+    finally:
+        ray.shutdown()
+
+
+def _hush() -> None:
+    """Keep the loggers and warnings of the engines from the terminal; errors of ours come as exceptions."""
+    warnings.filterwarnings("ignore", module="ray")
+    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")

@@ -1,0 +1,45 @@
+"""What a search tells those who watch it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """A trial begins, or goes on after an interruption."""
+
+    number: int
+    values: Mapping[str, Any]
+    epochs: int
+    """Epochs that the trial will have at its end."""
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A trial has done an epoch."""
+
+    number: int
+    epoch: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial is over."""
+
+    number: int
+    state: str
+    """COMPLETE, PRUNED or FAIL."""
+    value: float | None
+    """The objective at the end."""
+    reason: str | None = None
+    """Why it failed."""
+
+
+Event = Started | Reported | Ended
+
+Listener = Callable[[Event], None]

@@ -1,0 +1,184 @@
+"""The mailbox between a slot and its workers: assignments one way, epochs and verdicts the other.
+
+Imports neither torch nor the training, so that its process starts in a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial that a group of workers shall train."""
+
+    ticket: int
+    """Counts a mailbox's assignments from 1."""
+    config: dict[str, Any]
+    run_dir: str
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """The workers did an epoch and wait for the verdict."""
+
+    number: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrialDone:
+    """The workers trained the assignment to its end, or it failed for good."""
+
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class GroupLost:
+    """There are no workers any more and none will come."""
+
+    reason: str
+
+
+Event = EpochDone | TrialDone | GroupLost
+
+
+@dataclass
+class _Course:
+    """How the open assignment goes."""
+
+    reported: int = 0
+    """Last epoch that the workers told."""
+    allowed: int = 0
+    """Last epoch after which they may go on."""
+    groups: list[str] = field(default_factory=list)
+    """Groups that took the assignment: more than one after a worker died."""
+    complaints: dict[str, str] = field(default_factory=dict)
+    """First error that a rank of a group told."""
+
+
+class Mailbox:
+    """An asynchronous actor; the slot and every rank talk to it, nobody waits for anybody else's process.
+
+    Args:
+        retries: Groups that may take an assignment after the first one died with it.
+    """
+
+    def __init__(self, retries: int) -> None:
+        self._retries = retries
+        self._changed = asyncio.Condition()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._assignment: Assignment | None = None
+        self._tickets = 0
+        self._course = _Course()
+        self._closed = False
+
+    # Called by the slot.
+
+    async def assign(self, config: dict[str, Any], run_dir: str) -> None:
+        """Hand out a trial; workers that are still at another stop after its epoch."""
+        self._tickets += 1
+        self._assignment, self._course = Assignment(self._tickets, config, run_dir), _Course()
+        self._events = asyncio.Queue()
+        await self._notify()
+
+    async def next_event(self) -> Event:
+        """Let the workers go on after the last epoch they told, and wait for what comes of it."""
+        self._course.allowed = self._course.reported
+        await self._notify()
+        return await self._events.get()
+
+    async def close(self) -> None:
+        """Send the workers home."""
+        self._closed, self._assignment = True, None
+        await self._notify()
+
+    async def group_lost(self, reason: str) -> None:
+        """Tell the slot that its group ended by itself."""
+        self._events.put_nowait(GroupLost(reason))
+
+    # Called by the ranks.
+
+    async def take(self, group: str, after: int) -> Assignment | None:
+        """Wait for an assignment.
+
+        Args:
+            group: Common to the ranks of a group, new after each restart.
+            after: Ticket of the last assignment that the rank is done with.
+
+        Returns:
+            The same assignment for all ranks of a group, or None to go home.
+        """
+        while not self._closed:
+            assignment = self._assignment
+            if assignment is not None and assignment.ticket > after and self._admits(group):
+                return assignment
+            async with self._changed:
+                await self._changed.wait()
+        return None
+
+    async def tell(self, ticket: int, group: str, epoch: int, metrics: dict[str, float] | None) -> bool:
+        """Tell of an epoch and wait for the verdict.
+
+        Args:
+            ticket: Of the assignment.
+            group: Of the rank.
+            epoch: Epochs done.
+            metrics: From rank 0; None from the others.
+
+        Returns:
+            Whether to go on with the assignment.
+        """
+        if metrics is not None:
+            await self.replay(ticket, group, epoch, metrics)
+        while self._stands(ticket, group) and epoch > self._course.allowed:
+            async with self._changed:
+                await self._changed.wait()
+        return self._stands(ticket, group)
+
+    async def replay(self, ticket: int, group: str, epoch: int, metrics: dict[str, float]) -> None:
+        """Tell of an epoch without waiting; one that was told before says nothing new."""
+        if self._stands(ticket, group) and epoch > self._course.reported:
+            self._course.reported = epoch
+            self._events.put_nowait(EpochDone(epoch, metrics))
+
+    async def end(self, ticket: int, group: str, failed: str | None = None) -> None:
+        """Tell that the assignment is done, or failed on all ranks alike."""
+        if self._stands(ticket, group):
+            await self._finish(failed)
+
+    async def complain(self, ticket: int, group: str, error: str) -> None:
+        """Tell of an error on one rank, before it takes the group down."""
+        if self._stands(ticket, group):
+            self._course.complaints.setdefault(group, error)
+
+    def _stands(self, ticket: int, group: str) -> bool:
+        """Whether a rank's assignment is still the open one, and its group the one at work."""
+        open_ticket = self._assignment is not None and self._assignment.ticket == ticket
+        return open_ticket and self._course.groups[-1:] == [group]
+
+    def _admits(self, group: str) -> bool:
+        """Note a group that takes the assignment; the assignment fails when too many died with it."""
+        groups = self._course.groups
+        if group in groups:
+            return True
+        if len(groups) > self._retries:
+            reason = next(iter(self._course.complaints.values()), "a worker's process died")
+            self._finish_now(f"{reason} (in each of {len(groups)} attempts)")
+            return False
+        groups.append(group)
+        return True
+
+    async def _finish(self, failed: str | None) -> None:
+        self._finish_now(failed)
+        await self._notify()
+
+    def _finish_now(self, failed: str | None) -> None:
+        self._assignment = None
+        self._events.put_nowait(TrialDone(failed))
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()

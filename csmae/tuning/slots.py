@@ -1,0 +1,222 @@
+"""Warm worker groups: a slot's DDP workers start once and serve one trial after another."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import train, tune
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import TorchTrainer
+
+from csmae.config import Config
+from csmae.tuning.mailbox import Assignment, EpochDone, GroupLost, Mailbox, TrialDone
+
+PRETRAIN = "csmae.training.engine:pretrain"
+
+SLIVER = 0.01
+"""CPUs of a slot's own process; each worker leaves so much of its share, so that N workers fit on N CPUs."""
+
+GROUP_RESTARTS = 5
+"""Worker deaths after which a slot gives up its ``fit()`` and begins a new one."""
+
+CLOSE_TIMEOUT_S = 20.0
+
+
+@dataclass(frozen=True)
+class SlotPlan:
+    """What each slot of a search is made of."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    retries: int
+    """Restarts of a trial after a worker died."""
+    scratch_dir: str
+    """Where Ray Train leaves its own notes."""
+    pretrain: str = PRETRAIN
+    """Module and name of the generator that trains."""
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """What Ray reserves for a worker."""
+        gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
+        return {"CPU": self.cpus_per_worker - SLIVER} | gpus
+
+
+class Slot(tune.Trainable):  # type: ignore[misc]
+    """A place where trials run one after another, in one long-lived ``TorchTrainer.fit()``.
+
+    Tune keeps the slot's process for the next trial (``reuse_actors``); a step is an epoch.
+    """
+
+    def setup(self, config: dict[str, Any], plan: SlotPlan) -> None:
+        """Start the workers, with their first assignment waiting for them."""
+        self._plan, self._closing = plan, False
+        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote(plan.retries)
+        self._start()
+        self._assign(config)
+
+    def reset_config(self, config: dict[str, Any]) -> bool:
+        """Hand the next trial to the same workers."""
+        self._assign(config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Let the workers go on and wait for the epoch they do.
+
+        Returns:
+            ``epoch`` and ``metrics`` as flat keys; ``done`` with ``finished`` or ``failed`` at the end.
+        """
+        event = self._next_event()
+        last = self._config.train.epochs
+        if isinstance(event, EpochDone) and event.number < last:
+            return _result(event)
+        ended = self._next_event() if isinstance(event, EpochDone) else event
+        assert isinstance(ended, TrialDone)
+        outcome = {"finished": True} if ended.failed is None else {"failed": ended.failed}
+        result = _result(event) if isinstance(event, EpochDone) else {}
+        return {**result, **outcome, "done": True}
+
+    def cleanup(self) -> None:
+        """Send the workers home and wait until their reservation is free."""
+        self._closing = True
+        ray.get(self._mailbox.close.remote())
+        self._thread.join(CLOSE_TIMEOUT_S)
+
+    def _assign(self, config: dict[str, Any]) -> None:
+        self._config, self._losses = Config.model_validate(config["config"]), 0
+        ray.get(self._mailbox.assign.remote(config["config"], config["run_dir"]))
+        if not self._thread.is_alive():
+            self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._fit, daemon=True)
+        self._thread.start()
+
+    def _next_event(self) -> EpochDone | TrialDone:
+        """What the workers tell next; a group that is lost is replaced once a trial."""
+        while True:
+            event: EpochDone | TrialDone | GroupLost = ray.get(self._mailbox.next_event.remote())
+            if not isinstance(event, GroupLost):
+                return event
+            self._losses += 1
+            if self._losses > 1:
+                return TrialDone(event.reason)
+            self._start()
+
+    def _fit(self) -> None:
+        """The thread: one ``fit()`` for as long as its workers can be kept alive."""
+        reason = "the workers left"
+        try:
+            make_trainer(serve, {"mailbox": self._mailbox, "plan": self._plan}, self._plan).fit()
+        except Exception as error:  # whatever ended the group, the slot must hear of it, not this thread
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        if not self._closing:
+            ray.get(self._mailbox.group_lost.remote(reason))
+
+
+def make_trainer(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], plan: SlotPlan) -> TorchTrainer:
+    """Ray Train's trainer for a loop that every worker of a slot runs."""
+    return TorchTrainer(
+        loop,
+        train_loop_config=config,
+        scaling_config=train.ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=plan.gpus_per_worker > 0,
+            resources_per_worker=plan.worker_resources,
+        ),
+        run_config=train.RunConfig(
+            name=f"slot-{uuid.uuid4().hex[:8]}",
+            storage_path=plan.scratch_dir,
+            failure_config=train.FailureConfig(max_failures=GROUP_RESTARTS, controller_failure_limit=3),
+        ),
+    )
+
+
+def _result(event: EpochDone) -> dict[str, Any]:
+    return {"epoch": event.number, "metrics": event.metrics}
+
+
+def serve(setting: dict[str, Any]) -> None:
+    """What each worker does all its life: take an assignment, train it, take the next."""
+    import torch
+
+    mailbox, plan = setting["mailbox"], setting["plan"]
+    torch.set_num_threads(max(1, round(plan.cpus_per_worker)))
+    group = broadcast_from_rank_zero(uuid.uuid4().hex)
+    rank = _Rank(mailbox, group, train.get_context().get_world_rank(), plan.pretrain)
+    done = 0
+    while (assignment := ray.get(mailbox.take.remote(group, done))) is not None:
+        rank.train(assignment)
+        done = assignment.ticket
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """One worker of a group."""
+
+    mailbox: Any
+    group: str
+    number: int
+    pretrain: str
+
+    def train(self, assignment: Assignment) -> None:
+        """Train one assignment until it is done, stopped or failed on all ranks alike.
+
+        Raises:
+            Exception: Whatever went wrong on this rank alone; Ray Train then starts the group anew.
+        """
+        from csmae.training.engine import DivergedError
+
+        try:
+            if self._epochs(assignment) and self.number == 0:
+                self._end(assignment, None)
+        except DivergedError as error:
+            if self.number == 0:
+                self._end(assignment, str(error))
+        except Exception as error:
+            text = f"{type(error).__name__} on rank {self.number}: {' '.join(str(error).split())[:500]}"
+            ray.get(self.mailbox.complain.remote(assignment.ticket, self.group, text))
+            raise
+
+    def _epochs(self, assignment: Assignment) -> bool:
+        """Train as long as the verdict allows; returns whether the training came to its end."""
+        run_dir, first = Path(assignment.run_dir), self.number == 0
+        if first and (saved := saved_epoch(run_dir)):
+            ray.get(self.mailbox.replay.remote(assignment.ticket, self.group, *saved))
+        for epoch in self._generator(assignment.config, run_dir):
+            metrics = epoch.metrics if first else None
+            if not ray.get(self.mailbox.tell.remote(assignment.ticket, self.group, epoch.number, metrics)):
+                return False
+        return True
+
+    def _generator(self, config: dict[str, Any], run_dir: Path) -> Iterator[Any]:
+        from ray.train.torch import get_device
+
+        module, _, name = self.pretrain.partition(":")
+        pretrain: Callable[..., Iterator[Any]] = getattr(importlib.import_module(module), name)
+        return pretrain(Config.model_validate(config), run_dir, str(get_device()))
+
+    def _end(self, assignment: Assignment, failed: str | None) -> None:
+        ray.get(self.mailbox.end.remote(assignment.ticket, self.group, failed))
+
+
+def saved_epoch(run_dir: Path) -> tuple[int, dict[str, float]] | None:
+    """The epoch of the last checkpoint with its metrics: its report may have been lost with the process."""
+    path = run_dir / "encoder" / "config.json"
+    if not path.exists():
+        return None
+    details = json.loads(path.read_text(encoding="utf-8"))["details"]
+    return details["epoch"], details["metrics"]

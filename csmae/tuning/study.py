@@ -1,0 +1,199 @@
+"""A study: what to explore, from what base, and how. The one place where a search meets a training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from csmae.config import Config, ConfigError, Section
+from csmae.settings import did_you_mean, flatten, load_yaml, merge, parse_assignments, parse_config
+from csmae.tuning.space import Scalar, Space
+
+PARTS = ("base", "space", "search")
+
+FIXED = ("eval.", "data.")
+"""Fields that a space must not vary: they decide what a score means."""
+
+
+class Search(Section):
+    """How the space is explored."""
+
+    objective: str = Field("val/f1_mean", min_length=1)
+    """Metric of an epoch that decides; ``val/recall_at_1`` needs no labels."""
+    direction: Literal["maximize", "minimize"] = "maximize"
+    """Whether the objective is better when larger or smaller."""
+    num_trials: int = Field(32, ge=1)
+    """Trials of the whole study, those of earlier runs included."""
+    sampler: Literal["tpe", "gp", "random", "qmc", "nsga2", "grid"] = "tpe"
+    """How configurations are proposed: tpe learns from the trials before, gp suits few and expensive trials."""
+    startup_trials: int = Field(8, ge=1)
+    """Random configurations before tpe and gp start to learn."""
+    seed: int = Field(0, ge=0)
+    """Seed of the sampler."""
+    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
+    """How bad trials are stopped early; none trains every trial to its end."""
+    grace_epochs: int = Field(1, ge=1)
+    """Epochs that every trial gets before it may be stopped."""
+    reduction: int = Field(3, ge=2)
+    """asha and hyperband: one of so many trials goes on at each rung; the rungs are grace_epochs times its powers."""
+    workers_per_trial: int = Field(1, ge=1)
+    """DDP workers that train one trial together; divides ``optim.batch_size``."""
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """GPUs of a worker; null is one where the machine has GPUs, else none."""
+    retries: int = Field(2, ge=0)
+    """Restarts of a trial whose worker died, each from its last checkpoint, before it counts as failed."""
+    start_from: list[dict[str, Any]] = Field([{}])
+    """Points to try first, as dotted names and values; what a point does not say has the base's value. The default is
+    the base itself. They are never stopped early, so that what comes after compares with them."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, checked.
+
+    Args:
+        name: Of the study in Optuna and MLflow, and of its folder.
+        base: Nested sections, as written; what they leave out has the configuration's defaults.
+        space: What varies.
+        search: How.
+    """
+
+    name: str
+    base: Mapping[str, Any]
+    space: Space
+    search: Search
+
+    def resolve(self, values: Mapping[str, Any]) -> Config:
+        """The configuration of a point of the space.
+
+        Raises:
+            ConfigError: The values do not go together; one line a mistake.
+        """
+        point = ", ".join(f"{name}={value}" for name, value in values.items())
+        config = parse_config(merge(self.base, values), point or "base")
+        workers = self.search.workers_per_trial
+        if config.optim.batch_size % workers:
+            raise ConfigError(
+                f"{point or 'base'}: optim.batch_size must be a multiple of search.workers_per_trial: "
+                f"{config.optim.batch_size} on {workers} workers"
+            )
+        return config
+
+    def starts(self) -> Iterator[dict[str, Scalar]]:
+        """Points to try before the sampler's own; values outside their domain are left to the sampler."""
+        for entry in self.search.start_from:
+            point = self.space.point(entry)
+            yield {name: value for name, value in point.items() if value in self.space.domains[name]}
+
+    def definition(self) -> dict[str, Any]:
+        """What makes this study itself: another definition is another study."""
+        space = {name: str(domain) for name, domain in self.space.domains.items()}
+        search = {"objective": self.search.objective, "direction": self.search.direction}
+        return {"base": self.resolve({}).model_dump(mode="json"), "space": space, "search": search}
+
+
+def load_study(path: Path, name: str | None = None, assignments: list[str] | None = None) -> Study:
+    """Read a study file and check all of it: base, every key, both ends of every domain, the starting points.
+
+    Args:
+        path: YAML with sections ``base``, ``space``, ``search``.
+        name: Of the study; the file's own where None.
+        assignments: ``--set`` options. A field of the configuration is fixed at its value and leaves the space;
+            ``search.…`` overrides that section.
+
+    Raises:
+        ConfigError: One line a mistake, each beginning with the file's path.
+    """
+    content = load_yaml(path)
+    try:
+        _check_parts(content)
+        fields, search = _split(assignments or [])
+        base = merge({}, dict(flatten(content.get("base") or {})) | fields)
+        settings = _parse_search({**(content.get("search") or {}), **search})
+        values = dict(flatten(parse_config(base, "base").model_dump()))
+        entries = {key: entry for key, entry in (content.get("space") or {}).items() if key not in fields}
+        study = Study(name or path.stem, base, Space.parse(entries, values), settings)
+        _check_name(study.name)
+        _check_space(study)
+        _check_starts(study)
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+    return study
+
+
+def _check_parts(content: Mapping[str, Any]) -> None:
+    for key, part in content.items():
+        if key not in PARTS:
+            raise ConfigError(f"{key!r} is no section of a study{did_you_mean(str(key), list(PARTS))}")
+        if part is not None and not isinstance(part, dict):
+            raise ConfigError(f"section {key!r} must hold names and values, found {type(part).__name__}")
+
+
+def _check_name(name: str) -> None:
+    if name in ("", ".", "..") or not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(f"the study's name must be of letters, digits, '-', '_' and '.', found {name!r}: use --name")
+
+
+def _split(assignments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the configuration, and options of the section ``search``."""
+    search: dict[str, Any] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if name.startswith("search.") and equals:
+            try:
+                search[name.removeprefix("search.")] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise ConfigError(f"--set {text}: the value is no YAML") from None
+    return parse_assignments([text for text in assignments if not text.startswith("search.")]), search
+
+
+def _parse_search(values: Mapping[str, Any]) -> Search:
+    known = list(Search.model_fields)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"search key {key!r} is no setting of a search{did_you_mean(str(key), known)}")
+    try:
+        return Search.model_validate(dict(values))
+    except ValidationError as error:
+        lines = (
+            f"search.{'.'.join(map(str, item['loc']))}: {item['msg'][:1].lower()}{item['msg'][1:]}, "
+            f"found {item['input']!r}"
+            for item in error.errors()
+        )
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _check_space(study: Study) -> None:
+    if not study.space.domains:
+        raise ConfigError("the space is empty: name at least one field under 'space'")
+    for name, domain in study.space.domains.items():
+        if name.startswith(FIXED):
+            raise ConfigError(f"space key {name!r}: scores do not compare across it: set it in 'base'")
+        for end in domain.ends:
+            _check_point(study, study.space.reaching(name, end), f"space key {name!r} at {end}")
+
+
+def _check_starts(study: Study) -> None:
+    for entry in study.search.start_from:
+        for name, value in entry.items():
+            if name not in study.space.domains:
+                hint = did_you_mean(name, list(study.space.domains))
+                raise ConfigError(f"search.start_from: {name!r} is not in the space{hint}")
+            if value not in study.space.domains[name]:
+                raise ConfigError(
+                    f"search.start_from: {name} {value} is outside its domain: {study.space.domains[name]}"
+                )
+        _check_point(study, study.space.point(entry), "search.start_from")
+
+
+def _check_point(study: Study, point: Mapping[str, Scalar], where: str) -> None:
+    try:
+        study.resolve(point)
+    except ConfigError as error:
+        lines = (line.partition(": ")[2] for line in str(error).splitlines())
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# Several hosts on one machine, to try clusters on. Each has its own network address, processes, host name, /dev/shm and
+# sshd, and a copy-on-write view of this machine's disk: what it writes is its own, at most 6 GiB, and gone with it.
+# All share the folder /shared, as servers share an NFS folder. Traffic stays on this machine (10.78.0.1/24).
+# Needs root, and Debian's iproute2, openssh-server, openssh-client and rsync.
+#
+#   hosts.sh up 3          start hosts 1 to 3, at 10.78.0.11 to 10.78.0.13
+#   hosts.sh run 2 CMD…    run CMD on host 2 over ssh
+#   hosts.sh kill 2        pull the plug: every process of host 2 dies at once and its link goes down
+#   hosts.sh start 2       switch it on again: the same disk, no processes but sshd
+#   hosts.sh cut 2         take host 2's network link down; its processes go on
+#   hosts.sh join 2        bring the link back
+#   hosts.sh down          end and remove everything that `up` made
+#
+# State, the SSH key `key` and the shared folder lie in $CSMAE_HOSTS (default /tmp/csmae-hosts).
+set -euo pipefail
+state=${CSMAE_HOSTS:-/tmp/csmae-hosts}
+bridge=csmae0
+network=10.78.0
+
+address() { echo "$network.$((10 + $1))"; }
+
+run() {
+  local host=$1
+  shift
+  ssh -i "$state/key" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
+    "root@$(address "$host")" "$@"
+}
+
+check() {
+  [ "$(id -u)" = 0 ] || { echo "hosts.sh: must run as root: network namespaces need it" >&2; exit 2; }
+  local package missing=()
+  for package in ip:iproute2 /usr/sbin/sshd:openssh-server ssh:openssh-client rsync:rsync; do
+    command -v "${package%%:*}" >/dev/null || missing+=("${package##*:}")
+  done
+  [ ${#missing[@]} = 0 ] || { echo "hosts.sh: missing: apt-get install ${missing[*]}" >&2; exit 2; }
+}
+
+make_network() {
+  ip link show "$bridge" >/dev/null 2>&1 && return
+  ip link add "$bridge" type bridge
+  ip addr add "$network.1/24" dev "$bridge"
+  ip link set "$bridge" up
+}
+
+make_host() { # its disk and its network card
+  local dir="$state/$1" name="csmae$1"
+  mkdir -p "$dir"
+  mount -t tmpfs -o size=6G tmpfs "$dir"
+  mkdir "$dir/written" "$dir/work" "$dir/root"
+  mount -t overlay overlay -o "lowerdir=/,upperdir=$dir/written,workdir=$dir/work" "$dir/root"
+  mkdir -p "$dir/root/shared" "$dir/root/run/sshd" "$dir/root/root/.ssh"
+  cp "$state/key.pub" "$dir/root/root/.ssh/authorized_keys"
+  rm -rf "$dir/root/root/.ray" "$dir/root/tmp/ray"
+  cat >"$dir/root/etc/ssh/sshd_config" <<END
+HostKey /etc/ssh/hostkey
+PermitRootLogin prohibit-password
+UsePAM no
+StrictModes no
+PidFile none
+Subsystem sftp internal-sftp
+END
+  cp "$state/hostkey" "$dir/root/etc/ssh/hostkey"
+  ip netns add "$name"
+  ip link add "$name" type veth peer name eth0 netns "$name"
+  ip link set "$name" master "$bridge"
+  ip -n "$name" addr add "$(address "$1")/24" dev eth0
+  ip -n "$name" link set lo up
+}
+
+start_host() { # its link and its processes
+  local root="$state/$1/root" name="csmae$1"
+  ip link set "$name" up
+  ip -n "$name" link set eth0 up
+  setsid ip netns exec "$name" unshare --mount --uts --ipc --pid --fork --kill-child bash -c "
+    set -e
+    hostname $name
+    mount --rbind /dev '$root/dev'
+    mount -t tmpfs tmpfs '$root/dev/shm'
+    mount --rbind /sys '$root/sys'
+    mount -t proc proc '$root/proc'
+    mount --bind '$state/shared' '$root/shared'
+    exec chroot '$root' /usr/sbin/sshd -D -e
+  " </dev/null >>"$state/$1/console" 2>&1 &
+  echo $! >"$state/$1/pid"
+  for _ in $(seq 100); do
+    if run "$1" true 2>/dev/null; then return; fi
+    sleep 0.1
+  done
+  echo "hosts.sh: host $1 does not answer; see $state/$1/console" >&2
+  exit 1
+}
+
+kill_host() {
+  kill -9 -- "-$(cat "$state/$1/pid")" 2>/dev/null || true
+  ip link set "csmae$1" down
+}
+
+remove_host() {
+  kill_host "$1" 2>/dev/null || true
+  sleep 0.2
+  umount "$state/$1/root" && umount "$state/$1"
+  ip netns del "csmae$1" 2>/dev/null || true
+  ip link del "csmae$1" 2>/dev/null || true
+}
+
+case ${1:-} in
+  up)
+    check
+    [ ! -e "$state" ] || { echo "hosts.sh: $state is there already: hosts.sh down" >&2; exit 2; }
+    mkdir -p "$state/shared" "$state/home"
+    ssh-keygen -q -t ed25519 -N '' -f "$state/key"
+    ssh-keygen -q -t ed25519 -N '' -f "$state/hostkey"
+    make_network
+    for host in $(seq 1 "$2"); do make_host "$host"; done
+    for host in $(seq 1 "$2"); do start_host "$host"; done
+    ;;
+  run) shift; run "$@" ;;
+  kill) kill_host "$2" ;;
+  start) start_host "$2" ;;
+  cut) ip link set "csmae$2" down ;;
+  join) ip link set "csmae$2" up ;;
+  down)
+    [ -d "$state" ] || exit 0
+    for dir in "$state"/[0-9]*; do [ -d "$dir" ] && remove_host "$(basename "$dir")"; done
+    ip link del "$bridge" 2>/dev/null || true
+    rm -rf --one-file-system "$state"
+    ;;
+  *) sed -n '2,16p' "$0"; exit 2 ;;
+esac

@@ -1,0 +1,36 @@
+"""What several test files share: a small archive and a configuration that trains on it in seconds."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from csmae.config import Config
+from csmae.settings import merge, parse_config
+
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+SMALL: dict[str, Any] = {
+    "data": {"synthetic": {"num_train": 32, "num_validation": 24, "num_test": 16}},
+    "model": {"size": "nano", "patch_size": 30, "sensor_depth": 1, "cross_depth": 1},
+    "optim": {"batch_size": 8, "warmup_epochs": 1, "lr": 1e-3},
+    "train": {"epochs": 4},
+    "eval": {"k": 3, "batch_size": 16},
+}
+"""Sections of a configuration that trains an epoch in well under a second."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Synthetic archives are written here, and nothing into the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["CSMAE_CACHE"] = str(folder)
+    return folder
+
+
+def small_config(**values: Any) -> Config:
+    """The small configuration with dotted names replaced; a dot is written as two underscores."""
+    return parse_config(merge(SMALL, {name.replace("__", "."): value for name, value in values.items()}), "test")

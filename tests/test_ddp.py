@@ -1,0 +1,107 @@
+"""Two workers compute what one computes with the same global batch."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from conftest import SMALL
+from csmae.config import Loss, Masking
+from csmae.model.csmae import CSMAE
+from test_csmae import VARIANTS, batch, tiny
+
+LOSS = Loss(mde_weight=0.5)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def model_of(variant: str) -> CSMAE:
+    torch.manual_seed(3)
+    return CSMAE(tiny(variant), Masking(), LOSS)
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    results = {}
+    for variant in VARIANTS:
+        model = model_of(variant)
+        halves = [t[rank * 4 : rank * 4 + 4] for t in batch(size=8)]
+        parallel = DistributedDataParallel(model)  # must outlive the backward pass, which its hooks reduce
+        terms = parallel(*halves)
+        terms["loss"].backward()
+        terms = {name: term.detach() for name, term in terms.items()}
+        for term in terms.values():
+            dist.all_reduce(term)
+        results[variant] = {
+            "terms": {name: float(term) / 2 for name, term in terms.items()},
+            "gradients": {name: p.grad for name, p in model.named_parameters()},
+        }
+    if rank == 0:
+        torch.save(results, Path(folder) / "results.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
+    folder = tmp_path_factory.mktemp("ddp")
+    mp.spawn(work, (free_port(), str(folder)), nprocs=2)
+    results: dict[str, dict[str, dict[str, torch.Tensor]]] = torch.load(folder / "results.pt", weights_only=True)
+    return results
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_ranks_equal_one_process_with_the_double_batch(
+    variant: str, two_ranks: dict[str, dict[str, dict[str, torch.Tensor]]]
+) -> None:
+    model = model_of(variant)
+    terms = model(*batch(size=8))
+    terms["loss"].backward()
+    assert two_ranks[variant]["terms"] == pytest.approx({n: t.item() for n, t in terms.items()}, rel=1e-6)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(
+            two_ranks[variant]["gradients"][name],
+            parameter.grad,
+            rtol=1e-5,
+            atol=1e-6,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+def train_by_hand(arguments: list[str], config: Path, out: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments, "train_worker.py", str(config), "--out", str(out)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_torchrun_with_two_workers_gives_the_losses_of_one(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps(SMALL))
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    one = train_by_hand([], config, tmp_path / "one")
+    two = train_by_hand(torchrun, config, tmp_path / "two")
+    a, b = ([line.split("pairs/s")[0].rsplit(maxsplit=1)[0] for line in out.splitlines()[:4]] for out in (one, two))
+    assert len(a) == 4
+    assert a[0].startswith("epoch 1/4  loss ")
+    assert a == b

@@ -1,0 +1,232 @@
+"""The registry: who holds the alias, what a version says, and the way back to the files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from csmae.tracking.outbox import TrackingError
+from csmae.tracking.registry import fetch_encoder
+from csmae.tracking.tracker import Tracker
+
+REAL = {"csmae.data": "BigEarthNet v2"}
+SYNTHETIC = {"csmae.data": "synthetic"}
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copied by each test: making the tables takes seconds."""
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, empty_database: Path) -> str:
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_database, tmp_path / "runs" / "mlflow.db")
+    return f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+def encoder(folder: Path, seed: int, bands: dict[str, list[str]] | None = None) -> Path:
+    folder.mkdir(parents=True)
+    save_file({"w": np.full(5, seed, np.float32)}, folder / "encoder.safetensors")
+    settings = {"bands": bands or {"s1": ["VH", "VV"], "s2": ["B02", "B03"]}, "model": {"size": "nano"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def search(place: str, folder: Path, score: float, tags: dict[str, str], **options: Any) -> Path:
+    """One search that ends with a champion; its encoder's folder."""
+    number = int(score * 100)
+    files = encoder(folder / f"{uuid.uuid4().hex}", number, options.get("bands"))
+    tracker = Tracker(folder, folder.name, place)
+    tracker.start({}, {}, options.get("metric", "val/f1_mean"), options.get("direction", "maximize"))
+    tracker.trial(number, {})
+    tracker.epoch(number, 4, {options.get("metric", "val/f1_mean"): score})
+    tracker.champion(number, files, {options.get("metric", "val/f1_mean"): score, "protocol/f1_mean": score / 2}, tags)
+    assert tracker.close(30) == 0
+    return files
+
+
+def holder(place: str, alias: str = "champion") -> Any:
+    return mlflow.MlflowClient(place).get_model_version_by_alias("csmae-encoder", alias)
+
+
+def same_files(fetched: Path, files: Path) -> bool:
+    return all(
+        (fetched / name).read_bytes() == (files / name).read_bytes() for name in ("encoder.safetensors", "config.json")
+    )
+
+
+def test_the_champion_comes_back_by_alias_version_and_run(place: str, tmp_path: Path) -> None:
+    files = search(place, tmp_path / "masking", 0.5, REAL)
+    version = holder(place)
+    for uri in ("models:/csmae-encoder@champion", "models:/csmae-encoder/1", f"runs:/{version.run_id}"):
+        assert same_files(fetch_encoder(uri, place), files)
+
+
+def test_a_version_says_study_trial_data_and_scores(place: str, tmp_path: Path) -> None:
+    search(place, tmp_path / "masking", 0.5, REAL)
+    version = holder(place)
+    says = {"csmae.study": "masking", "csmae.trial": "50", "csmae.data": "BigEarthNet v2", "csmae.score": "0.5"}
+    assert says.items() <= version.tags.items()
+    assert "| protocol/f1_mean | 0.2500 |" in version.description
+    assert "S2 bands | B02 B03" in version.description
+    assert (fetch_encoder("models:/csmae-encoder@champion", place) / "README.md").read_text() == version.description
+    client = mlflow.MlflowClient(place)
+    models = client.search_logged_models([client.get_run(version.run_id).info.experiment_id])
+    assert {metric.key: metric.value for metric in models[0].metrics} == {"val/f1_mean": 0.5, "protocol/f1_mean": 0.25}
+
+
+def test_a_better_champion_moves_the_alias_and_a_worse_one_does_not(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    search(place, tmp_path / "a", 0.5, REAL)
+    better = search(place, tmp_path / "b", 0.7, REAL)
+    with caplog.at_level(logging.WARNING):
+        search(place, tmp_path / "c", 0.6, REAL)
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion", place), better)
+    assert holder(place, "champion-c").tags["csmae.trial"] == "60"
+    assert "stays with version 2 of study b: its val/f1_mean is 0.7000, the new one's 0.6000" in caplog.text
+
+
+def test_where_small_is_good_the_smaller_one_holds_the_alias(place: str, tmp_path: Path) -> None:
+    for study, score in (("a", 0.5), ("b", 0.3), ("c", 0.4)):
+        search(place, tmp_path / study, score, REAL, metric="train/loss", direction="minimize")
+    assert holder(place).tags["csmae.study"] == "b"
+
+
+def test_scores_on_other_data_do_not_compare_the_last_search_holds_the_alias(place: str, tmp_path: Path) -> None:
+    search(place, tmp_path / "quickstart", 0.9, SYNTHETIC)
+    search(place, tmp_path / "masking", 0.5, REAL)
+    assert holder(place).tags["csmae.study"] == "masking"
+    search(place, tmp_path / "other", 0.4, {"csmae.data": "BigEarthNet v1"})
+    assert holder(place).tags["csmae.study"] == "other"
+
+
+def test_synthetic_scenes_never_take_the_alias_from_real_ones(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    search(place, tmp_path / "masking", 0.5, REAL)
+    with caplog.at_level(logging.WARNING):
+        search(place, tmp_path / "quickstart", 0.9, SYNTHETIC)
+    assert holder(place).tags["csmae.study"] == "masking"
+    assert holder(place, "champion-quickstart").tags["csmae.study"] == "quickstart"
+    assert "has seen synthetic scenes only" in caplog.text
+
+
+def test_a_champion_of_other_bands_keeps_the_alias_and_is_told(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    search(place, tmp_path / "a", 0.5, REAL, bands={"s1": ["VV"], "s2": ["B04"]})
+    with caplog.at_level(logging.WARNING):
+        search(place, tmp_path / "b", 0.7, REAL)
+    assert holder(place).tags["csmae.study"] == "a"
+    assert "it reads other bands (s1 VV; s2 B04)" in caplog.text
+
+
+def test_the_same_champion_twice_is_one_version(place: str, tmp_path: Path) -> None:
+    files = search(place, tmp_path / "a", 0.5, REAL)
+    tracker = Tracker(tmp_path / "a", "a", place)
+    tracker.start({}, {}, "val/f1_mean")
+    tracker.champion(50, files, {"val/f1_mean": 0.5}, REAL)
+    assert tracker.close(30) == 0
+    assert len(mlflow.MlflowClient(place).search_model_versions("name = 'csmae-encoder'")) == 1
+
+
+def test_a_good_trial_is_a_logged_model_without_being_registered(place: str, tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path / "a", "a", place)
+    tracker.start({}, {}, "val/f1_mean")
+    tracker.trial(3, {})
+    files = encoder(tmp_path / "second", 3)
+    tracker.encoder(3, files, {"val/f1_mean": 0.4}, REAL)
+    assert tracker.close(30) == 0
+    client = mlflow.MlflowClient(place)
+    run = client.search_runs([client.get_experiment_by_name("a").experiment_id], "tags.`csmae.run` = 'trial 3'")[0]
+    assert same_files(fetch_encoder(f"runs:/{run.info.run_id}", place), files)
+    assert not client.search_registered_models()
+
+
+def test_files_that_were_changed_are_not_handed_out(place: str, tmp_path: Path) -> None:
+    search(place, tmp_path / "a", 0.5, REAL)
+    stored = fetch_encoder("models:/csmae-encoder@champion", place) / "encoder.safetensors"
+    stored.write_bytes(stored.read_bytes()[:-1] + b"\1")
+    with pytest.raises(TrackingError, match="checksum differs"):
+        fetch_encoder("models:/csmae-encoder@champion", place)
+
+
+def test_a_folder_that_changed_before_it_was_uploaded_is_refused(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "runs").rename(tmp_path / "away")
+    (tmp_path / "runs").write_text("in the way of the database")
+    tracker = Tracker(tmp_path / "a", "a", place)
+    tracker.start({}, {}, "val/f1_mean")
+    files = encoder(tmp_path / "files", 1)
+    tracker.champion(1, files, {"val/f1_mean": 0.5}, REAL)
+    tracker.close(1)
+    (files / "config.json").write_text("{}")
+    (tmp_path / "runs").unlink()
+    (tmp_path / "away").rename(tmp_path / "runs")
+    with caplog.at_level(logging.WARNING):
+        assert Tracker(tmp_path / "a", "a", place).close(30) == 0
+    assert "has changed since the search handed it in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("models:/csmae-encoder@winner", "alias winner not found"),
+        ("models:/csmae-encoder/9", "version=9"),
+        ("models:/other@champion", "not found"),
+        ("runs:/0123456789abcdef0123456789abcdef", "not found"),
+        ("models:/csmae-encoder", "must be models:/csmae-encoder@champion"),
+        ("s3://bucket/encoder", "must be models:/csmae-encoder@champion"),
+    ],
+)
+def test_an_encoder_that_is_not_there_is_one_line(shared: str, uri: str, says: str) -> None:
+    with pytest.raises(TrackingError) as error:
+        fetch_encoder(uri, shared)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("shared")
+    search(f"sqlite:///{folder}/mlflow.db", folder / "a", 0.5, REAL)
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def test_without_a_server_it_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(TrackingError, match="set MLFLOW_TRACKING_URI"):
+        fetch_encoder("models:/csmae-encoder@champion")
+
+
+def test_the_database_of_this_folder_is_the_default(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = search(place, tmp_path / "a", 0.5, REAL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion"), files)
+
+
+def test_a_folder_without_an_encoder_is_refused_when_it_is_handed_in(place: str, tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path / "a", "a", place)
+    tracker.start({}, {}, "val/f1_mean")
+    with pytest.raises(TrackingError, match=r"no encoder: encoder\.safetensors cannot be read"):
+        tracker.champion(1, tmp_path, {"val/f1_mean": 0.5}, REAL)
+    tracker.close(0)

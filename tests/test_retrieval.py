@@ -1,0 +1,83 @@
+"""Retrieval against naive loops and the published figures."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from csmae import retrieval
+
+
+def features(seed: int, count: int) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    s1 = torch.randn(count, 8, generator=g)
+    return {"s1": normalize(s1, dim=1), "s2": normalize(s1 + torch.randn(count, 8, generator=g), dim=1)}
+
+
+def labels(seed: int, count: int) -> Tensor:
+    return torch.rand(count, 19, generator=torch.Generator().manual_seed(seed)) < 0.12
+
+
+def naive_scores(query: Tensor, archive: Tensor, ranked: Tensor) -> dict[str, float]:
+    precisions, recalls, f1s = [], [], []
+    for q, row in zip(query.tolist(), ranked.tolist(), strict=True):
+        for index in row:
+            r = archive[index].tolist()
+            shared = sum(a and b for a, b in zip(q, r, strict=True))
+            p, c = shared / sum(r) if any(r) else 0.0, shared / sum(q) if any(q) else 0.0
+            precisions.append(p)
+            recalls.append(c)
+            f1s.append(2 * p * c / (p + c) if p + c else 0.0)
+    p, c = sum(precisions) / len(precisions), sum(recalls) / len(recalls)
+    return {"precision": p, "recall": c, "f1_of_means": 2 * p * c / (p + c), "mean_pair_f1": sum(f1s) / len(f1s)}
+
+
+def test_ranking_equals_sorting_every_similarity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "BLOCK", 7)
+    queries, archive = features(0, 30)["s1"], features(1, 50)["s2"]
+    naive = [sorted(range(50), key=lambda i, q=q: -float(q @ archive[i]))[:10] for q in queries]  # type: ignore[misc]
+    assert retrieval.rank_archive(queries, archive, 10).tolist() == naive
+
+
+def test_label_scores_equal_a_loop_over_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "BLOCK", 7)
+    query, archive = labels(0, 30), labels(1, 50)
+    assert not query.any(1).all(), "some scenes carry no label at all"
+    ranked = torch.randint(50, (30, 5), generator=torch.Generator().manual_seed(2))
+    expected = naive_scores(query, archive, ranked)
+    found = retrieval.label_scores(query, archive, ranked)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert math.isclose(found[name], value, rel_tol=1e-6), name
+
+
+def test_perfect_features_score_1() -> None:
+    same = normalize(torch.eye(20), dim=1)
+    scores = retrieval.partner_scores({"s1": same, "s2": same})
+    assert scores == {"recall_at_1": 1.0, "mrr": 1.0}
+
+
+def test_partner_scores_equal_a_loop_over_the_scenes() -> None:
+    both = features(3, 40)
+    ranks = []
+    for a, b in (("s1", "s2"), ("s2", "s1")):
+        for i in range(40):
+            similarities = [float(both[a][i] @ both[b][j]) for j in range(40)]
+            ranks.append(1 + sum(s > similarities[i] for j, s in enumerate(similarities) if j != i))
+    scores = retrieval.partner_scores(both)
+    assert math.isclose(scores["recall_at_1"], sum(r == 1 for r in ranks) / 80)
+    assert math.isclose(scores["mrr"], sum(1 / r for r in ranks) / 80)
+
+
+def test_a_collapsed_encoder_finds_no_partner() -> None:
+    same = torch.ones(20, 4) / 2
+    assert retrieval.partner_scores({"s1": same, "s2": same})["recall_at_1"] == 0.0
+
+
+def test_f1_mean_is_the_mean_over_the_four_directions() -> None:
+    queries, archive = features(4, 20), features(5, 30)
+    scores = retrieval.retrieval_scores(queries, labels(4, 20), archive, labels(5, 30), 3)
+    by_hand = sum(scores[f"f1/{direction}"] for direction in retrieval.DIRECTIONS) / 4
+    assert math.isclose(scores["f1_mean"], by_hand)

@@ -1,0 +1,257 @@
+"""Real tracking servers on the loopback: well, stopped, killed, refusing, guarded by a password."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from csmae.tracking.registry import fetch_encoder
+from csmae.tracking.tracker import Tracker, replay
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class Server:
+    """An ``mlflow server`` of its own process group, with its database and files in a folder."""
+
+    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        self._command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
+        self._command += ["--artifacts-destination", str(folder / "artifacts"), *options]
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self._environment = os.environ | quiet | environment
+        self._log = folder / "server.log"
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, env=self._environment, start_new_session=True
+            )
+        deadline = time.monotonic() + 120
+        while not self._is_well():
+            assert self._process.poll() is None, self._log.read_text()[-2000:]
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.2)
+
+    def _is_well(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+            return True
+        return False
+
+    def signal(self, number: int) -> None:
+        os.killpg(self._process.pid, number)
+        if number == signal.SIGKILL:
+            self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.signal(signal.SIGKILL)
+
+
+def report(tracker: Tracker, trials: range, epochs: int) -> float:
+    """Report trials as a search does; the longest time that one call took, seconds."""
+    longest = 0.0
+    for number in trials:
+        tracker.trial(number, {"masking.ratio": number / 10})
+        for epoch in range(1, epochs + 1):
+            start = time.perf_counter()
+            tracker.epoch(number, epoch, {"train/loss": 1 / epoch, "val/f1_mean": number + epoch / 100})
+            longest = max(longest, time.perf_counter() - start)
+        tracker.end(number, "COMPLETE")
+    return longest
+
+
+def whole(uri: str, study: str, trials: int, epochs: int) -> bool:
+    """Whether MLflow holds one run a trial and each epoch once."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name(study)
+    found = client.search_runs([experiment.experiment_id], "tags.`csmae.run` != 'study'", max_results=1000)
+    names = sorted(run.info.run_name for run in found)
+    assert names == sorted(f"trial {number}" for number in range(trials))
+    for run in found:
+        steps = [point.step for point in client.get_metric_history(run.info.run_id, "val/f1_mean")]
+        assert sorted(steps) == list(range(1, epochs + 1))
+    return True
+
+
+def start(folder: Path, uri: str) -> Tracker:
+    tracker = Tracker(folder, folder.name, uri)
+    tracker.start({"search.seed": 0}, {"csmae.command": "python search.py"}, "val/f1_mean")
+    return tracker
+
+
+def encoder(folder: Path) -> Path:
+    folder.mkdir()
+    save_file({"w": np.ones(100_000, np.float32)}, folder / "encoder.safetensors")
+    (folder / "config.json").write_text(json.dumps({"bands": {"s1": ["VH", "VV"], "s2": ["B02"]}}))
+    return folder
+
+
+def test_a_study_and_its_encoder_go_to_a_server_and_come_back(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tracker = start(tmp_path / "healthy", server.uri)
+    report(tracker, range(3), 5)
+    files = encoder(tmp_path / "files")
+    tracker.champion(2, files, {"val/f1_mean": 0.5}, {"csmae.data": "synthetic"})
+    tracker.finish({"budget/gpu_s": 1.0})
+    assert tracker.close(60) == 0
+    assert whole(server.uri, "healthy", 3, 5)
+    fetched = fetch_encoder("models:/csmae-encoder@champion", server.uri)
+    assert (fetched / "encoder.safetensors").read_bytes() == (files / "encoder.safetensors").read_bytes()
+    assert fetched.is_relative_to(tmp_path / "cache")
+    assert fetch_encoder("models:/csmae-encoder@champion", server.uri) == fetched
+
+
+def test_a_server_that_hangs_delays_no_epoch_and_gets_all_when_it_wakes(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    tracker = start(tmp_path / "hanging", server.uri)
+    report(tracker, range(2), 5)
+    server.signal(signal.SIGSTOP)
+    try:
+        longest = report(tracker, range(2, 6), 5)
+        time.sleep(5)
+        longest = max(longest, report(tracker, range(6, 8), 5))
+    finally:
+        server.signal(signal.SIGCONT)
+    tracker.finish({})
+    assert tracker.close(90) == 0
+    assert longest < 0.5
+    assert whole(server.uri, "hanging", 8, 5)
+
+
+def test_a_server_that_is_killed_gets_all_when_it_is_back(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = start(tmp_path / "killed", server.uri)
+    report(tracker, range(2), 5)
+    time.sleep(1)
+    server.signal(signal.SIGKILL)
+    with caplog.at_level(logging.WARNING):
+        report(tracker, range(2, 4), 5)
+        time.sleep(2)
+        server.start()
+        tracker.finish({})
+        assert tracker.close(90) == 0
+    assert whole(server.uri, "killed", 4, 5)
+    assert caplog.messages == [
+        f"{server.uri}: nothing answers there; events wait in {tmp_path}/killed/outbox.jsonl",
+        f"{server.uri} answers again",
+    ]
+
+
+def test_a_search_that_never_saw_the_server_is_replayed_later(server: Server, tmp_path: Path) -> None:
+    server.signal(signal.SIGKILL)
+    tracker = start(tmp_path / "later", server.uri)
+    report(tracker, range(2), 5)
+    assert tracker.close(1) == 15
+    server.start()
+    assert replay(tmp_path / "later", server.uri, 60) == 0
+    assert whole(server.uri, "later", 2, 5)
+    assert replay(tmp_path / "later", server.uri, 60, anew=True) == 0
+    assert whole(server.uri, "later", 2, 5)
+
+
+@contextlib.contextmanager
+def refusing(code: int, content: bytes) -> Iterator[str]:
+    """A server that answers everything with one failure."""
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_PUT = do_PATCH = do_GET  # noqa: N815 - the names are http.server's
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as refuser:
+        threading.Thread(target=refuser.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{refuser.server_address[1]}"
+        refuser.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("code", "content"),
+    [
+        (500, b'{"error_code": "INTERNAL_ERROR", "message": "disk full"}'),
+        (401, b"who are you?"),
+        (400, b"<html>a proxy</html>"),
+        (404, b"not here"),
+        (200, b"<html>another site</html>"),
+        (429, b"later"),
+    ],
+)
+def test_a_refusing_server_delays_nothing_and_loses_nothing(
+    code: int, content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with refusing(code, content) as uri, caplog.at_level(logging.WARNING):
+        tracker = start(tmp_path / "refused", uri)
+        longest = report(tracker, range(2), 5)
+        assert tracker.close(2) == 15
+    assert longest < 0.5
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(uri)
+    place = f"sqlite:///{tmp_path}/mlflow.db"
+    assert replay(tmp_path / "refused", place, 60) == 0
+    assert whole(place, "refused", 2, 5)
+
+
+def test_a_guarded_server_takes_the_right_password_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("flask_wtf", reason="mlflow's basic-auth app needs flask-wtf")
+    settings = tmp_path / "auth.ini"
+    settings.write_text(
+        "[mlflow]\ndefault_permission = NO_PERMISSIONS\nadmin_username = admin\nadmin_password = a-long-password-1\n"
+        f"database_uri = sqlite:///{tmp_path}/auth.db\nauthorization_function = "
+        "mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    names = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key"}
+    guarded = Server(tmp_path, "--app-name", "basic-auth", **names)
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+        with caplog.at_level(logging.WARNING):
+            tracker = start(tmp_path / "guarded", guarded.uri)
+            report(tracker, range(2), 5)
+            assert tracker.close(5) == 15
+        assert "takes no such user and password" in caplog.text
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password-1")
+        assert replay(tmp_path / "guarded", guarded.uri, 60) == 0
+        assert whole(guarded.uri, "guarded", 2, 5)
+    finally:
+        guarded.signal(signal.SIGKILL)
