@@ -234,6 +234,9 @@ class Optim(Section):
     """Decay rates of AdamW's moments, each in [0, 1)."""
     batch_size: int = Field(128, ge=1)
     """Pairs a step over all workers; the number of workers divides it."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Pairs that go through the network at once on each worker; null is the worker's whole share. Gradients add up to
+    those of the whole batch, but NT-Xent contrasts the pairs of one micro-batch of all workers only."""
     warmup_epochs: int = Field(10, ge=0)
     """Epochs of linear warm-up from 0."""
 

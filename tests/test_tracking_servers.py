@@ -120,7 +120,7 @@ def test_a_study_and_its_encoder_go_to_a_server_and_come_back(
     tracker = start(tmp_path / "healthy", server.uri)
     report(tracker, range(3), 5)
     files = encoder(tmp_path / "files")
-    tracker.champion(2, files, {"val/f1_mean": 0.5}, {"csmae.data": "synthetic"})
+    tracker.champion(2, files, {"val/f1_mean": 2.05}, {"csmae.data": "synthetic"})
     tracker.finish({"budget/gpu_s": 1.0})
     assert tracker.close(60) == 0
     assert whole(server.uri, "healthy", 3, 5)

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from csmae.data.archive import open_archive
+from torch import Tensor
 
 from conftest import small_config
 from csmae import load_encoder
 from csmae.config import ConfigError
+from csmae.data.archive import open_archive
+from csmae.model.csmae import CSMAE
 from csmae.training.checkpoint import CHECKPOINT
 from csmae.training.engine import DivergedError, check, pretrain
 from csmae.training.optim import learning_rate
@@ -66,7 +68,9 @@ def test_the_encoder_of_a_run_loads_and_gives_the_runs_features(tmp_path: Path) 
     assert features.s1 is not None
     assert features.s1.shape == (2, 96)
     assert features.s2 is None
-    assert torch.equal(features.s1, again.encode(s1=s1.numpy()).s1)
+    repeated = again.encode(s1=s1.numpy()).s1
+    assert repeated is not None
+    assert torch.equal(features.s1, repeated)
     scores = score(config, tmp_path / "encoder")
     assert 0 < scores["test/f1_mean"] <= 1
     assert scores != score(config)
@@ -132,3 +136,43 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.01
     assert min(rates) > 0
+
+
+def test_micro_batches_give_the_gradients_of_the_whole_batch() -> None:
+    reconstruction = {"loss__mim_weight": 0}
+    whole = [epoch.metrics for epoch in pretrain(small_config(**reconstruction))]
+    parts = [epoch.metrics for epoch in pretrain(small_config(**reconstruction, optim__micro_batch_size=3))]
+    assert parts[0]["train/micro_batch"] == 3
+    assert [m["train/loss"] for m in parts] == pytest.approx([m["train/loss"] for m in whole], rel=1e-5)
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, max_pairs: int) -> None:
+    """Let a forward pass of more pairs run out of memory."""
+    forward = CSMAE.forward
+
+    def limited(self: CSMAE, s1: Tensor, *others: Tensor) -> dict[str, Tensor]:
+        if len(s1) > max_pairs:
+            raise torch.OutOfMemoryError
+        return forward(self, s1, *others)
+
+    monkeypatch.setattr(CSMAE, "forward", limited)
+
+
+def test_a_step_out_of_memory_is_repeated_with_half_the_micro_batch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = small_config(loss__mim_weight=0)
+    expected = next(pretrain(config)).metrics
+    limit_memory(monkeypatch, 2)
+    epochs = pretrain(config, tmp_path)
+    metrics = next(epochs).metrics
+    assert metrics["train/micro_batch"] == 2
+    assert metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5)
+    epochs.close()
+    assert next(pretrain(config, tmp_path)).metrics["train/micro_batch"] == 2, "the next attempt knows"
+
+
+def test_a_pair_that_does_not_fit_is_an_error_that_names_the_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_memory(monkeypatch, 0)
+    with pytest.raises(ConfigError, match=r"out of memory with one pair .* M parameters .* MiB a pair"):
+        next(pretrain(small_config()))

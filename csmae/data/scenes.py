@@ -22,6 +22,8 @@ _MIN_SHARE = 0.05
 """Of a scene's area, for a class to be one of its labels."""
 _LOOKS = 5.0
 """Looks of the radar images: the shape of the speckle's gamma distribution."""
+_GAIN, _BAND_GAIN, _HAZE_DEPTH, _SEASON_JITTER, _RELIEF = 0.2, 0.04, 0.3, 0.15, 0.1
+_MOISTURE, _OFFSET, _BAND_OFFSET, _TILT = 0.5, 1.5, 0.5, 1.0
 _HAZE = np.array([1000, 750, 550, 150, 450, 350, 250, 30, 10, 120], np.float32)
 """Reflectance that a thick haze adds, by band."""
 
@@ -140,12 +142,12 @@ def _draw_s2(
     """Reflectance under each scene's season, light, haze and relief."""
     num_scenes = len(months)
     winter = 0.5 - 0.5 * np.cos((months - 7) * (2 * np.pi / 12))
-    season = np.clip(winter + 0.25 * random.standard_normal(num_scenes), 0, 1).astype(np.float32)[:, None, None]
+    season = 0.5 * np.clip(winter + _SEASON_JITTER * random.standard_normal(num_scenes), 0, 1).astype(np.float32)[:, None, None]
     surfaces = SPECTRA + season * (OUT_OF_SEASON - SPECTRA)
-    gain = np.exp(0.35 * random.standard_normal((num_scenes, 1), np.float32))
-    gain = gain * np.exp(0.08 * random.standard_normal((num_scenes, 10), np.float32))
-    haze = np.abs(random.standard_normal((num_scenes, 1), np.float32)) * _HAZE * 0.6
-    relief = 1 + 0.12 * _noise(random, num_scenes, 32)
+    gain = np.exp(_GAIN * random.standard_normal((num_scenes, 1), np.float32))
+    gain = gain * np.exp(_BAND_GAIN * random.standard_normal((num_scenes, 10), np.float32))
+    haze = np.abs(random.standard_normal((num_scenes, 1), np.float32)) * _HAZE * _HAZE_DEPTH
+    relief = 1 + _RELIEF * _noise(random, num_scenes, 32)
     share = _shares(regions, random)
     share_20m = _halve(share)
     bands = surfaces * gain[:, None]
@@ -187,11 +189,11 @@ def _as_reflectance(images: Floats, random: np.random.Generator) -> NDArray[np.u
 def _draw_s1(regions: _Regions, random: np.random.Generator) -> Floats:
     """Backscatter in dB under each scene's calibration, moisture and incidence, with speckle."""
     num_scenes = len(regions.of_pixel)
-    surfaces = BACKSCATTER + random.standard_normal((num_scenes, len(BACKSCATTER), 1), np.float32)
-    surfaces = surfaces + 3.0 * random.standard_normal((num_scenes, 1, 1), np.float32)
-    surfaces = surfaces + 1.0 * random.standard_normal((num_scenes, 1, 2), np.float32)
+    surfaces = BACKSCATTER + _MOISTURE * random.standard_normal((num_scenes, len(BACKSCATTER), 1), np.float32)
+    surfaces = surfaces + _OFFSET * random.standard_normal((num_scenes, 1, 1), np.float32)
+    surfaces = surfaces + _BAND_OFFSET * random.standard_normal((num_scenes, 1, 2), np.float32)
     power = _mix(regions, np.power(10, surfaces / 10), _shares(regions, random), regions.of_pixel)
     speckle = random.standard_gamma(_LOOKS, power.shape, np.float32) / np.float32(_LOOKS)
-    tilt = 1.5 * random.standard_normal((num_scenes, 1, 1, 1), np.float32) * np.linspace(-1, 1, _P, dtype=np.float32)
+    tilt = _TILT * random.standard_normal((num_scenes, 1, 1, 1), np.float32) * np.linspace(-1, 1, _P, dtype=np.float32)
     decibels: Floats = 10 * np.log10(power * speckle) + tilt
     return decibels.astype(np.float32)

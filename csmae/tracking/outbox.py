@@ -16,6 +16,9 @@ from csmae.config import ConfigError
 
 log = logging.getLogger(__name__)
 
+OUTBOX = "outbox.jsonl"
+"""Its name in a study's folder."""
+
 HEADER = "outbox"
 """Kind of the first event: its body holds the identity of the study."""
 
@@ -147,10 +150,10 @@ class Outbox:
         return lines
 
     def count(self, offset: int) -> int:
-        """Events behind a byte offset, those in memory included."""
+        """Events behind a byte offset, those in memory included and the header left out."""
         with self.path.open("rb") as file:
             file.seek(offset)
-            return sum(1 for _ in file) + self._unwritten.count(b"\n")
+            return sum(1 for _ in file) - (offset == 0) + self._unwritten.count(b"\n")
 
     def close(self) -> None:
         """Let another process write."""

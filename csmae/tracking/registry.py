@@ -77,7 +77,7 @@ class Registry:
             (Path(draft) / "README.md").write_text(self._card(event), encoding="utf-8")
             self._client.log_model_artifacts(model.model_id, draft)
         for key, value in body["metrics"].items():
-            self._client.log_metric(run_id, key, value, event.time_ms, body["step"], model_id=model.model_id)
+            self._client.log_metric(run_id, key, value, body["step_ms"], body["step"], model_id=model.model_id)
         return self._client.finalize_logged_model(model.model_id, "READY")
 
     def _tags(self, event: Event, folder: Path) -> dict[str, str]:
@@ -130,7 +130,7 @@ class Registry:
         tags = {key: value for key, value in tags.items() if key.startswith("csmae.")}
         source = model.artifact_location  # `models:/ID` would ask the default server
         return self._client.create_model_version(
-            MODEL, source, run_id, tags, description=self._card(event), model_id=model.model_id
+            MODEL, source, run_id, tags, description=self._card(event), await_creation_for=0, model_id=model.model_id
         )
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from csmae.tracking.outbox import Bookmark, Event, Outbox, TrackingError
+from csmae.tracking.outbox import OUTBOX, Bookmark, Event, Outbox, TrackingError
 from csmae.tracking.registry import checksum
 from csmae.tracking.uploader import Sink, Uploader
 
 Direction = Literal["maximize", "minimize"]
-OUTBOX = "outbox.jsonl"
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
 
 
@@ -31,7 +30,7 @@ class Tracker:
     def __init__(self, folder: Path, study: str, uri: str) -> None:
         shown(uri)
         self._outbox = Outbox(folder / OUTBOX)
-        self._epochs: set[tuple[int, int]] = set()
+        self._epochs: dict[int, dict[int, int]] = {}  # trial, epoch: when
         self._num_finished = 0
         self._objective: dict[str, str] = {}
         self._recall()
@@ -41,7 +40,7 @@ class Tracker:
     def _recall(self) -> None:
         for event in self._outbox.read(0, limit=1 << 62)[0]:
             if event.kind == "epoch" and event.number is not None:
-                self._epochs.add((event.number, int(event.body["epoch"])))
+                self._epochs.setdefault(event.number, {})[int(event.body["epoch"])] = event.time_ms
             self._num_finished += event.kind == "finish"
 
     def start(
@@ -64,10 +63,9 @@ class Tracker:
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
         """Report an epoch; returns once it would survive a power cut. A second report of an epoch is left out."""
-        if (number, epoch) in self._epochs:
-            return
-        self._epochs.add((number, epoch))
-        self._add("epoch", number, {"epoch": epoch, "metrics": _floats(metrics)}, durable=True)
+        epochs = self._epochs.setdefault(number, {})
+        if epoch not in epochs:
+            epochs[epoch] = self._add("epoch", number, {"epoch": epoch, "metrics": _floats(metrics)}, durable=True)
 
     def end(self, number: int, state: str, reason: str | None = None) -> None:
         """Close a trial.
@@ -110,13 +108,15 @@ class Tracker:
     def _encoder_body(
         self, number: int, encoder_dir: Path, metrics: dict[str, float], tags: dict[str, str]
     ) -> dict[str, object]:
+        step, step_ms = max(self._epochs.get(number, {}).items(), default=(0, 0))
         return {
             "encoder_dir": str(encoder_dir.absolute()),
             "sha256": checksum(encoder_dir),
             "metrics": _floats(metrics),
             "tags": tags,
             **self._objective,
-            "step": max((epoch for trial, epoch in self._epochs if trial == number), default=0),
+            "step": step,
+            "step_ms": step_ms,  # a score that the epoch reported too is then the same point
         }
 
     def finish(self, summary: dict[str, float]) -> None:
@@ -132,8 +132,10 @@ class Tracker:
         """
         return self._uploader.close(timeout_s)
 
-    def _add(self, kind: str, number: int | None, body: dict[str, object], durable: bool = False) -> None:
-        self._outbox.append(Event(kind, number, time.time_ns() // 1_000_000, body), durable)
+    def _add(self, kind: str, number: int | None, body: dict[str, object], durable: bool = False) -> int:
+        event = Event(kind, number, time.time_ns() // 1_000_000, body)
+        self._outbox.append(event, durable)
+        return event.time_ms
 
 
 def replay(folder: Path, uri: str, timeout_s: float, anew: bool = False) -> int:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from csmae.data.loader import batches, epoch_rows
 from csmae.data.pairs import PairBatch
 from csmae.encoders import SensorEncoder
 from csmae.training.checkpoint import load_checkpoint, save_checkpoint
+from csmae.training.memory import MicroBatch
 from csmae.training.optim import learning_rate, make_optimizer
 from csmae.training.scoring import default_device, encoder_of, seeded_model, subset, validation_scores, validation_split
 
@@ -50,7 +51,7 @@ def pretrain(
     run_dir: Path | None = None,
     device: str | None = None,
     on_step: Callable[[int, int], None] | None = None,
-) -> Iterator[Epoch]:
+) -> Generator[Epoch, None, None]:
     """Pretrain a CSMAE, one epoch a step of the generator.
 
     Collective over ``torch.distributed`` where it is initialised. Close the generator to stop early.
@@ -69,7 +70,7 @@ def pretrain(
         DivergedError: The loss is not finite, on all ranks alike.
         ConfigError: The archive or the checkpoint does not fit the configuration.
     """
-    run = _Run(config, torch.device(device or default_device()))
+    run = _Run(config, torch.device(device or default_device()), run_dir)
     done = load_checkpoint(run_dir, config, run.parts, run.device) if run_dir else 0
     for epoch in range(done, config.train.epochs):
         last = epoch + 1 == config.train.epochs
@@ -112,13 +113,14 @@ def check(config: Config, world_size: int = 1) -> Archive:
 class _Run:
     """The moving parts of one training on one rank."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, run_dir: Path | None) -> None:
         self.config, self.device = config, device
         parallel = dist.is_initialized()
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
         archive = check(config, self.world_size)
         self.train_split = subset(archive.split("train"), config.data.max_train_pairs, config.train.seed)
         self.validation = validation_split(archive, config)
+        self.memory = MicroBatch(config, self.world_size, run_dir)
         self.model = seeded_model(config).to(device)
         self.prepare = self.encoder().prepare
         self.optimizer = make_optimizer(self.model, config.optim)
@@ -159,8 +161,13 @@ class _Run:
                     self._means(sums, index + 1, epoch)
         means = self._means(sums, len(rows), epoch)
         seconds = time.perf_counter() - start
-        speed = {"train/lr": rate, "train/pairs_per_s": len(rows) * optim.batch_size / seconds}
-        return {f"train/{name}": value for name, value in means.items()} | speed | {"time/epoch_s": seconds}
+        course = {
+            "train/lr": rate,
+            "train/micro_batch": float(self.memory.micro_batch),
+            "train/pairs_per_s": len(rows) * optim.batch_size / seconds,
+            "time/epoch_s": seconds,
+        }
+        return {f"train/{name}": value for name, value in means.items()} | course
 
     def validate(self) -> dict[str, float]:
         """Retrieval scores within the validation split, the same on all ranks."""
@@ -192,14 +199,41 @@ class _Run:
         return s1, s2, torch.from_numpy(noise[:, own]).to(self.device)
 
     def _update(self, s1: Tensor, s2: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """One optimiser step; returns the loss terms, detached."""
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
-            terms: dict[str, Tensor] = self.step_model(s1, s2, noise[0], noise[1])
-        self.scaler.scale(terms["loss"]).backward()
+        """One optimiser step; returns the loss terms, detached.
+
+        Out of memory, the step is repeated with half the micro-batch. With other ranks that is not possible here: they
+        wait in a collective. ``pretrain`` then leaves the smaller size for the next attempt.
+        """
+        while True:
+            try:
+                terms = self._accumulate(s1, s2, noise)
+                break
+            except torch.OutOfMemoryError:
+                self.optimizer.zero_grad(set_to_none=True)
+                self.memory.halve()
+                if self.world_size > 1:
+                    raise
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return {name: term.detach().float() for name, term in terms.items()}
+        return terms
+
+    def _accumulate(self, s1: Tensor, s2: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Gradients of this rank's share, one micro-batch after another; returns the mean loss terms."""
+        sums: dict[str, Tensor] = {}
+        parts = list(
+            zip(*(t.split(self.memory.micro_batch, dim) for t, dim in ((s1, 0), (s2, 0), (noise, 1))), strict=True)
+        )
+        for index, (part_s1, part_s2, part_noise) in enumerate(parts):
+            silent = index + 1 < len(parts) and isinstance(self.step_model, DistributedDataParallel)
+            with self.step_model.no_sync() if silent else nullcontext():
+                with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
+                    terms: dict[str, Tensor] = self.step_model(part_s1, part_s2, part_noise[0], part_noise[1])
+                share = len(part_s1) / len(s1)
+                self.scaler.scale(terms["loss"] * share).backward()
+            for name, term in terms.items():
+                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term.detach().float() * share
+        return sums
 
     def _means(self, sums: dict[str, Tensor], num_steps: int, epoch: int) -> dict[str, float]:
         """Means over steps and ranks; raises where one is not finite, on all ranks alike."""

@@ -14,7 +14,6 @@ from typing import Any
 
 from ray import tune
 from ray.tune import PlacementGroupFactory, Stopper
-from ray.tune.execution.tune_controller import TuneError
 
 from csmae.config import ConfigError
 from csmae.tuning.cluster import Share
@@ -48,14 +47,14 @@ class Interrupt(Stopper):  # type: ignore[misc]
 
         def ask(number: int, frame: FrameType | None) -> None:
             self.asked = True
-            signal.signal(number, previous[number])
+            signal.signal(signal.SIGINT, interrupt)
 
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        interrupt, terminate = signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, ask)
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGTERM, terminate)
 
 
 def run_search(ledger: Ledger, folder: Path, share: Share, listener: Listener, pretrain: str = PRETRAIN) -> bool:

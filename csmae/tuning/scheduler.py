@@ -50,7 +50,7 @@ class Asha:
         return better < math.ceil(len(scores) / self._reduction)
 
     def _rung_below(self, epoch: int, bracket: int) -> int | None:
-        rung = self._grace_epochs * self._reduction**bracket
+        rung: int = self._grace_epochs * self._reduction**bracket
         if epoch < rung:
             return None
         while rung * self._reduction <= epoch:
@@ -103,6 +103,9 @@ class EpochScheduler(FIFOScheduler):  # type: ignore[misc]
     def __init__(self, rule: Rule, metric: str, sign: int) -> None:
         super().__init__()
         self._rule, self._key, self._sign = rule, metric, sign
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Leave the order to Tune's own queue, without a look at every trial there ever was."""
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
         """Stop the trial or let it go on; an epoch without a score, or with none that compares, decides nothing."""

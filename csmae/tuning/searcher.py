@@ -46,6 +46,13 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self._live: dict[str, _Live] = {}
         self._num_known = len(ledger.trials())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: the ledger is what lasts, and Tune's own snapshots are not used."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, as above."""
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """What the slot gets: number, whether it is a starting point, folder and configuration."""
         resumed = self._ledger.num_left > 0

@@ -72,6 +72,7 @@ start_host() { # its link and its processes
   local root="$state/$1/root" name="csmae$1"
   ip link set "$name" up
   ip -n "$name" link set eth0 up
+  ip -n "$name" route replace default via "$network.1" # Ray's own address is the one that leads out
   setsid ip netns exec "$name" unshare --mount --uts --ipc --pid --fork --kill-child bash -c "
     set -e
     hostname $name

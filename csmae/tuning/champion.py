@@ -1,0 +1,64 @@
+"""What a search came to: its champion beside the default configuration and an untrained encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from optuna.trial import FrozenTrial, TrialState
+
+from csmae.config import Config
+from csmae.tuning.cluster import Share
+from csmae.tuning.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder to score."""
+
+    name: str
+    config: Config
+    trial: FrozenTrial | None
+    """None for the untrained encoder."""
+    encoder_dir: Path | None
+
+
+def encoder_dir(folder: Path, trial: FrozenTrial) -> Path:
+    """Where a trial of the study in ``folder`` left its encoder."""
+    return folder / "trials" / str(trial.number) / "encoder"
+
+
+def candidates(ledger: Ledger, folder: Path) -> list[Candidate]:
+    """The untrained encoder, the default configuration where it was trained to its end, and the champion.
+
+    Returns:
+        Worst expected first; empty where no trial came to its end.
+    """
+    best = next(iter(ledger.best()), None)
+    if best is None:
+        return []
+    study = ledger.study
+    base = study.resolve({})
+    found = [Candidate("untrained encoder", base, None, None)]
+    default = next((t for t in ledger.trials() if t.params == study.space.point({})), None)
+    for name, trial in (("default configuration", default), ("champion", best)):
+        if trial is not None and trial.state is TrialState.COMPLETE:
+            found.append(Candidate(name, study.resolve(trial.params), trial, encoder_dir(folder, trial)))
+    return found
+
+
+def score_all(found: list[Candidate], share: Share) -> list[dict[str, float]]:
+    """Score by the published protocol, side by side on Ray's machines.
+
+    Returns:
+        For each candidate ``test/f1_mean``, ``test/f1/s1_to_s1`` and the like.
+    """
+    task = ray.remote(num_cpus=share.cpus_per_worker, num_gpus=share.gpus_per_worker)(_score)
+    return list(ray.get([task.remote(candidate.config, candidate.encoder_dir) for candidate in found]))
+
+
+def _score(config: Config, folder: Path | None) -> dict[str, float]:
+    from csmae.training.scoring import score
+
+    return score(config, folder)

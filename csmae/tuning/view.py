@@ -1,0 +1,155 @@
+"""The live view: a table at a terminal, one line an event in a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from csmae.tuning.events import Ended, Event, Reported, Started
+from csmae.tuning.progress import Progress, TrialProgress
+
+LOG_WIDTH = 80
+
+NUM_ENDED_SHOWN = 8
+"""Trials that are over and still in the table, the latest."""
+
+STYLES = {"running": "cyan", "COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
+
+
+class View:
+    """Shows a search while it runs. A listener, and a context manager for as long as it shows.
+
+    Args:
+        name: Of the study.
+        progress: Fed with the events.
+        console: Where to; a table that renews itself where it is a terminal, else lines.
+    """
+
+    def __init__(self, name: str, progress: Progress, console: Console) -> None:
+        self._name, self._progress, self._console = name, progress, console
+        self._live = (
+            Live(get_renderable=self._screen, console=console, refresh_per_second=2) if terminal(console) else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show an event."""
+        best = self._progress.follow(event)
+        if self._live is None:
+            self._line(self._say(event))
+        if best and (trial := self._progress.best):
+            self._line(f"best so far: trial {trial.number}, {number(trial.value)} with {settings(trial.values)}")
+
+    def _line(self, text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} {text}"
+        self._console.print(line[:LOG_WIDTH], highlight=False, markup=False, soft_wrap=True)
+
+    def _say(self, event: Event) -> str:
+        trial, objective = self._progress.trials[event.number], self._progress.objective
+        if isinstance(event, Started):
+            return f"trial {event.number} {'goes on' if event.resumed else 'starts'}: {settings(event.values)}"
+        if isinstance(event, Reported):
+            value = f"  {objective} {number(trial.value)}" if objective in event.metrics else ""
+            return f"trial {event.number} epoch {event.epoch}/{trial.epochs}{value}"
+        assert isinstance(event, Ended)
+        what = {"COMPLETE": "done", "PRUNED": f"pruned after epoch {trial.epoch}", "FAIL": "failed"}[event.state]
+        tail = f": {event.reason}" if event.reason else f", {number(event.value)}"
+        return f"trial {event.number} {what}{tail}  [{self._counts()}{self._left()}]"
+
+    def _counts(self) -> str:
+        counts, total = self._progress.counts, self._progress.num_trials
+        parts = [f"{counts['COMPLETE']} done", f"{counts['PRUNED']} pruned", f"{counts['FAIL']} failed"]
+        return f"{self._progress.num_ended}/{total}: {', '.join(parts)}"
+
+    def _left(self) -> str:
+        left = self._progress.seconds_left
+        return "" if left is None else f", {duration(left)} left"
+
+    def _screen(self) -> Group:
+        progress = self._progress
+        spent = duration(time.monotonic() - progress.started_at)
+        rate = f", {progress.epochs_per_s:.2g} epochs/s" if progress.epochs_per_s else ""
+        head = Text(f"study {self._name}  {self._counts()}", style="bold", overflow="ellipsis", no_wrap=True)
+        clock = Text(f"{spent} spent{self._left()}{rate}", style="dim", overflow="ellipsis", no_wrap=True)
+        return Group(head, clock, self._table(), self._foot())
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, expand=False, header_style="dim")
+        table.add_column("trial", justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        table.add_column("epoch", justify="right", no_wrap=True)
+        table.add_column(self._progress.objective, justify="right", no_wrap=True)
+        table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
+        ended = [trial for trial in self._progress.trials.values() if trial.state != "running"]
+        for trial in [*self._progress.running, *reversed(ended[-NUM_ENDED_SHOWN:])]:
+            table.add_row(*self._row(trial))
+        return table
+
+    def _row(self, trial: TrialProgress) -> tuple[str, Text, str, str, str]:
+        state = Text(trial.state.lower(), style=STYLES[trial.state])
+        told = trial.reason or settings(trial.values)
+        return str(trial.number), state, f"{trial.epoch}/{trial.epochs}", number(trial.value), told
+
+    def _foot(self) -> Text:
+        best = self._progress.best
+        if best is None:
+            waiting = not self._progress.epochs_done and self._progress.first_epoch_at is None
+            return Text("the workers are starting" if waiting else "", style="dim")
+        text = f"best {number(best.value)}: trial {best.number} with {settings(best.values)}"
+        return Text(text, style="bold green", overflow="ellipsis", no_wrap=True)
+
+
+def terminal(console: Console) -> bool:
+    """Whether a table can renew itself there."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """A point of the space in a line."""
+    return " ".join(f"{name}={number(value) if isinstance(value, float) else value}" for name, value in values.items())
+
+
+def number(value: float | None) -> str:
+    """Four digits are what a score and a setting need."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Such as ``45 s``, ``12 min`` or ``3 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """Encoders against the four directions of retrieval.
+
+    Args:
+        rows: By the encoder's name, scores such as ``test/f1_mean`` and ``test/f1/s1_to_s2``.
+    """
+    table = Table(title="F1 in %, validation queries the test archive", title_justify="left", box=None, pad_edge=False)
+    table.add_column("encoder", no_wrap=True)
+    columns = ("f1_mean", "f1/s1_to_s1", "f1/s1_to_s2", "f1/s2_to_s1", "f1/s2_to_s2")
+    for column in columns:
+        table.add_column(column.removeprefix("f1/").removeprefix("f1_"), justify="right", no_wrap=True)
+    for name, scores in rows.items():
+        table.add_row(name, *(f"{100 * scores[f'test/{column}']:.2f}" for column in columns))
+    return table
