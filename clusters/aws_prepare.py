@@ -1,6 +1,6 @@
-"""Once an AWS account: the bucket, the two roles and the firewall that cluster.yaml names.
+"""Once an AWS account: the role, the firewall and the shared folder that cluster.yaml names.
 
-Run it with the credentials that `ray up` uses; running it again changes nothing but the address that SSH is open to.
+Run it with the credentials that `ray up` uses. Running it again is how to open SSH to another address.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
+import time
 from typing import Any
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-CLUSTER = "csmae"
+NAME = "csmae"
+"""Of the cluster, its security group and its file system, as in cluster.yaml."""
+
+ROLE = "csmae-head"
 
 
 def main() -> None:
@@ -21,109 +25,86 @@ def main() -> None:
     options = parse()
     session = boto3.Session(region_name=options.region)
     try:
-        make_bucket(session, options.bucket)
-        make_role(session, "csmae-worker", bucket_statements(options.bucket))
-        account = session.client("sts").get_caller_identity()["Account"]
-        make_role(session, "csmae-head", bucket_statements(options.bucket) + head_statements(account))
-        open_ssh(session, options.ssh_from)
+        make_role(session)
+        vpc = default_vpc(session)
+        group = make_firewall(session, vpc, options.ssh_from)
+        folder = make_shared_folder(session, vpc, group)
     except (BotoCoreError, ClientError) as error:
         raise SystemExit(f"AWS refused: {error}") from None
-    print(f"ready: bucket {options.bucket}, roles csmae-head and csmae-worker, SSH from {options.ssh_from} only")
+    print(f"role {ROLE}, SSH from {options.ssh_from} only; in cluster.yaml write {folder} for MY-FILE-SYSTEM")
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bucket", required=True, help="S3 bucket for checkpoints and encoders; made if missing")
-    parser.add_argument("--ssh-from", required=True, type=ipaddress.ip_network, help="addresses that may use SSH")
-    parser.add_argument("--region", default="eu-central-1", help="as in cluster.yaml")
+    parser.add_argument("--ssh-from", required=True, type=ipaddress.IPv4Network, help="addresses that may use SSH")
+    parser.add_argument("--region", default="eu-central-1", help="as in cluster.yaml (default: eu-central-1)")
     return parser.parse_args()
 
 
-def make_bucket(session: boto3.Session, bucket: str) -> None:
-    """A private bucket in the session's region; S3 encrypts by itself.
-
-    Raises:
-        ClientError: The name is taken by somebody else.
-    """
-    s3 = session.client("s3")
-    where = {} if session.region_name == "us-east-1" else {"LocationConstraint": session.region_name}
-    try:
-        s3.create_bucket(Bucket=bucket, **({"CreateBucketConfiguration": where} if where else {}))
-    except s3.exceptions.BucketAlreadyOwnedByYou:
-        pass
-    closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
-    s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=dict.fromkeys(closed, True))
-
-
-def make_role(session: boto3.Session, name: str, statements: list[dict[str, Any]]) -> None:
-    """A role that EC2 machines may take on, with exactly these permissions, in a profile of the same name."""
+def make_role(session: boto3.Session) -> None:
+    """The head's role, in a profile of the same name: start workers, and end those of this cluster."""
     iam = session.client("iam")
-    trust = [allow("sts:AssumeRole") | {"Principal": {"Service": "ec2.amazonaws.com"}}]
-    try:
-        iam.create_role(RoleName=name, AssumeRolePolicyDocument=document(trust))
-    except iam.exceptions.EntityAlreadyExistsException:
-        pass
-    iam.put_role_policy(RoleName=name, PolicyName=CLUSTER, PolicyDocument=document(statements))
-    try:
-        iam.create_instance_profile(InstanceProfileName=name)
-        iam.add_role_to_instance_profile(InstanceProfileName=name, RoleName=name)
-    except iam.exceptions.EntityAlreadyExistsException:
-        pass
-
-
-def bucket_statements(bucket: str) -> list[dict[str, Any]]:
-    """Read and write one bucket."""
-    arn = f"arn:aws:s3:::{bucket}"
-    return [
-        allow("s3:ListBucket", "s3:GetBucketLocation") | {"Resource": arn},
-        allow("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload") | {"Resource": f"{arn}/*"},
-    ]
-
-
-def head_statements(account: str) -> list[dict[str, Any]]:
-    """Start workers of this cluster, and end them and no others.
-
-    Args:
-        account: The AWS account's number.
-    """
-    own = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": CLUSTER}}
+    trust = allow("sts:AssumeRole") | {"Principal": {"Service": "ec2.amazonaws.com"}}
+    own = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": NAME}}
     spot = "arn:aws:iam::*:role/aws-service-role/spot.amazonaws.com/*"
-    return [
+    rights = [
         allow("ec2:Describe*", "ec2:RunInstances", "ec2:CreateTags") | {"Resource": "*"},
         allow("ec2:TerminateInstances") | {"Resource": "*", "Condition": own},
-        allow("iam:PassRole") | {"Resource": f"arn:aws:iam::{account}:role/csmae-worker"},
         allow("iam:CreateServiceLinkedRole") | {"Resource": spot},  # the account's first spot machine needs it
-        allow("ssm:GetParameters") | {"Resource": "arn:aws:ssm:*::parameter/aws/service/deeplearning/*"},
+        allow("ssm:GetParameters") | {"Resource": "arn:aws:ssm:*::parameter/aws/service/deeplearning/*"},  # the image
     ]
+    try:
+        iam.create_role(RoleName=ROLE, AssumeRolePolicyDocument=document(trust))
+        iam.create_instance_profile(InstanceProfileName=ROLE)
+        iam.add_role_to_instance_profile(InstanceProfileName=ROLE, RoleName=ROLE)
+    except iam.exceptions.EntityAlreadyExistsException:
+        pass  # made by an earlier run
+    iam.put_role_policy(RoleName=ROLE, PolicyName=NAME, PolicyDocument=document(*rights))
 
 
-def open_ssh(session: boto3.Session, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> None:
-    """Let in everything among the nodes, and SSH from one network; close SSH to any other.
+def default_vpc(session: boto3.Session) -> str:
+    """Id of the account's default network."""
+    found = session.client("ec2").describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
+    if not found:
+        raise SystemExit(f"{session.region_name} has no default VPC: make one with `aws ec2 create-default-vpc`")
+    return str(found[0]["VpcId"])
 
-    Raises:
-        ClientError: The account has no default VPC.
-    """
+
+def make_firewall(session: boto3.Session, vpc: str, ssh_from: ipaddress.IPv4Network) -> str:
+    """A security group that lets in everything among the nodes and SSH from one network; returns its id."""
     ec2 = session.client("ec2")
-    vpcs = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
-    if not vpcs:
-        raise SystemExit(f"{session.region_name}: no default VPC; make one with `aws ec2 create-default-vpc`")
-    found = ec2.describe_security_groups(
-        Filters=[{"Name": "group-name", "Values": [CLUSTER]}, {"Name": "vpc-id", "Values": [vpcs[0]["VpcId"]]}]
-    )["SecurityGroups"]
+    where = [{"Name": "group-name", "Values": [NAME]}, {"Name": "vpc-id", "Values": [vpc]}]
+    found = ec2.describe_security_groups(Filters=where)["SecurityGroups"]
     if found:
         group, rules = found[0]["GroupId"], found[0]["IpPermissions"]
+        if rules:
+            ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rules)
     else:
-        rules = []
-        group = ec2.create_security_group(
-            GroupName=CLUSTER, Description="Ray cluster of csmae", VpcId=vpcs[0]["VpcId"]
-        )["GroupId"]
-    if rules:
-        ec2.revoke_security_group_ingress(GroupId=group, IpPermissions=rules)
-    version = {4: ("IpRanges", "CidrIp"), 6: ("Ipv6Ranges", "CidrIpv6")}[network.version]
-    ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, version[0]: [{version[1]: str(network)}]}
+        group = ec2.create_security_group(GroupName=NAME, Description="csmae on Ray", VpcId=vpc)["GroupId"]
+    ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": str(ssh_from)}]}
     among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
     ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[among, ssh])
+    return str(group)
+
+
+def make_shared_folder(session: boto3.Session, vpc: str, group: str) -> str:
+    """A file system that the nodes reach from every zone; returns its id. It costs what lies in it."""
+    efs, ec2 = session.client("efs"), session.client("ec2")
+    tags = [{"Key": "Name", "Value": NAME}]
+    try:
+        folder = efs.create_file_system(CreationToken=NAME, Encrypted=True, ThroughputMode="elastic", Tags=tags)
+        folder_id = folder["FileSystemId"]
+    except efs.exceptions.FileSystemAlreadyExists:
+        folder_id = efs.describe_file_systems(CreationToken=NAME)["FileSystems"][0]["FileSystemId"]
+    while efs.describe_file_systems(FileSystemId=folder_id)["FileSystems"][0]["LifeCycleState"] == "creating":
+        time.sleep(2)
+    reached = {target["SubnetId"] for target in efs.describe_mount_targets(FileSystemId=folder_id)["MountTargets"]}
+    subnets = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"]
+    for subnet in subnets:
+        if subnet["DefaultForAz"] and subnet["SubnetId"] not in reached:
+            efs.create_mount_target(FileSystemId=folder_id, SubnetId=subnet["SubnetId"], SecurityGroups=[group])
+    return str(folder_id)
 
 
 def allow(*actions: str) -> dict[str, Any]:
@@ -131,7 +112,7 @@ def allow(*actions: str) -> dict[str, Any]:
     return {"Effect": "Allow", "Action": list(actions)}
 
 
-def document(statements: list[dict[str, Any]]) -> str:
+def document(*statements: dict[str, Any]) -> str:
     """A policy of these statements."""
     return json.dumps({"Version": "2012-10-17", "Statement": statements})
 

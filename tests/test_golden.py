@@ -2,9 +2,11 @@
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,10 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from csmae import retrieval
-from csmae.config import Loss, Masking
+from csmae.config import Data, Loss, Masking
+from csmae.data.archive import open_archive
+from csmae.data.loader import batches
+from csmae.data.transforms import upsample
 from csmae.encoders import load_published
 from csmae.model.csmae import CSMAE
 from csmae.model.published import convert_state, infer_model, rename
+from csmae.sensors import S1_BANDS, S2_BANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(os.environ.get("CSMAE_GOLDEN", ROOT.parent / "shared" / "parity"))
@@ -168,3 +174,28 @@ def test_a_published_configuration_without_sizes_means_12_heads(tmp_path: Path) 
     settings.pop("backbone", None)
     (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(settings))
     assert load_published(PUBLISHED / "weights.ckpt", tmp_path / "cfg.yaml").model.num_heads == 12
+
+
+REAL_V1 = Path(os.environ.get("CSMAE_REAL_DATA", ROOT.parent / "shared" / "data")) / "bigearthnet-v1"
+
+
+@pytest.mark.skipif(
+    not ((GOLDEN / "reader.safetensors").exists() and REAL_V1.exists()),
+    reason=f"no reader.safetensors in {GOLDEN} (set CSMAE_GOLDEN) or no sample in {REAL_V1} (set CSMAE_REAL_DATA)",
+)
+def test_the_v1_reader_stacks_the_published_images_and_labels() -> None:
+    path = GOLDEN / "reader.safetensors"
+    with safe_open(path, "pt") as file:
+        bands = file.metadata()["bands"].split(",")
+    expected = load_file(path)
+    names = [name for name in expected if not name.endswith(".labels")]
+    split = open_archive(Data(path=str(REAL_V1))).named(np.array(names, dtype=np.bytes_), str(path))
+    with closing(batches(split, [np.arange(len(names))])) as loaded:
+        batch = next(loaded)
+        s2 = torch.cat([batch.s2_10m.float(), upsample(batch.s2_20m.float(), 120)], dim=1)
+        ours = dict(zip((*S2_BANDS, *S1_BANDS), torch.cat([s2, batch.s1], dim=1).unbind(1), strict=True))
+    labels = split.labels()
+    for row, name in enumerate(names):
+        for channel, band in enumerate(bands):
+            torch.testing.assert_close(ours[band][row], expected[name][channel], rtol=1e-6, atol=2e-3)
+        assert labels[row].tolist() == expected[f"{name}.labels"].bool().tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def sequential_rows(num_pairs: int, batch_size: int, rank: int = 0, world_size: 
     return [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
 
 
-def batches(split: Split, rows: Iterable[Rows], pin: bool = False) -> Iterator[PairBatch]:
+def batches(split: Split, rows: Iterable[Rows], pin: bool = False) -> Generator[PairBatch, None, None]:
     """Read batches ahead, in one thread, into memory that is used again and again.
 
     Args:

@@ -225,8 +225,8 @@ class _Run:
             zip(*(t.split(self.memory.micro_batch, dim) for t, dim in ((s1, 0), (s2, 0), (noise, 1))), strict=True)
         )
         for index, (part_s1, part_s2, part_noise) in enumerate(parts):
-            silent = index + 1 < len(parts) and isinstance(self.step_model, DistributedDataParallel)
-            with self.step_model.no_sync() if silent else nullcontext():
+            parallel = self.step_model if isinstance(self.step_model, DistributedDataParallel) else None
+            with parallel.no_sync() if parallel and index + 1 < len(parts) else nullcontext():
                 with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
                     terms: dict[str, Tensor] = self.step_model(part_s1, part_s2, part_noise[0], part_noise[1])
                 share = len(part_s1) / len(s1)

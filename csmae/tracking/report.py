@@ -1,0 +1,168 @@
+"""The report of a study: one HTML page that needs no other file, and a Markdown summary."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from csmae.tracking.pictures import direction_picture, loss_picture, png
+from csmae.tracking.record import StudyRecord, Trial, read_record
+from csmae.tracking.study_pictures import STATES, study_pictures
+
+HTML_NAME, MARKDOWN_NAME = "report.html", "report.md"
+
+CITATION = (
+    "J. Hackstein, G. Sumbul, K. N. Clasen, B. Demir: Exploring Masked Autoencoders for Sensor-Agnostic Image "
+    "Retrieval in Remote Sensing. IEEE Transactions on Geoscience and Remote Sensing, 2024. arXiv 2401.07782."
+)
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-size: 0.9rem; display: block; overflow-x: auto; }
+th, td { padding: 0.25rem 0.8rem 0.25rem 0; text-align: left; border-bottom: 1px solid #eee; white-space: nowrap; }
+td.wrap { white-space: normal; } img { max-width: 100%; margin: 0.6rem 0; }
+tr.best td { font-weight: 600; background: #eef7f2; } pre { background: #f5f5f5; padding: 0.8rem; overflow-x: auto; }
+"""
+
+Row = list[str]
+
+
+def write_report(folder: Path) -> tuple[Path, Path]:
+    """Write a study's report beside its outbox.
+
+    Args:
+        folder: Of the study; pictures of trials (``trials/*/pictures/*.png``) are taken up.
+
+    Returns:
+        The HTML page and the Markdown summary.
+
+    Raises:
+        TrackingError: The folder holds no study.
+    """
+    record = read_record(folder)
+    page, summary = folder / HTML_NAME, folder / MARKDOWN_NAME
+    page.write_text(_page(record, folder), encoding="utf-8")
+    summary.write_text(markdown(record), encoding="utf-8")
+    return page, summary
+
+
+def markdown(record: StudyRecord) -> str:
+    """The tables of a study."""
+    parts = [f"# Study {record.name}", overview(record)]
+    for heading, header, rows in _tables(record):
+        lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+        parts += [f"## {heading}", "\n".join(lines)]
+    parts += ["## How to reproduce", f"```\n{reproduction(record)}\n```", "## Citation", CITATION]
+    return "\n\n".join(parts) + "\n"
+
+
+def overview(record: StudyRecord) -> str:
+    """The study in two sentences."""
+    counts = {text: sum(t.state == state for t in record.trials.values()) for state, text in STATES.items()}
+    told = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
+    epochs = sum(trial.num_epochs for trial in record.trials.values())
+    best = next(iter(record.ranked()), None)
+    found = f" The best is trial {best.number}: {record.objective} {_number(record.value(best))}." if best else ""
+    return f"{len(record.trials)} trials ({told}), {epochs} epochs together.{found}"
+
+
+def reproduction(record: StudyRecord) -> str:
+    """Commands that make this study again, and those that use what it found."""
+    command = record.tags.get("csmae.command", f"python search.py spaces/{record.name}.yaml")
+    lines = [f"git checkout {record.tags['csmae.git_commit']}"] if "csmae.git_commit" in record.tags else []
+    lines += [
+        command,
+        f"python -c \"import csmae; csmae.load_encoder('models:/csmae-encoder@champion-{record.name}')\"",
+    ]
+    return "\n".join(lines)
+
+
+def _tables(record: StudyRecord) -> Iterator[tuple[str, Row, list[Row]]]:
+    """Heading, header and rows of each table that has any."""
+    scores = _scores(record)
+    if scores:
+        yield "Scores by the published protocol", *scores
+    explored = record.explored()
+    trials = record.ranked() + [t for t in record.trials.values() if t not in record.ranked()]
+    header = ["trial", "state", record.objective, "epochs", "time", *explored]
+    yield "Trials", header, [_trial_row(record, trial, explored) for trial in trials]
+    failed = [[str(t.number), t.reason] for t in record.trials.values() if t.reason]
+    if failed:
+        yield "Reasons", ["trial", "reason"], failed
+    if shares := record.importance():
+        yield "Importance of the parameters", ["parameter", "share"], [[n, f"{v:.0%}"] for n, v in shares.items()]
+    figures = {name: value for name, value in record.summary.items() if not name.startswith(("scores/", "importance/"))}
+    settings = [[name, str(value)] for name, value in (record.params | record.tags | figures).items()]
+    yield "Settings", ["name", "value"], settings
+
+
+def _scores(record: StudyRecord) -> tuple[Row, list[Row]] | None:
+    """The candidates' scores, from the summary's ``scores/CANDIDATE/METRIC``."""
+    table: dict[str, dict[str, float]] = {}
+    for name, value in record.summary.items():
+        if name.startswith("scores/"):
+            _, candidate, metric = name.split("/", 2)
+            table.setdefault(candidate, {})[metric] = value
+    if not table:
+        return None
+    metrics = list(dict.fromkeys(metric for scores in table.values() for metric in scores))
+    rows = [[name, *(_number(scores.get(metric, math.nan)) for metric in metrics)] for name, scores in table.items()]
+    return ["encoder", *metrics], rows
+
+
+def _trial_row(record: StudyRecord, trial: Trial, explored: list[str]) -> Row:
+    values = [_number(trial.params[name]) if name in trial.params else "–" for name in explored]
+    spent = f"{trial.seconds:.0f} s"
+    return [str(trial.number), STATES[trial.state], _number(record.value(trial)), str(trial.num_epochs), spent, *values]
+
+
+def _number(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+def _page(record: StudyRecord, folder: Path) -> str:
+    best = str(record.ranked()[0].number) if record.ranked() else ""
+    parts = [f"<h1>Study {html.escape(record.name)}</h1><p>{html.escape(overview(record))}</p>"]
+    tables = [(heading, _table(header, rows, best)) for heading, header, rows in _tables(record)]
+    parts += [f"<h2>{heading}</h2>{table}" for heading, table in tables[:-1]]
+    parts += ["<h2>Pictures</h2>", *_images(record, folder)]
+    parts += [f"<h2>{heading}</h2>{table}" for heading, table in tables[-1:]]
+    parts += ["<h2>How to reproduce</h2>", f"<pre>{html.escape(reproduction(record))}</pre>"]
+    parts += ["<h2>Citation</h2>", f"<p>{html.escape(CITATION)}</p>"]
+    title = html.escape(f"Study {record.name}")
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+    return (
+        f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+    )
+
+
+def _table(header: Row, rows: Iterable[Row], best: str) -> str:
+    cells = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    lines = [f"<tr>{cells}</tr>"]
+    for row in rows:
+        mark = " class=best" if header[0] == "trial" and row[0] == best else ""
+        cells = "".join(f"<td{' class=wrap' if len(cell) > 60 else ''}>{html.escape(cell)}</td>" for cell in row)
+        lines.append(f"<tr{mark}>{cells}</tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _images(record: StudyRecord, folder: Path) -> Iterator[str]:
+    for name, figure in study_pictures(record):
+        yield _image(png(figure), f"{record.name}: {name}")
+    for trial in record.ranked()[:1]:
+        title = f"trial {trial.number}, the best"
+        yield _image(png(loss_picture(trial.curves, f"Losses of {title}")), "losses")
+        yield _image(png(direction_picture(trial.curves, f"F1 of {title}")), "F1 by direction")
+        for path in sorted((folder / "trials" / str(trial.number) / "pictures").rglob("*.png")):
+            yield _image(path.read_bytes(), path.stem)
+
+
+def _image(content: bytes, alternative: str) -> str:
+    data = base64.b64encode(content).decode()
+    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'

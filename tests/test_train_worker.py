@@ -1,0 +1,50 @@
+"""Training by hand: what a person sees who types the command."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import train_worker
+from conftest import SMALL
+from csmae import load_encoder
+
+
+@pytest.fixture
+def run_yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(json.dumps(SMALL))
+    return path
+
+
+def test_a_run_prints_a_line_an_epoch_and_leaves_an_encoder(run_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run_yaml.parent / "out"
+    assert train_worker.main([str(run_yaml), "--set", "train.epochs=2", "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("epoch 1/2  loss ")
+    assert lines[1].startswith("epoch 2/2  loss ")
+    assert load_encoder(out / "encoder").width == 96
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("masking.rato=0.5", "'masking.rato' is no field of the configuration; did you mean 'masking.ratio'?"),
+        ("model.patch_size=16", "16 does not divide 120"),
+        ("data.path=/nowhere", "/nowhere"),
+        ("optim.batch_size=33", "optim.batch_size 33 is larger than the training split: 32 pairs"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    run_yaml: Path, option: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_worker.main([str(run_yaml), "--set", option, "--out", str(run_yaml.parent / "out")]) == 2
+    seen = capsys.readouterr()
+    assert text in seen.err
+    assert len(seen.err.splitlines()) == 1
+    assert not (run_yaml.parent / "out").exists()
+
+
+def test_a_missing_file_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_worker.main([str(tmp_path / "none.yaml")]) == 2
+    assert capsys.readouterr().err == f"{tmp_path / 'none.yaml'}: cannot be read: No such file or directory\n"
