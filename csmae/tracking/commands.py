@@ -1,4 +1,4 @@
-"""Commands of this room: ``sync`` uploads what a study's outbox still holds."""
+"""Commands of this room: ``sync`` uploads what a study's outbox still holds, ``report`` writes its report."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from csmae.tracking.tracker import replay, shown
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this room's commands; each sets ``run``, which takes the parsed options and returns the exit code."""
     sync = subparsers.add_parser("sync", help="upload to MLflow what a study's outbox still holds")
-    sync.add_argument("study", help="name of the study")
-    sync.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the studies (default: runs)")
     sync.add_argument("--mlflow-uri", default=None, help="default: MLFLOW_TRACKING_URI, or mlflow.db in that folder")
     sync.add_argument("--all", action="store_true", help="send everything again, as after a run was restored")
     sync.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds to try for (default: 600)")
     sync.set_defaults(run=_sync)
+    report = subparsers.add_parser("report", help="write a study's report: one HTML page and a Markdown summary")
+    report.set_defaults(run=_report)
+    for parser in (sync, report):
+        parser.add_argument("study", help="name of the study")
+        parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the studies (default: runs)")
 
 
 def _sync(options: argparse.Namespace) -> int:
@@ -27,5 +30,17 @@ def _sync(options: argparse.Namespace) -> int:
     left = replay(options.runs / options.study, uri, options.timeout, options.all)
     place = shown(uri)
     text = f"{left} events of {options.study} still wait: {place}" if left else f"{options.study} is whole in {place}"
-    Console(highlight=False, soft_wrap=True).print(text)
+    _say(text)
     return 1 if left else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from csmae.tracking.report import write_report  # matplotlib takes its time
+
+    page, summary, *_ = write_report(options.runs / options.study)
+    _say(f"{page} and {summary}")
+    return 0
+
+
+def _say(text: str) -> None:
+    Console(highlight=False, markup=False, soft_wrap=True).print(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -177,15 +176,8 @@ def _draw(axes: Axes, curve: Curve, colour: str, label: str | None = None) -> No
     plain(axes)
 
 
-def png(figure: Figure) -> bytes:
-    """The figure's file."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", facecolor="white")
-    return content.getvalue()
-
-
 def save_png(figure: Figure, path: Path) -> Path:
     """Write the figure's file; its folder is made where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(figure))
+    figure.savefig(path, facecolor="white")
     return path

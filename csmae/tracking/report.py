@@ -8,11 +8,9 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from csmae.tracking.pictures import direction_picture, loss_picture, png
+from csmae.tracking.pictures import direction_picture, loss_picture, save_png
 from csmae.tracking.record import StudyRecord, Trial, read_record
 from csmae.tracking.study_pictures import STATES, study_pictures
-
-HTML_NAME, MARKDOWN_NAME = "report.html", "report.md"
 
 CITATION = (
     "J. Hackstein, G. Sumbul, K. N. Clasen, B. Demir: Exploring Masked Autoencoders for Sensor-Agnostic Image "
@@ -31,23 +29,35 @@ tr.best td { font-weight: 600; background: #eef7f2; } pre { background: #f5f5f5;
 Row = list[str]
 
 
-def write_report(folder: Path) -> tuple[Path, Path]:
+def write_report(folder: Path) -> list[Path]:
     """Write a study's report beside its outbox.
 
     Args:
-        folder: Of the study; pictures of trials (``trials/*/pictures/*.png``) are taken up.
+        folder: Of the study; pictures of its best trial (``trials/*/pictures/*.png``) are taken up.
 
     Returns:
-        The HTML page and the Markdown summary.
+        The HTML page, the Markdown summary and the study's pictures.
 
     Raises:
         TrackingError: The folder holds no study.
     """
     record = read_record(folder)
-    page, summary = folder / HTML_NAME, folder / MARKDOWN_NAME
-    page.write_text(_page(record, folder), encoding="utf-8")
+    pictures = [save_png(figure, folder / "pictures" / f"{name}.png") for name, figure in study_pictures(record)]
+    page, summary = folder / "report.html", folder / "report.md"
+    page.write_text(_page(record, [*pictures, *_trial_pictures(record, folder)]), encoding="utf-8")
     summary.write_text(markdown(record), encoding="utf-8")
-    return page, summary
+    return [page, summary, *pictures]
+
+
+def _trial_pictures(record: StudyRecord, folder: Path) -> list[Path]:
+    """Those of the best trial: its curves, and what its training left."""
+    best = next(iter(record.ranked()), None)
+    if best is None:
+        return []
+    drawn = folder / "trials" / str(best.number) / "pictures"
+    save_png(loss_picture(best.curves, f"Losses of trial {best.number}, the best"), drawn / "losses.png")
+    save_png(direction_picture(best.curves, f"F1 of trial {best.number}, the best"), drawn / "f1.png")
+    return sorted(drawn.rglob("*.png"))
 
 
 def markdown(record: StudyRecord) -> str:
@@ -126,12 +136,12 @@ def _number(value: object) -> str:
     return "–" if math.isnan(value) else f"{value:.4g}"
 
 
-def _page(record: StudyRecord, folder: Path) -> str:
+def _page(record: StudyRecord, pictures: list[Path]) -> str:
     best = str(record.ranked()[0].number) if record.ranked() else ""
     parts = [f"<h1>Study {html.escape(record.name)}</h1><p>{html.escape(overview(record))}</p>"]
     tables = [(heading, _table(header, rows, best)) for heading, header, rows in _tables(record)]
     parts += [f"<h2>{heading}</h2>{table}" for heading, table in tables[:-1]]
-    parts += ["<h2>Pictures</h2>", *_images(record, folder)]
+    parts += ["<h2>Pictures</h2>", *map(_image, pictures)]
     parts += [f"<h2>{heading}</h2>{table}" for heading, table in tables[-1:]]
     parts += ["<h2>How to reproduce</h2>", f"<pre>{html.escape(reproduction(record))}</pre>"]
     parts += ["<h2>Citation</h2>", f"<p>{html.escape(CITATION)}</p>"]
@@ -152,17 +162,6 @@ def _table(header: Row, rows: Iterable[Row], best: str) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _images(record: StudyRecord, folder: Path) -> Iterator[str]:
-    for name, figure in study_pictures(record):
-        yield _image(png(figure), f"{record.name}: {name}")
-    for trial in record.ranked()[:1]:
-        title = f"trial {trial.number}, the best"
-        yield _image(png(loss_picture(trial.curves, f"Losses of {title}")), "losses")
-        yield _image(png(direction_picture(trial.curves, f"F1 of {title}")), "F1 by direction")
-        for path in sorted((folder / "trials" / str(trial.number) / "pictures").rglob("*.png")):
-            yield _image(path.read_bytes(), path.stem)
-
-
-def _image(content: bytes, alternative: str) -> str:
-    data = base64.b64encode(content).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'
+def _image(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'

@@ -117,10 +117,10 @@ class Scale:
 
 
 def scale_of(record: StudyRecord, name: str) -> Scale:
-    """Numbers keep their order, logarithmic where they span two magnitudes; anything else gets a place each."""
+    """Numbers keep their order, logarithmic where they span more than one magnitude; anything else gets a place each."""
     values = [trial.params[name] for trial in record.trials.values() if trial.params.get(name) is not None]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        log = min(values) > 0 and max(values) / min(values) >= 50
+        log = min(values) > 0 and max(values) / min(values) >= 20
         return Scale(name, {}, log, lambda value: math.nan if value is None else float(value))
     places = {text: float(place) for place, text in enumerate(sorted({str(value) for value in values}))}
     ticks = {place: text for text, place in places.items()}
