@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; to go on: {_command(options)}", file=sys.stderr)
+        print(f"stopped; to go on: {_command()}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -96,15 +97,15 @@ def _mlflow_uri(options: argparse.Namespace) -> str:
     return options.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{options.storage}/mlflow.db"
 
 
-def _command(options: argparse.Namespace) -> str:
-    return f"python search.py {options.study}" + (f" --name {options.name}" if options.name else "")
+def _command() -> str:
+    return f"python {shlex.join(sys.argv)}"
 
 
 def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share) -> int:
     """Run the trials, then crown the champion."""
     console, study = Console(highlight=False), ledger.study
     folder = options.storage.absolute() / study.name
-    tracker.start(dict(flatten(study.definition())), {"csmae.command": " ".join(sys.argv)}, study.search.objective)
+    tracker.start(dict(flatten(study.definition())), {"csmae.command": _command()}, study.search.objective)
     progress = Progress.of(ledger)
     with View(study.name, progress, console) as view:
 
@@ -116,7 +117,7 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
     if not complete:
         for trial in progress.running:
             tracker.end(trial.number, "RUNNING", "interrupted")
-        console.print(f"stopped in order; to go on: {_command(options)}", soft_wrap=True)
+        console.print(f"stopped in order; to go on: {_command()}", soft_wrap=True)
         return INTERRUPTED
     return _finish(options, ledger, tracker, part)
 

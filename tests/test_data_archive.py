@@ -1,97 +1,24 @@
-"""Every source of pairs keeps the same contract, and says in one line why it cannot."""
+"""Every source of pairs keeps the same contract."""
 
-import json
-import resource
+import os
 import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lmdb
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from numpy.typing import NDArray
-from safetensors.numpy import save
 
+from archives import FILES, SPLITS, bands_of, labels_of, names_of, open_folder, put, splits_of, write_pickles, write_v2
 from csmae.config import Data, Synthetic
-from csmae.data.archive import Archive, ArchiveError, open_archive
-from csmae.data.layout import BANDS, DamagedValueError
+from csmae.data.archive import ArchiveError, open_archive
+from csmae.data.layout import DamagedValueError
 from csmae.data.loader import batches, sequential_rows
 from csmae.sensors import CLASSES, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
-from v1_pickles import STYLES, pickled, write_v1
-
-Bands = dict[str, NDArray[Any]]
-SPLITS = {"train": 5, "validation": 3, "test": 2}
-FILES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
-
-
-def names_of(number: int) -> tuple[str, str, str]:
-    """Names of a pair: S2 under v2 and v1, and S1."""
-    return (
-        f"S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_{number:02}_05",
-        f"S2A_MSIL2A_20170613T101031_{number}_5",
-        f"S1A_IW_GRDH_1SDV_20170613T165043_33UUP_{number}_5",
-    )
-
-
-def bands_of(number: int) -> Bands:
-    """A pair's pixels, those of the 60 m bands among them."""
-    random = np.random.default_rng(number)
-    bands: Bands = {
-        name: random.normal(-15, 5, (band.size, band.size)).astype("<f4")
-        if band.field == "s1"
-        else random.integers(0, 2**16, (band.size, band.size)).astype("<u2")
-        for name, band in BANDS.items()
-    }
-    return bands | {name: random.integers(0, 9999, (20, 20)).astype("<u2") for name in ("B01", "B09")}
-
-
-def labels_of(number: int) -> list[str]:
-    return [CLASSES[number % 19], CLASSES[(number + 7) % 19]]
-
-
-def splits_of() -> list[str]:
-    return [name for name, count in SPLITS.items() for _ in range(count)]
-
-
-def put(folder: Path, values: dict[str, bytes]) -> None:
-    """Write values into the LMDB of a folder, replacing those of the same key."""
-    path = next(iter(folder.glob("*.lmdb")), folder / "archive.lmdb")
-    path.mkdir(parents=True, exist_ok=True)
-    with lmdb.open(str(path), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
-        for key, value in values.items():
-            transaction.put(key.encode(), value)
-
-
-def write_v2(folder: Path) -> Path:
-    rows, values = [], {}
-    for number, split in enumerate(splits_of()):
-        name, v1_name, s1_name = names_of(number)
-        bands = bands_of(number)
-        values[name] = save({key: band for key, band in bands.items() if key[0] == "B"})
-        values[s1_name] = save({key: band for key, band in bands.items() if key[0] == "V"})
-        values[f"{name}_reference_map"] = save({"Data": np.zeros((120, 120), np.uint16)})
-        rows.append({"patch_id": name, "s1_name": s1_name, "s2v1_name": v1_name, "split": split, "labels": labels_of(number)})
-    put(folder, values)
-    pq.write_table(pa.Table.from_pylist(rows), folder / "metadata.parquet")
-    return folder
-
-
-def write_pickles(folder: Path, styles: tuple[str, ...] = STYLES) -> Path:
-    patches, lists = {}, {file: [] for file in FILES.values()}
-    for number, split in enumerate(splits_of()):
-        name = names_of(number)[1]
-        patches[name] = pickled(bands_of(number), labels_of(number), styles[number % len(styles)])
-        lists[FILES[split]].append(name)
-    write_v1(folder, patches, lists)
-    return folder
-
+from v1_pickles import pickled, write_v1
 
 SOURCES: dict[str, Callable[[Path], Path]] = {"v1": write_pickles, "v2": write_v2}
 
@@ -99,10 +26,6 @@ SOURCES: dict[str, Callable[[Path], Path]] = {"v1": write_pickles, "v2": write_v
 @pytest.fixture(params=list(SOURCES))
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return SOURCES[request.param](tmp_path / "archive")
-
-
-def open_folder(folder: Path, **values: Any) -> Archive:
-    return open_archive(Data(path=str(folder), **values))
 
 
 def numbers_of(split: str) -> list[int]:
@@ -149,7 +72,10 @@ def test_one_sensor_can_be_read_alone(folder: Path) -> None:
 
 def test_an_archive_of_one_sensor_works_for_that_sensor(tmp_path: Path) -> None:
     write_v2(tmp_path / "both")
-    with lmdb.open(str(tmp_path / "both/archive.lmdb"), readonly=True) as environment, environment.begin() as transaction:
+    with (
+        lmdb.open(str(tmp_path / "both/archive.lmdb"), readonly=True) as environment,
+        environment.begin() as transaction,
+    ):
         only_s2 = {key.decode(): value for key, value in transaction.cursor() if key.startswith(b"S2")}
     put(tmp_path / "s2", only_s2)
     shutil.copy(tmp_path / "both/metadata.parquet", tmp_path / "s2")
@@ -213,7 +139,7 @@ def test_processes_that_race_for_the_synthetic_archive_see_one_result(tmp_path: 
     assert len(list(tmp_path.iterdir())) == 1
 
 
-REAL_DATA = Path(__import__("os").environ.get("CSMAE_REAL_DATA", Path(__file__).parents[1] / "../shared/data"))
+REAL_DATA = Path(os.environ.get("CSMAE_REAL_DATA", Path(__file__).parents[1] / "../shared/data"))
 needs_real_data = pytest.mark.skipif(not REAL_DATA.exists(), reason=f"no real patches in {REAL_DATA} (CSMAE_REAL_DATA)")
 
 

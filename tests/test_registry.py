@@ -19,7 +19,7 @@ from csmae.tracking.registry import fetch_encoder
 from csmae.tracking.tracker import Tracker
 
 REAL = {"csmae.data": "BigEarthNet v2"}
-SYNTHETIC = {"csmae.data": "synthetic"}
+SYNTHETIC = {"csmae.data": 'synthetic {"num_train": 512}'}
 
 
 @pytest.fixture(scope="module")

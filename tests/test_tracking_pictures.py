@@ -78,7 +78,7 @@ def test_a_reconstruction_is_shown_with_the_stretch_of_its_original() -> None:
     original = scene(0, 2)
     row = Reconstruction("s1", original, np.ones((24, 24), bool), original + 50, original)
     axes = reconstruction_picture([row], "t").axes
-    pictures = [ax.images[0].get_array() for ax in axes]
+    pictures = [np.asarray(ax.images[0].get_array()) for ax in axes]
     assert np.array_equal(pictures[0], pictures[3])
     assert pictures[2][..., 0].mean() > pictures[0][..., 0].mean()
 
@@ -97,7 +97,7 @@ def test_each_loss_term_that_was_computed_has_a_panel_of_its_own() -> None:
     curves = {"train/loss": {1: 3.0, 2: 2.0}, "train/mim": {1: 1.0, 2: 0.5}, "train/lr": {1: 0.1}}
     axes = [ax for ax in loss_picture(curves, "t").axes if ax.lines]
     assert [ax.get_title() for ax in axes] == ["total  (loss)", "mutual information  (mim)"]
-    assert list(axes[1].lines[0].get_ydata()) == [1.0, 0.5]
+    assert np.asarray(axes[1].lines[0].get_ydata()).tolist() == [1.0, 0.5]
 
 
 def test_the_four_directions_and_their_mean_are_lines_of_one_picture() -> None:
@@ -110,12 +110,12 @@ def test_the_four_directions_and_their_mean_are_lines_of_one_picture() -> None:
 def test_the_best_so_far_never_gets_worse(direction: str, best: list[float]) -> None:
     record = study([0.3, 0.2, 0.5, math.nan], direction)
     line = next(line for line in history_picture(record).axes[0].lines if line.get_label() == "best so far")
-    assert list(line.get_ydata()) == best
+    assert np.asarray(line.get_ydata()).tolist() == best
 
 
 def test_the_budget_counts_the_epochs_of_failed_trials_too() -> None:
     line = budget_picture(study([0.3, math.nan, 0.5])).axes[0].lines[0]
-    assert list(line.get_xdata()) == [2, 6, 6]
+    assert np.asarray(line.get_xdata()).tolist() == [2, 6, 6]
 
 
 def test_a_parameter_over_more_than_a_magnitude_gets_a_logarithmic_axis() -> None:
@@ -131,7 +131,7 @@ def test_a_trial_without_a_conditional_parameter_has_a_gap_in_its_line() -> None
     record.trials[1].params["loss.temperature"] = 0.5
     record.trials[0].params["optim.lr"] = 1e-3
     lines = parallel_picture(record).axes[0].lines[:2]
-    assert any(math.isnan(y) for line in lines for y in line.get_ydata())
+    assert any(np.isnan(np.asarray(line.get_ydata(), float)).any() for line in lines)
 
 
 def test_every_picture_of_a_study_is_drawn_even_of_one_trial(tmp_path: Path) -> None:
@@ -219,10 +219,10 @@ def test_the_sync_command_brings_a_study_to_a_database(folder: Path, capsys: pyt
     assert command(*words, "--mlflow-uri", f"sqlite:///{folder}/mlflow.db") == 0
     assert capsys.readouterr().out == f"masking is whole in sqlite:///{folder}/mlflow.db\n"
     assert command(*words, "--mlflow-uri", "http://127.0.0.1:9", "--timeout", "1") == 1
-    assert "13 events of masking still wait: http://127.0.0.1:9" in capsys.readouterr().out.replace("14", "13")
+    assert capsys.readouterr().out == "14 events of masking still wait: http://127.0.0.1:9\n"
 
 
 @pytest.mark.parametrize("name", ["sync", "report"])
 def test_a_study_that_is_not_there_is_one_line(name: str, tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match="no study: there is no outbox.jsonl in it"):
+    with pytest.raises(TrackingError, match=r"no study: there is no outbox\.jsonl in it"):
         command(name, "nothing", "--runs", str(tmp_path))

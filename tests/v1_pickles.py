@@ -57,9 +57,9 @@ _BASES: dict[str, type] = {"plain": _Plain, "pydantic 1": _Pydantic1, "pydantic 
 @contextmanager
 def patch_interface(style: str) -> Iterator[dict[str, type]]:
     """The package of the pickles' classes, importable, its band classes of one generation."""
-    base = _BASES[style]
-    homes = {
-        "band_interface": {name: base for name in ("BenS1_Band", "BenS2_10mBand", "BenS2_20mBand", "BenS2_60mBand")},
+    bands = ("BenS1_Band", "BenS2_10mBand", "BenS2_20mBand", "BenS2_60mBand")
+    homes: dict[str, dict[str, type]] = {
+        "band_interface": dict.fromkeys(bands, _BASES[style]),
         "merged_interface": {"BigEarthNet_S1_S2_Patch": _Plain},
         "s1_interface": {"BigEarthNet_S1_Patch": _Plain},
         "s2_interface": {"BigEarthNet_S2_Patch": _Plain},
@@ -109,7 +109,9 @@ def pickled(bands: Bands, labels: list[str], style: str = "pydantic 2", protocol
 
 
 def _band(classes: dict[str, type], name: str, data: NDArray[Any]) -> Any:
-    kind = "BenS1_Band" if name[0] == "V" else {120: "BenS2_10mBand", 60: "BenS2_20mBand"}.get(len(data), "BenS2_60mBand")
+    kind = (
+        "BenS1_Band" if name[0] == "V" else {120: "BenS2_10mBand", 60: "BenS2_20mBand"}.get(len(data), "BenS2_60mBand")
+    )
     return classes[kind](name=name, spatial_resolution=1200 // len(data), data_shape=data.shape, data=data)
 
 

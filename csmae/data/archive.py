@@ -153,7 +153,8 @@ def _find_lmdb(folder: Path) -> Path:
 
 
 def _is_v1(store: Store) -> bool:
-    """Whether the first value is a pickle; a safetensors value has ``{`` after its eight bytes of length."""
-    if not len(store.index.keys):
+    """Whether the values are pickles; a safetensors value has ``{`` after its eight bytes of length."""
+    first_values = range(min(10, len(store.index.keys)))
+    if not first_values:
         raise ArchiveError(f"{store.folder}: is empty")
-    return store.head(0, 9)[8:] != b"{"
+    return all(store.head(position, 9)[8:] != b"{" for position in first_values)

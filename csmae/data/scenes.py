@@ -22,8 +22,8 @@ _MIN_SHARE = 0.05
 """Of a scene's area, for a class to be one of its labels."""
 _LOOKS = 5.0
 """Looks of the radar images: the shape of the speckle's gamma distribution."""
-_GAIN, _BAND_GAIN, _HAZE_DEPTH, _SEASON_JITTER, _RELIEF = 0.2, 0.04, 0.3, 0.15, 0.1
-_MOISTURE, _OFFSET, _BAND_OFFSET, _TILT = 0.5, 1.5, 0.5, 1.0
+_GAIN, _BAND_GAIN, _HAZE_DEPTH, _SEASON_JITTER, _RELIEF = 0.12, 0.03, 0.15, 0.08, 0.05
+_MOISTURE, _OFFSET, _BAND_OFFSET, _TILT = 0.3, 1.0, 0.3, 0.5
 _HAZE = np.array([1000, 750, 550, 150, 450, 350, 250, 30, 10, 120], np.float32)
 """Reflectance that a thick haze adds, by band."""
 
@@ -142,7 +142,10 @@ def _draw_s2(
     """Reflectance under each scene's season, light, haze and relief."""
     num_scenes = len(months)
     winter = 0.5 - 0.5 * np.cos((months - 7) * (2 * np.pi / 12))
-    season = 0.5 * np.clip(winter + _SEASON_JITTER * random.standard_normal(num_scenes), 0, 1).astype(np.float32)[:, None, None]
+    season = (
+        0.5
+        * np.clip(winter + _SEASON_JITTER * random.standard_normal(num_scenes), 0, 1).astype(np.float32)[:, None, None]
+    )
     surfaces = SPECTRA + season * (OUT_OF_SEASON - SPECTRA)
     gain = np.exp(_GAIN * random.standard_normal((num_scenes, 1), np.float32))
     gain = gain * np.exp(_BAND_GAIN * random.standard_normal((num_scenes, 10), np.float32))

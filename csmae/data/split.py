@@ -136,7 +136,7 @@ class Split:
         intact = [row for row in range(len(rows)) if row not in faults]
         if not intact:
             raise next(iter(faults.values()))
-        for number, (row, error) in enumerate(faults.items()):
+        for number, (row, error) in enumerate(sorted(faults.items())):
             for content in buffer.rows.values():
                 content[row] = content[intact[number % len(intact)]]
             name = self.store.key(self.sources[0].positions[rows[row]])

@@ -17,7 +17,7 @@ from csmae.sensors import IMAGE_SIZE, IMAGE_SIZE_20M
 class Prepare(nn.Module):
     """Resize, normalise and flip a batch.
 
-    Normalising comes first: it commutes with the resizing, whose weights sum to one, and so does flipping.
+    Normalising and flipping come first: they commute with resizing, and native images are smaller.
 
     Args:
         data: Statistics of the bands.
@@ -43,20 +43,20 @@ class Prepare(nn.Module):
 
         Args:
             batch: As stored; a sensor without rows stays without.
-            flips_b2: Whether each pair is mirrored left to right, and top to bottom (bool); none where missing.
+            flips_b2: Whether each pair is mirrored left to right, and top to bottom (bool); none where missing. Best
+                left on the CPU: pairs are chosen by it, which a GPU would have to be waited for.
 
         Returns:
             Images of S1 (B, 2, H, W) and S2 (B, 10, H, W), float32, both mirrored alike.
         """
         num_10m = batch.s2_10m.shape[1]
-        s1 = (batch.s1 - self.s1_mean) / self.s1_std
-        s2_10m = (batch.s2_10m.float() - self.s2_mean[:num_10m]) / self.s2_std[:num_10m]
-        s2_20m = (batch.s2_20m.float() - self.s2_mean[num_10m:]) / self.s2_std[num_10m:]
-        s1, s2_10m = _resize(s1, self.resize_10m), _resize(s2_10m, self.resize_10m)
-        s2 = torch.cat([s2_10m, _resize(s2_20m, self.resize_20m)], dim=1)
-        if flips_b2 is None:
-            return s1, s2
-        return _flip(s1, flips_b2), _flip(s2, flips_b2)
+        s1 = (batch.s1 - self.s1_mean).div_(self.s1_std)
+        s2_10m = batch.s2_10m.float().sub_(self.s2_mean[:num_10m]).div_(self.s2_std[:num_10m])
+        s2_20m = batch.s2_20m.float().sub_(self.s2_mean[num_10m:]).div_(self.s2_std[num_10m:])
+        if flips_b2 is not None:
+            _flip((s1, s2_10m, s2_20m), flips_b2)
+        s2 = torch.cat([_resize(s2_10m, self.resize_10m), _resize(s2_20m, self.resize_20m)], dim=1)
+        return _resize(s1, self.resize_10m), s2
 
 
 def upsample(s2_20m: Tensor, size: int) -> Tensor:
@@ -80,7 +80,8 @@ def resize_matrix(source: int, target: int) -> Tensor:
         target: Pixels wanted.
 
     Returns:
-        Float32 (target, source); each row sums to one and weighs four neighbours.
+        Float32 (target, source); each row sums to one and weighs four neighbours. Single precision from the start: the
+        published preparation rounds the positions so, and it must be met to a thousandth of a unit.
     """
     unit = torch.eye(source)[None, None]
     return interpolate(unit, size=(target, source), mode="bicubic", align_corners=True)[0, 0]
@@ -92,7 +93,15 @@ def _resize(images: Tensor, matrix: Tensor) -> Tensor:
     return matrix @ images @ matrix.T
 
 
-def _flip(images: Tensor, flips_b2: Tensor) -> Tensor:
-    horizontal, vertical = flips_b2.to(images.device)[:, :, None, None, None].unbind(1)
-    images = torch.where(horizontal, images.flip(-1), images)
-    return torch.where(vertical, images.flip(-2), images)
+def _flip(images: tuple[Tensor, ...], flips_b2: Tensor) -> None:
+    """Mirror the chosen pairs in place: each of the three ways to mirror moves only its own pairs."""
+    horizontal, vertical = flips_b2.unbind(1)
+    for chosen, dims in (
+        (horizontal & ~vertical, [-1]),
+        (vertical & ~horizontal, [-2]),
+        (horizontal & vertical, [-2, -1]),
+    ):
+        rows = chosen.nonzero()[:, 0]
+        for tensor in images:
+            if len(tensor):
+                tensor[rows] = tensor[rows].flip(dims)

@@ -77,9 +77,9 @@ class Encoder(nn.Module):
 
     def _own(self, sensor: str, patches_blp: Tensor, keep_bk: Tensor | None) -> Tensor:
         """Embed the visible patches and pass them through the sensor's own blocks."""
-        positions = self.positions[1:].expand(len(patches_blp), -1, -1)
+        positions = self.positions[1:]
         if keep_bk is not None:
-            patches_blp, positions = take_rows(patches_blp, keep_bk), take_rows(positions, keep_bk)
+            patches_blp, positions = take_rows(patches_blp, keep_bk), positions[keep_bk]
         tokens = self.patch_embed[sensor](patches_blp) + positions
         cls = (self.cls_token[sensor] + self.positions[:1]).expand(len(tokens), -1, -1)
         tokens = torch.cat([cls.to(tokens.dtype), tokens], dim=1)

@@ -33,7 +33,11 @@ def unpatchify(patches_blp: Tensor, patch_size: int) -> Tensor:
 
 def take_rows(tokens_bld: Tensor, rows_bk: Tensor) -> Tensor:
     """The tokens at the given rows of each image: (B, K, D)."""
-    return tokens_bld.gather(1, rows_bk.unsqueeze(-1).expand(-1, -1, tokens_bld.shape[-1]))
+    batch, length, width = tokens_bld.shape
+    # One index a row copies whole rows; gather reads an index for every value and is several times slower on a CPU.
+    first = torch.arange(0, batch * length, length, device=rows_bk.device)
+    rows = tokens_bld.reshape(-1, width).index_select(0, (rows_bk + first[:, None]).flatten())
+    return rows.view(batch, -1, width)
 
 
 def sincos_positions(num_patches: int, width: int) -> Tensor:

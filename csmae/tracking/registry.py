@@ -150,7 +150,7 @@ def _why_it_stays(holder: dict[str, str], new: dict[str, str]) -> str | None:
     if holder.get(BANDS) != new.get(BANDS):
         return f"it reads other bands ({holder.get(BANDS)})"
     if holder.get(METRIC) != new.get(METRIC) or holder.get(DATA) != new.get(DATA):
-        return "the new one has seen synthetic scenes only" if new.get(DATA) == SYNTHETIC else None
+        return "the new one has seen synthetic scenes only" if new.get(DATA, "").startswith(SYNTHETIC) else None
     gain = float(new[SCORE]) - float(holder[SCORE])
     if (-gain if new[DIRECTION] == "minimize" else gain) > 0:
         return None

@@ -18,6 +18,8 @@ PAUSE_S = 1.0
 """Between rounds: many epochs then share one call."""
 LONGEST_WAIT_S = 30.0
 """Between attempts while the server does not answer."""
+PATIENCE_S = 10.0
+"""At the end of a search, with a server that did not answer when last asked."""
 
 
 class RefusedError(Exception):
@@ -117,6 +119,8 @@ class Uploader(threading.Thread):
         Returns:
             Events that are not sent; they wait in the outbox.
         """
+        if self._failures:
+            timeout_s = min(timeout_s, PATIENCE_S)
         self._deadline = time.monotonic() + timeout_s
         self._closing = True
         self._wake.set()

@@ -15,8 +15,7 @@ def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim == 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0.0},
     ]
-    fused = all(p.device.type == "cuda" for p in trained)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
 
 def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> float:
