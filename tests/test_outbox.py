@@ -123,7 +123,7 @@ class Lossy:
     """A sink that fails in the middle of a batch, or after it when the answer is lost."""
 
     def __init__(self, sink: MlflowSink, fails_after: int) -> None:
-        self.is_new, self._sink, self._fails_after = sink.is_new, sink, fails_after
+        self.is_new, self.page, self._sink, self._fails_after = sink.is_new, sink.page, sink, fails_after
 
     def send(self, events: Sequence[Event]) -> None:
         self._sink.send(events[: self._fails_after])
@@ -222,7 +222,7 @@ def test_what_was_accepted_is_stored_once_whatever_fails(tmp_path: Path) -> None
 class Picky:
     """A sink that never takes one event."""
 
-    is_new = False
+    is_new, page = False, "/"
 
     def __init__(self) -> None:
         self.taken: list[Event] = []

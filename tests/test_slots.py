@@ -1,6 +1,7 @@
 """Warm groups on a real Ray with two CPUs: reuse, early stopping, and what happens when something dies."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ ROOM = Room(2, 0, "this machine")
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Room]:
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # the workers import the stub from here
     with ray_running(None, ROOM, verbose=False) as room:
         yield room
 

@@ -6,14 +6,9 @@ import contextlib
 import http.server
 import json
 import logging
-import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,53 +20,15 @@ from safetensors.numpy import save_file
 
 from csmae.tracking.registry import fetch_encoder
 from csmae.tracking.tracker import Tracker, replay
+from tracking_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-class Server:
-    """An ``mlflow server`` of its own process group, with its database and files in a folder."""
-
-    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        self._command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
-        self._command += ["--artifacts-destination", str(folder / "artifacts"), *options]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self._environment = os.environ | quiet | environment
-        self._log = folder / "server.log"
-        self.start()
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, stdout=log, stderr=log, env=self._environment, start_new_session=True
-            )
-        deadline = time.monotonic() + 120
-        while not self._is_well():
-            assert self._process.poll() is None, self._log.read_text()[-2000:]
-            assert time.monotonic() < deadline, "the server did not start"
-            time.sleep(0.2)
-
-    def _is_well(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-            return True
-        return False
-
-    def signal(self, number: int) -> None:
-        os.killpg(self._process.pid, number)
-        if number == signal.SIGKILL:
-            self._process.wait()
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.signal(signal.SIGKILL)
+    with Server(tmp_path_factory.mktemp("server")) as server:
+        yield server
 
 
 def report(tracker: Tracker, trials: range, epochs: int) -> float:
@@ -241,8 +198,7 @@ def test_a_guarded_server_takes_the_right_password_only(
         "mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     names = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key"}
-    guarded = Server(tmp_path, "--app-name", "basic-auth", **names)
-    try:
+    with Server(tmp_path, "--app-name", "basic-auth", **names) as guarded:
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
         with caplog.at_level(logging.WARNING):
@@ -253,5 +209,3 @@ def test_a_guarded_server_takes_the_right_password_only(
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password-1")
         assert replay(tmp_path / "guarded", guarded.uri, 60) == 0
         assert whole(guarded.uri, "guarded", 2, 5)
-    finally:
-        guarded.signal(signal.SIGKILL)

@@ -20,10 +20,10 @@ _P = IMAGE_SIZE
 _MAX_REGIONS = 4
 _MIN_SHARE = 0.05
 """Of a scene's area, for a class to be one of its labels."""
-_LOOKS = 5.0
+_LOOKS = 8.0
 """Looks of the radar images: the shape of the speckle's gamma distribution."""
 _GAIN, _BAND_GAIN, _HAZE_DEPTH, _SEASON_JITTER, _RELIEF = 0.12, 0.03, 0.15, 0.08, 0.05
-_MOISTURE, _OFFSET, _BAND_OFFSET, _TILT = 0.3, 1.0, 0.3, 0.5
+_MOISTURE, _OFFSET, _BAND_OFFSET, _TILT = 0.25, 0.7, 0.25, 0.5
 _HAZE = np.array([1000, 750, 550, 150, 450, 350, 250, 30, 10, 120], np.float32)
 """Reflectance that a thick haze adds, by band."""
 

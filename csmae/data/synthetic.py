@@ -19,7 +19,7 @@ from csmae.data.splits import METADATA
 from csmae.data.write import LMDB, Writer, write_metadata, writing
 from csmae.sensors import CLASSES, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
 
-GENERATOR = 1
+GENERATOR = 2
 """Version of the scenes; another one makes another archive."""
 
 _CHUNK = 32

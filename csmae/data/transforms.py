@@ -43,8 +43,7 @@ class Prepare(nn.Module):
 
         Args:
             batch: As stored; a sensor without rows stays without.
-            flips_b2: Whether each pair is mirrored left to right, and top to bottom (bool); none where missing. Best
-                left on the CPU: pairs are chosen by it, which a GPU would have to be waited for.
+            flips_b2: Whether each pair is mirrored left to right, and top to bottom (bool); none where missing.
 
         Returns:
             Images of S1 (B, 2, H, W) and S2 (B, 10, H, W), float32, both mirrored alike.
@@ -54,7 +53,7 @@ class Prepare(nn.Module):
         s2_10m = batch.s2_10m.float().sub_(self.s2_mean[:num_10m]).div_(self.s2_std[:num_10m])
         s2_20m = batch.s2_20m.float().sub_(self.s2_mean[num_10m:]).div_(self.s2_std[num_10m:])
         if flips_b2 is not None:
-            _flip((s1, s2_10m, s2_20m), flips_b2)
+            s1, s2_10m, s2_20m = (_flip(images, flips_b2) for images in (s1, s2_10m, s2_20m))
         s2 = torch.cat([_resize(s2_10m, self.resize_10m), _resize(s2_20m, self.resize_20m)], dim=1)
         return _resize(s1, self.resize_10m), s2
 
@@ -93,15 +92,15 @@ def _resize(images: Tensor, matrix: Tensor) -> Tensor:
     return matrix @ images @ matrix.T
 
 
-def _flip(images: tuple[Tensor, ...], flips_b2: Tensor) -> None:
-    """Mirror the chosen pairs in place: each of the three ways to mirror moves only its own pairs."""
-    horizontal, vertical = flips_b2.unbind(1)
-    for chosen, dims in (
-        (horizontal & ~vertical, [-1]),
-        (vertical & ~horizontal, [-2]),
-        (horizontal & vertical, [-2, -1]),
-    ):
-        rows = chosen.nonzero()[:, 0]
-        for tensor in images:
-            if len(tensor):
-                tensor[rows] = tensor[rows].flip(dims)
+def _flip(images: Tensor, flips_b2: Tensor) -> Tensor:
+    """Mirror the chosen images: on a CPU in place, one at a time, while it is in the cache; else all in few kernels."""
+    if not len(images):
+        return images
+    if images.device.type == "cpu":
+        for image, (horizontal, vertical) in zip(images, flips_b2.tolist(), strict=True):
+            if horizontal or vertical:
+                image.copy_(image.flip([-1] * horizontal + [-2] * vertical))
+        return images
+    horizontal_b, vertical_b = flips_b2.to(images.device)[:, :, None, None, None].unbind(1)
+    images = torch.where(horizontal_b, images.flip(-1), images)
+    return torch.where(vertical_b, images.flip(-2), images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 
 STUDY_ID, RUN, STATE, REASON = "csmae.study_id", "csmae.run", "csmae.state", "csmae.reason"
 PRIMARY_METRIC = "mlflow.experiment.primaryMetric"
+VIEW_TAG = "mlflow.sharedViewState.trials"
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "KILLED"}
 """MLflow's status of a trial's state; RUNNING is a trial that the search left in the middle."""
 MAX_VALUE = 6000
@@ -36,6 +37,22 @@ def artifact_location(uri: str, study: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts" / study).as_uri()
+
+
+def view(metric: str, larger: bool) -> dict[str, Any]:
+    """MLflow's state of a table of runs: best first, the metric beside the explored parameters.
+
+    Its page has no other way to be opened like this: the experiment's primary metric only chooses the charts.
+    """
+    column = f"metrics.`{metric}`"
+    chosen = {"orderByKey": column, "orderByAsc": not larger, "selectedColumns": ["attributes.`Models`", column]}
+    every = {"searchFilter": "", "startTime": "ALL", "lifecycleFilter": "Active"}
+    return {**every, "modelVersionFilter": "All Runs", "datasetsFilter": [], **chosen}
+
+
+def view_path(experiment: str) -> str:
+    """The table's page on an MLflow server, behind its address and ``/#``."""
+    return f"/experiments/{experiment}/runs?workflowType=machine_learning&viewStateShareKey=trials"
 
 
 class MlflowSink:
@@ -54,22 +71,27 @@ class MlflowSink:
         self._study, self._study_id = study, study_id
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._runs: dict[str, Any] = {}
-        self._experiment, self.is_new = self._find_experiment(artifact_location(uri, study))
+        self._view: dict[str, Any] = {}
+        self.is_new = not self._find_experiment()
+        if self.is_new:
+            tags = {STUDY_ID: study_id, "mlflow.experimentKind": "custom_model_development"}
+            self._experiment = str(self._client.create_experiment(study, artifact_location(uri, study), tags))
+        self.page = view_path(self._experiment)
         self._registry = Registry(self._client, self._experiment, study)
         self._settle()
 
-    def _find_experiment(self, location: str | None) -> tuple[str, bool]:
+    def _find_experiment(self) -> bool:
         found = self._client.get_experiment_by_name(self._study)
         if found is None:
-            tags = {STUDY_ID: self._study_id, "mlflow.experimentKind": "custom_model_development"}
-            return str(self._client.create_experiment(self._study, location, tags)), True
+            return False
         if found.lifecycle_stage == "deleted":
-            raise MlflowException(
-                f"experiment {self._study!r} is deleted: restore it with `mlflow experiments restore -x {found.experiment_id}`"
-            )
+            command = f"mlflow experiments restore -x {found.experiment_id}"
+            raise MlflowException(f"experiment {self._study!r} is deleted: restore it with `{command}`")
         if found.tags.get(STUDY_ID) != self._study_id:
             raise MlflowException(f"experiment {self._study!r} is another study's: give this one another --name")
-        return str(found.experiment_id), False
+        self._experiment = str(found.experiment_id)
+        self._view = json.loads(found.tags.get(VIEW_TAG, "{}"))
+        return True
 
     def send(self, events: Sequence[Event]) -> None:
         """Store events; those already stored change nothing."""
@@ -99,16 +121,27 @@ class MlflowSink:
         body = event.body
         run_id = self._run_id("study", event.time_ms)
         self._client.set_experiment_tag(self._experiment, f"{PRIMARY_METRIC}.name", body["primary_metric"])
-        larger = str(body["direction"] == "maximize").lower()
-        self._client.set_experiment_tag(self._experiment, f"{PRIMARY_METRIC}.greaterIsBetter", larger)
+        larger = body["direction"] == "maximize"
+        self._client.set_experiment_tag(self._experiment, f"{PRIMARY_METRIC}.greaterIsBetter", str(larger).lower())
+        self._view = self._view or view(body["primary_metric"], larger)
+        note = f"Trials of the study {self._study}: [best first](#{view_path(self._experiment)})."
+        self._client.set_experiment_tag(self._experiment, "mlflow.note.content", note)
         self._describe("study", body["params"], body["tags"])
         self._client.update_run(run_id, status="RUNNING")
 
     def _trial(self, event: Event) -> None:
         name = _run_name(event)
         run_id = self._run_id(name, event.time_ms)
+        self._show_columns(event.body["params"])
         self._describe(name, event.body["params"], {STATE: "RUNNING"})
         self._client.update_run(run_id, status="RUNNING")
+
+    def _show_columns(self, params: Iterable[str]) -> None:
+        columns = self._view.setdefault("selectedColumns", [])
+        new = [column for column in (f"params.`{_clean(name)}`" for name in params) if column not in columns]
+        if new:
+            columns.extend(new)
+            self._client.set_experiment_tag(self._experiment, VIEW_TAG, json.dumps(self._view))
 
     def _end(self, event: Event) -> None:
         name, state = _run_name(event), event.body["state"]

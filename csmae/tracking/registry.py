@@ -88,7 +88,12 @@ class Registry:
         body = event.body
         facts = {"study": self._study, "trial": str(event.number), "sha256": body["sha256"]}
         facts["data"] = body["tags"].get(DATA, "not said")
-        return model_card(MODEL, read_settings(Path(body["encoder_dir"])), facts, body["metrics"])
+        return model_card(
+            f"{MODEL}: study {self._study}, trial {event.number}",
+            read_settings(Path(body["encoder_dir"])),
+            facts,
+            body["metrics"],
+        )
 
     def register(self, event: Event, run_id: str) -> None:
         """Register an encoder and let the aliases name it where it is the better one.

@@ -124,6 +124,11 @@ class Tracker:
         self._num_finished += 1
         self._add("finish", None, {"step": self._num_finished, "metrics": _floats(summary)}, durable=True)
 
+    @property
+    def page(self) -> str | None:
+        """The study's page on a server, behind its address and ``/#``; None as long as no server has answered."""
+        return self._uploader.page
+
     def close(self, timeout_s: float = 30.0) -> int:
         """Upload what is left, for so long at most.
 

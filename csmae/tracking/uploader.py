@@ -31,6 +31,8 @@ class Sink(Protocol):
 
     is_new: bool
     """Whether the place held nothing of this study when the sink was made."""
+    page: str
+    """Where on the server's site the study is shown."""
 
     def send(self, events: Sequence[Event]) -> None:
         """Store the events.
@@ -57,6 +59,7 @@ class Uploader(threading.Thread):
         self._sink: Sink | None = None
         self._wake = threading.Event()
         self._closing = False
+        self.page: str | None = None
         self._deadline = float("inf")
         self._failures = 0
 
@@ -84,6 +87,7 @@ class Uploader(threading.Thread):
         """Send one batch; how many events it had."""
         if self._sink is None:
             self._sink = self._connect()
+            self.page = self._sink.page
             if self._sink.is_new and self.bookmark.offset:
                 self.bookmark.move(0)  # the server has lost what it had
         events, offset = self._outbox.read(self.bookmark.offset, BATCH)

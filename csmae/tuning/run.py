@@ -19,6 +19,7 @@ from csmae.config import ConfigError
 from csmae.tuning.cluster import Share
 from csmae.tuning.events import Listener
 from csmae.tuning.ledger import Ledger
+from csmae.tuning.reaper import orphans_freed
 from csmae.tuning.scheduler import EpochScheduler, make_rule
 from csmae.tuning.searcher import METRICS, LedgerSearcher
 from csmae.tuning.slots import PRETRAIN, SLIVER, Slot, SlotPlan
@@ -78,7 +79,7 @@ def run_search(ledger: Ledger, folder: Path, share: Share, listener: Listener, p
             for epoch, value in curve.items():
                 rule.keeps(number, epoch, ledger.sign * value)
     interrupt = Interrupt()
-    with tempfile.TemporaryDirectory(prefix="tune-", dir=folder) as scratch, interrupt.listening():
+    with tempfile.TemporaryDirectory(prefix="tune-", dir=folder) as scratch, interrupt.listening(), orphans_freed():
         plan = SlotPlan(
             search.workers_per_trial, share.cpus_per_worker, share.gpus_per_worker, search.retries, scratch, pretrain
         )

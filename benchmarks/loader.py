@@ -1,0 +1,164 @@
+"""How fast pairs are read, on one core: native batches, the whole CPU path, a conventional loader, the bound.
+
+Writes its own archives. Prints one JSON line; every figure is pairs a second, the best of some passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import torch
+from safetensors.torch import load
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms import v2 as transforms
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from csmae.config import Data, Synthetic
+from csmae.data.archive import Split, open_archive
+from csmae.data.loader import batches, epoch_rows
+from csmae.data.synthetic import synthesize
+from csmae.data.transforms import Prepare
+from csmae.sensors import S1_BANDS, S2_10M_BANDS, S2_20M_BANDS, S2_BANDS
+from v1_pickles import patch_interface, pickled, write_v1
+
+NATIVE_BATCH, FULL_BATCH = 128, 32
+"""Pairs a batch: as in training on a GPU, and few enough for the images of a batch to stay near the core."""
+
+
+def write_archives(folder: Path, num_pairs: int) -> dict[str, Split]:
+    """The same pairs as v2 and as v1."""
+    synthesize(Synthetic(num_train=num_pairs, num_validation=1, num_test=1), folder / "v2")
+    split = open_archive(Data(path=str(folder / "v2"))).split("train")
+    patches = {}
+    for number, name in enumerate(split.names):
+        s1, s2_10m, s2_20m = (tensor[0].numpy() for tensor in split.read([number]))
+        bands = dict(zip((*S1_BANDS, *S2_10M_BANDS, *S2_20M_BANDS), (*s1, *s2_10m, *s2_20m), strict=True))
+        bands |= {band: np.zeros((20, 20), np.uint16) for band in ("B01", "B09")}
+        patches[name] = pickled(bands, ["Pastures"])
+    write_v1(folder / "v1", patches, {"train.csv": list(patches)})
+    return {"v2": split, "v1": open_archive(Data(path=str(folder / "v1"))).split("train")}
+
+
+def native(split: Split) -> int:
+    """Batches as a GPU takes them."""
+    rows = epoch_rows(len(split), NATIVE_BATCH, 0, 0)
+    return sum(len(batch.s1) for batch in batches(split, rows))
+
+
+def full(split: Split, prepare: Prepare) -> int:
+    """Batches as the network takes them: normalised, mirrored, (12, 120, 120) a pair."""
+    rows = epoch_rows(len(split), FULL_BATCH, 0, 0)
+    flips = torch.rand(len(rows), FULL_BATCH, 2) < 0.5
+    return sum(len(prepare(batch, flip)[0]) for batch, flip in zip(batches(split, rows), flips, strict=True))
+
+
+def copied(values: list[np.ndarray[Any, Any]], memory: np.ndarray[Any, Any]) -> int:
+    """The bytes of pairs, brought from where they are into a batch."""
+    for number, value in enumerate(values):
+        memory[number % len(memory)] = value
+    return len(values)
+
+
+def read_v1(transaction: Any, name: str, s1_name: str) -> dict[str, Tensor]:
+    """A pair's bands by unpickling the patch's objects."""
+    patch = pickle.loads(transaction.get(name.encode()))
+    bands = {f"B{band}": getattr(patch.s2_patch, f"band{band}") for band in (name[1:] for name in S2_BANDS)}
+    bands |= {band: getattr(patch.s1_patch, f"band{band}") for band in S1_BANDS}
+    return {name: torch.from_numpy(band.data.astype(np.float32)) for name, band in bands.items()}
+
+
+def read_v2(transaction: Any, name: str, s1_name: str) -> dict[str, Tensor]:
+    """A pair's bands by the safetensors library."""
+    bands = load(transaction.get(name.encode())) | load(transaction.get(s1_name.encode()))
+    return {name: band.float() for name, band in bands.items()}
+
+
+def conventional(split: Split, read: Callable[..., dict[str, Tensor]], count: int) -> int:
+    """The usual way: one pair at a time, each band interpolated, stacked, transformed, and batches collated."""
+    data = Data()
+    transform = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomVerticalFlip(),
+            transforms.Normalize([*data.s2_mean, *data.s1_mean], [*data.s2_std, *data.s1_std]),
+        ]
+    )
+    names = split.names[:count]
+    s1_names = [split.store.key(position) for position in split.sources[-1].positions[:count].tolist()]
+    images: list[Tensor] = []
+    with lmdb.open(str(split.store.folder), readonly=True, lock=False, readahead=False) as environment:
+        for name, s1_name in zip(names, s1_names, strict=True):
+            with environment.begin() as transaction:
+                bands = read(transaction, name, s1_name)
+            resized = [
+                interpolate(bands[band][None, None], size=(120, 120), mode="bicubic", align_corners=True)[0, 0]
+                for band in (*S2_BANDS, *S1_BANDS)
+            ]
+            images.append(transform(torch.stack(resized)))
+            if len(images) == FULL_BATCH:
+                torch.stack(images)
+                images.clear()
+    return count
+
+
+def forget(split: Split) -> None:
+    """Drop the archive's pages from memory."""
+    with (split.store.folder / "data.mdb").open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def rate(passing: Callable[[], int], before: Callable[[], None] = lambda: None, passes: int = 5) -> float:
+    """Pairs a second of the quickest pass."""
+
+    def once() -> float:
+        before()
+        start = time.perf_counter()
+        return passing() / (time.perf_counter() - start)
+
+    return round(max(once() for _ in range(passes)), 1)
+
+
+def measure(splits: dict[str, Split]) -> Iterator[tuple[str, float]]:
+    """Each figure with its name."""
+    prepare = Prepare(Data(), 120)
+    for name, split in splits.items():
+        yield f"native_{name}", rate(partial(native, split))
+        yield f"full_{name}", rate(partial(full, split, prepare))
+        yield f"cold_{name}", rate(partial(native, split), partial(forget, split), passes=2)
+    yield "conventional_v2", rate(partial(conventional, splits["v2"], read_v2, 256), passes=3)
+    with patch_interface("pydantic 2"):
+        yield "conventional_v1", rate(partial(conventional, splits["v1"], read_v1, 256), passes=3)
+    pair = sum(tensor[0].nbytes for tensor in splits["v2"].read([0]))
+    values = list(np.ones((1024, pair), np.uint8))
+    yield "copy_bound", rate(partial(copied, values, np.zeros((NATIVE_BATCH, pair), np.uint8)))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=2048, help="pairs of each archive")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        figures = {"pairs": arguments.pairs} | dict(measure(write_archives(Path(folder), arguments.pairs)))
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""``python -m csmae``: the commands of all rooms."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import csmae.data.commands
+import csmae.tracking.commands
+from csmae.config import ConfigError
+
+ROOMS = (csmae.data.commands, csmae.tracking.commands)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0 when all is well, 1 when the command found something wrong, 2 when it cannot do what it was told.
+    """
+    parser = argparse.ArgumentParser(prog="python -m csmae", description="What can be done with data and studies.")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for room in ROOMS:
+        room.add_commands(subparsers)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

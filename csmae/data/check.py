@@ -1,0 +1,163 @@
+"""Reading an archive from end to end, to find what is wrong with it before a training does."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from csmae.data.archive import Archive, ArchiveError
+from csmae.data.layout import BANDS_OF, DamagedValueError
+from csmae.data.pairs import Buffer, Sensor, allocate
+from csmae.data.split import copy_runs
+from csmae.data.splits import SPLITS
+from csmae.data.store import MAX_VALUE, Store
+from csmae.data.v1 import PickleDecoder, labels
+from csmae.data.v2 import SafetensorsDecoder, parse_header
+
+S1_RANGE = (-100.0, 60.0)
+"""Decibels outside which a value is no backscatter."""
+
+_EXAMPLES = 3
+
+
+class Problems:
+    """What is wrong: alike texts together, with the first examples."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._kinds: dict[str, tuple[int, list[str]]] = {}
+
+    def add(self, text: str, where: str) -> None:
+        """Note a problem.
+
+        Args:
+            text: What is wrong; texts that differ in numbers alone are alike.
+            where: A key or file.
+        """
+        self.count += 1
+        kind = re.sub(r"\d+", "#", text)
+        count, examples = self._kinds.get(kind, (0, []))
+        if count < _EXAMPLES:
+            examples.append(f"{where}: {text}")
+        self._kinds[kind] = count + 1, examples
+
+    def lines(self) -> Iterator[str]:
+        """The report, the most frequent kind first."""
+        for count, examples in sorted(self._kinds.values(), key=lambda kind: -kind[0]):
+            yield f"{count} ×"
+            yield from (f"    {example}" for example in examples)
+            if count > len(examples):
+                yield "    …"
+
+
+def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[], object]) -> Problems:
+    """Look at every split and every value.
+
+    Args:
+        archive: An open archive: its file's structure is sound already.
+        checksums: A file of CRC-32 sums by key: written if it is not there, else compared with.
+        progress: Called after each value.
+    """
+    problems = Problems()
+    _check_splits(archive, problems)
+    store = archive.store
+    check = _PickleCheck() if archive.is_v1 else _SafetensorsCheck()
+    sums: dict[str, int] = {}
+    memory = np.empty(MAX_VALUE, np.uint8)
+    for position in store.in_file_order(np.arange(len(store.index.keys))).tolist():
+        key = store.key(position)
+        try:
+            value = store.read(position, memory)
+            sums[key] = zlib.crc32(value) if checksums else 0
+            check(value)
+        except DamagedValueError as error:
+            problems.add(str(error), key)
+        progress()
+    if checksums:
+        _compare_sums(checksums, sums, problems)
+    return problems
+
+
+def _check_splits(archive: Archive, problems: Problems) -> None:
+    """That the splits name patches that are there, and share none."""
+    seen: dict[str, str] = {}
+    for name in SPLITS:
+        try:
+            names = archive.split(name).names
+        except ArchiveError as error:
+            problems.add(str(error), f"split {name}")
+            continue
+        for patch in names:
+            if seen.setdefault(patch, name) != name:
+                problems.add(f"is in split {seen[patch]} and in split {name}", patch)
+
+
+class _PickleCheck:
+    """A v1 value: every opcode, every band of the sensors that it holds, the labels."""
+
+    def __init__(self) -> None:
+        self._buffer = allocate(1)
+
+    def __call__(self, value: NDArray[np.uint8]) -> None:
+        # A new decoder each time: a known skeleton would spare it the opcodes that are to be checked.
+        decode = PickleDecoder((*BANDS_OF["s1"], *BANDS_OF["s2"]))
+        copy_runs(value, decode(value.data), self._buffer, 0)
+        labels(value.data)
+        for sensor in BANDS_OF:
+            check_pixels(self._buffer, sensor)
+
+
+class _SafetensorsCheck:
+    """A v2 value: the bands of the sensor whose band it names, or something else that is well formed."""
+
+    def __init__(self) -> None:
+        self._buffer = allocate(1)
+        self._decoders = {sensor: SafetensorsDecoder(bands) for sensor, bands in BANDS_OF.items()}
+
+    def __call__(self, value: NDArray[np.uint8]) -> None:
+        length = int.from_bytes(value[:8].tobytes(), "little")
+        entries = parse_header(value[8 : 8 + length].tobytes())
+        for sensor, bands in BANDS_OF.items():
+            if not entries.keys().isdisjoint(bands):
+                copy_runs(value, self._decoders[sensor](value.data), self._buffer, 0)
+                check_pixels(self._buffer, sensor)
+
+
+def check_pixels(buffer: Buffer, sensor: Sensor) -> None:
+    """That a pair's pixels can be an image.
+
+    Raises:
+        DamagedValueError: S1 is not finite or no backscatter, or a band of S2 is all zero.
+    """
+    if sensor == "s1":
+        s1 = buffer.batch.s1[0].numpy()
+        if not np.isfinite(s1).all():
+            raise DamagedValueError("S1 holds values that are not finite")
+        if s1.min() < S1_RANGE[0] or s1.max() > S1_RANGE[1]:
+            raise DamagedValueError(f"S1 is no backscatter in dB: from {s1.min():.0f} to {s1.max():.0f}")
+        return
+    for bands in (buffer.batch.s2_10m[0].numpy(), buffer.batch.s2_20m[0].numpy()):
+        if not bands.any(axis=(1, 2)).all():
+            raise DamagedValueError("a band of S2 is all zero")
+
+
+def _compare_sums(file: Path, sums: dict[str, int], problems: Problems) -> None:
+    if not file.exists():
+        file.write_text(json.dumps(sums, indent=0), encoding="utf-8")
+        return
+    known: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
+    for key in sorted(known.keys() | sums.keys()):
+        if known.get(key) != sums.get(key):
+            text = "its checksum changed" if key in known and key in sums else "is in one of archive and checksums only"
+            problems.add(text, key)
+
+
+def describe(store: Store) -> str:
+    """Size of an archive in a few words."""
+    return f"{len(store.index.keys):,} values, {store.index.sizes.sum() / 1e9:.2f} GB"

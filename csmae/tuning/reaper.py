@@ -1,0 +1,48 @@
+"""Frees what a killed process had reserved, so that its successor can start."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray import ActorID, PlacementGroupID
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+INTERVAL_S = 2.0
+
+
+@contextmanager
+def orphans_freed() -> Iterator[None]:
+    """Free the placement groups of dead actors for as long as the block lasts."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(INTERVAL_S):
+            free_orphans()
+
+    thread = threading.Thread(target=watch, name="reaper", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def free_orphans() -> None:
+    """Remove the placement groups of this job whose creator, an actor, is dead.
+
+    Ray keeps them until the whole job ends, and Ray Train's own cleaner needs the dashboard. The table's public form
+    does not name the creator, hence Ray's inner one.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for data in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(data)
+        by_actor = group.creator_actor_id not in (b"", ActorID.nil().binary())
+        dead = by_actor and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED
+        if dead and group.creator_job_id.hex() == job:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
