@@ -114,6 +114,36 @@ def test_the_local_file_starts_the_autoscaler_that_can_start_its_workers() -> No
         assert "RAY_enable_autoscaler_v2=0" in command
 
 
+def test_a_slurm_job_has_a_token_of_its_own_that_others_cannot_read() -> None:
+    script = (ROOT / "clusters/slurm.sbatch").read_text()
+    assert "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=" in script
+    assert "(umask 077 && python -c" in script
+
+
+def test_the_kubernetes_job_demands_a_token_and_runs_without_privileges() -> None:
+    _, job = yaml.safe_load_all((ROOT / "clusters/kuberay.yaml").read_text())
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
+
+
+def test_the_kubernetes_job_names_the_ray_that_the_image_has() -> None:
+    _, job = yaml.safe_load_all((ROOT / "clusters/kuberay.yaml").read_text())
+    assert f"\nray=={job['spec']['rayClusterSpec']['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
+
+
+def test_the_image_holds_what_the_nodes_get_and_does_not_run_as_root() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = {word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]}
+    assert copied == {path for path in load("cluster.yaml")["file_mounts"].values() if not path.startswith("~")}
+    assert [line for line in lines if line.startswith("USER")][-1] == "USER csmae"
+    assert all("-c constraints.txt" in line for line in lines if "pip install" in line)
+
+
 def test_scripts_pass_shellcheck() -> None:
     if not shutil.which("shellcheck"):
         pytest.skip("shellcheck is not installed: apt-get install shellcheck")

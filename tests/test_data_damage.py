@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import pickletools
+import resource
 import struct
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def test_a_truncated_file_is_refused_on_opening(tmp_path: Path) -> None:
     with pytest.raises(ArchiveError) as error:
         open_folder(tmp_path)
     one_line(error, file, "is truncated", file.stat().st_size)
+
+
+def test_a_file_that_becomes_shorter_is_refused_on_reading(tmp_path: Path) -> None:
+    split = open_folder(write_v2(tmp_path)).split("train")
+    os.truncate(data_file(tmp_path), 3 * 4096)
+    with pytest.raises(DamagedValueError) as error:
+        split.read([0])
+    one_line(error, tmp_path, "the file became shorter")
 
 
 @pytest.mark.parametrize("size", [0, 10, 5000])
@@ -316,6 +325,44 @@ def test_mutated_pickles_never_do_anything_but_decode_or_be_refused(style: str, 
             continue
         for run in result:
             assert isinstance(run, str) or 0 <= run.source <= len(value) - run.num_bytes
+
+
+def scrambled(content: bytes, random: np.random.Generator) -> bytes:
+    """The content with a few bytes of its structure replaced, or pieces of it moved, repeated or cut."""
+    result = bytearray(content)
+    for _ in range(random.integers(1, 5)):
+        at, length = (
+            int(random.integers(min(len(result), 1500)) if random.random() < 0.8 else random.integers(len(result))),
+            int(random.integers(1, 9)),
+        )
+        kind = random.integers(4)
+        if kind == 0:
+            result[at : at + length] = random.bytes(length)
+        elif kind == 1:
+            result[at : at + 1] = BITS[random.integers(len(BITS))]
+        elif kind == 2:
+            result[at:at] = result[at : at + 20 * length]
+        elif len(result) > 100:
+            del result[at : at + length]
+    return bytes(result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decode", [PickleDecoder, SafetensorsDecoder])
+def test_a_hundred_thousand_scrambled_values_are_decoded_or_refused_in_little_memory(decode: Any) -> None:
+    bands, random = {name: bands_of(0)[name] for name in S1_BANDS}, np.random.default_rng(0)
+    seeds = [pickled(bands, labels_of(0), style) for style in STYLES] if decode is PickleDecoder else [save(bands)]
+    refused, before = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(100_000):
+        content = scrambled(seeds[number % len(seeds)], random)
+        try:
+            layout = decode(S1_BANDS)(memoryview(content))
+        except DamagedValueError:
+            refused += 1
+        else:
+            assert all(0 <= run.source <= len(content) - run.num_bytes for run in layout)
+    assert 10_000 < refused < 100_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
 
 
 @settings(max_examples=1500, deadline=1000)

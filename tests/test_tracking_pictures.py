@@ -18,6 +18,7 @@ from matplotlib.image import imread
 from csmae.tracking.colours import HIDDEN, channels, paint, stretch_of
 from csmae.tracking.commands import add_commands
 from csmae.tracking.outbox import Event, Outbox, TrackingError
+from csmae.tracking.panels import draw_trial
 from csmae.tracking.pictures import (
     DIRECTIONS,
     GREEN,
@@ -30,6 +31,7 @@ from csmae.tracking.pictures import (
     retrieval_picture,
     save_png,
 )
+from csmae.tracking.provenance import provenance
 from csmae.tracking.record import StudyRecord, Trial, read_record
 from csmae.tracking.report import markdown, write_report
 from csmae.tracking.study_pictures import budget_picture, history_picture, parallel_picture, scale_of, study_pictures
@@ -143,6 +145,39 @@ def test_every_picture_of_a_study_is_drawn_even_of_one_trial(tmp_path: Path) -> 
         assert imread(save_png(figure, tmp_path / f"{name}.png")).shape[2] == 4
     assert len(list(tmp_path.iterdir())) == 6
     assert list(study_pictures(study([math.nan]))) == []
+
+
+def training_arrays(path: Path) -> None:
+    """What a training run leaves."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands = {"s1": 2, "s2": 10}
+    arrays: dict[str, Any] = {"labels": np.array(["Pastures"])}
+    for target, count in bands.items():
+        arrays[target] = np.stack([scene(place, count) for place in range(5)])
+        arrays[f"{target}_visible"] = np.ones((5, 24, 24), bool)
+        arrays[f"query_{target}"] = scene(9, count)
+        for source in bands:
+            arrays[f"{source}_to_{target}"] = arrays[target]
+            arrays[f"hits_{source}_to_{target}"] = arrays[target]
+            arrays[f"shared_{source}_to_{target}"] = np.array([True, False, True, True, False])
+    np.savez(path, **arrays)
+
+
+def test_a_trial_is_drawn_at_the_start_the_middle_and_the_end(tmp_path: Path) -> None:
+    for epoch in (1, 3, 5, 7, 9):
+        training_arrays(tmp_path / "arrays" / f"epoch-{epoch:04}.npz")
+    pictures = draw_trial(study([0.3]).trials[0], tmp_path)
+    kinds = ("reconstructions", "retrieval")
+    drawn = {f"epoch-{epoch:04}-{kind}.png" for epoch in (1, 5, 9) for kind in kinds}
+    assert {path.name for path in pictures.iterdir()} == drawn | {"losses.png", "f1.png"}
+
+
+def test_a_study_says_from_which_program_it_comes() -> None:
+    tags = provenance()
+    assert f"numpy {np.__version__}" in tags["csmae.versions"]
+    assert tags["csmae.command"].startswith("python ")
+    if "csmae.git_commit" in tags:
+        assert re.fullmatch(r"[0-9a-f]{40}( with changes)?", tags["csmae.git_commit"])
 
 
 @pytest.fixture

@@ -187,6 +187,13 @@ def test_a_refusing_server_delays_nothing_and_loses_nothing(
     assert whole(place, "refused", 2, 5)
 
 
+def test_a_server_with_known_holes_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with refusing(200, b"3.9.0") as uri, caplog.at_level(logging.WARNING):
+        tracker = start(tmp_path / "old", uri)
+        assert tracker.close(2) == 1
+    assert "runs MLflow 3.9.0, which has known security holes: update it to 3.11 or later" in caplog.text
+
+
 def test_a_guarded_server_takes_the_right_password_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from csmae.tracking.pictures import DIRECTIONS
 from csmae.tracking.record import read_record
-from csmae.tracking.report import write_report
+from csmae.tracking.report import publish
 from csmae.tracking.tracker import Tracker
 from tracking_server import Server
 
@@ -60,8 +60,7 @@ def finish(tracker: Tracker, folder: Path) -> None:
     scores = {"val/f1_mean": best.last("val/f1_mean"), "test/f1_mean": 0.6}
     tracker.champion(best.number, files, scores, {"csmae.data": "synthetic"})
     tracker.finish({"scores/champion/test/f1_mean": 0.6, "importance/masking.ratio": 0.7, "importance/optim.lr": 0.3})
-    for path in write_report(folder):
-        tracker.artifact(None, path, "pictures" if path.suffix == ".png" else "report")
+    publish(tracker, folder)
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +138,20 @@ def test_trials_are_nested_under_their_study(
     WebDriverWait(browser, 30).until(lambda _: "trial 3" in browser.find_element("tag name", "body").text)
 
 
-def test_two_trials_compare_by_their_explored_parameters(visit: Callable[..., str], server: Server, page: str) -> None:
+def test_two_trials_compare_by_their_explored_parameters(
+    visit: Callable[..., str], server: Server, page: str, browser: Any
+) -> None:
     infos = runs(server.uri)
+    from selenium.webdriver.support.wait import WebDriverWait
+
     chosen = quote(json.dumps([infos["trial 0"].run_id, infos["trial 3"].run_id]))
     experiments = quote(json.dumps([infos["trial 0"].experiment_id]))
     text = visit(f"/compare-runs?runs={chosen}&experiments={experiments}", "Parallel Coordinates Plot", "masking.ratio")
     assert "Comparing 2 Runs" in text
     assert "optim.lr" in text
+    axes = "return [...document.querySelectorAll('.axis-title')].map(title => title.textContent)"
+    wanted = {"loss.mim_weight", "masking.ratio", "optim.lr", "val/f1_mean"}
+    WebDriverWait(browser, 60).until(lambda _: wanted <= set(browser.execute_script(axes)))
 
 
 def test_the_pictures_of_the_study_show(visit: Callable[..., str], server: Server, page: str, browser: Any) -> None:

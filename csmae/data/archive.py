@@ -14,7 +14,7 @@ from csmae.data.layout import BANDS_OF, ArchiveError
 from csmae.data.pairs import BOTH, Sensor
 from csmae.data.split import Source, Split
 from csmae.data.splits import LIST_FILES, METADATA, SPLITS, Metadata, first_five, read_metadata, read_names
-from csmae.data.store import Store, open_store
+from csmae.data.store import MAX_VALUE, Store, open_store
 from csmae.data.synthetic import ensure_synthetic
 from csmae.data.v1 import PickleDecoder
 from csmae.data.v2 import SafetensorsDecoder
@@ -154,7 +154,7 @@ def _find_lmdb(folder: Path) -> Path:
 
 def _is_v1(store: Store) -> bool:
     """Whether the values are pickles; a safetensors value has ``{`` after its eight bytes of length."""
-    first_values = range(min(10, len(store.index.keys)))
-    if not first_values:
-        raise ArchiveError(f"{store.folder}: is empty")
-    return all(store.head(position, 9)[8:] != b"{" for position in first_values)
+    first_values = np.flatnonzero(store.index.sizes[:10] <= MAX_VALUE)
+    if not len(first_values):
+        raise ArchiveError(f"{store.folder}: holds no patches")
+    return all(store.read(position)[8:9].tobytes() != b"{" for position in first_values)

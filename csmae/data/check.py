@@ -16,7 +16,6 @@ from csmae.data.layout import BANDS_OF, DamagedValueError
 from csmae.data.pairs import Buffer, Sensor, allocate
 from csmae.data.split import copy_runs
 from csmae.data.splits import SPLITS
-from csmae.data.store import MAX_VALUE, Store
 from csmae.data.v1 import PickleDecoder, labels
 from csmae.data.v2 import SafetensorsDecoder, parse_header
 
@@ -69,12 +68,11 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
     store = archive.store
     check = _PickleCheck() if archive.is_v1 else _SafetensorsCheck()
     sums: dict[str, int] = {}
-    memory = np.empty(MAX_VALUE, np.uint8)
     for position in store.in_file_order(np.arange(len(store.index.keys))).tolist():
         key = store.key(position)
         try:
-            value = store.read(position, memory)
-            sums[key] = zlib.crc32(value) if checksums else 0
+            value = store.read(position)
+            sums[key] = zlib.crc32(value.data) if checksums else 0
             check(value)
         except DamagedValueError as error:
             problems.add(str(error), key)
@@ -156,8 +154,3 @@ def _compare_sums(file: Path, sums: dict[str, int], problems: Problems) -> None:
         if known.get(key) != sums.get(key):
             text = "its checksum changed" if key in known and key in sums else "is in one of archive and checksums only"
             problems.add(text, key)
-
-
-def describe(store: Store) -> str:
-    """Size of an archive in a few words."""
-    return f"{len(store.index.keys):,} values, {store.index.sizes.sum() / 1e9:.2f} GB"

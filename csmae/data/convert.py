@@ -1,27 +1,22 @@
-"""From the layout of BigEarthNet v1 to that of v2: nothing is unpickled again."""
+"""From the layout of BigEarthNet v1 to that of v2: nothing needs to be unpickled again."""
 
 from __future__ import annotations
 
-import logging
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from csmae.config import Data
 from csmae.data.archive import Archive, open_archive
-from csmae.data.layout import ArchiveError, DamagedValueError
-from csmae.data.pairs import PairBatch
+from csmae.data.index import read_index
+from csmae.data.layout import ArchiveError
 from csmae.data.split import Split
 from csmae.data.splits import METADATA, SPLITS
-from csmae.data.write import LMDB, Writer, write_metadata, writing
-from csmae.sensors import CLASSES, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
-
-log = logging.getLogger(__name__)
+from csmae.data.write import LMDB, PAIR_BYTES, Writer, put_pair, write_metadata, writing
+from csmae.sensors import CLASSES
 
 _CHUNK = 128
 """Pairs between commits: what an interruption costs."""
@@ -30,18 +25,93 @@ _CHUNK = 128
 def convert(source: Archive, target: Path, progress: Callable[[int], object]) -> int:
     """Write the pairs of a v1 archive's splits as a v2 archive; its 60 m bands, which nothing reads, stay behind.
 
-    An interrupted conversion goes on where it stopped; until the end it stands under a hidden name beside ``target``.
+    An interrupted conversion goes on where it stopped. Until the end it stands beside ``target`` under a hidden name.
 
     Args:
-        source: A v1 archive.
+        source: A v1 archive; if it skips damaged pairs, so does the conversion.
         target: Folder that appears once every pair has been compared with its source.
-        progress: Told the number of pairs after each chunk.
+        progress: Told the number of pairs after each chunk, written or compared: twice all of them in the end.
 
     Returns:
         Pairs written.
 
     Raises:
-        ArchiveError: The source is no v1 archive or damaged, or the target exists or cannot be written.
+        ArchiveError: The source is no v1 archive or damaged, or the target is there already or cannot be written.
     """
-"""
-"""
+    if not source.is_v1:
+        raise ArchiveError(f"{source.store.folder}: is not of BigEarthNet v1: there is nothing to convert")
+    if target.exists():
+        raise ArchiveError(f"{target}: is there already; name a new folder")
+    splits = {name: source.split(name) for name in SPLITS if name in source.lists}
+    partial = target.with_name(f".{target.name}.partial")
+    with writing(target):
+        written = _write(splits, partial, progress)
+        converted = open_archive(Data(path=str(partial)))
+        for name, split in written.items():
+            _compare(split, converted.split(name), progress)
+        partial.replace(target)
+    return sum(len(split) for split in written.values())
+
+
+def _write(splits: dict[str, Split], folder: Path, progress: Callable[[int], object]) -> dict[str, Split]:
+    """Write what is not there yet; returns the splits without their damaged pairs."""
+    writer = Writer(folder / LMDB, PAIR_BYTES * sum(len(split) for split in splits.values()))
+    try:
+        there = {key.decode() for key in read_index(folder / LMDB).keys.tolist()}
+        for split in splits.values():
+            names = split.names
+            for rows in _chunks(split):
+                missing = [row for row in rows.tolist() if names[row] not in there]
+                batch = split.read(missing)
+                for number, row in enumerate(missing):
+                    if names[row] not in split.damaged:
+                        put_pair(writer, names[row], _s1_name(names[row]), batch.row(number))
+                writer.commit()
+                progress(len(rows))
+    finally:
+        writer.close()
+    intact = {name: _without_damaged(split) for name, split in splits.items()}
+    write_metadata(folder, [row for name, split in intact.items() for row in _describe(name, split)])
+    return intact
+
+
+def _chunks(split: Split) -> list[Any]:
+    return [np.arange(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
+
+
+def _without_damaged(split: Split) -> Split:
+    return split.take([row for row, name in enumerate(split.names) if name not in split.damaged])
+
+
+def _s1_name(name: str) -> str:
+    """A v1 value holds both images under the S2 name: the S1 image gets a name of its own."""
+    return f"{name}_S1"
+
+
+def _describe(split_name: str, split: Split) -> list[dict[str, Any]]:
+    """Rows of the metadata."""
+    return [
+        {
+            "patch_id": name,
+            "s2v1_name": name,
+            "s1_name": _s1_name(name),
+            "split": split_name,
+            "labels": [CLASSES[index] for index in np.flatnonzero(labels)],
+        }
+        for name, labels in zip(split.names, split.labels(), strict=True)
+    ]
+
+
+def _compare(split: Split, converted: Split, progress: Callable[[int], object]) -> None:
+    if split.names != converted.names:
+        raise ArchiveError(
+            f"{converted.store.folder}: {METADATA} is not what was written; remove the folder and repeat"
+        )
+    for rows in _chunks(split):
+        for ours, theirs in zip(split.read(rows), converted.read(rows), strict=True):
+            if not torch.equal(ours, theirs):
+                raise ArchiveError(
+                    f"{converted.store.folder}: pairs {split.names[rows[0]]} and following are not what was written;"
+                    " remove the folder and repeat"
+                )
+        progress(len(rows))

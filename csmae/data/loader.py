@@ -107,13 +107,14 @@ def _fill(
     ready: queue.Queue[Buffer | BaseException],
 ) -> None:
     try:
-        for batch in rows:
+        for batch, following in zip(rows, [*rows[1:], rows[0][:0]], strict=True):
             item = free.get()
             if item is None:
                 return
             buffer, copies = item
             if copies is not None:
                 copies.synchronize()
+            split.expect(following)
             split.fill(batch, buffer)
             ready.put(buffer)
     except BaseException as error:

@@ -35,6 +35,10 @@ class PairBatch(NamedTuple):
         """The same batch on a device."""
         return PairBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
+    def row(self, number: int) -> PairBatch:
+        """One pair, without the batch dimension."""
+        return PairBatch(*(tensor[number] for tensor in self))
+
 
 FIELDS: dict[Sensor, tuple[str, ...]] = {"s1": ("s1",), "s2": ("s2_10m", "s2_20m")}
 """Which of a batch's tensors hold a sensor's bands."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from csmae.data.landcover import BACKSCATTER, GRAINS, OUT_OF_SEASON, SPECTRA, THEMES, TRAITS
+from csmae.data.pairs import PairBatch
 from csmae.data.transforms import resize_matrix
 from csmae.sensors import CLASSES, IMAGE_SIZE
 
@@ -28,19 +30,6 @@ _HAZE = np.array([1000, 750, 550, 150, 450, 350, 250, 30, 10, 120], np.float32)
 """Reflectance that a thick haze adds, by band."""
 
 
-class Scenes(NamedTuple):
-    """Images and labels of N scenes."""
-
-    s1: Floats
-    """dB (N, 2, 120, 120)."""
-    s2_10m: NDArray[np.uint16]
-    """(N, 4, 120, 120)."""
-    s2_20m: NDArray[np.uint16]
-    """(N, 6, 60, 60)."""
-    labels: NDArray[np.bool_]
-    """(N, 19)."""
-
-
 class _Regions(NamedTuple):
     of_pixel: NDArray[np.intp]
     """The region that each pixel belongs to (N, P, P), of R."""
@@ -50,17 +39,21 @@ class _Regions(NamedTuple):
     """(R,)"""
 
 
-def draw_scenes(months: NDArray[np.int64], random: np.random.Generator) -> Scenes:
+def draw_scenes(months: NDArray[np.int64], random: np.random.Generator) -> tuple[PairBatch, NDArray[np.bool_]]:
     """Draw scenes; takes about 2 MB of memory a scene.
 
     Args:
         months: Of the acquisitions, 1 to 12 (N,).
         random: All randomness.
+
+    Returns:
+        The pairs, and their classes (N, 19).
     """
     num_scenes = len(months)
     regions = _draw_regions(num_scenes, random)
     s2_10m, s2_20m = _draw_s2(regions, months, random)
-    return Scenes(_draw_s1(regions, random), s2_10m, s2_20m, _labels(regions, num_scenes))
+    images = (_draw_s1(regions, random), s2_10m, s2_20m)
+    return PairBatch(*(torch.from_numpy(image) for image in images)), _labels(regions, num_scenes)
 
 
 def _draw_regions(num_scenes: int, random: np.random.Generator) -> _Regions:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from csmae.data import v1
 from csmae.data.layout import DamagedValueError, Layout
 from csmae.data.pairs import Buffer, PairBatch, Sensor, allocate
-from csmae.data.store import MAX_VALUE, Store
+from csmae.data.store import Store
 from csmae.sensors import CLASSES
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,11 @@ class Split:
         self.fill(rows, buffer)
         return buffer.batch
 
+    def expect(self, rows: NDArray[np.int64]) -> None:
+        """Let the system fetch pairs that will be read soon."""
+        for source in self.sources:
+            self.store.expect(source.positions[rows])
+
     def fill(self, rows: NDArray[np.int64], buffer: Buffer) -> None:
         """Read the pairs at these indices into the first rows of a buffer.
 
@@ -101,12 +106,11 @@ class Split:
             self._skip(rows, faults, buffer)
 
     def _fill(self, source: Source, positions: NDArray[np.int64], buffer: Buffer) -> dict[int, DamagedValueError]:
-        memory = np.empty(MAX_VALUE, np.uint8)
         faults = {}
         for row in self.store.in_file_order(positions).tolist():
             try:
-                value = self.store.read(positions[row], memory)
-                _copy(value, source.decode(value.data), buffer, row)
+                value = self.store.read(positions[row])
+                copy_runs(value, source.decode(value.data), buffer, row)
             except DamagedValueError as error:
                 faults[row] = self._named(error, positions[row])
         if "s1" in source.sensors:
@@ -119,7 +123,7 @@ class Split:
         known = self.store.labels.get(position)
         if known is None:
             try:
-                value = self.store.read(position, np.empty(MAX_VALUE, np.uint8))
+                value = self.store.read(position)
                 known = np.isin(CLASSES, v1.labels(value.data))
             except DamagedValueError as error:
                 raise self._named(error, position) from None
@@ -145,6 +149,7 @@ class Split:
                 log.warning("%s; skipped, %d damaged pairs so far", error, len(self.damaged))
 
 
-def _copy(value: NDArray[np.uint8], layout: Layout, buffer: Buffer, row: int) -> None:
+def copy_runs(value: NDArray[np.uint8], layout: Layout, buffer: Buffer, row: int) -> None:
+    """Bring a value's bands into a row of a buffer."""
     for name, source, target, num_bytes in layout:
         buffer.rows[name][row, target : target + num_bytes] = value[source : source + num_bytes]

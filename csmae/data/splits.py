@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,11 +50,17 @@ def _find(names: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> NDArray[np.i
 
 
 def read_metadata(path: Path) -> Metadata:
-    """Read ``metadata.parquet``.
+    """Read ``metadata.parquet``; once a process and version of the file.
 
     Raises:
         ArchiveError: No Parquet, no rows, a column is missing, or a label is not one of the 19.
     """
+    state = path.stat()
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, *_state: int) -> Metadata:
     try:
         present = pq.read_schema(path).names
         missing = [name for name in _COLUMNS if name not in present]

@@ -1,7 +1,8 @@
-"""Values of an LMDB, read by position: a file, the index of its keys, one ``pread`` a value."""
+"""Values of an LMDB by position: the index of its keys, and the file mapped into memory."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import weakref
 from functools import lru_cache
@@ -20,6 +21,9 @@ MAX_VALUE = 4 * 1024 * 1024
 class Store:
     """An open LMDB; may be read from several threads.
 
+    Mapped, for copying out of the system's cache costs three times less than ``pread``. A mapped file that becomes
+    shorter would kill the process (SIGBUS), so its size is looked at before every value.
+
     Args:
         folder: Holds ``data.mdb``.
     """
@@ -27,9 +31,12 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.index = read_index(folder)
-        self._descriptor = os.open(folder / "data.mdb", os.O_RDONLY)
         self.labels: dict[int, NDArray[np.bool_]] = {}
+        """Classes by position, for those values that were asked."""
+        self._descriptor = os.open(folder / "data.mdb", os.O_RDONLY)
         weakref.finalize(self, os.close, self._descriptor)
+        self._map = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+        self._content = np.frombuffer(self._map, np.uint8)
 
     def find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
         """Positions of keys; -1 where there is none."""
@@ -39,35 +46,25 @@ class Store:
         """The order in which the values at these positions lie in the file: kind to a cold disk."""
         return np.argsort(self.index.offsets[positions])
 
-    def read(self, position: int, memory: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Read a value.
+    def expect(self, positions: NDArray[np.int64]) -> None:
+        """Let the system fetch values that will be read soon, many at a time, where it can."""
+        if hasattr(os, "posix_fadvise"):
+            places = zip(self.index.offsets[positions].tolist(), self.index.sizes[positions].tolist(), strict=True)
+            for offset, size in places:
+                os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
-        Args:
-            position: Of its key in the index.
-            memory: At least ``MAX_VALUE`` bytes that are written over.
-
-        Returns:
-            The bytes of the value, a part of ``memory``.
+    def read(self, position: int) -> NDArray[np.uint8]:
+        """The bytes of a value, in the file's own pages.
 
         Raises:
-            DamagedValueError: The value is absurdly long, or the disk does not give it.
+            DamagedValueError: The value is absurdly long, or the file became shorter.
         """
-        size = int(self.index.sizes[position])
+        offset, size = int(self.index.offsets[position]), int(self.index.sizes[position])
         if size > MAX_VALUE:
             raise DamagedValueError(f"{size} bytes are no patch (at most {MAX_VALUE})")
-        value = memory[:size]
-        try:
-            found = os.preadv(self._descriptor, [value.data], int(self.index.offsets[position]))
-        except OSError as error:
-            raise DamagedValueError(f"cannot be read: {error.strerror}") from None
-        if found != size:
-            raise DamagedValueError(f"the file became shorter: read {found} of {size} bytes")
-        return value
-
-    def head(self, position: int, num_bytes: int) -> bytes:
-        """The first bytes of a value."""
-        size = min(num_bytes, int(self.index.sizes[position]))
-        return os.pread(self._descriptor, size, int(self.index.offsets[position]))
+        if offset + size > min(os.fstat(self._descriptor).st_size, len(self._content)):
+            raise DamagedValueError("the file became shorter since it was opened")
+        return self._content[offset : offset + size]
 
     def key(self, position: int) -> str:
         """The key at a position."""

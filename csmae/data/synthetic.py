@@ -14,19 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.config import Synthetic
-from csmae.data.scenes import Scenes, draw_scenes
+from csmae.data.scenes import draw_scenes
 from csmae.data.splits import METADATA
-from csmae.data.write import LMDB, Writer, write_metadata, writing
-from csmae.sensors import CLASSES, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
+from csmae.data.write import LMDB, PAIR_BYTES, Writer, put_pair, write_metadata, writing
+from csmae.sensors import CLASSES
 
 GENERATOR = 2
 """Version of the scenes; another one makes another archive."""
 
 _CHUNK = 32
 """Scenes drawn at a time; the random state is that of the chunk, so it shapes the scenes."""
-
-_BYTES = 280_000
-"""Of a pair on disk, with a margin."""
 
 _PLACES = (
     ("33UUP", "Austria"),
@@ -91,27 +88,22 @@ def synthesize(settings: Synthetic, final: Path, progress: Callable[[int], objec
 
 def _write(settings: Synthetic, folder: Path, progress: Callable[[int], object]) -> None:
     splits = ["train"] * settings.num_train + ["validation"] * settings.num_validation + ["test"] * settings.num_test
-    writer = Writer(folder / LMDB, len(splits) * _BYTES)
+    writer = Writer(folder / LMDB, len(splits) * PAIR_BYTES)
     try:
         rows = []
         for start in range(0, len(splits), _CHUNK):
             random = np.random.default_rng((settings.seed, start))
             months = random.integers(1, 13, min(_CHUNK, len(splits) - start))
-            scenes = draw_scenes(months, random)
+            pairs, labels_nc = draw_scenes(months, random)
             for scene, month in enumerate(months.tolist()):
-                rows.append(_describe(start + scene, month, splits[start + scene], scenes.labels[scene]))
-                _put(writer, rows[-1], scenes, scene)
+                row = _describe(start + scene, month, splits[start + scene], labels_nc[scene])
+                put_pair(writer, row["patch_id"], row["s1_name"], pairs.row(scene))
+                rows.append(row)
             writer.commit()
             progress(len(months))
     finally:
         writer.close()
     write_metadata(folder, rows)
-
-
-def _put(writer: Writer, row: dict[str, Any], scenes: Scenes, scene: int) -> None:
-    writer.put(row["s1_name"], dict(zip(S1_BANDS, scenes.s1[scene], strict=True)))
-    bands_10m = zip(S2_10M_BANDS, scenes.s2_10m[scene], strict=True)
-    writer.put(row["patch_id"], dict(bands_10m) | dict(zip(S2_20M_BANDS, scenes.s2_20m[scene], strict=True)))
 
 
 def _describe(number: int, month: int, split: str, labels: NDArray[np.bool_]) -> dict[str, Any]:

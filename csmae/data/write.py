@@ -16,9 +16,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from csmae.data.layout import ArchiveError
+from csmae.data.pairs import PairBatch
 from csmae.data.splits import METADATA
+from csmae.sensors import S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
 
 LMDB = "archive.lmdb"
+
+PAIR_BYTES = 290_000
+"""Of a pair on disk, with a margin."""
 
 _SCHEMA = pa.schema(
     [
@@ -62,6 +67,19 @@ class Writer:
     def close(self) -> None:
         """End the writing; what was not committed is lost."""
         self._environment.close()
+
+
+def put_pair(writer: Writer, name: str, s1_name: str, pair: PairBatch) -> None:
+    """Add the two values of a pair.
+
+    Args:
+        writer: Takes them.
+        name, s1_name: Their keys.
+        pair: Without the batch dimension.
+    """
+    bands = zip((*S2_10M_BANDS, *S2_20M_BANDS), (*pair.s2_10m.numpy(), *pair.s2_20m.numpy()), strict=True)
+    writer.put(name, dict(bands))
+    writer.put(s1_name, dict(zip(S1_BANDS, pair.s1.numpy(), strict=True)))
 
 
 def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

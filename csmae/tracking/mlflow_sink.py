@@ -18,6 +18,8 @@ quiet_mlflow()
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, RunTag, ViewType  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
+from mlflow.utils.rest_utils import http_request  # noqa: E402
 
 STUDY_ID, RUN, STATE, REASON = "csmae.study_id", "csmae.run", "csmae.state", "csmae.reason"
 PRIMARY_METRIC = "mlflow.experiment.primaryMetric"
@@ -29,6 +31,9 @@ MAX_VALUE = 6000
 MAX_METRICS, MAX_PARAMS = 1000, 100
 """Of one call."""
 
+OLDEST_SERVER = (3, 11)
+"""Servers before it let strangers in: CVE-2026-2614, CVE-2026-2652, CVE-2026-0545."""
+
 Item = TypeVar("Item")
 
 
@@ -37,6 +42,21 @@ def artifact_location(uri: str, study: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts" / study).as_uri()
+
+
+def check_server(uri: str) -> None:
+    """Refuse a tracking server that is known to be unsafe; one that does not tell its version is taken.
+
+    Raises:
+        MlflowException: It is too old, or does not answer.
+    """
+    if not uri.startswith("http"):
+        return
+    said = http_request(get_default_host_creds(uri), "/version", "GET").text
+    found = re.match(r"(\d+)\.(\d+)\.\d+", said)
+    if found and tuple(map(int, found.groups())) < OLDEST_SERVER:
+        oldest = ".".join(map(str, OLDEST_SERVER))
+        raise MlflowException(f"runs MLflow {found[0]}, which has known security holes: update it to {oldest} or later")
 
 
 def view(metric: str, larger: bool) -> dict[str, Any]:
@@ -69,6 +89,7 @@ class MlflowSink:
 
     def __init__(self, uri: str, study: str, study_id: str) -> None:
         self._study, self._study_id = study, study_id
+        check_server(uri)
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         self._runs: dict[str, Any] = {}
         self._view: dict[str, Any] = {}

@@ -8,9 +8,14 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from csmae.tracking.pictures import direction_picture, loss_picture, save_png
+from csmae.tracking.panels import draw_trial
+from csmae.tracking.pictures import save_png
 from csmae.tracking.record import StudyRecord, Trial, read_record
 from csmae.tracking.study_pictures import STATES, study_pictures
+from csmae.tracking.tracker import Tracker
+
+NUM_BEST = 3
+"""Trials whose pictures are drawn."""
 
 CITATION = (
     "J. Hackstein, G. Sumbul, K. N. Clasen, B. Demir: Exploring Masked Autoencoders for Sensor-Agnostic Image "
@@ -29,11 +34,24 @@ tr.best td { font-weight: 600; background: #eef7f2; } pre { background: #f5f5f5;
 Row = list[str]
 
 
-def write_report(folder: Path) -> list[Path]:
-    """Write a study's report beside its outbox.
+def publish(tracker: Tracker, folder: Path) -> None:
+    """Write a study's report and show it in MLflow, with the pictures of its best trials.
 
     Args:
-        folder: Of the study; pictures of its best trial (``trials/*/pictures/*.png``) are taken up.
+        tracker: The study's.
+        folder: Its own.
+    """
+    for path in write_report(folder):
+        tracker.artifact(None, path, "pictures" if path.suffix == ".png" else "report")
+    for trial in read_record(folder).ranked()[:NUM_BEST]:
+        tracker.artifact(trial.number, trial_dir(folder, trial) / "pictures", "pictures")
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Write a study's report beside its outbox, and draw its best trials.
+
+    Args:
+        folder: Of the study.
 
     Returns:
         The HTML page, the Markdown summary and the study's pictures.
@@ -43,21 +61,17 @@ def write_report(folder: Path) -> list[Path]:
     """
     record = read_record(folder)
     pictures = [save_png(figure, folder / "pictures" / f"{name}.png") for name, figure in study_pictures(record)]
+    drawn = [draw_trial(trial, trial_dir(folder, trial)) for trial in record.ranked()[:NUM_BEST]]
+    shown = [*pictures, *(path for best in drawn[:1] for path in sorted(best.glob("*.png")))]
     page, summary = folder / "report.html", folder / "report.md"
-    page.write_text(_page(record, [*pictures, *_trial_pictures(record, folder)]), encoding="utf-8")
+    page.write_text(_page(record, shown), encoding="utf-8")
     summary.write_text(markdown(record), encoding="utf-8")
     return [page, summary, *pictures]
 
 
-def _trial_pictures(record: StudyRecord, folder: Path) -> list[Path]:
-    """Those of the best trial: its curves, and what its training left."""
-    best = next(iter(record.ranked()), None)
-    if best is None:
-        return []
-    drawn = folder / "trials" / str(best.number) / "pictures"
-    save_png(loss_picture(best.curves, f"Losses of trial {best.number}, the best"), drawn / "losses.png")
-    save_png(direction_picture(best.curves, f"F1 of trial {best.number}, the best"), drawn / "f1.png")
-    return sorted(drawn.rglob("*.png"))
+def trial_dir(folder: Path, trial: Trial) -> Path:
+    """Where a trial of the study in ``folder`` leaves its files."""
+    return folder / "trials" / str(trial.number)
 
 
 def markdown(record: StudyRecord) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from csmae.tracking.outbox import OUTBOX, Bookmark, Event, Outbox, TrackingError
+from csmae.tracking.provenance import provenance
 from csmae.tracking.registry import checksum
 from csmae.tracking.uploader import Sink, Uploader
 
 Direction = Literal["maximize", "minimize"]
-SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https")
+SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "wandb")
+WANDB = "wandb://"
 
 
 class Tracker:
@@ -21,7 +24,8 @@ class Tracker:
     Args:
         folder: The study's folder; the outbox is in it.
         study: Name of the experiment and of its parent run.
-        uri: Of MLflow, such as ``sqlite:///runs/mlflow.db`` or ``http://localhost:5000``.
+        uri: Of MLflow, such as ``sqlite:///runs/mlflow.db`` or ``http://localhost:5000``; ``wandb://PROJECT`` for
+            Weights & Biases.
 
     Raises:
         TrackingError: A URI that MLflow does not know, or a folder in which another process runs this study.
@@ -50,12 +54,12 @@ class Tracker:
 
         Args:
             params: What the study is, dotted names; the first value of each stays.
-            tags: What may change from one start to the next, such as the command.
+            tags: What may change from one start to the next; command, commit and versions are added.
             primary_metric: What the trials are compared by.
             direction: Whether large or small is good.
         """
         self._objective = {"primary_metric": primary_metric, "direction": direction}
-        self._add("start", None, {"params": params, "tags": tags, **self._objective})
+        self._add("start", None, {"params": params, "tags": provenance() | tags, **self._objective})
 
     def trial(self, number: int, params: dict[str, object]) -> None:
         """Open a trial, or open it again after an interruption."""
@@ -173,8 +177,10 @@ def shown(uri: str) -> str:
     """The URI without user and password, fit to be shown.
 
     Raises:
-        TrackingError: It has no scheme that MLflow's stores know.
+        TrackingError: It has no scheme that MLflow's stores know, or Weights & Biases is asked for and not installed.
     """
+    if uri.startswith(WANDB) and not find_spec("wandb"):
+        raise TrackingError(f"{uri}: Weights & Biases is not installed: pip install 'csmae[wandb]'")
     parts = urlsplit(uri)
     if parts.scheme.partition("+")[0] not in SCHEMES:
         raise TrackingError(f"MLflow URI {uri!r}: must start with sqlite:///, postgresql://, http:// or https://")
@@ -183,8 +189,12 @@ def shown(uri: str) -> str:
 
 
 def _uploader(outbox: Outbox, study: str, uri: str) -> Uploader:
-    def connect() -> Sink:
-        from csmae.tracking.mlflow_sink import MlflowSink  # seconds to import: the uploading thread has them
+    def connect() -> Sink:  # seconds of import, which the uploading thread has
+        if uri.startswith(WANDB):
+            from csmae.tracking.wandb_sink import WandbSink
+
+            return WandbSink(uri.removeprefix(WANDB), outbox.path.parent, outbox.study_id)
+        from csmae.tracking.mlflow_sink import MlflowSink
 
         return MlflowSink(uri, study, outbox.study_id)
 

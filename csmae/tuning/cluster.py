@@ -131,6 +131,7 @@ def ray_running(address: str | None, room: Room | None, verbose: bool) -> Iterat
 
 def _hush() -> None:
     """Keep the loggers and warnings of the engines from the terminal; errors of ours come as exceptions."""
+    ray._private.worker._worker_logs_enabled = False  # what the raylet prints when a worker dies is told in our words
     warnings.filterwarnings("ignore", module="ray")
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

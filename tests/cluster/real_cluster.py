@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,10 @@ print("joined", ray.cluster_resources())
 
 def on_host(host: int, command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*HOSTS, "run", str(host), command], env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def no_output(host: int, command: str) -> bool:
+    return not on_host(host, command).stdout
 
 
 def ray(*arguments: str) -> str:
@@ -142,4 +147,4 @@ def test_ray_down_leaves_no_process_on_any_host(cluster: str) -> None:
     ray("down", "-y", cluster)
     alive = "ps axo args | grep -E '[r]ay::|[r]aylet|[r]ay/_private|[g]cs_server|[r]ay start' | head -3"
     for host in range(1, NUM_HOSTS + 1):
-        wait_until(150, f"host {host} without Ray", lambda host=host: not on_host(host, alive).stdout)
+        wait_until(150, f"host {host} without Ray", partial(no_output, host, alive))

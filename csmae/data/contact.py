@@ -1,0 +1,81 @@
+"""A contact sheet: pairs of an archive as pictures, with their names and labels."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from csmae.data.layout import ArchiveError
+from csmae.data.split import Split
+from csmae.sensors import CLASSES, IMAGE_SIZE, S2_RGB
+
+_COLUMNS = 4
+_MARGIN, _TEXT = 8, 68
+_WIDTH = 2 * IMAGE_SIZE
+
+
+def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
+    """Draw pairs, S2 in natural colours beside S1 in false colours.
+
+    Args:
+        split: Of both sensors.
+        rows: Its pairs to draw.
+        path: Of the PNG.
+
+    Raises:
+        ArchiveError: A pair is damaged, or the picture cannot be written.
+    """
+    chosen = split.take(rows)
+    batch, names, labels = chosen.read(range(len(rows))), chosen.names, chosen.labels()
+    cell = (_WIDTH + _MARGIN, IMAGE_SIZE + _TEXT)
+    columns = min(_COLUMNS, len(rows))
+    sheet = Image.new("RGB", (columns * cell[0] + _MARGIN, -(-len(rows) // columns) * cell[1] + _MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, name in enumerate(names):
+        x, y = number % columns * cell[0] + _MARGIN, number // columns * cell[1] + _MARGIN
+        pair = np.concatenate([natural_colour(batch.s2_10m[number]), false_colour(batch.s1[number])], axis=1)
+        sheet.paste(Image.fromarray(pair), (x, y))
+        classes = ", ".join(CLASSES[index] for index in np.flatnonzero(labels[number]))
+        text = "\n".join([name, *textwrap.wrap(classes, 50, max_lines=5)])
+        draw.multiline_text((x, y + IMAGE_SIZE + 2), text, fill="black", font_size=8, spacing=1)
+    try:
+        sheet.save(path, "PNG")
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def natural_colour(s2_10m: Tensor) -> NDArray[np.uint8]:
+    """Red, green and blue of S2 (120, 120, 3), stretched to the picture's own brightness.
+
+    Args:
+        s2_10m: uint16 (4, 120, 120).
+    """
+    return _stretch(s2_10m.float()[list(S2_RGB)], low=0.0)
+
+
+def false_colour(s1: Tensor) -> NDArray[np.uint8]:
+    """VV, VH and their difference as red, green and blue (120, 120, 3).
+
+    Args:
+        s1: dB (2, 120, 120).
+    """
+    vh, vv = s1
+    channels = ((vv, -22.0, 0.0), (vh, -28.0, -6.0), (vv - vh, 2.0, 14.0))
+    return _as_bytes(torch.stack([(image - low) / (high - low) for image, low, high in channels]))
+
+
+def _stretch(image: Tensor, low: float) -> NDArray[np.uint8]:
+    """Brightest 1 % of the pixels to white; at least a dark scene's range, or noise would look like a scene."""
+    high = max(float(torch.quantile(image, 0.99)), 1000.0)
+    return _as_bytes((image - low) / (high - low))
+
+
+def _as_bytes(image: Tensor) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+    return pixels

@@ -1,0 +1,42 @@
+"""Mean and deviation of each band of a split, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from csmae.data.loader import batches, sequential_rows
+from csmae.data.split import Split
+
+_BATCH = 64
+
+
+def band_statistics(split: Split, progress: Callable[[int], object]) -> dict[str, list[float]]:
+    """Statistics as the configuration takes them.
+
+    Args:
+        split: Its pixels at native resolution count, each once.
+        progress: Told the number of pairs after each batch.
+
+    Returns:
+        ``s1_mean``, ``s1_std``, ``s2_mean``, ``s2_std``, of the sensors that the split reads.
+    """
+    moments: dict[str, Tensor] = {}
+    rows = sequential_rows(len(split), _BATCH)
+    for batch in batches(split, rows):
+        for name, images in batch._asdict().items():
+            if len(images):
+                # float64: a sum of squares over 10^10 pixels
+                pixels = images.double().transpose(0, 1).flatten(1)
+                sums = torch.stack([torch.full((len(pixels),), pixels.shape[1]), pixels.sum(1), pixels.square().sum(1)])
+                moments[name] = moments[name] + sums if name in moments else sums
+        progress(max(len(images) for images in batch))
+    statistics = {}
+    for sensor in split.sensors:
+        count, total, squares = torch.cat([sums for name, sums in moments.items() if name.startswith(sensor)], dim=1)
+        mean = total / count
+        statistics[f"{sensor}_mean"] = mean.tolist()
+        statistics[f"{sensor}_std"] = (squares / count - mean.square()).clamp(min=0).sqrt().tolist()
+    return statistics

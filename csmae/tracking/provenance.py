@@ -1,0 +1,45 @@
+"""Where a study comes from: command, commit, versions."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("csmae", "torch", "ray", "optuna", "mlflow", "numpy")
+
+
+def provenance() -> dict[str, str]:
+    """Tags that say how to come to the same program again; the commit only where the program is in a git checkout."""
+    tags = {"csmae.command": f"python {shlex.join(sys.argv)}", "csmae.versions": _versions()}
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
+        tags["csmae.git_commit"] = f"{commit} with changes" if changed else commit
+        tags["mlflow.source.git.commit"] = commit
+    return tags | {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+
+
+def _versions() -> str:
+    found = [f"python {platform.python_version()}"]
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue  # run from a checkout that was not installed
+    return ", ".join(found)
+
+
+def _git(*words: str) -> str:
+    """What git says of the checkout that this file is in; nothing where there is none, or no git."""
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,96 @@
+"""Weights & Biases behind the same outbox, offline."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from csmae.tracking.tracker import Tracker
+
+pytest.importorskip("wandb", reason="the logger for Weights & Biases is an extra")
+
+BLOCK, HEADER = 32768, 7
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a run's file: LevelDB's log format, its values protocol buffers."""
+    record = import_module("wandb.proto.wandb_internal_pb2").Record
+    content, place, value = path.read_bytes(), HEADER, b""
+    while place + HEADER <= len(content):
+        if BLOCK - place % BLOCK < HEADER:
+            place += BLOCK - place % BLOCK
+        _, length, kind = struct.unpack("<IHB", content[place : place + HEADER])
+        value += content[place + HEADER : place + HEADER + length]
+        place += HEADER + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record.FromString(value)
+            value = b""
+
+
+def stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """By run: its group, settings, and F1 by step."""
+    runs: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        found: dict[str, Any] = {"points": []}
+        for record in records(path):
+            if record.HasField("run"):
+                found |= {"name": record.run.display_name, "group": record.run.run_group}
+            if record.HasField("history"):
+                row = {
+                    "/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
+                }
+                found["points"].append((row["_step"], row["val/f1_mean"]))
+        runs.setdefault(found["name"], {"points": [], "group": found["group"]})["points"] += found["points"]
+    return runs
+
+
+def test_a_study_is_a_group_of_runs_with_each_epoch_once(tmp_path: Path) -> None:
+    folder = tmp_path / "masking"
+    tracker = Tracker(folder, "masking", "wandb://csmae")
+    tracker.start({"base.train.epochs": 3}, {"csmae.command": "python search.py"}, "val/f1_mean")
+    for number in range(2):
+        tracker.trial(number, {"masking.ratio": 0.5})
+        for epoch in (1, 2, 3):
+            tracker.epoch(number, epoch, {"val/f1_mean": number + epoch / 10, "train/loss": 1.0})
+        tracker.end(number, "COMPLETE")
+    tracker.finish({"budget/gpu_s": 1.0})
+    assert tracker.close(60) == 0
+    runs = stored(folder)
+    assert {name: run["group"] for name, run in runs.items()} == dict.fromkeys(
+        ("masking", "trial 0", "trial 1"), "masking"
+    )
+    assert runs["trial 0"]["points"] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert runs["trial 1"]["points"] == [(1, 1.1), (2, 1.2), (3, 1.3)]
+
+
+def test_the_champion_is_an_artifact_and_late_pictures_are_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "masking"
+    files = folder / "encoder"
+    files.mkdir(parents=True)
+    save_file({"w": np.ones(3, np.float32)}, files / "encoder.safetensors")
+    (files / "config.json").write_text("{}")
+    tracker = Tracker(folder, "masking", "wandb://csmae")
+    tracker.start({}, {}, "val/f1_mean")
+    tracker.trial(4, {"masking.ratio": 0.5})
+    tracker.end(4, "COMPLETE")
+    tracker.champion(4, files, {"val/f1_mean": 0.5}, {"csmae.data": "synthetic"})
+    tracker.finish({})
+    (folder / "report.html").write_text("<p>report</p>")
+    tracker.artifact(None, folder / "report.html", "report")
+    assert tracker.close(60) == 0
+    sent = b"".join(path.read_bytes() for path in folder.glob("wandb/offline-run-*/*.wandb"))
+    assert b"encoder.safetensors" in sent
+    assert list(folder.glob("wandb/offline-run-*/files/media/html/*.html"))
