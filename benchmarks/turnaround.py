@@ -7,8 +7,10 @@ from the last trial's end in rank 0 to the end of the next trial's first step. P
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -45,8 +47,7 @@ ROOM = Room(2, 0, "this machine")
 def timed(config: Config, run_dir: Path, device: str) -> Iterator[Epoch]:
     """The training, noting when its first step and the whole of it were done."""
     times: list[float] = []
-    for epoch in pretrain(config, run_dir, device, on_step=lambda done, total: times.append(time.time())):
-        yield epoch
+    yield from pretrain(config, run_dir, device, on_step=lambda done, total: times.append(time.time()))
     if dist.get_rank() == 0:
         (run_dir / "times.json").write_text(json.dumps([times[0], time.time()]))
 
@@ -83,8 +84,10 @@ def train_alone(setting: dict[str, Any]) -> None:
 
 def median_wait(folder: Path) -> float:
     """From each trial's end to the next one's first step, seconds."""
-    times = sorted(json.loads(path.read_text()) for path in folder.glob("trials/*/times.json"))
-    return statistics.median(after[0] - before[1] for before, after in zip(times, times[1:], strict=False))
+    times: list[list[float]] = sorted(json.loads(path.read_text()) for path in folder.glob("trials/*/times.json"))
+    waits = [after[0] - before[1] for before, after in itertools.pairwise(times)]
+    print(f"{folder.name}: {', '.join(f'{wait:.2f}' for wait in waits)} s", file=sys.stderr)
+    return statistics.median(waits)
 
 
 def main() -> None:

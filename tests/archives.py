@@ -52,11 +52,11 @@ def splits_of() -> list[str]:
     return [name for name, count in SPLITS.items() for _ in range(count)]
 
 
-def put(folder: Path, values: dict[str, bytes]) -> None:
+def put(folder: Path, values: dict[str, bytes], map_size: int = 1 << 26) -> None:
     """Write values into the LMDB of a folder, replacing those of the same key."""
     path = next(iter(folder.glob("*.lmdb")), folder / "archive.lmdb")
     path.mkdir(parents=True, exist_ok=True)
-    with lmdb.open(str(path), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+    with lmdb.open(str(path), map_size=map_size) as environment, environment.begin(write=True) as transaction:
         for key, value in values.items():
             transaction.put(key.encode(), value)
 

@@ -157,4 +157,4 @@ def _is_v1(store: Store) -> bool:
     first_values = np.flatnonzero(store.index.sizes[:10] <= MAX_VALUE)
     if not len(first_values):
         raise ArchiveError(f"{store.folder}: holds no patches")
-    return all(store.read(position)[8:9].tobytes() != b"{" for position in first_values)
+    return all(store.read(position)[8:9].tobytes() != b"{" for position in first_values.tolist())

@@ -5,6 +5,8 @@ Shapes: B pairs, C bands, H = W the network's image size.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -87,9 +89,33 @@ def resize_matrix(source: int, target: int) -> Tensor:
 
 
 def _resize(images: Tensor, matrix: Tensor) -> Tensor:
-    if matrix.shape[0] == matrix.shape[1]:
+    """Both sides by the matrix, in blocks: it is zero but near its diagonal, and half of the products are spared."""
+    target, source = matrix.shape
+    if target == source:
         return images
-    return matrix @ images @ matrix.T
+    batch, channels, height, width = images.shape
+    lines = images.reshape(-1, width)
+    wide = images.new_empty(len(lines), target)
+    resized = images.new_empty(batch * channels, target, target)
+    for rows, columns in _blocks(source, target):
+        torch.mm(lines[:, columns], matrix[rows, columns].T, out=wide[:, rows])
+    wide = wide.view(-1, height, target)
+    for rows, columns in _blocks(source, target):
+        block = matrix[rows, columns]
+        torch.bmm(block.expand(len(wide), *block.shape), wide[:, columns], out=resized[:, rows])
+    return resized.view(batch, channels, target, target)
+
+
+def _blocks(source: int, target: int, num_blocks: int = 3) -> list[tuple[slice, slice]]:
+    """Ranges of rows of the matrix, and the columns outside which these rows are zero."""
+    edges = [number * target // num_blocks for number in range(num_blocks + 1)]
+    step = (source - 1) / max(target - 1, 1)
+    # A pixel of margin: the interpolation rounds positions in single precision.
+    return [
+        (slice(start, end), slice(max(int(start * step) - 2, 0), min(int((end - 1) * step) + 4, source)))
+        for start, end in itertools.pairwise(edges)
+        if start < end
+    ]
 
 
 def _flip(images: Tensor, flips_b2: Tensor) -> Tensor:
