@@ -7,6 +7,7 @@ from the last trial's end in rank 0 to the end of the next trial's first step. P
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import statistics
@@ -67,12 +68,13 @@ def stock(study: Study, folder: Path) -> float:
         run_dir = str(folder / "trials" / str(point["number"]))
         make_trainer(train_alone, {"config": config, "run_dir": run_dir}, plan).fit()
 
-    tune.Tuner(
-        tune.with_resources(trial, {"cpu": SLIVER}),
-        param_space={"number": tune.grid_search(list(range(study.search.num_trials)))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=1),
-        run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),
-    ).fit()
+    with contextlib.redirect_stdout(sys.stderr):  # Tune tells of each trial
+        tune.Tuner(
+            tune.with_resources(trial, {"cpu": SLIVER}),
+            param_space={"number": tune.grid_search(list(range(study.search.num_trials)))},
+            tune_config=tune.TuneConfig(max_concurrent_trials=1),
+            run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),
+        ).fit()
     return median_wait(folder)
 
 

@@ -5,6 +5,7 @@ Shapes: B pairs, 10 m images 120×120, 20 m images 60×60; band orders are those
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,9 +73,13 @@ def allocate(num_pairs: int, sensors: tuple[Sensor, ...] = BOTH, pin: bool = Fal
         pin: Page-lock the memory, so that copies to a GPU need not wait.
     """
     asked = {field for sensor in sensors for field in FIELDS[sensor]}
-    tensors = {
-        field: torch.empty((num_pairs if field in asked else 0, *shape), dtype=dtype, pin_memory=pin)
-        for field, (dtype, shape) in _SHAPES.items()
-    }
-    rows = {field: tensor.flatten(1).numpy().view(np.uint8) for field, tensor in tensors.items() if field in asked}
+    sizes = {field: num_pairs * math.prod(shape) * dtype.itemsize for field, (dtype, shape) in _SHAPES.items()}
+    # One block for all: blocks of several sizes, epoch after epoch, leave holes in the heap.
+    parts = torch.empty(sum(sizes[field] for field in asked), dtype=torch.uint8, pin_memory=pin)
+    tensors, start = {}, 0
+    for field, (dtype, shape) in _SHAPES.items():
+        end = start + (sizes[field] if field in asked else 0)
+        tensors[field] = parts[start:end].view(dtype).view(-1, *shape)
+        start = end
+    rows = {field: tensors[field].flatten(1).numpy().view(np.uint8) for field in asked}
     return Buffer(PairBatch(**tensors), rows)

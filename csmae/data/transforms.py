@@ -15,6 +15,9 @@ from csmae.config import Data
 from csmae.data.pairs import PairBatch
 from csmae.sensors import IMAGE_SIZE, IMAGE_SIZE_20M
 
+_CPU_PAIRS = 8
+"""Pairs that a CPU prepares at a time: so few stay in its cache."""
+
 
 class Prepare(nn.Module):
     """Resize, normalise and flip a batch.
@@ -50,14 +53,27 @@ class Prepare(nn.Module):
         Returns:
             Images of S1 (B, 2, H, W) and S2 (B, 10, H, W), float32, both mirrored alike.
         """
-        num_10m = batch.s2_10m.shape[1]
-        s1 = (batch.s1 - self.s1_mean).div_(self.s1_std)
-        s2_10m = batch.s2_10m.float().sub_(self.s2_mean[:num_10m]).div_(self.s2_std[:num_10m])
-        s2_20m = batch.s2_20m.float().sub_(self.s2_mean[num_10m:]).div_(self.s2_std[num_10m:])
-        if flips_b2 is not None:
-            s1, s2_10m, s2_20m = (_flip(images, flips_b2) for images in (s1, s2_10m, s2_20m))
-        s2 = torch.cat([_resize(s2_10m, self.resize_10m), _resize(s2_20m, self.resize_20m)], dim=1)
-        return _resize(s1, self.resize_10m), s2
+        num_10m, size = batch.s2_10m.shape[1], len(self.resize_10m)
+        s1 = batch.s1.new_empty(*batch.s1.shape[:2], size, size)
+        s2 = batch.s1.new_empty(len(batch.s2_10m), len(self.s2_mean), size, size)
+        step = _CPU_PAIRS if s1.device.type == "cpu" else max(len(s1), len(s2), 1)
+        for start in range(0, max(len(s1), len(s2)), step):
+            rows = slice(start, start + step)
+            flips = None if flips_b2 is None else flips_b2[rows]
+            s1[rows] = _prepare(batch.s1[rows], (self.s1_mean, self.s1_std), self.resize_10m, flips)
+            for images, matrix, bands in (
+                (batch.s2_10m, self.resize_10m, slice(num_10m)),
+                (batch.s2_20m, self.resize_20m, slice(num_10m, None)),
+            ):
+                s2[rows, bands] = _prepare(images[rows], (self.s2_mean[bands], self.s2_std[bands]), matrix, flips)
+        return s1, s2
+
+
+def _prepare(images: Tensor, statistics: tuple[Tensor, Tensor], matrix: Tensor, flips_b2: Tensor | None) -> Tensor:
+    """Normalise, flip and resize images of some bands."""
+    mean, std = statistics
+    normalised = images.to(mean.dtype, copy=True).sub_(mean).div_(std)
+    return _resize(normalised if flips_b2 is None else _flip(normalised, flips_b2), matrix)
 
 
 def upsample(s2_20m: Tensor, size: int) -> Tensor:

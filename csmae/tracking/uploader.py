@@ -137,10 +137,13 @@ class Uploader(threading.Thread):
 
 REASONS = {
     "Connection refused": "nothing answers there",
+    "Connection aborted": "broke off in the middle of an answer",
     "NameResolutionError": "there is no machine of that name",
     "timed out": "does not answer in time",
     "error code 401": "takes no such user and password (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)",
     "error code 403": "does not let this user write",
+    "too many 429": "asks for fewer calls",
+    "too many 500": "has an internal error",
     "database or disk is full": "its disk is full",
     "database is locked": "its database is locked by another program",
 }
@@ -149,7 +152,7 @@ REASONS = {
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return next((reason for part, reason in REASONS.items() if part in text), text[:300] or type(error).__name__)
+    return next((reason for part, reason in REASONS.items() if part in text), text[:200] or type(error).__name__)
 
 
 def _name(event: Event) -> str:

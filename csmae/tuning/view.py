@@ -91,7 +91,7 @@ class View:
         return Group(head, clock, self._table(), self._foot())
 
     def _table(self) -> Table:
-        table = Table(box=None, pad_edge=False, expand=False, header_style="dim")
+        table = Table(box=None, pad_edge=False, expand=True, header_style="dim")
         table.add_column("trial", justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
         table.add_column("epoch", justify="right", no_wrap=True)
