@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from csmae.data.index import read_index
 from csmae.data.layout import ArchiveError, DamagedValueError
 
-MAX_VALUE = 4 * 1024 * 1024
+MAX_VALUE = 1024 * 1024
 """Bytes; the largest real value has 278,000."""
 
 
