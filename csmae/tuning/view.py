@@ -71,7 +71,9 @@ class View:
         assert isinstance(event, Ended)
         what = {"COMPLETE": "done", "PRUNED": f"pruned after epoch {trial.epoch}", "FAIL": "failed"}[event.state]
         tail = f": {event.reason}" if event.reason else f", {number(event.value)}"
-        return f"[{self._progress.num_ended}/{self._progress.num_trials}{self._left()}] trial {event.number} {what}{tail}"
+        return (
+            f"[{self._progress.num_ended}/{self._progress.num_trials}{self._left()}] trial {event.number} {what}{tail}"
+        )
 
     def _counts(self) -> str:
         counts, total = self._progress.counts, self._progress.num_trials
