@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ STUDY = {
 ROOM = Room(2, 0, "this machine")
 
 
-def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], None]) -> Iterator[Epoch]:
+def timed(config: Config, run_dir: Path, device: str) -> Iterator[Epoch]:
     """The training, noting when its first step and the whole of it were done."""
     times: list[float] = []
     yield from pretrain(config, run_dir, device, on_step=lambda done, total: times.append(time.time()))
@@ -61,14 +61,7 @@ def warm(study: Study, folder: Path) -> float:
 
 def stock(study: Study, folder: Path) -> float:
     """Median wait between the trials of a Tune function that builds a ``TorchTrainer`` each time."""
-    plan = SlotPlan(
-        workers=study.search.workers_per_trial,
-        cpus_per_worker=1.0,
-        gpus_per_worker=0.0,
-        retries=0,
-        hang_timeout_s=900,
-        scratch_dir=str(folder / "train"),
-    )
+    plan = SlotPlan(study.search.workers_per_trial, 1.0, 0.0, 0, str(folder / "train"))
     config = study.resolve({}).model_dump(mode="json")
 
     def trial(point: dict[str, Any]) -> None:
@@ -87,8 +80,7 @@ def stock(study: Study, folder: Path) -> float:
 
 def train_alone(setting: dict[str, Any]) -> None:
     """What a worker of a trainer of its own does."""
-    config, run_dir = Config.model_validate(setting["config"]), Path(setting["run_dir"])
-    for _ in timed(config, run_dir, "cpu", lambda done, total: None):
+    for _ in timed(Config.model_validate(setting["config"]), Path(setting["run_dir"]), "cpu"):
         pass
 
 
