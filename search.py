@@ -135,7 +135,8 @@ def track(tracker: Tracker, event: Event) -> None:
 def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share) -> int:
     """Score, register and show the champion."""
     console = Console(highlight=False)
-    found = candidates(ledger, options.storage.absolute() / ledger.study.name)
+    folder = options.storage.absolute() / ledger.study.name
+    found = candidates(ledger, folder)
     if not found:
         reasons = [str(trial.user_attrs.get("reason")) for trial in ledger.trials()[-1:]]
         console.print(f"no trial came to its end; the last one: {''.join(reasons)}", soft_wrap=True)
@@ -151,6 +152,9 @@ def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part:
     )
     tracker.finish(scores[-1])
     console.print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
+    from csmae.tracking.report import publish  # matplotlib takes its time
+
+    publish(tracker, folder)
     _say_what_next(console, options, champion)
     return 0
 
@@ -167,9 +171,10 @@ def _data_name(config: Config) -> str:
 
 
 def _say_what_next(console: Console, options: argparse.Namespace, champion: Candidate) -> None:
-    assert champion.trial is not None
+    assert champion.trial is not None and champion.encoder_dir is not None
     console.print(f"champion: trial {champion.trial.number} with {settings(champion.trial.params)}", soft_wrap=True)
     console.print(f"encoder:  {champion.encoder_dir}", soft_wrap=True)
+    console.print(f"report:   {champion.encoder_dir.parents[2] / 'report.html'}", soft_wrap=True)
     console.print('load it:  csmae.load_encoder("models:/csmae-encoder@champion")')
     console.print(f"compare:  mlflow ui --backend-store-uri {_mlflow_uri(options)}", soft_wrap=True)
 

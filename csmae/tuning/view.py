@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -58,8 +59,9 @@ class View:
             self._line(f"best so far: trial {trial.number}, {number(trial.value)} with {settings(trial.values)}")
 
     def _line(self, text: str) -> None:
-        line = f"{time.strftime('%H:%M:%S')} {text}"
-        self._console.print(line[:LOG_WIDTH], highlight=False, markup=False, soft_wrap=True)
+        first = f"{time.strftime('%H:%M:%S')} "
+        wrapped = textwrap.fill(text, LOG_WIDTH, initial_indent=first, subsequent_indent=" " * len(first))
+        self._console.print(wrapped, highlight=False, markup=False, soft_wrap=True)
 
     def _say(self, event: Event) -> str:
         trial, objective = self._progress.trials[event.number], self._progress.objective
