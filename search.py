@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 
+from ray.exceptions import RayError
 from rich.console import Console
 
 from csmae.config import Config, ConfigError
 from csmae.settings import flatten
-from csmae.tracking.tracker import Tracker
+from csmae.tracking.provenance import command
+from csmae.tracking.tracker import Tracker, shown
 from csmae.tuning.champion import Candidate, candidates, score_all
 from csmae.tuning.cluster import Share, ray_running, share, this_machine
 from csmae.tuning.dry_run import describe
@@ -28,6 +29,8 @@ INTERRUPTED = 130
 
 UPLOAD_TIMEOUT_S = 60.0
 
+DEFAULT_MLFLOW_URI = "sqlite:///runs/mlflow.db"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; to go on: {_command()}", file=sys.stderr)
+        print(f"stopped; to go on: {command()}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -97,15 +100,11 @@ def _mlflow_uri(options: argparse.Namespace) -> str:
     return options.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{options.storage}/mlflow.db"
 
 
-def _command() -> str:
-    return f"python {shlex.join(sys.argv)}"
-
-
 def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share) -> int:
     """Run the trials, then crown the champion."""
     console, study = Console(highlight=False), ledger.study
     folder = options.storage.absolute() / study.name
-    tracker.start(dict(flatten(study.definition())), {"csmae.command": _command()}, study.search.objective)
+    tracker.start(dict(flatten(study.definition())), {}, study.search.objective, study.search.direction)
     progress = Progress.of(ledger)
     with View(study.name, progress, console) as view:
 
@@ -117,7 +116,7 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
     if not complete:
         for trial in progress.running:
             tracker.end(trial.number, "RUNNING", "interrupted")
-        console.print(f"stopped in order; to go on: {_command()}", soft_wrap=True)
+        console.print(f"stopped in order; to go on: {command()}", soft_wrap=True)
         return INTERRUPTED
     return _finish(options, ledger, tracker, part)
 
@@ -141,7 +140,11 @@ def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part:
         reasons = [str(trial.user_attrs.get("reason")) for trial in ledger.trials()[-1:]]
         console.print(f"no trial came to its end; the last one: {''.join(reasons)}", soft_wrap=True)
         return 1
-    scores = score_all(found, part)
+    try:
+        scores = score_all(found, part)
+    except RayError as error:
+        console.print(f"the published protocol could not be computed: {str(error).splitlines()[-1]}", soft_wrap=True)
+        scores = [{} for _ in found]
     champion = found[-1]
     assert champion.trial is not None and champion.encoder_dir is not None
     tracker.champion(
@@ -150,13 +153,15 @@ def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part:
         _saved_metrics(champion) | scores[-1],
         {"csmae.study": ledger.study.name, "csmae.data": _data_name(champion.config)},
     )
-    tracker.finish(scores[-1])
-    console.print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
+    summary = {f"scores/{c.name}/{name}": v for c, row in zip(found, scores, strict=True) for name, v in row.items()}
+    tracker.finish(summary)
+    if all(scores):
+        console.print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
     from csmae.tracking.report import publish  # matplotlib takes its time
 
     publish(tracker, folder)
-    _say_what_next(console, options, champion)
-    return 0
+    _say_what_next(console, options, ledger.study.name, champion)
+    return 0 if all(scores) else 1
 
 
 def _saved_metrics(champion: Candidate) -> dict[str, float]:
@@ -170,13 +175,17 @@ def _data_name(config: Config) -> str:
     return f"synthetic {data.synthetic.model_dump_json()}" if data.path == "synthetic" else data.path
 
 
-def _say_what_next(console: Console, options: argparse.Namespace, champion: Candidate) -> None:
+def _say_what_next(console: Console, options: argparse.Namespace, study: str, champion: Candidate) -> None:
     assert champion.trial is not None and champion.encoder_dir is not None
     console.print(f"champion: trial {champion.trial.number} with {settings(champion.trial.params)}", soft_wrap=True)
     console.print(f"encoder:  {champion.encoder_dir}", soft_wrap=True)
     console.print(f"report:   {champion.encoder_dir.parents[2] / 'report.html'}", soft_wrap=True)
-    console.print('load it:  csmae.load_encoder("models:/csmae-encoder@champion")')
-    console.print(f"compare:  mlflow ui --backend-store-uri {_mlflow_uri(options)}", soft_wrap=True)
+    uri = shown(_mlflow_uri(options))
+    console.print(f'load it:  csmae.load_encoder("models:/csmae-encoder@champion-{study}")', soft_wrap=True)
+    if uri != DEFAULT_MLFLOW_URI:
+        console.print(f"          with MLFLOW_TRACKING_URI={uri}", soft_wrap=True)
+    page = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    console.print(f"compare:  {page}", soft_wrap=True)
 
 
 def _close(tracker: Tracker, console: Console) -> None:

@@ -52,6 +52,7 @@ def test_a_written_configuration_reads_back_the_same() -> None:
     [
         ({"masking": {"rato": 0.5}}, "'masking.rato' is no field of the configuration; did you mean 'masking.ratio'?"),
         ({"masking": {"ratio": "half"}}, "masking.ratio: input should be a valid number"),
+        ({"train": {"epochs": True}}, "epochs must not be true or false: found true"),
         ({"masking": {"ratio": 1.0}}, "masking.ratio: input should be less than 1"),
         ({"masking": {"ratio": 0.995}}, "keeps 0 of 64"),
         ({"model": {"patch_size": 16}}, "16 does not divide 120 (divisors: 8, 10, 12, 15, 20, 24, 30, 40, 60)"),

@@ -30,6 +30,14 @@ def test_nt_xent_stays_finite_in_half_precision_at_a_low_temperature() -> None:
     assert math.isfinite(float(nt_xent(z[0], z[1], 0.01)))
 
 
+def test_nt_xent_is_computed_in_float32_under_autocast() -> None:
+    z = torch.randn(2, 32, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = nt_xent(z[0], z[1], 0.05)
+    assert half.dtype is torch.float32
+    assert torch.equal(half, nt_xent(z[0], z[1], 0.05))
+
+
 def test_modality_discrepancy_is_the_mean_of_the_softplus_of_the_cosine() -> None:
     z1, z2 = torch.randn(2, 5, 8)
     cosines = (normalize(z1, dim=1) * normalize(z2, dim=1)).sum(1).tolist()

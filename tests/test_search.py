@@ -80,6 +80,7 @@ def test_a_second_driver_of_a_study_is_told_and_leaves(tmp_path: Path) -> None:
         ({"workers_per_trial": 1, "num_trials": 3}, Room(9, 0, "here"), (3, 1.0, 0.0)),
         ({"workers_per_trial": 2}, Room(32, 8, "here"), (4, 4.0, 1.0)),
         ({"workers_per_trial": 1, "gpus_per_worker": 0.5}, Room(8, 1, "here"), (2, 4.0, 0.5)),
+        ({"workers_per_trial": 1}, Room(12, 1, "a head of 4 CPUs and a node of 8", 8.0), (1, 8.0, 1.0)),
         ({"workers_per_trial": 4, "gpus_per_worker": 0}, Room(8, 1, "here"), (2, 1.0, 0.0)),
     ],
 )

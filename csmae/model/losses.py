@@ -43,11 +43,12 @@ def nt_xent(z1_bd: Tensor, z2_bd: Tensor, temperature: float) -> Tensor:
 
     Source: SimCLR (arXiv 2002.05709), eq. 1; CSMAE (arXiv 2401.07782).
     """
-    local = torch.stack([F.normalize(z1_bd.float(), dim=1), F.normalize(z2_bd.float(), dim=1)])
-    everyone = _gather_scenes(local)
+    with torch.autocast(z1_bd.device.type, enabled=False):  # in 16 bit a low temperature's logits lose their digits
+        local = torch.stack([F.normalize(z1_bd.float(), dim=1), F.normalize(z2_bd.float(), dim=1)])
+        everyone = _gather_scenes(local)
+        logits = local.flatten(0, 1) @ everyone.flatten(0, 1).T / temperature
     rank, scenes = _rank(), everyone.shape[1]
     own = torch.arange(len(z1_bd), device=z1_bd.device) + rank * len(z1_bd)
-    logits = local.flatten(0, 1) @ everyone.flatten(0, 1).T / temperature
     anchors = torch.cat([own, own + scenes])
     logits = logits.scatter(1, anchors[:, None], float("-inf"))
     return F.cross_entropy(logits, anchors.roll(len(own)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -14,13 +15,18 @@ PACKAGES = ("csmae", "torch", "ray", "optuna", "mlflow", "numpy")
 
 def provenance() -> dict[str, str]:
     """Tags that say how to come to the same program again; the commit only where the program is in a git checkout."""
-    tags = {"csmae.command": f"python {shlex.join(sys.argv)}", "csmae.versions": _versions()}
+    tags = {"csmae.command": command(), "csmae.versions": _versions()}
     commit = _git("rev-parse", "HEAD")
     if commit:
         changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
         tags["csmae.git_commit"] = f"{commit} with changes" if changed else commit
         tags["mlflow.source.git.commit"] = commit
     return tags | {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+
+
+def command() -> str:
+    """The command line to run again, without user and password of an address in it."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", f"python {shlex.join(sys.argv)}")
 
 
 def _versions() -> str:

@@ -16,7 +16,7 @@ CHECKPOINT = "checkpoint.pt"
 
 FORMAT = "csmae-checkpoint-1"
 
-FREE = ("data.path", "train.checkpoint_every", "train.precision", "eval.")
+FREE = ("data.path", "data.splits_dir", "train.checkpoint_every", "train.precision", "eval.")
 """Fields in which a resumed run may differ: they change where bytes come from or go to, not what is learned."""
 
 

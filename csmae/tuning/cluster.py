@@ -43,6 +43,8 @@ class Room:
     cpus: float
     gpus: float
     where: str
+    cpus_per_gpu: float | None = None
+    """The fewest CPUs that a node has for each of its GPUs; None where all is one node."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def share(search: Search, room: Room) -> Share:
                 "lower --workers-per-trial or --gpus-per-worker"
             )
     slots = int(min(there // (workers * each) for _, each, there in needs))
-    cpus = room.cpus // (slots * workers) if gpus else 1.0
+    per_gpu = room.cpus_per_gpu or room.cpus / max(room.gpus, 1)
+    cpus = max(1.0, gpus * per_gpu // 1) if gpus else 1.0
     return Share(min(slots, search.num_trials), cpus, gpus)
 
 
@@ -123,10 +126,16 @@ def ray_running(address: str | None, room: Room | None, verbose: bool) -> Iterat
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"Ray {'at ' + address if address else 'on this machine'} cannot be used: {reason}") from None
     try:
-        there: Mapping[str, float] = ray.cluster_resources()
-        yield Room(there.get("CPU", 0), there.get("GPU", 0), f"the cluster at {address}" if address else "this machine")
+        yield _room_there(f"the cluster at {address}" if address else "this machine")
     finally:
         ray.shutdown()
+
+
+def _room_there(where: str) -> Room:
+    there: Mapping[str, float] = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    per_gpu = min((node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU")), default=None)
+    return Room(there.get("CPU", 0), there.get("GPU", 0), where, per_gpu)
 
 
 def _hush() -> None:

@@ -39,6 +39,8 @@ class TrialDone:
 class GroupLost:
     """There are no workers any more and none will come."""
 
+    fit: int
+    """Which of the slot's fits ended."""
     reason: str
 
 
@@ -95,9 +97,9 @@ class Mailbox:
         self._closed, self._assignment = True, None
         await self._notify()
 
-    async def group_lost(self, reason: str) -> None:
-        """Tell the slot that its group ended by itself."""
-        self._events.put_nowait(GroupLost(reason))
+    async def group_lost(self, fit: int, reason: str) -> None:
+        """Tell the slot that one of its fits ended by itself."""
+        self._events.put_nowait(GroupLost(fit, reason))
 
     # Called by the ranks.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 INTERVAL_S = 2.0
 
+log = logging.getLogger(__name__)
+
 
 @contextmanager
 def orphans_freed() -> Iterator[None]:
@@ -22,7 +25,10 @@ def orphans_freed() -> Iterator[None]:
 
     def watch() -> None:
         while not over.wait(INTERVAL_S):
-            free_orphans()
+            try:
+                free_orphans()
+            except Exception as error:  # Ray's books may be out of reach for a moment; the next round looks again
+                log.warning("cannot look for orphaned reservations: %s", error)
 
     thread = threading.Thread(target=watch, name="reaper", daemon=True)
     thread.start()

@@ -114,8 +114,12 @@ def only_driver(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: Another process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "driver.lock").open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "driver.lock").open("a+")
+    except OSError as error:
+        raise ConfigError(f"--storage: {error.filename} cannot be written: {error.strerror}") from None
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

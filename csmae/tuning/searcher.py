@@ -99,6 +99,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         result = result or {}
         self.on_trial_result(trial_id, result)
         trial = self._live.pop(trial_id).trial
+        for left in ("checkpoint.pt", ".checkpoint.pt.tmp"):  # nothing goes on from it any more; the encoder stays
+            (self._folder / "trials" / str(trial.number) / left).unlink(missing_ok=True)
         value = result.get(METRICS + self._ledger.study.search.objective)
         reason = "the slot's process died or could not start, again and again" if error else result.get("failed")
         if reason is not None:

@@ -61,6 +61,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], plan: SlotPlan) -> None:
         """Start the workers, with their first assignment waiting for them."""
         self._plan, self._closing = plan, False
+        self._fits, self._ended = 0, 0
         self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote(plan.retries)
         self._start()
         self._assign(config)
@@ -95,11 +96,12 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def _assign(self, config: dict[str, Any]) -> None:
         self._config, self._losses = Config.model_validate(config["config"]), 0
         ray.get(self._mailbox.assign.remote(config["config"], config["run_dir"]))
-        if not self._thread.is_alive():
+        if self._ended == self._fits:
             self._start()
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._fit, daemon=True)
+        self._fits += 1
+        self._thread = threading.Thread(target=self._fit, args=(self._fits,), daemon=True)
         self._thread.start()
 
     def _next_event(self) -> EpochDone | TrialDone:
@@ -108,20 +110,23 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             event: EpochDone | TrialDone | GroupLost = ray.get(self._mailbox.next_event.remote())
             if not isinstance(event, GroupLost):
                 return event
+            if event.fit < self._fits:
+                continue  # its successor is at work already
             self._losses += 1
             if self._losses > 1:
                 return TrialDone(event.reason)
             self._start()
 
-    def _fit(self) -> None:
+    def _fit(self, number: int) -> None:
         """The thread: one ``fit()`` for as long as its workers can be kept alive."""
         reason = "the workers left"
         try:
             make_trainer(serve, {"mailbox": self._mailbox, "plan": self._plan}, self._plan).fit()
         except Exception as error:  # whatever ended the group, the slot must hear of it, not this thread
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        self._ended = number  # before the slot hears of it: an assignment in between starts the successor itself
         if not self._closing:
-            ray.get(self._mailbox.group_lost.remote(reason))
+            ray.get(self._mailbox.group_lost.remote(number, reason))
 
 
 def make_trainer(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], plan: SlotPlan) -> TorchTrainer:

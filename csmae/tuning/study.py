@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from csmae.config import Config, ConfigError, Section
 from csmae.settings import did_you_mean, flatten, load_yaml, merge, parse_assignments, parse_config
 from csmae.tuning.space import Scalar, Space
 
 PARTS = ("base", "space", "search")
+
+OBJECTIVE = re.compile(r"val/(f1_mean|recall_at_1|mrr|(f1|mean_pair_f1|precision|recall)/s[12]_to_s[12])")
+"""Metrics of an epoch that say how good its encoder is."""
 
 FIXED = ("eval.", "data.")
 """Fields that a space must not vary: they decide what a score means."""
@@ -51,6 +55,15 @@ class Search(Section):
     """Points to try first, as dotted names and values; what a point does not say has the base's value. The default is
     the base itself. They are never stopped early, so that what comes after compares with them."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not OBJECTIVE.fullmatch(self.objective):
+            raise ValueError(
+                f"objective must be a score of an epoch, such as val/f1_mean, val/f1/s1_to_s2 or val/recall_at_1: "
+                f"found {self.objective!r}"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Study:
@@ -85,10 +98,8 @@ class Study:
         return config
 
     def starts(self) -> Iterator[dict[str, Scalar]]:
-        """Points to try before the sampler's own; values outside their domain are left to the sampler."""
-        for entry in self.search.start_from:
-            point = self.space.point(entry)
-            yield {name: value for name, value in point.items() if value in self.space.domains[name]}
+        """Points to try before the sampler's own; where the base lies outside a domain, an end of it stands in."""
+        yield from (self.space.point(entry) for entry in self.search.start_from)
 
     def definition(self) -> dict[str, Any]:
         """What makes this study itself: another definition is another study."""
@@ -160,12 +171,14 @@ def _parse_search(values: Mapping[str, Any]) -> Search:
     try:
         return Search.model_validate(dict(values))
     except ValidationError as error:
-        lines = (
-            f"search.{'.'.join(map(str, item['loc']))}: {item['msg'][:1].lower()}{item['msg'][1:]}, "
-            f"found {item['input']!r}"
-            for item in error.errors()
-        )
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(_explain(dict(item)) for item in error.errors())) from None
+
+
+def _explain(item: dict[str, Any]) -> str:
+    message = str(item["msg"])
+    if item["type"] == "value_error":
+        return f"search.{message.removeprefix('Value error, ')}"
+    return f"search.{'.'.join(map(str, item['loc']))}: {message[:1].lower()}{message[1:]}, found {item['input']!r}"
 
 
 def _check_space(study: Study) -> None:
