@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all check bench clean
+.PHONY: quickstart test test-all test-cluster check bench clean
 
 quickstart: .venv/installed ## a real search on a synthetic archive, about four minutes on two cores
 	$(BIN)/python search.py spaces/quickstart.yaml
@@ -13,6 +13,9 @@ test: check ## what every change must pass
 
 test-all: check ## everything, the long checks included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-cluster: .venv/installed ## `ray up` on three hosts made of network namespaces; root, Debian's packages
+	$(BIN)/python -m pytest tests/cluster/real_cluster.py
 
 check: .venv/installed ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ def load_encoder(where: str | Path, device: str = "cpu") -> SensorEncoder:
         An encoder in evaluation mode: ``encoder.encode(s1=…, s2=…)``.
 
     Raises:
-        EncoderError: The folder is damaged or not ours. ``RegistryError``: MLflow has no such model.
+        EncoderError: The folder is damaged or not ours. ``TrackingError``: MLflow has no such model.
     """
     from csmae.encoders import SensorEncoder
 

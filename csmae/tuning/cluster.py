@@ -122,7 +122,7 @@ def ray_running(address: str | None, room: Room | None, verbose: bool) -> Iterat
                 _node_ip_address="127.0.0.1",
                 **quiet,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises what it likes, bare Exception where a node does not come up in time
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"Ray {'at ' + address if address else 'on this machine'} cannot be used: {reason}") from None
     try:

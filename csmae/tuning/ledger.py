@@ -146,7 +146,7 @@ class Ledger:
 
 
 def make_sampler(search: Search) -> optuna.samplers.BaseSampler:
-    """The sampler that a study asks for. A grid's points are put in line beforehand, so any sampler does."""
+    """The sampler that a study asks for."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         seed, startup = search.seed, search.startup_trials

@@ -33,7 +33,7 @@ class Search(Section):
     """Whether the objective is better when larger or smaller."""
     num_trials: int = Field(32, ge=1)
     """Trials of the whole study, those of earlier runs included."""
-    sampler: Literal["tpe", "gp", "random", "qmc", "nsga2", "grid"] = "tpe"
+    sampler: Literal["tpe", "gp", "random", "qmc", "nsga2"] = "tpe"
     """How configurations are proposed: tpe learns from the trials before, gp suits few and expensive trials."""
     startup_trials: int = Field(8, ge=1)
     """Random configurations before tpe and gp start to learn."""
