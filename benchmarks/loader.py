@@ -31,26 +31,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from csmae.config import Data, Synthetic
 from csmae.data.archive import Split, open_archive
 from csmae.data.loader import batches, epoch_rows
+from csmae.data.scenes import draw_scenes
 from csmae.data.synthetic import synthesize
 from csmae.data.transforms import Prepare
 from csmae.sensors import S1_BANDS, S2_10M_BANDS, S2_20M_BANDS, S2_BANDS
 from v1_pickles import patch_interface, pickled, write_v1
 
-NATIVE_BATCH, FULL_BATCH = 128, 16
+NATIVE_BATCH, FULL_BATCH = 128, 32
 """Pairs a batch: as in training on a GPU, and few enough for the images of a batch to stay near the core."""
 
 
 def write_archives(folder: Path, num_pairs: int) -> None:
-    """The same pairs as v2 and as v1."""
+    """Synthetic scenes as v2 and as v1."""
     synthesize(Synthetic(num_train=num_pairs, num_validation=1, num_test=1), folder / "v2")
-    split = open_archive(Data(path=str(folder / "v2"))).split("train")
-    patches = {}
-    for number, name in enumerate(split.names):
-        s1, s2_10m, s2_20m = (tensor[0].numpy() for tensor in split.read([number]))
-        bands = dict(zip((*S1_BANDS, *S2_10M_BANDS, *S2_20M_BANDS), (*s1, *s2_10m, *s2_20m), strict=True))
-        bands |= {band: np.zeros((20, 20), np.uint16) for band in ("B01", "B09")}
-        patches[name] = pickled(bands, ["Pastures"])
-    write_v1(folder / "v1", patches, {"train.csv": list(patches)})
+    random, patches = np.random.default_rng(0), {}
+    for start in range(0, num_pairs, 32):
+        scenes, _ = draw_scenes(random.integers(1, 13, 32), random)
+        for number in range(32):
+            s1, s2_10m, s2_20m = (images.numpy() for images in scenes.row(number))
+            bands = dict(zip((*S1_BANDS, *S2_10M_BANDS, *S2_20M_BANDS), (*s1, *s2_10m, *s2_20m), strict=True))
+            bands |= {band: np.zeros((20, 20), np.uint16) for band in ("B01", "B09")}
+            patches[f"S2A_MSIL2A_20170613T101031_{start + number}_0"] = pickled(bands, ["Pastures"])
+    write_v1(folder / "v1", patches, {"train.csv": list(patches)[:num_pairs]})
 
 
 def native(split: Split) -> int:

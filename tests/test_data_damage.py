@@ -218,6 +218,8 @@ BROKEN_V1 = {
     "bytes that are not there": (b"\x80\x04B" + struct.pack("<I", HUGE) + b".", "damaged pickle"),
     "text that is not there": (b"\x80\x04X" + struct.pack("<I", HUGE) + b".", "damaged pickle"),
     "a tuple of nothing": (b"\x80\x04\x87.", "damaged pickle"),
+    "lists in lists": (b"\x80\x04" + b"]" * 400_000 + b"a" * 399_999 + b".", "band VH is missing"),
+    "tuples in tuples": (b"\x80\x04)" + b"\x85" * 800_000 + b".", "band VH is missing"),
     "no end": (b"\x80\x04]" * 1000, "damaged pickle"),
     "cut": (VALID[: len(VALID) // 2], "damaged pickle"),
     "nothing": (b"", "damaged pickle"),
@@ -268,6 +270,13 @@ def test_skipping_replaces_damaged_pairs_and_reports_them(tmp_path: Path, caplog
     assert "2 damaged pairs so far" in caplog.text and S1_NAME in caplog.text
     with pytest.raises(DamagedValueError, match=S1_NAME):
         split.read([1])
+
+
+def test_skipping_gives_damaged_patches_of_v1_no_labels(tmp_path: Path) -> None:
+    put(write_pickles(tmp_path), {V1_NAME: b"x"})
+    split = open_folder(tmp_path, on_error="skip").split("train")
+    assert split.labels().sum(1).tolist() == [2, 0, 2, 2, 2]
+    assert list(split.damaged) == [V1_NAME]
 
 
 def test_skipping_leaves_out_pairs_that_are_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

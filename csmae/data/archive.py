@@ -105,7 +105,7 @@ class Archive:
             if lacking.any():
                 names = keys[sensors][lacking]
                 text = f"{where}: {len(names)} of {len(lacking)} patches are not in {self.store.folder}: {first_five(names)}"
-                if self.on_error == "raise" or lacking.all():
+                if self.on_error == "raise" or np.any(list(absent.values()), axis=0).all():
                     raise ArchiveError(text)
                 log.warning("%s; skipped", text)
         there = ~np.any(list(absent.values()), axis=0)

@@ -24,10 +24,18 @@ _MIN_SHARE = 0.05
 """Of a scene's area, for a class to be one of its labels."""
 _LOOKS = 8.0
 """Looks of the radar images: the shape of the speckle's gamma distribution."""
-_GAIN, _BAND_GAIN, _HAZE_DEPTH, _SEASON_JITTER, _RELIEF = 0.12, 0.03, 0.15, 0.08, 0.05
-_MOISTURE, _OFFSET, _BAND_OFFSET, _TILT = 0.25, 0.7, 0.25, 0.5
 _HAZE = np.array([1000, 750, 550, 150, 450, 350, 250, 30, 10, 120], np.float32)
 """Reflectance that a thick haze adds, by band."""
+
+# What differs between scenes and is not land cover, as standard deviations: each sensor draws its own. Together they
+# make a scene's mean colour a poor guide, which an untrained encoder follows, and a small network learns past in
+# minutes.
+_GAIN, _BAND_GAIN = 0.12, 0.03
+"""Logarithm of S2's illumination, of all bands and of each."""
+_HAZE_DEPTH, _SEASON, _RELIEF = 0.15, 0.08, 0.05
+"""Thickness of the haze, time within the season, light on the slopes."""
+_MOISTURE, _OFFSET, _BAND_OFFSET, _TILT = 0.25, 0.7, 0.25, 0.5
+"""dB of each surface, of S1's calibration in all bands and in each, and from edge to edge."""
 
 
 class _Regions(NamedTuple):
@@ -136,8 +144,7 @@ def _draw_s2(
     num_scenes = len(months)
     winter = 0.5 - 0.5 * np.cos((months - 7) * (2 * np.pi / 12))
     season = (
-        0.5
-        * np.clip(winter + _SEASON_JITTER * random.standard_normal(num_scenes), 0, 1).astype(np.float32)[:, None, None]
+        0.5 * np.clip(winter + _SEASON * random.standard_normal(num_scenes), 0, 1).astype(np.float32)[:, None, None]
     )
     surfaces = SPECTRA + season * (OUT_OF_SEASON - SPECTRA)
     gain = np.exp(_GAIN * random.standard_normal((num_scenes, 1), np.float32))

@@ -61,7 +61,7 @@ class Split:
         """Classes of each pair (N, 19), in the order of ``csmae.sensors.CLASSES``.
 
         Raises:
-            ArchiveError: A value of a v1 archive is damaged.
+            ArchiveError: A value of a v1 archive is damaged; where damage is skipped, it has no class.
         """
         if self.labels_nc is not None:
             return self.labels_nc
@@ -114,7 +114,8 @@ class Split:
             except DamagedValueError as error:
                 faults[row] = self._named(error, positions[row])
         if "s1" in source.sensors:
-            sums = buffer.batch.s1[: len(positions)].sum(dim=(1, 2, 3)).numpy()
+            with np.errstate(invalid="ignore", over="ignore"):
+                sums = buffer.rows["s1"][: len(positions)].view(np.float32).sum(axis=1)
             for row in np.flatnonzero(~np.isfinite(sums)).tolist():
                 faults.setdefault(row, self._named("S1 holds values that are not finite", positions[row]))
         return faults
@@ -126,7 +127,8 @@ class Split:
                 value = self.store.read(position)
                 known = np.isin(CLASSES, v1.labels(value.data))
             except DamagedValueError as error:
-                raise self._named(error, position) from None
+                self._report(self._named(error, position), position)
+                known = np.zeros(len(CLASSES), bool)
             self.store.labels[position] = known
         return known
 
@@ -143,10 +145,13 @@ class Split:
         for number, (row, error) in enumerate(sorted(faults.items())):
             for content in buffer.rows.values():
                 content[row] = content[intact[number % len(intact)]]
-            name = self.store.key(self.sources[0].positions[rows[row]])
-            if name not in self.damaged:
-                self.damaged[name] = str(error)
-                log.warning("%s; skipped, %d damaged pairs so far", error, len(self.damaged))
+            self._report(error, int(self.sources[0].positions[rows[row]]))
+
+    def _report(self, error: DamagedValueError, position: int) -> None:
+        name = self.store.key(position)
+        if name not in self.damaged:
+            self.damaged[name] = str(error)
+            log.warning("%s; skipped, %d damaged pairs so far", error, len(self.damaged))
 
 
 def copy_runs(value: NDArray[np.uint8], layout: Layout, buffer: Buffer, row: int) -> None:

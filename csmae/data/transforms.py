@@ -60,20 +60,28 @@ class Prepare(nn.Module):
         for start in range(0, max(len(s1), len(s2)), step):
             rows = slice(start, start + step)
             flips = None if flips_b2 is None else flips_b2[rows]
-            s1[rows] = _prepare(batch.s1[rows], (self.s1_mean, self.s1_std), self.resize_10m, flips)
+            _prepare(batch.s1[rows], (self.s1_mean, self.s1_std), flips, self.resize_10m, s1[rows])
             for images, matrix, bands in (
                 (batch.s2_10m, self.resize_10m, slice(num_10m)),
                 (batch.s2_20m, self.resize_20m, slice(num_10m, None)),
             ):
-                s2[rows, bands] = _prepare(images[rows], (self.s2_mean[bands], self.s2_std[bands]), matrix, flips)
+                statistics = self.s2_mean[bands], self.s2_std[bands]
+                _prepare(images[rows], statistics, flips, matrix, s2[rows, bands])
         return s1, s2
 
 
-def _prepare(images: Tensor, statistics: tuple[Tensor, Tensor], matrix: Tensor, flips_b2: Tensor | None) -> Tensor:
-    """Normalise, flip and resize images of some bands."""
+def _prepare(
+    images: Tensor, statistics: tuple[Tensor, Tensor], flips_b2: Tensor | None, matrix: Tensor, out: Tensor
+) -> None:
+    """Normalise, flip and resize images of some bands into ``out``."""
     mean, std = statistics
-    normalised = images.to(mean.dtype, copy=True).sub_(mean).div_(std)
-    return _resize(normalised if flips_b2 is None else _flip(normalised, flips_b2), matrix)
+    same_size = images.shape == out.shape
+    native = out if same_size else images.new_empty(images.shape, dtype=out.dtype)
+    native.copy_(images).sub_(mean).div_(std)
+    if flips_b2 is not None:
+        _flip(native, flips_b2)
+    if not same_size:
+        out.copy_(_resize(native, matrix))
 
 
 def upsample(s2_20m: Tensor, size: int) -> Tensor:
@@ -107,8 +115,6 @@ def resize_matrix(source: int, target: int) -> Tensor:
 def _resize(images: Tensor, matrix: Tensor) -> Tensor:
     """Both sides by the matrix, in blocks: it is zero but near its diagonal, and half of the products are spared."""
     target, source = matrix.shape
-    if target == source:
-        return images
     batch, channels, height, width = images.shape
     lines = images.reshape(-1, width)
     wide = images.new_empty(len(lines), target)
@@ -134,15 +140,13 @@ def _blocks(source: int, target: int, num_blocks: int = 3) -> list[tuple[slice, 
     ]
 
 
-def _flip(images: Tensor, flips_b2: Tensor) -> Tensor:
-    """Mirror the chosen images: on a CPU in place, one at a time, while it is in the cache; else all in few kernels."""
-    if not len(images):
-        return images
+def _flip(images: Tensor, flips_b2: Tensor) -> None:
+    """Mirror the chosen images in place: on a CPU one at a time, while it is in the cache, else all in few kernels."""
     if images.device.type == "cpu":
-        for image, (horizontal, vertical) in zip(images, flips_b2.tolist(), strict=True):
+        for image, (horizontal, vertical) in zip(images, flips_b2.tolist(), strict=False):
             if horizontal or vertical:
                 image.copy_(image.flip([-1] * horizontal + [-2] * vertical))
-        return images
-    horizontal_b, vertical_b = flips_b2.to(images.device)[:, :, None, None, None].unbind(1)
-    images = torch.where(horizontal_b, images.flip(-1), images)
-    return torch.where(vertical_b, images.flip(-2), images)
+    elif len(images):
+        horizontal_b, vertical_b = flips_b2.to(images.device)[:, :, None, None, None].unbind(1)
+        mirrored = torch.where(horizontal_b, images.flip(-1), images)
+        images.copy_(torch.where(vertical_b, mirrored.flip(-2), mirrored))
