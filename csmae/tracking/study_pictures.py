@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from csmae.tracking.pictures import BLUE, DPI, GREEN, GREY, ORANGE, RED, plain
 from csmae.tracking.record import StudyRecord, Trial
@@ -81,6 +82,7 @@ def pareto_picture(record: StudyRecord) -> Figure:
         if not front or record.sign * (record.value(trial) - record.value(front[-1])) > 0:
             front.append(trial)
     axes.plot([t.seconds for t in front], [record.value(t) for t in front], color=GREEN, label="Pareto front", zorder=1)
+    axes.margins(y=0.12)  # room for the texts
     for trial in front:
         point = (trial.seconds, record.value(trial))
         axes.annotate(f"trial {trial.number}", point, xytext=(4, 5), textcoords="offset points", fontsize=8)
@@ -140,6 +142,10 @@ def slices_picture(record: StudyRecord) -> Figure:
         axes.set_xlabel(name, fontsize=9)
         if scale.log:
             axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+            low, high = axes.get_xlim()
+            ticks = np.geomspace(low, high, 5)[1:-1]
+            axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], fontsize=8)
         if scale.ticks:
             axes.set_xticks(list(scale.ticks), list(scale.ticks.values()), rotation=25, ha="right", fontsize=8)
             axes.margins(x=0.2)

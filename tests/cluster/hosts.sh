@@ -99,8 +99,11 @@ kill_host() {
 
 remove_host() {
   kill_host "$1" 2>/dev/null || true
-  sleep 0.2
-  umount "$state/$1/root" && umount "$state/$1"
+  for _ in $(seq 50); do # until the last process is gone
+    if umount "$state/$1/root" 2>/dev/null; then break; fi
+    sleep 0.1
+  done
+  umount "$state/$1"
   ip netns del "csmae$1" 2>/dev/null || true
   ip link del "csmae$1" 2>/dev/null || true
 }

@@ -21,13 +21,14 @@ import yaml
 ROOT = Path(__file__).parents[2]
 HOSTS = [str(ROOT / "tests/cluster/hosts.sh")]
 STATE = Path("/tmp/csmae-hosts")
+RAY = str(Path(sys.prefix) / "bin/ray")
 HEAD, NUM_HOSTS = "10.78.0.11", 3
 ENVIRONMENT = {**os.environ, "HOME": str(STATE / "home"), "CSMAE_HOSTS": str(STATE)}
 ENVIRONMENT |= dict.fromkeys(("TMPDIR", "RAY_TMPDIR"), str(STATE / "tmp"))
 
 SEARCH = (
     "cd csmae && python search.py spaces/quickstart.yaml --address auto --storage /shared/csmae "
-    "--workers-per-trial 2 --num-trials 2 --set train.epochs=2 --set data.synthetic.num_train=128"
+    "--workers-per-trial 2 --set search.scheduler=none --set data.synthetic.num_train=128"
 )
 
 STRANGER = """
@@ -47,7 +48,7 @@ def no_output(host: int, command: str) -> bool:
 
 def ray(*arguments: str) -> str:
     """Run Ray's command as the user of the launching machine would."""
-    command = [str(Path(sys.prefix) / "bin/ray"), *arguments]
+    command = [RAY, *arguments]
     done = subprocess.run(
         command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -108,7 +109,7 @@ def cluster(cluster_file: str) -> Iterator[str]:
 
 
 def test_a_search_over_the_hosts_ends_with_a_champion_that_loads_elsewhere(cluster: str) -> None:
-    output = ray("exec", cluster, SEARCH)
+    output = ray("exec", cluster, f"{SEARCH} --num-trials 2 --set train.epochs=2")
     assert "2 done, 0 pruned, 0 failed" in output
     encoder = STATE / "shared/csmae/quickstart/trials/0/encoder"
     load = f"import csmae, torch; print(csmae.load_encoder({str(encoder)!r}).encode(s1=torch.zeros(1, 2, 120, 120)).s1.shape)"
@@ -141,6 +142,21 @@ def test_a_stranger_cannot_submit_a_job_or_see_the_dashboard(cluster: str) -> No
 def test_the_dashboard_refuses_without_the_token_on_the_head_itself_too(cluster: str) -> None:
     answer = on_host(1, "curl -s -m 5 -o /dev/null -w '%{http_code}' http://127.0.0.1:8265/api/jobs/")
     assert answer.stdout == "401"
+
+
+def test_a_search_loses_no_trial_when_a_host_is_unplugged(cluster: str) -> None:
+    command = [RAY, "exec", cluster, f"{SEARCH} --name lost --num-trials 3 --set train.epochs=20"]
+    with (STATE / "lost.log").open("w") as log:
+        search = subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    trials = STATE / "shared/csmae/lost/trials"
+    wait_until(180, "three trials with a checkpoint", lambda: len([*trials.glob("*/encoder/config.json")]) == 3)
+    subprocess.run([*HOSTS, "kill", "3"], env=ENVIRONMENT, check=True)
+    unplugged = time.monotonic()
+    assert search.wait(timeout=420) == 0
+    sys.stderr.write(f"\nended {time.monotonic() - unplugged:.0f} s after the host was unplugged\n")
+    subprocess.run([*HOSTS, "start", "3"], env=ENVIRONMENT, check=True)
+    equip(3)
+    assert "3 done, 0 pruned, 0 failed" in (STATE / "lost.log").read_text()
 
 
 def test_ray_down_leaves_no_process_on_any_host(cluster: str) -> None:
