@@ -19,27 +19,36 @@ from csmae.tuning.champion import Candidate, candidates, score_all
 from csmae.tuning.cluster import Share, ray_running, share, this_machine
 from csmae.tuning.dry_run import describe
 from csmae.tuning.events import Event, Reported, Started
-from csmae.tuning.ledger import Ledger
+from csmae.tuning.inheritance import take_over
+from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.progress import Progress
-from csmae.tuning.run import only_driver, run_search
-from csmae.tuning.study import load_study
-from csmae.tuning.view import View, scores_table, settings
+from csmae.tuning.run import Ending, only_driver, run_search
+from csmae.tuning.standings import importances, standings
+from csmae.tuning.study import Study, load_study
+from csmae.tuning.tables import best_table, importance_lines, scores_table, studies_table
+from csmae.tuning.view import View, settings
 
-INTERRUPTED = 130
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 UPLOAD_TIMEOUT_S = 60.0
 
 DEFAULT_MLFLOW_URI = "sqlite:///runs/mlflow.db"
+
+SEARCH_OPTIONS = ("num_trials", "workers_per_trial", "gpus_per_worker", "time_limit", "gpu_hours")
+"""Options that stand for ``--set search.…``."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
+        if options.list:
+            Console(highlight=False).print(studies_table(options.storage / DATABASE))
+            return 0
         return _search(options)
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return 2
+        return REFUSED
     except KeyboardInterrupt:
         print(f"stopped; to go on: {command()}", file=sys.stderr)
         return INTERRUPTED
@@ -47,41 +56,42 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("study", type=Path, help="YAML file with base, space and search; see spaces/")
-    parser.add_argument("--name", help="of the study (default: the file's); the same name goes on with it")
-    parser.add_argument("--num-trials", type=int, metavar="N", help="trials of the whole study")
-    parser.add_argument("--workers-per-trial", type=int, metavar="N", help="DDP workers that train one trial together")
-    parser.add_argument("--gpus-per-worker", type=float, metavar="X", help="default: 1 where there are GPUs")
-    parser.add_argument("--storage", type=Path, default=Path("runs"), help="folder of all studies (default: runs)")
-    parser.add_argument("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in the storage folder")
-    parser.add_argument("--address", help="of a Ray cluster to join, such as auto; default: this machine alone")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="fix a field (optim.lr=1e-4) or change the search (search.sampler=random)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show the space and what a trial costs, and stop")
-    parser.add_argument("--verbose", action="store_true", help="let Ray speak")
+    add = parser.add_argument
+    add("study", type=Path, nargs="?", help="YAML file with base, space and search; see spaces/")
+    add("--name", help="of the study (default: the file's); the same name goes on with it")
+    add("--num-trials", type=int, metavar="N", help="trials of the whole study")
+    add("--time-limit", metavar="T", help="for the whole study, such as 90m or 12h; then running trials end")
+    add("--gpu-hours", type=float, metavar="X", help="for the whole study: hours of all GPUs, or of CPU workers")
+    add("--workers-per-trial", type=int, metavar="N", help="DDP workers that train one trial together")
+    add("--gpus-per-worker", type=float, metavar="X", help="default: 1 where there are GPUs")
+    add("--storage", type=Path, default=Path("runs"), help="folder of all studies (default: runs)")
+    add("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in the storage folder")
+    add("--address", help="of a Ray cluster to join, such as auto; default: this machine alone")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="such as optim.lr=1e-4, search.sampler=gp")
+    add("--fork", metavar="NEW", help="begin a study of this name with what still fits from the one before")
+    add("--warm-start-from", metavar="STUDY", help="begin with what fits from another study")
+    add("--dry-run", action="store_true", help="show the space and what a trial costs, and stop")
+    add("--list", action="store_true", help="show the studies in the storage folder, and stop")
+    add("--verbose", action="store_true", help="let Ray speak")
     return parser
 
 
 def _search(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
-    study = load_study(options.study, options.name, _assignments(options))
-    from csmae.training.engine import check  # seconds of torch, which a mistake in the file need not wait for
-
+    if options.study is None:
+        raise ConfigError("name a study file, such as spaces/quickstart.yaml (--list shows the studies there are)")
+    study = load_study(options.study, options.fork or options.name, _assignments(options))
     room = None if options.address else this_machine()
     if room:
         share(study.search, room)
     if options.dry_run:
         console.print(describe(study, room))
         return 0
-    check(study.resolve(study.space.point(study.search.start_from[0] if study.search.start_from else {})))
+    _check_data(study)
     folder = options.storage.absolute() / study.name
     with only_driver(folder):
         ledger = Ledger(study, folder.parent)
+        _inherit(options, ledger, console)
         tracker = Tracker(folder, study.name, _mlflow_uri(options))
         try:
             with ray_running(options.address, room, options.verbose) as there:
@@ -91,9 +101,21 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _assignments(options: argparse.Namespace) -> list[str]:
-    given = {name: getattr(options, name) for name in ("num_trials", "workers_per_trial", "gpus_per_worker")}
-    named = [f"search.{name}={value}" for name, value in given.items() if value is not None]
-    return [*options.set, *named]
+    given = {name: getattr(options, name) for name in SEARCH_OPTIONS}
+    return [*options.set, *(f"search.{name}={value}" for name, value in given.items() if value is not None)]
+
+
+def _check_data(study: Study) -> None:
+    from csmae.training.engine import check  # seconds of torch, which a mistake in the file need not wait for
+
+    check(study.resolve(next(study.starts(), {})))
+
+
+def _inherit(options: argparse.Namespace, ledger: Ledger, console: Console) -> None:
+    """Take over what fits from other studies."""
+    forked = (options.name or options.study.stem) if options.fork else None
+    for name in filter(None, (forked, options.warm_start_from)):
+        console.print(f"{take_over(ledger, name)} trials of study {name} taken over")
 
 
 def _mlflow_uri(options: argparse.Namespace) -> str:
@@ -104,7 +126,7 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
     """Run the trials, then crown the champion."""
     console, study = Console(highlight=False), ledger.study
     folder = options.storage.absolute() / study.name
-    tracker.start(dict(flatten(study.definition())), {}, study.search.objective, study.search.direction)
+    tracker.start(dict(flatten(study.definition())), {}, *next(iter(study.search.objectives.items())))
     progress = Progress.of(ledger)
     with View(study.name, progress, console) as view:
 
@@ -112,13 +134,13 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
             view(event)
             track(tracker, event)
 
-        complete = run_search(ledger, folder, part, listen)
-    if not complete:
+        ending = run_search(ledger, folder, part, listen)
+    if ending.kind == "interrupted":
         for trial in progress.running:
             tracker.end(trial.number, "RUNNING", "interrupted")
         console.print(f"stopped in order; to go on: {command()}", soft_wrap=True)
         return INTERRUPTED
-    return _finish(options, ledger, tracker, part)
+    return _finish(options, ledger, tracker, part, ending)
 
 
 def track(tracker: Tracker, event: Event) -> None:
@@ -131,43 +153,51 @@ def track(tracker: Tracker, event: Event) -> None:
         tracker.end(event.number, event.state, event.reason)
 
 
-def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share) -> int:
+def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share, ending: Ending) -> int:
     """Score, register and show the champion."""
     console = Console(highlight=False)
     folder = options.storage.absolute() / ledger.study.name
+    if ending.reason:
+        console.print(f"ended early: {ending.reason}", soft_wrap=True)
     found = candidates(ledger, folder)
-    if not found:
-        reasons = [str(trial.user_attrs.get("reason")) for trial in ledger.trials()[-1:]]
-        console.print(f"no trial came to its end; the last one: {''.join(reasons)}", soft_wrap=True)
-        return 1
+    if ending.kind == "hopeless" or not found:
+        console.print(f"no champion: {_last_reason(ledger)}; to go on: {command()}", soft_wrap=True)
+        return FAILED
     try:
         scores = score_all(found, part)
     except RayError as error:
         console.print(f"the published protocol could not be computed: {str(error).splitlines()[-1]}", soft_wrap=True)
         scores = [{} for _ in found]
-    champion = found[-1]
-    assert champion.trial is not None and champion.encoder_dir is not None
-    tracker.champion(
-        champion.trial.number,
-        champion.encoder_dir,
-        _saved_metrics(champion) | scores[-1],
-        {"csmae.study": ledger.study.name, "csmae.data": _data_name(champion.config)},
-    )
-    summary = {f"scores/{c.name}/{name}": v for c, row in zip(found, scores, strict=True) for name, v in row.items()}
-    tracker.finish(summary)
-    if all(scores):
-        console.print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
+    _crown(tracker, ledger, found, scores)
     from csmae.tracking.report import publish  # matplotlib takes its time
 
     publish(tracker, folder)
-    _say_what_next(console, options, ledger.study.name, champion)
-    return 0 if all(scores) else 1
+    if all(scores):
+        console.print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
+    console.print(best_table(ledger))
+    for line in importance_lines(ledger):
+        console.print(line)
+    _say_what_next(console, options, ledger.study.name, found[-1])
+    return 0 if all(scores) else FAILED
 
 
-def _saved_metrics(champion: Candidate) -> dict[str, float]:
-    assert champion.encoder_dir is not None
-    content = json.loads((champion.encoder_dir / "config.json").read_text(encoding="utf-8"))
-    return dict(content["details"]["metrics"])
+def _last_reason(ledger: Ledger) -> str:
+    reasons = [str(trial.user_attrs["reason"]) for trial in ledger.trials() if "reason" in trial.user_attrs]
+    return f"no trial came to its end; the last one: {reasons[-1]}" if reasons else "no trial came to its end"
+
+
+def _crown(tracker: Tracker, ledger: Ledger, found: list[Candidate], scores: list[dict[str, float]]) -> None:
+    """Register the champion's encoder with its scores, and tell the study's figures."""
+    champion = found[-1]
+    assert champion.trial is not None and champion.encoder_dir is not None
+    saved = json.loads((champion.encoder_dir / "config.json").read_text(encoding="utf-8"))["details"]["metrics"]
+    best = standings(ledger)[0]
+    confirmed = {"confirm/mean": best.mean, "confirm/spread": best.spread} if best.num_seeds > 1 else {}
+    tags = {"csmae.study": ledger.study.name, "csmae.data": _data_name(champion.config)}
+    tracker.champion(champion.trial.number, champion.encoder_dir, saved | scores[-1] | confirmed, tags)
+    summary = {f"scores/{c.name}/{name}": v for c, row in zip(found, scores, strict=True) for name, v in row.items()}
+    shares = {f"importance/{name}": share for name, share in importances(ledger).items()}
+    tracker.finish(summary | shares | confirmed)
 
 
 def _data_name(config: Config) -> str:
@@ -186,6 +216,7 @@ def _say_what_next(console: Console, options: argparse.Namespace, study: str, ch
         console.print(f"          with MLFLOW_TRACKING_URI={uri}", soft_wrap=True)
     page = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
     console.print(f"compare:  {page}", soft_wrap=True)
+    console.print(f"extend:   {command()} --num-trials N", soft_wrap=True)
 
 
 def _close(tracker: Tracker, console: Console) -> None:

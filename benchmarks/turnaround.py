@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -61,7 +62,7 @@ def warm(study: Study, folder: Path) -> float:
 
 def stock(study: Study, folder: Path) -> float:
     """Median wait between the trials of a Tune function that builds a ``TorchTrainer`` each time."""
-    plan = SlotPlan(study.search.workers_per_trial, 1.0, 0.0, 0, str(folder / "train"))
+    plan = SlotPlan(study.search.workers_per_trial, 1.0, 0.0, 0, math.inf, str(folder / "train"))
     config = study.resolve({}).model_dump(mode="json")
 
     def trial(point: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from csmae.config import Config
 from csmae.training.engine import DivergedError, Epoch
 
 
-def quick(config: Config, run_dir: Path, device: str) -> Iterator[Epoch]:
+def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], None]) -> Iterator[Epoch]:
     """Epochs of a score that grows towards ``masking.ratio``; goes on from ``run_dir/epoch``.
 
     ``run_dir/../../faults.json`` maps trial numbers to what goes wrong with them, see ``_go_wrong``.

@@ -19,8 +19,8 @@ import search
 from conftest import SMALL
 from csmae.config import ConfigError
 from csmae.tuning.cluster import Room, share
+from csmae.tuning.options import Search
 from csmae.tuning.run import only_driver
-from csmae.tuning.study import Search
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -114,14 +114,14 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         )
 
 
-def processes(session: int) -> list[str]:
-    """What runs in a session."""
-    found = []
+def processes(session: int) -> dict[int, str]:
+    """What runs in a session: command lines by process."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, *numbers = stat.read_text().rpartition(")")[2].split()[:4]
             if int(numbers[2]) == session and state != "Z":
-                found.append((stat.parent / "cmdline").read_text())
+                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -135,11 +135,11 @@ def test_a_search_is_interrupted_goes_on_and_ends_with_a_champion_that_loads(
     while "epoch 2/4" not in (tmp_path / "log").read_text():
         assert driver.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.2)
-    driver.send_signal(signal.SIGINT)
+    os.killpg(driver.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to all of the group
     assert driver.wait(120) == 130
     log = (tmp_path / "log").read_text()
     assert "stopped in order; to go on: python" in log and "Traceback" not in log
-    assert processes(driver.pid) == []
+    assert not processes(driver.pid)
 
     driver = start(tmp_path)
     assert driver.wait(200) == 0, (tmp_path / "log").read_text()
@@ -147,7 +147,7 @@ def test_a_search_is_interrupted_goes_on_and_ends_with_a_champion_that_loads(
     assert "trial 0 goes on" in log and "trial 0 epoch 1/4" not in log and "trial 1 starts" in log
     assert "untrained encoder" in log and "champion: trial" in log
     assert all(len(line) <= 80 for line in log.splitlines() if " trial " in line[:20])
-    assert processes(driver.pid) == []
+    assert not processes(driver.pid)
 
     trials = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/runs/studies.db").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]

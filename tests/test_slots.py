@@ -38,7 +38,8 @@ def search(folder: Path, num_trials: int, faults: dict[int, list[Any]], **settin
     (folder / "study").mkdir(exist_ok=True)
     (folder / "study" / "faults.json").write_text(json.dumps(faults))
     ledger, events = Ledger(study, folder), list[Event]()
-    assert run_search(ledger, folder / "study", share(study.search, ROOM), events.append, "stub_training:quick")
+    ending = run_search(ledger, folder / "study", share(study.search, ROOM), events.append, "stub_training:quick")
+    assert ending.kind == "done"
     return ledger.trials()
 
 
@@ -86,6 +87,13 @@ def test_a_trial_that_kills_its_group_each_time_fails_after_its_retries(cluster:
     assert trials[1].user_attrs["reason"] == "RuntimeError on rank 1: out of memory, say (in each of 2 attempts)"
     assert trials[2].user_attrs["reason"].endswith("(in each of 2 attempts)")
     assert [len(processes(tmp_path, number, 0)) for number in range(4)] == [1, 2, 2, 1]
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_is_killed_and_the_trial_goes_on(cluster: Room, tmp_path: Path) -> None:
+    trials = search(tmp_path, 3, {1: ["hang", 3, 1, 1]}, hang_timeout="10s")
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+    assert [line.split()[2] for line in processes(tmp_path, 1, 0)] == ["0", "2"]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from csmae.config import Config
 from csmae.tuning.cluster import Share
 from csmae.tuning.ledger import Ledger
+from csmae.tuning.standings import standings
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ def candidates(ledger: Ledger, folder: Path) -> list[Candidate]:
     Returns:
         Worst expected first; empty where no trial came to its end.
     """
-    best = next(iter(ledger.best()), None)
+    best = next(iter(standings(ledger)), None)
     if best is None:
         return []
     study = ledger.study
     base = study.resolve({})
     found = [Candidate("untrained encoder", base, None, None)]
     default = next((t for t in ledger.trials() if t.params == study.space.point({})), None)
-    for name, trial in (("default configuration", default), ("champion", best)):
-        if trial is not None and trial.state is TrialState.COMPLETE:
+    for name, trial in (("default configuration", default), ("champion", best.trial)):
+        if trial is not None and (trial.state is TrialState.COMPLETE or name == "champion"):
             found.append(Candidate(name, study.resolve(trial.params), trial, encoder_dir(folder, trial)))
     return found
 

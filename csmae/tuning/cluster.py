@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import ray
 
 from csmae.config import ConfigError
-from csmae.tuning.study import Search
+from csmae.tuning.options import Search
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Enough for what a search puts there: nothing of size passes through Ray."""

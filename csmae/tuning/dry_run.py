@@ -28,7 +28,10 @@ def describe(study: Study, room: Room | None) -> str:
 
 def _lines(study: Study, room: Room | None) -> Iterator[str]:
     search = study.search
-    yield f"study {study.name}: {search.direction} {search.objective} in {search.num_trials} trials"
+    goals = " and ".join(f"{direction} {name}" for name, direction in search.objectives.items())
+    yield f"study {study.name}: {goals} in {search.num_trials} trials"
+    for name, wanted in search.constraints.items():
+        yield f"  where {name} {wanted}"
     yield f"sampler {search.sampler}, scheduler {search.scheduler}, {study.resolve({}).train.epochs} epochs a trial"
     for name, domain in study.space.domains.items():
         yield f"  {name}: {domain}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,15 +16,22 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from csmae.config import ConfigError
 from csmae.settings import flatten
-from csmae.tuning.study import Search, Study
+from csmae.tuning.ranking import order
+from csmae.tuning.samplers import make_sampler
+from csmae.tuning.study import Study
 
 DATABASE = "studies.db"
 
 NOT_TRAINED = "not_trained"
 """User attribute of a trial that was settled without training; it does not count as one of the study's trials."""
 
+CONFIRMS = "confirms"
+"""User attribute of a trial that repeats another one, whose number it holds, with another seed."""
+
 MOVABLE = ("base.data.path", "base.data.splits_dir")
 """Parts of a definition that may change: the archive may move between two runs of a study."""
+
+Values = tuple[float, ...]
 
 
 class Ledger:
@@ -39,128 +47,156 @@ class Ledger:
 
     def __init__(self, study: Study, folder: Path) -> None:
         self.study, self.path = study, folder / DATABASE
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._optuna = optuna.create_study(
-                storage=optuna.storages.RDBStorage(
-                    f"sqlite:///{self.path}", engine_kwargs={"connect_args": {"timeout": 30}}
-                ),
+            self.optuna = self._open()
+            self._define(study)
+            self._left = [trial for trial in self.all_trials() if trial.state is TrialState.RUNNING]
+        except (SQLAlchemyError, RuntimeError, OSError) as error:
+            raise ConfigError(unusable(self.path, error)) from None
+
+    def _open(self) -> optuna.Study:
+        study = self.study
+        try:
+            return optuna.create_study(
+                storage=open_storage(self.path),
                 study_name=study.name,
-                direction=study.search.direction,
-                sampler=make_sampler(study.search),
+                directions=list(study.search.objectives.values()),
                 load_if_exists=True,
             )
-            self._define(study)
-        except (SQLAlchemyError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ConfigError(f"{self.path}: cannot be used as a database of studies: {reason}") from None
-        self._left = [trial for trial in self._trials() if trial.state is TrialState.RUNNING]
+        except ValueError:  # what Optuna says of other directions
+            raise ConfigError(
+                f"study {study.name!r} in {self.path} was started with other objectives: use --fork NEW"
+            ) from None
 
     def _define(self, study: Study) -> None:
         """Write what a new study is, or compare with what it was started as."""
         now = study.definition()
-        written = self._optuna.user_attrs.get("definition")
-        if written is not None:
-            lines = list(differences(written, now))
-            if lines:
-                raise ConfigError(
-                    f"study {study.name!r} in {self.path} was started otherwise: {'; '.join(lines)}: "
-                    "use --name to begin another study"
-                )
+        written = self.optuna.user_attrs.get("definition")
+        if written is None:
+            self.optuna.set_user_attr("definition", now)
+            self.optuna.set_user_attr("said", dict(study.base))
+            self.optuna.set_metric_names(list(study.search.objectives))
+            for point in study.starts():
+                self.enqueue(point, start=True)
+            if study.search.sampler == "grid":
+                points = list(study.space.grid())
+                random.Random(study.search.seed).shuffle(points)
+                for point in points:
+                    self.enqueue(point)
             return
-        self._optuna.set_user_attr("definition", now)
-        for point in study.starts():
-            self._optuna.enqueue_trial(point, user_attrs={"start": True}, skip_if_exists=True)
+        lines = list(differences(written, now))
+        if lines:
+            raise ConfigError(
+                f"study {study.name!r} in {self.path} was started otherwise: {'; '.join(lines)}: "
+                "use --fork NEW to begin a study that takes over what still fits"
+            )
 
-    def _trials(self) -> list[FrozenTrial]:
-        return self._optuna.get_trials(deepcopy=False)
+    # What there is.
+
+    def all_trials(self) -> list[FrozenTrial]:
+        """Everything that Optuna knows, in order of the numbers."""
+        return self.optuna.get_trials(deepcopy=False)
 
     def trials(self) -> list[FrozenTrial]:
-        """Trials that were or are trained, in order of their numbers."""
-        return [t for t in self._trials() if t.state is not TrialState.WAITING and NOT_TRAINED not in t.user_attrs]
+        """Trials that were or are trained by this study, in order of their numbers."""
+        return [t for t in self.all_trials() if t.state is not TrialState.WAITING and NOT_TRAINED not in t.user_attrs]
+
+    def explored(self) -> list[FrozenTrial]:
+        """Trials that count as the study's: those trained, without the repetitions that confirm."""
+        return [trial for trial in self.trials() if CONFIRMS not in trial.user_attrs]
 
     @property
     def num_left(self) -> int:
         """Trials in the middle of which an earlier driver ended, not yet taken up again."""
         return len(self._left)
 
+    @property
+    def num_waiting(self) -> int:
+        """Points put in line and not yet proposed."""
+        return sum(trial.state is TrialState.WAITING for trial in self.all_trials())
+
+    def curves(self) -> Iterator[tuple[int, dict[int, Values]]]:
+        """Each trial's number and its objectives by epoch, oldest trial first; repetitions left aside."""
+        for trial in self.all_trials():
+            if trial.intermediate_values and CONFIRMS not in trial.user_attrs:
+                yield trial.number, {epoch: _values(trial, epoch) for epoch in sorted(trial.intermediate_values)}
+
+    def ranked(self) -> list[FrozenTrial]:
+        """Trials trained to their end that keep to the constraints, best first; by Pareto front for several objectives.
+
+        Where none came to its end, those that the budget cut short.
+        """
+        trials = [
+            trial for trial in self.explored() if trial.values and max(trial.constraints.values(), default=0) <= 0
+        ]
+        ended = [trial for trial in trials if trial.state is TrialState.COMPLETE] or trials
+        signs = self.study.search.signs
+        scores = [tuple(sign * value for sign, value in zip(signs, t.values, strict=False)) for t in ended]
+        return [ended[index] for index in order(scores)]
+
+    # What happens.
+
+    def enqueue(self, point: Mapping[str, Any], **attributes: Any) -> None:
+        """Put a point in line: it is proposed before any of the sampler's own."""
+        self.optuna.enqueue_trial(dict(point), user_attrs=attributes)
+
     def next(self) -> optuna.Trial:
         """A trial that an earlier driver left in the middle, with its number; or a new one."""
         if self._left:
-            return optuna.Trial(self._optuna, self._left.pop(0)._trial_id)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # experimental features, and starting points with parts left open
-            return self._optuna.ask()
+            return optuna.Trial(self.optuna, self._left.pop(0)._trial_id)
+        self.optuna.sampler = make_sampler(self.study.search, len(self.all_trials()))
+        return self.optuna.ask()
 
-    def epochs(self, trial: optuna.Trial) -> int:
-        """The last epoch whose objective is on record; 0 for none."""
-        return max(self._get(trial).intermediate_values, default=0)
+    def record(self, trial: optuna.Trial, epoch: int, values: Values) -> None:
+        """Write down an epoch's objectives; values that are not finite leave no trace."""
+        if not all(map(math.isfinite, values)):
+            return
+        if len(values) > 1:
+            trial.set_user_attr(f"epoch {epoch}", values)  # Optuna's curves hold one value
+        self.optuna._storage.set_trial_intermediate_value(trial._trial_id, epoch, values[0])
 
-    def report(self, trial: optuna.Trial, epoch: int, value: float) -> None:
-        """Record an epoch's objective; a value that is not finite leaves no trace."""
-        if math.isfinite(value):
-            trial.report(value, epoch)
-
-    def complete(self, trial: optuna.Trial, value: float | None) -> str | None:
-        """End a trial that was trained to its end.
-
-        Returns:
-            None, or why it counts as failed: the objective is missing or not finite.
-        """
-        if value is None or not math.isfinite(value):
-            reason = f"{self.study.search.objective} was {'not reported' if value is None else f'{value} at the end'}"
-            self.fail(trial, reason)
-            return reason
-        self._optuna.tell(trial, value)
-        return None
+    def complete(self, trial: optuna.Trial, values: Values) -> None:
+        """End a trial that was trained to its end."""
+        self.optuna.tell(trial, values)
 
     def prune(self, trial: optuna.Trial) -> None:
         """End a trial that was stopped early; its curve stays."""
-        self._optuna.tell(trial, state=TrialState.PRUNED)
+        self.optuna.tell(trial, state=TrialState.PRUNED)
 
-    def fail(self, trial: optuna.Trial, reason: str, trained: bool = True) -> None:
+    def fail(self, trial: optuna.Trial, reason: str) -> None:
         """End a trial without a result."""
         trial.set_user_attr("reason", reason)
-        if not trained:
-            trial.set_user_attr(NOT_TRAINED, True)
-        self._optuna.tell(trial, state=TrialState.FAIL)
+        self.optuna.tell(trial, state=TrialState.FAIL)
 
-    def curves(self) -> Iterator[tuple[int, dict[int, float]]]:
-        """Each trial's number and its objective by epoch, oldest trial first."""
-        for trial in self.trials():
-            yield trial.number, dict(sorted(trial.intermediate_values.items()))
+    def refuse(self, trial: optuna.Trial, reason: str, steer: bool) -> None:
+        """Settle a trial without training it.
 
-    def best(self, count: int = 1) -> list[FrozenTrial]:
-        """The best trials among those trained to their end, best first."""
-        done = [t for t in self.trials() if t.state is TrialState.COMPLETE]
-        return sorted(done, key=lambda t: -self.sign * (t.value or 0.0))[:count]
+        Args:
+            trial: Its constraints are set where it breaks any.
+            reason: Why.
+            steer: Whether the sampler shall learn to keep away.
+        """
+        trial.set_user_attr("reason", reason)
+        trial.set_user_attr(NOT_TRAINED, True)
+        self.optuna.tell(trial, state=TrialState.PRUNED if steer else TrialState.FAIL)
 
-    @property
-    def sign(self) -> int:
-        """1 where a larger objective is better, else -1."""
-        return 1 if self.study.search.direction == "maximize" else -1
-
-    def _get(self, trial: optuna.Trial) -> FrozenTrial:
-        return self._optuna._storage.get_trial(trial._trial_id)
+    def frozen(self, trial: optuna.Trial) -> FrozenTrial:
+        """What is on record of a trial."""
+        return self.optuna._storage.get_trial(trial._trial_id)
 
 
-def make_sampler(search: Search) -> optuna.samplers.BaseSampler:
-    """The sampler that a study asks for."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        seed, startup = search.seed, search.startup_trials
-        if search.sampler == "tpe":
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
-            )
-        if search.sampler == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-        if search.sampler == "qmc":
-            return optuna.samplers.QMCSampler(seed=seed, scramble=True)
-        if search.sampler == "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed)
-        return optuna.samplers.RandomSampler(seed=seed)
+def open_storage(path: Path) -> optuna.storages.RDBStorage:
+    """The database of studies in a file; SQLite waits for half a minute where another process writes."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 30}})
+
+
+def unusable(path: Path, error: Exception) -> str:
+    """What to say of a database that is damaged, locked, or of another Optuna."""
+    reason = " ".join(str(error).split())[:160]
+    return f"{path}: cannot be used as a database of studies: {reason}"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -169,3 +205,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name) and name not in MOVABLE:
             yield f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
+
+
+def _values(trial: FrozenTrial, epoch: int) -> Values:
+    return tuple(trial.user_attrs.get(f"epoch {epoch}", (trial.intermediate_values[epoch],)))

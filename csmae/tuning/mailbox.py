@@ -6,8 +6,12 @@ Imports neither torch nor the training, so that its process starts in a moment.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from typing import Any
+
+LOOK_EVERY_S = 1.0
+"""Between looks at how long the workers have been silent."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,15 @@ class GroupLost:
     reason: str
 
 
-Event = EpochDone | TrialDone | GroupLost
+@dataclass(frozen=True)
+class Silence:
+    """The workers at the assignment gave no sign of life for too long."""
+
+    workers: list[Any]
+    """Their actors."""
+
+
+Event = EpochDone | TrialDone | GroupLost | Silence
 
 
 @dataclass
@@ -57,6 +69,8 @@ class _Course:
     """Last epoch after which they may go on."""
     groups: list[str] = field(default_factory=list)
     """Groups that took the assignment: more than one after a worker died."""
+    workers: list[Any] = field(default_factory=list)
+    """Actors of the last group that took it."""
     complaints: dict[str, str] = field(default_factory=dict)
     """First error that a rank of a group told."""
 
@@ -66,16 +80,18 @@ class Mailbox:
 
     Args:
         retries: Groups that may take an assignment after the first one died with it.
+        hang_timeout_s: Silence after which workers are taken for dead.
     """
 
-    def __init__(self, retries: int) -> None:
-        self._retries = retries
+    def __init__(self, retries: int, hang_timeout_s: float) -> None:
+        self._retries, self._hang_timeout_s = retries, hang_timeout_s
         self._changed = asyncio.Condition()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._assignment: Assignment | None = None
         self._tickets = 0
         self._course = _Course()
         self._closed = False
+        self._heard_at = 0.0
 
     # Called by the slot.
 
@@ -89,8 +105,14 @@ class Mailbox:
     async def next_event(self) -> Event:
         """Let the workers go on after the last epoch they told, and wait for what comes of it."""
         self._course.allowed = self._course.reported
+        self._heard_at = time.monotonic()
         await self._notify()
-        return await self._events.get()
+        while True:
+            try:
+                return await asyncio.wait_for(self._events.get(), LOOK_EVERY_S)
+            except TimeoutError:
+                if self._course.workers and time.monotonic() - self._heard_at > self._hang_timeout_s:
+                    return self._silence()
 
     async def close(self) -> None:
         """Send the workers home."""
@@ -103,12 +125,13 @@ class Mailbox:
 
     # Called by the ranks.
 
-    async def take(self, group: str, after: int) -> Assignment | None:
+    async def take(self, group: str, after: int, worker: Any) -> Assignment | None:
         """Wait for an assignment.
 
         Args:
             group: Common to the ranks of a group, new after each restart.
             after: Ticket of the last assignment that the rank is done with.
+            worker: The rank's actor.
 
         Returns:
             The same assignment for all ranks of a group, or None to go home.
@@ -116,6 +139,8 @@ class Mailbox:
         while not self._closed:
             assignment = self._assignment
             if assignment is not None and assignment.ticket > after and self._admits(group):
+                self._course.workers.append(worker)
+                self._heard_at = time.monotonic()
                 return assignment
             async with self._changed:
                 await self._changed.wait()
@@ -146,6 +171,11 @@ class Mailbox:
             self._course.reported = epoch
             self._events.put_nowait(EpochDone(epoch, metrics))
 
+    async def beat(self, ticket: int, group: str) -> None:
+        """Tell that a rank is alive in the middle of an epoch."""
+        if self._stands(ticket, group):
+            self._heard_at = time.monotonic()
+
     async def end(self, ticket: int, group: str, failed: str | None = None) -> None:
         """Tell that the assignment is done, or failed on all ranks alike."""
         if self._stands(ticket, group):
@@ -171,7 +201,14 @@ class Mailbox:
             self._finish_now(f"{reason} (in each of {len(groups)} attempts)")
             return False
         groups.append(group)
+        self._course.workers.clear()
         return True
+
+    def _silence(self) -> Silence:
+        text = f"no sign of life from the workers for {self._hang_timeout_s:g} s"
+        self._course.complaints.setdefault(self._course.groups[-1], text)
+        self._heard_at = time.monotonic()
+        return Silence(self._course.workers)
 
     async def _finish(self, failed: str | None) -> None:
         self._finish_now(failed)

@@ -51,10 +51,10 @@ class Progress:
     def of(cls, ledger: Ledger) -> Progress:
         """What earlier runs of the study left."""
         states = Counter(trial.state.name for trial in ledger.trials() if trial.state.is_finished())
-        best = next(iter(ledger.best()), None)
+        best = next(iter(ledger.ranked()), None)
         search = ledger.study.search
-        shown = TrialProgress(best.number, best.params, 0, value=best.value, state="COMPLETE") if best else None
-        return cls(search.objective, ledger.sign, search.num_trials, states, shown)
+        shown = TrialProgress(best.number, best.params, 0, value=best.values[0], state="COMPLETE") if best else None
+        return cls(search.objective, search.signs[0], search.num_trials, states, shown)
 
     @property
     def running(self) -> list[TrialProgress]:

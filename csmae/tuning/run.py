@@ -8,17 +8,20 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 from ray.tune import PlacementGroupFactory, Stopper
 
 from csmae.config import ConfigError
+from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import Share
 from csmae.tuning.events import Listener
 from csmae.tuning.ledger import Ledger
+from csmae.tuning.options import seconds
 from csmae.tuning.reaper import orphans_freed
 from csmae.tuning.scheduler import EpochScheduler, make_rule
 from csmae.tuning.searcher import METRICS, LedgerSearcher
@@ -28,26 +31,44 @@ SLOT_RESTARTS = 2
 """Times that a trial may be started again because its slot's own process died."""
 
 
-class Interrupt(Stopper):  # type: ignore[misc]
-    """Ends a search in order at the first Ctrl-C; the second one is Python's own."""
+@dataclass(frozen=True)
+class Ending:
+    """How a search ended, and in words why where it was not by having done all."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    kind: Literal["done", "interrupted", "budget", "hopeless"]
+    reason: str = ""
+
+
+class Warden(Stopper):  # type: ignore[misc]
+    """Ends a search in order: at the first Ctrl-C (the second is Python's own), with its budget, or with its hope."""
+
+    def __init__(self, budget: Budget, searcher: LedgerSearcher) -> None:
+        self._budget, self._searcher = budget, searcher
+        self.ending = Ending("done")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune's own snapshots are not used."""
+        return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Single trials are the scheduler's."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether somebody asked for the end."""
-        return self.asked
+        """Whether it is time; Tune asks several times a second."""
+        if self.ending.kind == "done":
+            if self._searcher.hopeless:
+                self.ending = Ending("hopeless", self._searcher.hopeless)
+            elif reason := self._budget.over():
+                self.ending = Ending("budget", reason)
+        return self.ending.kind != "done"
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take SIGINT and SIGTERM for as long as the block lasts."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self.asked = True
+            self.ending = Ending("interrupted")
             signal.signal(signal.SIGINT, interrupt)
 
         interrupt, terminate = signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, ask)
@@ -58,7 +79,7 @@ class Interrupt(Stopper):  # type: ignore[misc]
             signal.signal(signal.SIGTERM, terminate)
 
 
-def run_search(ledger: Ledger, folder: Path, share: Share, listener: Listener, pretrain: str = PRETRAIN) -> bool:
+def run_search(ledger: Ledger, folder: Path, share: Share, listener: Listener, pretrain: str = PRETRAIN) -> Ending:
     """Run trials until the study has all it asked for. Ray must be running.
 
     Args:
@@ -69,42 +90,52 @@ def run_search(ledger: Ledger, folder: Path, share: Share, listener: Listener, p
         pretrain: Module and name of the generator that trains.
 
     Returns:
-        Whether it came to its end; False where it was interrupted, the running trials being left to go on later.
+        How it ended. After an interruption the running trials are left to go on later; otherwise none is left.
     """
     search = ledger.study.search
-    rule = make_rule(search)
-    metric = METRICS + search.objective
-    if rule:
-        for number, curve in ledger.curves():
-            for epoch, value in curve.items():
-                rule.keeps(number, epoch, ledger.sign * value)
-    interrupt = Interrupt()
-    with tempfile.TemporaryDirectory(prefix="tune-", dir=folder) as scratch, interrupt.listening(), orphans_freed():
+    budget = Budget(ledger, search.workers_per_trial * (share.gpus_per_worker or 1.0))
+    searcher = LedgerSearcher(ledger, folder, budget, listener)
+    warden = Warden(budget, searcher)
+    with tempfile.TemporaryDirectory(prefix="tune-", dir=folder) as scratch, warden.listening(), orphans_freed():
         plan = SlotPlan(
-            search.workers_per_trial, share.cpus_per_worker, share.gpus_per_worker, search.retries, scratch, pretrain
+            workers=search.workers_per_trial,
+            cpus_per_worker=share.cpus_per_worker,
+            gpus_per_worker=share.gpus_per_worker,
+            retries=search.retries,
+            hang_timeout_s=seconds(search.hang_timeout),
+            scratch_dir=scratch,
+            pretrain=pretrain,
         )
-        slot = tune.with_resources(tune.with_parameters(Slot, plan=plan), PlacementGroupFactory([{"CPU": SLIVER}]))
-        tuner = tune.Tuner(
-            slot,
-            tune_config=tune.TuneConfig(
-                search_alg=LedgerSearcher(ledger, folder, listener),
-                scheduler=EpochScheduler(rule, metric, ledger.sign) if rule else None,
-                num_samples=-1,
-                max_concurrent_trials=share.slots,
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=scratch,
-                stop=interrupt,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the trainings write their own
-                failure_config=tune.FailureConfig(max_failures=SLOT_RESTARTS),
-                verbose=0,
-            ),
-        )
-        tuner.fit()
-    return not interrupt.asked
+        _tuner(plan, searcher, warden, share.slots, ledger).fit()
+    if warden.ending.kind in ("budget", "hopeless"):
+        searcher.abandon(warden.ending.reason)
+    budget.close()
+    return warden.ending
+
+
+def _tuner(plan: SlotPlan, searcher: LedgerSearcher, warden: Warden, slots: int, ledger: Ledger) -> tune.Tuner:
+    search = ledger.study.search
+    rule = make_rule(search, ledger.curves())
+    keys = [METRICS + name for name in search.objectives]
+    return tune.Tuner(
+        tune.with_resources(tune.with_parameters(Slot, plan=plan), PlacementGroupFactory([{"CPU": SLIVER}])),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=EpochScheduler(rule, keys, search.signs) if rule else None,
+            num_samples=-1,
+            max_concurrent_trials=slots,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=plan.scratch_dir,
+            stop=warden,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the trainings write their own
+            failure_config=tune.FailureConfig(max_failures=SLOT_RESTARTS),
+            verbose=0,
+        ),
+    )
 
 
 @contextmanager

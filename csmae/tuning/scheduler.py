@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from csmae.tuning.study import Search
+from csmae.tuning.options import Search
+from csmae.tuning.ranking import num_better
 
 NUM_BRACKETS = 3
 """Grace periods that hyperband tries side by side."""
+
+Scores = tuple[float, ...]
 
 
 class Rule(Protocol):
     """Decides on trials from their scores, larger being better. Its state is the scores it was told."""
 
-    def keeps(self, number: int, epoch: int, score: float) -> bool:
-        """Note a trial's score after an epoch and say whether the trial goes on."""
+    def keeps(self, number: int, epoch: int, scores: Scores) -> bool:
+        """Note a trial's scores after an epoch, one for each objective, and say whether the trial goes on."""
 
 
 class Asha:
     """Asynchronous successive halving (arXiv 1810.05934): at each rung, the best 1/reduction of those seen go on.
+
+    Several objectives compare by non-dominated rank (arXiv 2106.12639).
 
     Args:
         grace_epochs: The first rung.
@@ -34,20 +39,20 @@ class Asha:
 
     def __init__(self, grace_epochs: int, reduction: int, num_brackets: int = 1) -> None:
         self._grace_epochs, self._reduction, self._num_brackets = grace_epochs, reduction, num_brackets
-        self._rungs: dict[tuple[int, int], dict[int, float]] = {}
+        self._rungs: dict[tuple[int, int], dict[int, Scores]] = {}
 
-    def keeps(self, number: int, epoch: int, score: float) -> bool:
-        """Note a score; a trial is judged once a rung, at its first score there."""
+    def keeps(self, number: int, epoch: int, scores: Scores) -> bool:
+        """Note scores; a trial is judged once a rung, at its first scores there."""
         bracket = number % self._num_brackets
         rung = self._rung_below(epoch, bracket)
         if rung is None:
             return True
-        scores = self._rungs.setdefault((bracket, rung), {})
-        if number in scores:
+        seen = self._rungs.setdefault((bracket, rung), {})
+        if number in seen:
             return True
-        scores[number] = score
-        better = sum(other > score for other in scores.values())
-        return better < math.ceil(len(scores) / self._reduction)
+        seen[number] = scores
+        better = num_better(list(seen.values()), len(seen) - 1)
+        return better < math.ceil(len(seen) / self._reduction)
 
     def _rung_below(self, epoch: int, bracket: int) -> int | None:
         rung: int = self._grace_epochs * self._reduction**bracket
@@ -67,51 +72,66 @@ class Median:
 
     def __init__(self, grace_epochs: int) -> None:
         self._grace_epochs = grace_epochs
-        self._scores: dict[int, dict[int, float]] = {}
+        self._sums: dict[int, tuple[float, int, float]] = {}
+        self._means: dict[int, dict[int, float]] = {}
 
-    def keeps(self, number: int, epoch: int, score: float) -> bool:
-        """Note a score and compare with the trials that have come as far."""
-        self._scores.setdefault(number, {})[epoch] = score
-        others = [
-            statistics.fmean(value for at, value in scores.items() if at <= epoch)
-            for other, scores in self._scores.items()
-            if other != number and max(scores) >= epoch
-        ]
-        if epoch < self._grace_epochs or not others:
-            return True
-        return max(self._scores[number].values()) >= statistics.median(others)
+    def keeps(self, number: int, epoch: int, scores: Scores) -> bool:
+        """Note the score and compare with the trials that were scored at the same epoch."""
+        total, count, best = self._sums.get(number, (0.0, 0, -math.inf))
+        total, count, best = total + scores[0], count + 1, max(best, scores[0])
+        self._sums[number] = total, count, best
+        means = self._means.setdefault(epoch, {})
+        others = [mean for other, mean in means.items() if other != number]
+        means[number] = total / count
+        return epoch < self._grace_epochs or not others or best >= statistics.median(others)
 
 
-def make_rule(search: Search) -> Rule | None:
-    """The rule that a study asks for; None where every trial is trained to its end."""
+def make_rule(search: Search, curves: Iterable[tuple[int, Mapping[int, Scores]]]) -> Rule | None:
+    """The rule that a study asks for; None where every trial is trained to its end.
+
+    Args:
+        search: Names the scheduler.
+        curves: Of the trials so far, as in the ledger: the rule decides as if it had seen them all.
+    """
     if search.scheduler == "none":
         return None
-    if search.scheduler == "median":
-        return Median(search.grace_epochs)
-    return Asha(search.grace_epochs, search.reduction, NUM_BRACKETS if search.scheduler == "hyperband" else 1)
+    brackets = NUM_BRACKETS if search.scheduler == "hyperband" else 1
+    median = search.scheduler == "median"
+    rule: Rule = Median(search.grace_epochs) if median else Asha(search.grace_epochs, search.reduction, brackets)
+    for number, curve in curves:
+        for epoch, values in curve.items():
+            rule.keeps(number, epoch, signed(values, search.signs))
+    return rule
+
+
+def signed(values: Sequence[float], signs: Sequence[int]) -> Scores:
+    """Objectives as scores, of which the larger is the better."""
+    return tuple(sign * value for sign, value in zip(signs, values, strict=True))
 
 
 class EpochScheduler(FIFOScheduler):  # type: ignore[misc]
     """Puts a rule's decisions into Tune's words.
 
     Args:
-        rule: Decides; already told what earlier runs of the study saw.
-        metric: Flattened key of the objective in a result.
-        sign: 1 where a larger objective is better, else -1.
+        rule: Decides.
+        keys: Of the objectives in a flattened result.
+        signs: For each, 1 where larger is better, else -1.
     """
 
-    def __init__(self, rule: Rule, metric: str, sign: int) -> None:
+    def __init__(self, rule: Rule, keys: Sequence[str], signs: Sequence[int]) -> None:
         super().__init__()
-        self._rule, self._key, self._sign = rule, metric, sign
+        self._rule, self._keys, self._signs = rule, keys, signs
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Leave the order to Tune's own queue, without a look at every trial there ever was."""
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
-        """Stop the trial or let it go on; an epoch without a score, or with none that compares, decides nothing."""
-        score = result.get(self._key)
-        if score is None or not math.isfinite(score):
+        """Stop the trial or let it go on; an epoch without scores, or with some that do not compare, decides nothing.
+
+        A starting point is never stopped, but its scores are there for the others to compare with.
+        """
+        values = [result.get(key, math.nan) for key in self._keys]
+        if not all(map(math.isfinite, values)):
             return str(TrialScheduler.CONTINUE)
-        number = trial.config["number"]
-        keeps = self._rule.keeps(number, result["epoch"], self._sign * score)
+        keeps = self._rule.keeps(trial.config["number"], result["epoch"], signed(values, self._signs))
         return str(TrialScheduler.CONTINUE if keeps or trial.config["start"] else TrialScheduler.STOP)

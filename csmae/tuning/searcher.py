@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
 from ray.tune.search import Searcher
 
-from csmae.config import Config, ConfigError
+from csmae.settings import did_you_mean
+from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Listener, Reported, Started
+from csmae.tuning.housekeeping import Housekeeper
 from csmae.tuning.ledger import Ledger
+from csmae.tuning.proposals import Proposal, Proposals, SpaceError, violation
 
 METRICS = "metrics/"
 """Prefix of an epoch's metrics in a flattened result."""
 
-MAX_IMPOSSIBLE = 200
-"""Proposals in a row that do not validate before the space is given up."""
-
-
-class SpaceError(ConfigError):
-    """No proposal of the sampler makes a valid configuration."""
+NUM_ALIKE = 3
+"""First trials that must fail for the same reason before the search is given up."""
 
 
 @dataclass
 class _Live:
     trial: optuna.Trial
-    last_epoch: int
+    epoch: int
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
@@ -37,14 +39,20 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     Args:
         ledger: Of the study.
         folder: Of the study; a trial's folder is ``trials/<number>`` in it.
+        budget: Counts what the trials spend.
         listener: Told of every event after it is on record.
     """
 
-    def __init__(self, ledger: Ledger, folder: Path, listener: Listener) -> None:
+    def __init__(self, ledger: Ledger, folder: Path, budget: Budget, listener: Listener) -> None:
         super().__init__()
-        self._ledger, self._folder, self._listener = ledger, folder, listener
+        self._ledger, self._folder, self._budget, self._listener = ledger, folder, budget, listener
+        self._proposals, self._keeper = Proposals(ledger), Housekeeper(ledger, folder)
         self._live: dict[str, _Live] = {}
-        self._num_known = len(ledger.trials())
+        self._num_explored = len(ledger.explored()) - ledger.num_left
+        self._exhausted = self._confirming = False
+        self._failures: list[str] | None = [] if not ledger.ranked() else None
+        self.hopeless: str | None = None
+        """Why it makes no sense to go on."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: the ledger is what lasts, and Tune's own snapshots are not used."""
@@ -53,62 +61,124 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def save(self, checkpoint_path: str) -> None:
         """Nothing, as above."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """What the slot gets: number, whether it is a starting point, folder and configuration."""
+    # Tune asks.
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """What the slot gets: number, whether it is a starting point, folder, configuration and known metrics.
+
+        None asks Tune to come again later: the best are known when all trials are over.
+        """
         resumed = self._ledger.num_left > 0
-        if not resumed and self._num_known >= self._ledger.study.search.num_trials:
+        try:
+            proposal = self._next()
+        except SpaceError as error:
+            self.hopeless = str(error)
             return str(Searcher.FINISHED)
-        trial, values, config = self._propose()
-        self._num_known += not resumed
-        self._live[trial_id] = _Live(trial, self._ledger.epochs(trial))
-        self._listener(Started(trial.number, values, config.train.epochs, resumed))
+        if proposal is None:
+            later = self._ledger.study.search.confirm and not self._confirming
+            return None if later else str(Searcher.FINISHED)
+        trial, config = proposal.trial, proposal.config
+        self._live[trial_id] = _Live(trial, max(self._ledger.frozen(trial).intermediate_values, default=0))
+        self._budget.begin(trial)
+        self._listener(Started(trial.number, proposal.values, config.train.epochs, resumed))
         return {
             "number": trial.number,
             "start": trial.user_attrs.get("start", False),
             "run_dir": str(self._folder / "trials" / str(trial.number)),
             "config": config.model_dump(mode="json"),
+            "known": proposal.known,
         }
 
-    def _propose(self) -> tuple[optuna.Trial, dict[str, Any], Config]:
-        """The next trial whose values go together; those that do not are written down as failed, untrained."""
-        study = self._ledger.study
-        for _ in range(MAX_IMPOSSIBLE):
-            trial = self._ledger.next()
-            values = study.space.suggest(trial)
-            try:
-                return trial, values, study.resolve(values)
-            except ConfigError as error:
-                reason = str(error).splitlines()[0]
-                self._ledger.fail(trial, reason, trained=False)
-        raise SpaceError(f"the space has next to no valid configuration; the last of {MAX_IMPOSSIBLE} tried: {reason}")
+    def _next(self) -> Proposal | None:
+        if self._ledger.num_left:
+            self._num_explored += 1
+            return self._proposals.left()
+        if self._num_explored < self._ledger.study.search.num_trials and not self._exhausted:
+            proposal = self._proposals.new()
+            if proposal:
+                self._num_explored += 1
+                return proposal
+            self._exhausted = True
+        if self._live and not self._confirming:
+            return None
+        self._confirming = True
+        return self._proposals.confirmation()
+
+    # Tune tells.
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Write down an epoch, once."""
         live, epoch = self._live[trial_id], result.get("epoch")
-        if epoch is None or epoch <= live.last_epoch:
+        if epoch is None:
             return
-        live.last_epoch = epoch
-        metrics = {key.removeprefix(METRICS): value for key, value in result.items() if key.startswith(METRICS)}
-        objective = self._ledger.study.search.objective
-        if objective in metrics:
-            self._ledger.report(live.trial, epoch, metrics[objective])
-        self._listener(Reported(live.trial.number, epoch, metrics))
+        live.metrics = {key.removeprefix(METRICS): value for key, value in result.items() if key.startswith(METRICS)}
+        if epoch <= live.epoch:
+            return
+        live.epoch = epoch
+        objectives = self._ledger.study.search.objectives
+        if all(name in live.metrics for name in objectives):
+            self._ledger.record(live.trial, epoch, tuple(live.metrics[name] for name in objectives))
+        self._budget.count(live.trial)
+        self._listener(Reported(live.trial.number, epoch, live.metrics))
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Write down how a trial ended: to its end, stopped by the scheduler, or failed."""
         result = result or {}
         self.on_trial_result(trial_id, result)
-        trial = self._live.pop(trial_id).trial
-        for left in ("checkpoint.pt", ".checkpoint.pt.tmp"):  # nothing goes on from it any more; the encoder stays
-            (self._folder / "trials" / str(trial.number) / left).unlink(missing_ok=True)
-        value = result.get(METRICS + self._ledger.study.search.objective)
-        reason = "the slot's process died or could not start, again and again" if error else result.get("failed")
-        if reason is not None:
-            self._ledger.fail(trial, reason)
-        elif result.get("finished"):
-            reason = self._ledger.complete(trial, value)
+        failed = "the slot's process died or could not start, again and again" if error else result.get("failed")
+        self._end(self._live.pop(trial_id), failed, bool(result.get("finished")))
+
+    def abandon(self, reason: str) -> None:
+        """End the trials that still run, as stopped early; their checkpoints stay."""
+        for live in self._live.values():
+            live.trial.set_user_attr("reason", reason)
+            self._end(live, None, finished=False)
+        self._live.clear()
+
+    def _end(self, live: _Live, failed: str | None, finished: bool) -> None:
+        failed = failed or (self._missing(live) if finished else None)
+        self._budget.end(live.trial)
+        if failed:
+            self._ledger.fail(live.trial, failed)
         else:
-            self._ledger.prune(trial)
-            self._listener(Ended(trial.number, "PRUNED", value))
+            self._judge(live)
+            if finished:
+                self._ledger.complete(live.trial, self._values(live))
+            else:
+                self._ledger.prune(live.trial)
+        state = self._ledger.frozen(live.trial).state.name
+        self._despair(failed)
+        self._keeper.tidy()
+        value = live.metrics.get(self._ledger.study.search.objective)
+        self._listener(Ended(live.trial.number, state, value, failed))
+
+    def _values(self, live: _Live) -> tuple[float, ...]:
+        return tuple(live.metrics[name] for name in self._ledger.study.search.objectives)
+
+    def _missing(self, live: _Live) -> str | None:
+        """Why a trial that came to its end has no result."""
+        search = self._ledger.study.search
+        for name in [*search.objectives, *search.constraints]:
+            if name not in live.metrics:
+                self.hopeless = f"no epoch reports {name!r}{did_you_mean(name, list(live.metrics))}"
+                return f"{name} was not reported"
+            if not math.isfinite(live.metrics[name]):
+                return f"{name} was {live.metrics[name]} at the end"
+        return None
+
+    def _judge(self, live: _Live) -> None:
+        """Write down how the last metrics stand to the constraints."""
+        for name, wanted in self._ledger.study.search.constraints.items():
+            if math.isfinite(value := live.metrics.get(name, math.nan)):
+                live.trial.set_constraint(name, violation(value, wanted))
+
+    def _despair(self, failed: str | None) -> None:
+        """Give up where the first trials all failed for the same reason."""
+        if self._failures is None:
             return
-        self._listener(Ended(trial.number, "COMPLETE" if reason is None else "FAIL", value, reason))
+        if failed is None:
+            self._failures = None
+            return
+        self._failures.append(failed)
+        if len(self._failures) >= NUM_ALIKE and len({re.sub(r"\d+", "", text) for text in self._failures}) == 1:
+            self.hopeless = f"the first {len(self._failures)} trials all failed: {failed}"

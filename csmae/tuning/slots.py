@@ -6,6 +6,7 @@ import gc
 import importlib
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
 from csmae.config import Config
-from csmae.tuning.mailbox import Assignment, EpochDone, GroupLost, Mailbox, TrialDone
+from csmae.tuning.mailbox import Assignment, EpochDone, Event, GroupLost, Mailbox, Silence, TrialDone
 
 PRETRAIN = "csmae.training.engine:pretrain"
 
@@ -27,6 +28,9 @@ SLIVER = 0.01
 
 GROUP_RESTARTS = 5
 """Worker deaths after which a slot gives up its ``fit()`` and begins a new one."""
+
+BEATS = 20
+"""Signs of life within the time after which a silent worker is taken for dead."""
 
 CLOSE_TIMEOUT_S = 20.0
 
@@ -40,6 +44,8 @@ class SlotPlan:
     gpus_per_worker: float
     retries: int
     """Restarts of a trial after a worker died."""
+    hang_timeout_s: float
+    """Silence after which workers are taken for dead."""
     scratch_dir: str
     """Where Ray Train leaves its own notes."""
     pretrain: str = PRETRAIN
@@ -62,7 +68,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         """Start the workers, with their first assignment waiting for them."""
         self._plan, self._closing = plan, False
         self._fits, self._ended = 0, 0
-        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote(plan.retries)
+        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote(plan.retries, plan.hang_timeout_s)
         self._start()
         self._assign(config)
 
@@ -80,11 +86,11 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         event = self._next_event()
         last = self._config.train.epochs
         if isinstance(event, EpochDone) and event.number < last:
-            return _result(event)
+            return self._result(event)
         ended = self._next_event() if isinstance(event, EpochDone) else event
         assert isinstance(ended, TrialDone)
         outcome = {"finished": True} if ended.failed is None else {"failed": ended.failed}
-        result = _result(event) if isinstance(event, EpochDone) else {}
+        result = self._result(event) if isinstance(event, EpochDone) else {}
         return {**result, **outcome, "done": True}
 
     def cleanup(self) -> None:
@@ -94,10 +100,13 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._thread.join(CLOSE_TIMEOUT_S)
 
     def _assign(self, config: dict[str, Any]) -> None:
-        self._config, self._losses = Config.model_validate(config["config"]), 0
+        self._config, self._known, self._losses = Config.model_validate(config["config"]), config["known"], 0
         ray.get(self._mailbox.assign.remote(config["config"], config["run_dir"]))
         if self._ended == self._fits:
             self._start()
+
+    def _result(self, event: EpochDone) -> dict[str, Any]:
+        return {"epoch": event.number, "metrics": event.metrics | self._known}
 
     def _start(self) -> None:
         self._fits += 1
@@ -105,17 +114,21 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._thread.start()
 
     def _next_event(self) -> EpochDone | TrialDone:
-        """What the workers tell next; a group that is lost is replaced once a trial."""
+        """What the workers tell next; silent ones are killed, and a group that is lost is replaced once a trial."""
         while True:
-            event: EpochDone | TrialDone | GroupLost = ray.get(self._mailbox.next_event.remote())
-            if not isinstance(event, GroupLost):
+            event: Event = ray.get(self._mailbox.next_event.remote())
+            if isinstance(event, Silence):
+                for worker in event.workers:
+                    ray.kill(worker)  # Ray Train starts the group anew
+            elif isinstance(event, GroupLost):
+                if event.fit < self._fits:
+                    continue  # its successor is at work already
+                self._losses += 1
+                if self._losses > 1:
+                    return TrialDone(event.reason)
+                self._start()
+            else:
                 return event
-            if event.fit < self._fits:
-                continue  # its successor is at work already
-            self._losses += 1
-            if self._losses > 1:
-                return TrialDone(event.reason)
-            self._start()
 
     def _fit(self, number: int) -> None:
         """The thread: one ``fit()`` for as long as its workers can be kept alive."""
@@ -147,10 +160,6 @@ def make_trainer(loop: Callable[[dict[str, Any]], None], config: dict[str, Any],
     )
 
 
-def _result(event: EpochDone) -> dict[str, Any]:
-    return {"epoch": event.number, "metrics": event.metrics}
-
-
 def serve(setting: dict[str, Any]) -> None:
     """What each worker does all its life: take an assignment, train it, take the next."""
     import torch
@@ -158,9 +167,11 @@ def serve(setting: dict[str, Any]) -> None:
     mailbox, plan = setting["mailbox"], setting["plan"]
     torch.set_num_threads(max(1, round(plan.cpus_per_worker)))
     group = broadcast_from_rank_zero(uuid.uuid4().hex)
-    rank = _Rank(mailbox, group, train.get_context().get_world_rank(), plan.pretrain)
+    rank = _Rank(mailbox, group, train.get_context().get_world_rank(), plan)
+    myself = ray.get_runtime_context().current_actor
+    importlib.import_module(plan.pretrain.partition(":")[0])  # seconds, that no trial shall wait for
     done = 0
-    while (assignment := ray.get(mailbox.take.remote(group, done))) is not None:
+    while (assignment := ray.get(mailbox.take.remote(group, done, myself))) is not None:
         rank.train(assignment)
         done = assignment.ticket
         gc.collect()
@@ -175,7 +186,7 @@ class _Rank:
     mailbox: Any
     group: str
     number: int
-    pretrain: str
+    plan: SlotPlan
 
     def train(self, assignment: Assignment) -> None:
         """Train one assignment until it is done, stopped or failed on all ranks alike.
@@ -201,18 +212,31 @@ class _Rank:
         run_dir, first = Path(assignment.run_dir), self.number == 0
         if first and (saved := saved_epoch(run_dir)):
             ray.get(self.mailbox.replay.remote(assignment.ticket, self.group, *saved))
-        for epoch in self._generator(assignment.config, run_dir):
+        for epoch in self._generator(assignment):
             metrics = epoch.metrics if first else None
             if not ray.get(self.mailbox.tell.remote(assignment.ticket, self.group, epoch.number, metrics)):
                 return False
         return True
 
-    def _generator(self, config: dict[str, Any], run_dir: Path) -> Iterator[Any]:
+    def _generator(self, assignment: Assignment) -> Iterator[Any]:
         from ray.train.torch import get_device
 
-        module, _, name = self.pretrain.partition(":")
+        module, _, name = self.plan.pretrain.partition(":")
         pretrain: Callable[..., Iterator[Any]] = getattr(importlib.import_module(module), name)
-        return pretrain(Config.model_validate(config), run_dir, str(get_device()))
+        config, run_dir = Config.model_validate(assignment.config), Path(assignment.run_dir)
+        return pretrain(config, run_dir, str(get_device()), self._beats(assignment.ticket))
+
+    def _beats(self, ticket: int) -> Callable[[int, int], None]:
+        """What the training calls after each step: a sign of life now and then."""
+        last = time.monotonic()
+
+        def beat(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > self.plan.hang_timeout_s / BEATS:
+                last = time.monotonic()
+                self.mailbox.beat.remote(ticket, self.group)
+
+        return beat
 
     def _end(self, assignment: Assignment, failed: str | None) -> None:
         ray.get(self.mailbox.end.remote(assignment.ticket, self.group, failed))

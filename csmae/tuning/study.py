@@ -2,67 +2,28 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from csmae.config import Config, ConfigError, Section
+from csmae.config import Config, ConfigError
 from csmae.settings import did_you_mean, flatten, load_yaml, merge, parse_assignments, parse_config
-from csmae.tuning.space import Scalar, Space
+from csmae.tuning.domain import Scalar
+from csmae.tuning.options import Search
+from csmae.tuning.space import Space
 
 PARTS = ("base", "space", "search")
 
-OBJECTIVE = re.compile(r"val/(f1_mean|recall_at_1|mrr|(f1|mean_pair_f1|precision|recall)/s[12]_to_s[12])")
-"""Metrics of an epoch that say how good its encoder is."""
+MAX_GRID = 10_000
+"""Points that a grid may have."""
 
 FIXED = ("eval.", "data.")
 """Fields that a space must not vary: they decide what a score means."""
-
-
-class Search(Section):
-    """How the space is explored."""
-
-    objective: str = Field("val/f1_mean", min_length=1)
-    """Metric of an epoch that decides; ``val/recall_at_1`` needs no labels."""
-    direction: Literal["maximize", "minimize"] = "maximize"
-    """Whether the objective is better when larger or smaller."""
-    num_trials: int = Field(32, ge=1)
-    """Trials of the whole study, those of earlier runs included."""
-    sampler: Literal["tpe", "gp", "random", "qmc", "nsga2"] = "tpe"
-    """How configurations are proposed: tpe learns from the trials before, gp suits few and expensive trials."""
-    startup_trials: int = Field(8, ge=1)
-    """Random configurations before tpe and gp start to learn."""
-    seed: int = Field(0, ge=0)
-    """Seed of the sampler."""
-    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
-    """How bad trials are stopped early; none trains every trial to its end."""
-    grace_epochs: int = Field(1, ge=1)
-    """Epochs that every trial gets before it may be stopped."""
-    reduction: int = Field(3, ge=2)
-    """asha and hyperband: one of so many trials goes on at each rung; the rungs are grace_epochs times its powers."""
-    workers_per_trial: int = Field(1, ge=1)
-    """DDP workers that train one trial together; divides ``optim.batch_size``."""
-    gpus_per_worker: float | None = Field(None, ge=0)
-    """GPUs of a worker; null is one where the machine has GPUs, else none."""
-    retries: int = Field(2, ge=0)
-    """Restarts of a trial whose worker died, each from its last checkpoint, before it counts as failed."""
-    start_from: list[dict[str, Any]] = Field([{}])
-    """Points to try first, as dotted names and values; what a point does not say has the base's value. The default is
-    the base itself. They are never stopped early, so that what comes after compares with them."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if not OBJECTIVE.fullmatch(self.objective):
-            raise ValueError(
-                f"objective must be a score of an epoch, such as val/f1_mean, val/f1/s1_to_s2 or val/recall_at_1: "
-                f"found {self.objective!r}"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -104,7 +65,7 @@ class Study:
     def definition(self) -> dict[str, Any]:
         """What makes this study itself: another definition is another study."""
         space = {name: str(domain) for name, domain in self.space.domains.items()}
-        search = {"objective": self.search.objective, "direction": self.search.direction}
+        search = {"objectives": self.search.objectives, "constraints": self.search.constraints}
         return {"base": self.resolve({}).model_dump(mode="json"), "space": space, "search": search}
 
 
@@ -131,6 +92,7 @@ def load_study(path: Path, name: str | None = None, assignments: list[str] | Non
         study = Study(name or path.stem, base, Space.parse(entries, values), settings)
         _check_name(study.name)
         _check_space(study)
+        _check_grid(study)
         _check_starts(study)
     except ConfigError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
@@ -171,13 +133,13 @@ def _parse_search(values: Mapping[str, Any]) -> Search:
     try:
         return Search.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(dict(item)) for item in error.errors())) from None
+        raise ConfigError("\n".join(map(_explain, error.errors()))) from None
 
 
-def _explain(item: dict[str, Any]) -> str:
-    message = str(item["msg"])
-    if item["type"] == "value_error":
-        return f"search.{message.removeprefix('Value error, ')}"
+def _explain(item: Mapping[str, Any]) -> str:
+    message = item["msg"].removeprefix("Value error, ")
+    if not item["loc"]:
+        return str(message)
     return f"search.{'.'.join(map(str, item['loc']))}: {message[:1].lower()}{message[1:]}, found {item['input']!r}"
 
 
@@ -189,6 +151,13 @@ def _check_space(study: Study) -> None:
             raise ConfigError(f"space key {name!r}: scores do not compare across it: set it in 'base'")
         for end in domain.ends:
             _check_point(study, study.space.reaching(name, end), f"space key {name!r} at {end}")
+
+
+def _check_grid(study: Study) -> None:
+    if study.search.sampler == "grid" and study.space.size > MAX_GRID:
+        endless = [name for name, domain in study.space.domains.items() if math.isinf(domain.size)]
+        why = f"{endless[0]} has no step" if endless else f"found {study.space.size:,.0f} points"
+        raise ConfigError(f"search.sampler grid needs a space of at most {MAX_GRID:,} points: {why}")
 
 
 def _check_starts(study: Study) -> None:

@@ -141,19 +141,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """Encoders against the four directions of retrieval.
-
-    Args:
-        rows: By the encoder's name, scores such as ``test/f1_mean`` and ``test/f1/s1_to_s2``.
-    """
-    table = Table(title="F1 in %, validation queries the test archive", title_justify="left", box=None, pad_edge=False)
-    table.add_column("encoder", no_wrap=True)
-    columns = ("f1_mean", "f1/s1_to_s1", "f1/s1_to_s2", "f1/s2_to_s1", "f1/s2_to_s2")
-    for column in columns:
-        table.add_column(column.removeprefix("f1/").removeprefix("f1_"), justify="right", no_wrap=True)
-    for name, scores in rows.items():
-        table.add_row(name, *(f"{100 * scores[f'test/{column}']:.2f}" for column in columns))
-    return table

@@ -1,0 +1,99 @@
+"""A thousand trials with an epoch that takes no time: the driver's work per report must not grow.
+
+The real driver, searcher, scheduler, database, MLflow outbox and a real Ray; only the training is a stub. One JSON line:
+the driver's CPU milliseconds per report in the first and the last tenth of the search, what a trial's end and proposal
+cost likewise, and the driver's memory at both ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from csmae.config import Config
+from csmae.training.engine import Epoch
+from csmae.tuning.cluster import ray_running, share, this_machine
+from csmae.tuning.events import Ended, Event, Reported
+from csmae.tuning.ledger import Ledger
+from csmae.tuning.run import run_search
+from csmae.tuning.study import load_study
+
+STUDY: dict[str, Any] = {
+    "base": {"model": {"size": "nano"}, "train": {"epochs": 9}, "optim": {"warmup_epochs": 0}},
+    "space": {
+        "masking.ratio": {"float": [0.2, 0.8]},
+        "optim.lr": {"float": [1e-5, 1e-2], "log": True},
+        "loss.mim_weight": {"float": [0.0, 4.0]},
+        "loss.temperature": {"float": [0.05, 1.0], "when": {"loss.mim_weight": "> 0"}},
+    },
+}
+
+
+def instant(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], None]) -> Iterator[Epoch]:
+    """A curve that depends on the configuration, without any training."""
+    noise = random.Random(config.model_dump_json())
+    height = 0.5 - (config.masking.ratio - 0.6) ** 2 - 0.01 * math.log10(config.optim.lr / 1e-3) ** 2
+    for epoch in range(1, config.train.epochs + 1):
+        yield Epoch(epoch, {"val/f1_mean": height * (1 - 0.6**epoch) + noise.gauss(0, 0.005), "train/loss": 1 / epoch})
+
+
+class Meter:
+    """Notes the process's CPU time and memory at each event."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[Event, float, float]] = []
+
+    def __call__(self, event: Event) -> None:
+        """Note an event."""
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.marks.append((event, time.process_time(), memory))
+
+    def milliseconds(self, kind: type[Event], part: slice) -> float:
+        """Mean CPU time from the event before to an event of a kind, over a part of the search."""
+        spent = [
+            after[1] - before[1]
+            for before, after in zip(self.marks, self.marks[1:], strict=False)
+            if isinstance(after[0], kind)
+        ]
+        chosen = spent[part]
+        return round(1000 * sum(chosen) / len(chosen), 2)
+
+
+def main() -> None:
+    """Run the search and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num-trials", type=int, default=1000)
+    options = parser.parse_args()
+    meter, room, start = Meter(), this_machine(), time.monotonic()
+    with tempfile.TemporaryDirectory() as name, ray_running(None, room, verbose=False):
+        folder = Path(name)
+        (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
+        study = load_study(folder / "study.yaml", assignments=[f"search.num_trials={options.num_trials}"])
+        run_search(Ledger(study, folder), folder, share(study.search, room), meter, "scale:instant")
+    tenth = options.num_trials // 10
+    first, last = slice(0, tenth), slice(-tenth, None)
+    print(
+        json.dumps(
+            {
+                "report_ms": [meter.milliseconds(Reported, first), meter.milliseconds(Reported, last)],
+                "end_ms": [meter.milliseconds(Ended, first), meter.milliseconds(Ended, last)],
+                "memory_mib": [round(meter.marks[len(meter.marks) // 10][2]), round(meter.marks[-1][2])],
+                "trials": sum(isinstance(event, Ended) for event, _, _ in meter.marks),
+                "seconds": round(time.monotonic() - start),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

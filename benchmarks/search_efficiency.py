@@ -1,0 +1,179 @@
+"""How many epochs a search spends for a good encoder: tpe and random, each with and without early stopping.
+
+First every point of a small grid is trained once on the synthetic archive, all its epochs; then each strategy searches
+that table with many seeds, through the real ledger, samplers and rules. Prints one JSON line: ``epochs_share`` is the
+median over the seeds of the epochs that tpe+asha needs to reach random's final best, over the epochs that random spent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from csmae.config import Config
+from csmae.training.engine import DivergedError, pretrain
+from csmae.tuning.ledger import Ledger
+from csmae.tuning.proposals import Proposals
+from csmae.tuning.scheduler import make_rule
+from csmae.tuning.study import Study, load_study
+
+STUDY: dict[str, Any] = {
+    "base": {
+        "data": {"synthetic": {"num_train": 256, "num_validation": 192, "num_test": 16}},
+        "model": {"size": "nano", "patch_size": 30, "sensor_depth": 1, "cross_depth": 1},
+        "optim": {"batch_size": 16, "warmup_epochs": 1, "lr": 1e-4},
+        "train": {"epochs": 9},
+    },
+    "space": {
+        "optim.lr": {"choice": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
+        "masking.ratio": {"float": [0.2, 0.8], "step": 0.15},
+        "loss.mim_weight": {"choice": [0.0, 0.25, 1.0, 4.0]},
+        "loss.temperature": {"choice": [0.07, 0.2, 0.5], "when": {"loss.mim_weight": "> 0"}},
+    },
+}
+
+STRATEGIES = {
+    "tpe+asha": ("tpe", "asha"),
+    "tpe": ("tpe", "none"),
+    "random+asha": ("random", "asha"),
+    "random": ("random", "none"),
+}
+
+Curve = list[tuple[int, float]]
+"""Epochs spent so far and the best score that a trial had at its end, after each trial."""
+
+
+def train_curve(config: Config) -> list[float]:
+    """Scores of a configuration by epoch; the last one is repeated where it diverged."""
+    import torch
+
+    torch.set_num_threads(1)
+    scores: list[float] = []
+    try:
+        scores.extend(epoch.metrics["val/f1_mean"] for epoch in pretrain(config))
+    except DivergedError:
+        scores.extend([0.0] * (config.train.epochs - len(scores)))
+    return scores
+
+
+def train_table(study: Study, path: Path, processes: int) -> dict[str, list[float]]:
+    """Curves of every point of the space, kept in a file, by the configuration as JSON."""
+    table: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
+    missing = {config.model_dump_json(): config for config in map(study.resolve, study.space.grid())}
+    missing = {key: config for key, config in missing.items() if key not in table}
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for key, curve in zip(missing, pool.map(train_curve, missing.values()), strict=True):
+            table[key] = curve
+            path.write_text(json.dumps(table))
+    return table
+
+
+def search_table(study: Study, table: dict[str, list[float]], folder: Path) -> Iterator[tuple[int, float]]:
+    """Search the table as a search with one slot would; yields epochs spent and the best final score so far."""
+    ledger, spent, best = Ledger(study, folder), 0, 0.0
+    rule, proposals = make_rule(study.search, ()), Proposals(ledger)
+    for _ in range(study.search.num_trials):
+        proposal = proposals.new()
+        if proposal is None:
+            return
+        for epoch, score in enumerate(table[proposal.config.model_dump_json()], start=1):
+            spent += 1
+            ledger.record(proposal.trial, epoch, (score,))
+            if rule and not rule.keeps(proposal.trial.number, epoch, (score,)):
+                ledger.prune(proposal.trial)
+                break
+        else:
+            ledger.complete(proposal.trial, (score,))
+            best = max(best, score)
+        yield spent, best
+
+
+def run_strategies(path: Path, table: dict[str, list[float]], seeds: int, epochs: int) -> dict[str, list[Curve]]:
+    """Each strategy with each seed, until it has spent its epochs."""
+    curves: dict[str, list[Curve]] = {name: [] for name in STRATEGIES}
+    for name, (sampler, scheduler) in STRATEGIES.items():
+        for seed in range(seeds):
+            settings = {
+                "sampler": sampler,
+                "scheduler": scheduler,
+                "seed": 1000 * seed,
+                "num_trials": 999,
+                "start_from": "[]",
+            }
+            study = load_study(path, assignments=[f"search.{key}={value}" for key, value in settings.items()])
+            with tempfile.TemporaryDirectory() as folder:
+                curve: Curve = []
+                for spent, best in search_table(study, table, Path(folder)):
+                    curve.append((spent, best))
+                    if spent >= epochs:
+                        break
+            curves[name].append(curve)
+    return curves
+
+
+def epochs_to(curve: Curve, score: float) -> float:
+    """Epochs until a score was reached; infinite where it never was."""
+    return next((spent for spent, best in curve if best >= score), float("inf"))
+
+
+def summary(curves: dict[str, list[Curve]], table: dict[str, list[float]]) -> dict[str, Any]:
+    """The figures: share of random's epochs, and each strategy's median final best."""
+    shares = [
+        epochs_to(ours, random[-1][1]) / random[-1][0]
+        for ours, random in zip(curves["tpe+asha"], curves["random"], strict=True)
+    ]
+    finals = {name: round(statistics.median(curve[-1][1] for curve in runs), 4) for name, runs in curves.items()}
+    top = max(curve[-1] for curve in table.values())
+    return {
+        "epochs_share": round(statistics.median(shares), 3),
+        **finals,
+        "table_best": round(top, 4),
+        "seeds": len(shares),
+    }
+
+
+def plot(curves: dict[str, list[Curve]], path: Path, epochs: int) -> None:
+    """Median best score against epochs spent, one line a strategy."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    grid = range(9, epochs + 1)
+    for name, runs in curves.items():
+        at = [[max((b for s, b in curve if s <= x), default=0.0) for curve in runs] for x in grid]
+        axes.plot(list(grid), [statistics.median(scores) or float("nan") for scores in at], label=name)
+    axes.set(xlabel="epochs spent", ylabel="best val/f1_mean (median over seeds)")
+    axes.legend()
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Train the table, search it, print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=270, help="that each search may spend")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--table", type=Path, default=Path("build/search_efficiency.json"))
+    parser.add_argument("--plot", type=Path, default=Path("build/search_efficiency.png"))
+    options = parser.parse_args()
+    options.table.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "study.yaml"
+        path.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+        table = train_table(load_study(path), options.table, options.processes)
+        curves = run_strategies(path, table, options.seeds, options.epochs)
+    plot(curves, options.plot, options.epochs)
+    print(json.dumps(summary(curves, table)))
+
+
+if __name__ == "__main__":
+    main()

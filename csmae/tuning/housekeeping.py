@@ -1,0 +1,41 @@
+"""What stays on disk of trials that are over."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from csmae.tuning.ledger import CONFIRMS, Ledger
+
+
+class Housekeeper:
+    """Removes checkpoints and encoders that nobody will need.
+
+    The best trials', the starting points' and those of trials that the budget cut short stay; the others' scores are
+    in the ledger, and their seeds make them again.
+
+    Args:
+        ledger: Of the study.
+        folder: Of the study.
+    """
+
+    def __init__(self, ledger: Ledger, folder: Path) -> None:
+        self._ledger, self._folder = ledger, folder
+        self._gone: set[int] = set()
+
+    def tidy(self) -> None:
+        """Look through the trials that are over."""
+        best = {trial.number for trial in self._ledger.ranked()[: self._ledger.study.search.keep]}
+        for trial in self._ledger.trials():
+            if trial.state.is_finished() and trial.number not in self._gone | best and not _stays(trial):
+                self._gone.add(trial.number)
+                run_dir = self._folder / "trials" / str(trial.number)
+                (run_dir / "checkpoint.pt").unlink(missing_ok=True)
+                shutil.rmtree(run_dir / "encoder", ignore_errors=True)
+
+
+def _stays(trial: FrozenTrial) -> bool:
+    cut_short = trial.state.name == "PRUNED" and "reason" in trial.user_attrs
+    return cut_short or (trial.user_attrs.get("start", False) and CONFIRMS not in trial.user_attrs)

@@ -1,0 +1,59 @@
+"""Which of several results is better: by value, by Pareto front where there are several objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def fronts(scores: Sequence[Sequence[float]]) -> np.ndarray:
+    """Non-dominated rank of each result, larger scores being better: 0 for those that no other one dominates.
+
+    Source: NSGA-II (Deb et al., 2002), section III.
+    """
+    points = np.asarray(scores, dtype=float).reshape(len(scores), -1)
+    at_least = np.all(points[:, None] >= points[None], axis=-1)
+    dominates = at_least & np.any(points[:, None] > points[None], axis=-1)
+    ranks = np.full(len(points), -1)
+    rank = 0
+    while (ranks < 0).any():
+        open_ = ranks < 0
+        free = open_ & ~np.any(dominates[open_], axis=0)
+        ranks[free] = rank
+        rank += 1
+    return ranks
+
+
+def crowding(scores: Sequence[Sequence[float]]) -> np.ndarray:
+    """How alone each result stands on its front; infinite at the ends. Source: NSGA-II, section III-B."""
+    points = np.asarray(scores, dtype=float).reshape(len(scores), -1)
+    distance = np.zeros(len(points))
+    for column in points.T:
+        by_value = np.argsort(column, kind="stable")
+        span = column[by_value[-1]] - column[by_value[0]]
+        distance[by_value[[0, -1]]] = np.inf
+        if span > 0:
+            distance[by_value[1:-1]] += (column[by_value[2:]] - column[by_value[:-2]]) / span
+    return distance
+
+
+def order(scores: Sequence[Sequence[float]]) -> list[int]:
+    """Indices, best first: by front, within the first front of several objectives by the first objective."""
+    single = not scores or len(scores[0]) == 1
+    ranks = [0] * len(scores) if single else fronts(scores).tolist()
+    return sorted(range(len(scores)), key=lambda index: (ranks[index], -scores[index][0]))
+
+
+def num_better(scores: Sequence[Sequence[float]], index: int) -> int:
+    """Results that go before one: those of a better front, and on its own front those that stand more alone.
+
+    With one objective those with a larger score.
+    """
+    if len(scores[index]) == 1:
+        return int((np.asarray(scores)[:, 0] > scores[index][0]).sum())
+    ranks = fronts(scores)
+    mates = np.flatnonzero(ranks == ranks[index])
+    alone = crowding([scores[int(mate)] for mate in mates])
+    own = alone[mates == index][0]
+    return int((ranks < ranks[index]).sum() + (alone > own).sum())

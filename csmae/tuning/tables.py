@@ -1,0 +1,86 @@
+"""What is printed when a search is over, and the list of studies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import optuna
+from rich.table import Table
+
+from csmae.tuning.inheritance import study_names
+from csmae.tuning.ledger import NOT_TRAINED, Ledger, open_storage
+from csmae.tuning.standings import importances, standings
+from csmae.tuning.view import number, settings
+
+NUM_BEST = 5
+
+DIRECTIONS = ("f1_mean", "f1/s1_to_s1", "f1/s1_to_s2", "f1/s2_to_s1", "f1/s2_to_s2")
+
+
+def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+    """Encoders against the four directions of retrieval.
+
+    Args:
+        rows: By the encoder's name, scores such as ``test/f1_mean`` and ``test/f1/s1_to_s2``.
+    """
+    table = _table("F1 in %, validation queries the test archive")
+    table.add_column("encoder", no_wrap=True)
+    for name in DIRECTIONS:
+        table.add_column(name.removeprefix("f1/").removeprefix("f1_"), justify="right", no_wrap=True)
+    for name, scores in rows.items():
+        table.add_row(name, *(f"{100 * scores[f'test/{direction}']:.2f}" for direction in DIRECTIONS))
+    return table
+
+
+def best_table(ledger: Ledger) -> Table:
+    """The best trials with every objective; the mean over seeds where they were trained again."""
+    search = ledger.study.search
+    table = _table("best trials")
+    table.add_column("trial", justify="right", no_wrap=True)
+    for objective in search.objectives:
+        table.add_column(objective, justify="right", no_wrap=True)
+    table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
+    for standing in standings(ledger)[:NUM_BEST]:
+        first, *others = standing.trial.values
+        if standing.num_seeds > 1:
+            score = f"{standing.mean:.4f} ± {standing.spread:.4f} ({standing.num_seeds} seeds)"
+        else:
+            score = number(first)
+        table.add_row(str(standing.trial.number), score, *map(number, others), settings(standing.trial.params))
+    return table
+
+
+def importance_lines(ledger: Ledger) -> Iterator[str]:
+    """What mattered, a line a parameter."""
+    shares = importances(ledger)
+    if shares:
+        yield "what mattered (share of the difference between good trials and all)"
+    for name, share in shares.items():
+        yield f"  {share:5.0%}  {name}"
+
+
+def studies_table(path: Path) -> Table:
+    """Every study of a database.
+
+    Raises:
+        ConfigError: The database cannot be used.
+    """
+    table = _table(f"studies in {path}")
+    for column in ("study", "done", "pruned", "failed", "running", "best", "of"):
+        table.add_column(column, justify="left" if column in ("study", "of") else "right", no_wrap=True)
+    for name in study_names(path):
+        study = optuna.load_study(study_name=name, storage=open_storage(path))
+        trials = [trial for trial in study.get_trials(deepcopy=False) if NOT_TRAINED not in trial.user_attrs]
+        counts = Counter(trial.state.name for trial in trials)
+        states = [str(counts[state]) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
+        goals = study.user_attrs.get("definition", {}).get("search", {}).get("objectives", {})
+        values = [trial.values[0] for trial in trials if trial.state.name == "COMPLETE" and trial.values]
+        best = (min if next(iter(goals.values()), "") == "minimize" else max)(values, default=None)
+        table.add_row(name, *states, number(best), next(iter(goals), ""))
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")

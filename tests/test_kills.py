@@ -1,0 +1,116 @@
+"""Killing at random: whatever dies, the study ends as if nothing had. Prints a table of what was found."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+import yaml
+from optuna.trial import FrozenTrial
+
+from conftest import SMALL
+from test_search import ROOT, processes
+
+ROUNDS = 20
+
+NUM_TRIALS = 12
+"""To begin with; the search is extended until it was killed often enough."""
+
+
+def start(folder: Path, num_trials: int) -> subprocess.Popen[str]:
+    options = ["--storage", str(folder / "runs"), "--num-trials", str(num_trials)]
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "search.py"), str(folder / "kills.yaml"), *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def kill_worker(driver: subprocess.Popen[str], chance: random.Random) -> bool:
+    """Kill one of the processes that train, if there is one yet."""
+    workers = [pid for pid, title in processes(driver.pid).items() if title.startswith("ray::RayTrainWorker")]
+    if workers:
+        os.kill(chance.choice(workers), signal.SIGKILL)
+    return bool(workers)
+
+
+def kill_driver(driver: subprocess.Popen[str], chance: random.Random) -> bool:
+    """Kill the driver and wait until nothing of its Ray is left."""
+    driver.kill()
+    driver.wait()
+    for _ in range(300):
+        if not processes(driver.pid):
+            return True
+        time.sleep(0.1)
+    raise AssertionError(f"left behind: {processes(driver.pid)}")
+
+
+def run_under_fire(folder: Path, kill: Callable[[subprocess.Popen[str], random.Random], bool], seed: int) -> int:
+    """Run a search that is killed again and again; returns the trials it was extended to."""
+    chance, rounds, num_trials = random.Random(seed), 0, NUM_TRIALS
+    driver = start(folder, num_trials)
+    while rounds < ROUNDS:
+        time.sleep(chance.uniform(5, 40))
+        if driver.poll() is None:
+            rounds += kill(driver, chance)
+        if driver.poll() is not None:
+            num_trials += 2 * (driver.returncode == 0)
+            assert driver.returncode in (0, -signal.SIGKILL), (folder / "log").read_text()[-2000:]
+            driver = start(folder, num_trials)
+    assert driver.wait(600) == 0, (folder / "log").read_text()[-2000:]
+    return num_trials
+
+
+def trials_of(folder: Path) -> list[FrozenTrial]:
+    return optuna.load_study(study_name="kills", storage=f"sqlite:///{folder}/runs/studies.db").trials
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Last ``train/loss`` of each trial, as MLflow shows it."""
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/runs/mlflow.db")
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    numbers = [int(run.info.run_name.split()[-1]) for run in children]
+    assert sorted(numbers) == list(range(len(numbers))), "one run a trial"
+    return {number: run.data.metrics["train/loss"] for number, run in zip(numbers, children, strict=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize("kill", [kill_worker, kill_driver])
+def test_a_search_under_fire_ends_as_one_left_in_peace(
+    tmp_path: Path, kill: Callable[[subprocess.Popen[str], random.Random], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"workers_per_trial": 2, "sampler": "random", "scheduler": "asha", "retries": 20}
+    space = {"masking.ratio": {"float": [0.3, 0.7]}, "optim.lr": {"float": [1e-4, 1e-2], "log": True}}
+    content = yaml.safe_dump({"base": SMALL, "space": space, "search": settings})
+    fire, peace = tmp_path / "fire", tmp_path / "peace"
+    for folder in (fire, peace):
+        folder.mkdir()
+        (folder / "kills.yaml").write_text(content)
+    num_trials = run_under_fire(fire, kill, seed=0)
+    assert start(peace, num_trials).wait(900) == 0
+
+    found, expected = trials_of(fire), trials_of(peace)
+    states = {trial.state.name for trial in found}
+    apart = max(abs(losses(fire)[number] - loss) for number, loss in losses(peace).items())
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\n{kill.__name__}: {ROUNDS} kills, {len(found)} trials, {states}, losses apart by {apart:.1e}\n"
+        )
+    assert len(found) == num_trials and states <= {"COMPLETE", "PRUNED"}
+    assert len({str(trial.params) for trial in found}) == num_trials
+    assert [trial.params for trial in found] == [trial.params for trial in expected]
+    assert [trial.state for trial in found] == [trial.state for trial in expected]
+    assert [trial.intermediate_values for trial in found] == [trial.intermediate_values for trial in expected]
+    assert apart == 0
