@@ -15,6 +15,7 @@ from csmae.config import Config, ConfigError
 from csmae.settings import flatten
 from csmae.tracking.provenance import command
 from csmae.tracking.tracker import Tracker, shown
+from csmae.tuning.budget import Budget
 from csmae.tuning.champion import Candidate, candidates, score_all
 from csmae.tuning.cluster import Share, ray_running, share, this_machine
 from csmae.tuning.dry_run import describe
@@ -88,11 +89,10 @@ def _search(options: argparse.Namespace) -> int:
         console.print(describe(study, room))
         return 0
     _check_data(study)
-    folder = options.storage.absolute() / study.name
-    with only_driver(folder):
-        ledger = Ledger(study, folder.parent)
+    with only_driver(options.storage.absolute() / study.name):
+        ledger = Ledger(study, options.storage)
         _inherit(options, ledger, console)
-        tracker = Tracker(folder, study.name, _mlflow_uri(options))
+        tracker = Tracker(ledger.folder, study.name, _mlflow_uri(options))
         try:
             with ray_running(options.address, room, options.verbose) as there:
                 return _explore(options, ledger, tracker, share(study.search, there))
@@ -124,17 +124,16 @@ def _mlflow_uri(options: argparse.Namespace) -> str:
 
 def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share) -> int:
     """Run the trials, then crown the champion."""
-    console, study = Console(highlight=False), ledger.study
-    folder = options.storage.absolute() / study.name
+    console, study, budget = Console(highlight=False), ledger.study, Budget(ledger, part.gpus_per_worker)
     tracker.start(dict(flatten(study.definition())), {}, *next(iter(study.search.objectives.items())))
-    progress = Progress.of(ledger)
+    progress = Progress.of(budget)
     with View(study.name, progress, console) as view:
 
         def listen(event: Event) -> None:
             view(event)
             track(tracker, event)
 
-        ending = run_search(ledger, folder, part, listen)
+        ending = run_search(budget, part, listen)
     if ending.kind == "interrupted":
         for trial in progress.running:
             tracker.end(trial.number, "RUNNING", "interrupted")
@@ -156,10 +155,9 @@ def track(tracker: Tracker, event: Event) -> None:
 def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share, ending: Ending) -> int:
     """Score, register and show the champion."""
     console = Console(highlight=False)
-    folder = options.storage.absolute() / ledger.study.name
     if ending.reason:
         console.print(f"ended early: {ending.reason}", soft_wrap=True)
-    found = candidates(ledger, folder)
+    found = candidates(ledger)
     if ending.kind == "hopeless" or not found:
         console.print(f"no champion: {_last_reason(ledger)}; to go on: {command()}", soft_wrap=True)
         return FAILED
@@ -171,7 +169,7 @@ def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part:
     _crown(tracker, ledger, found, scores)
     from csmae.tracking.report import publish  # matplotlib takes its time
 
-    publish(tracker, folder)
+    publish(tracker, ledger.folder)
     if all(scores):
         console.print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
     console.print(best_table(ledger))

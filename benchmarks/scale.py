@@ -2,7 +2,7 @@
 
 The real driver, searcher, scheduler, database, MLflow outbox and a real Ray; only the training is a stub. One JSON line:
 the driver's CPU milliseconds per report in the first and the last tenth of the search, what a trial's end and proposal
-cost likewise, and the driver's memory at both ends.
+cost likewise, the driver's resident memory at both ends, and what MLflow did not have two minutes after the end.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from typing import Any
 import yaml
 
 from csmae.config import Config
+from csmae.tracking.tracker import Tracker
 from csmae.training.engine import Epoch
+from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import ray_running, share, this_machine
 from csmae.tuning.events import Ended, Event, Reported
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.run import run_search
 from csmae.tuning.study import load_study
+from search import track
 
 STUDY: dict[str, Any] = {
     "base": {"model": {"size": "nano"}, "train": {"epochs": 9}, "optim": {"warmup_epochs": 0}},
@@ -48,14 +51,16 @@ def instant(config: Config, run_dir: Path, device: str, on_step: Callable[[int, 
 
 
 class Meter:
-    """Notes the process's CPU time and memory at each event."""
+    """Tells each event to MLflow's outbox, and notes the process's CPU time and memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
         self.marks: list[tuple[Event, float, float]] = []
 
     def __call__(self, event: Event) -> None:
-        """Note an event."""
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        """Tell and note an event."""
+        track(self.tracker, event)
+        memory = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
         self.marks.append((event, time.process_time(), memory))
 
     def milliseconds(self, kind: type[Event], part: slice) -> float:
@@ -74,12 +79,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-trials", type=int, default=1000)
     options = parser.parse_args()
-    meter, room, start = Meter(), this_machine(), time.monotonic()
+    room, start = this_machine(), time.monotonic()
     with tempfile.TemporaryDirectory() as name, ray_running(None, room, verbose=False):
         folder = Path(name)
         (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
         study = load_study(folder / "study.yaml", assignments=[f"search.num_trials={options.num_trials}"])
-        run_search(Ledger(study, folder), folder, share(study.search, room), meter, "scale:instant")
+        ledger = Ledger(study, folder)
+        tracker = Tracker(ledger.folder, study.name, f"sqlite:///{folder}/mlflow.db")
+        tracker.start({}, {}, "val/f1_mean", "maximize")
+        meter = Meter(tracker)
+        run_search(Budget(ledger), share(study.search, room), meter, "scale:instant")
+        left = tracker.close(120)
     tenth = options.num_trials // 10
     first, last = slice(0, tenth), slice(-tenth, None)
     print(
@@ -89,6 +99,7 @@ def main() -> None:
                 "end_ms": [meter.milliseconds(Ended, first), meter.milliseconds(Ended, last)],
                 "memory_mib": [round(meter.marks[len(meter.marks) // 10][2]), round(meter.marks[-1][2])],
                 "trials": sum(isinstance(event, Ended) for event, _, _ in meter.marks),
+                "not_uploaded": left,
                 "seconds": round(time.monotonic() - start),
             }
         )

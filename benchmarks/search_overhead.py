@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from csmae.config import Config
 from csmae.training.engine import Epoch, pretrain
+from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import ray_running, share, this_machine
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.run import run_search
@@ -46,8 +47,8 @@ def main() -> None:
     room = this_machine()
     with tempfile.TemporaryDirectory() as name, ray_running(None, room, verbose=False):
         folder, part = Path(name), share(study.search, room)
-        run_search(Ledger(study, folder), folder, part, lambda event: None, "search_overhead:clocked")
-        clocks = [json.loads(path.read_text()) for path in folder.glob("trials/*/clock.json")]
+        run_search(Budget(Ledger(study, folder)), part, lambda event: None, "search_overhead:clocked")
+        clocks = [json.loads(path.read_text()) for path in folder.glob("*/trials/*/clock.json")]
     wall = max(end for _, end, _ in clocks) - min(start for start, _, _ in clocks)
     busy = sum(seconds for _, _, seconds in clocks) / part.slots
     inside = sum(end - start for start, end, _ in clocks) / part.slots

@@ -25,6 +25,7 @@ from ray import tune
 
 from csmae.config import Config
 from csmae.training.engine import Epoch, pretrain
+from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import Room, ray_running, share
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.run import run_search
@@ -56,8 +57,9 @@ def timed(config: Config, run_dir: Path, device: str) -> Iterator[Epoch]:
 
 def warm(study: Study, folder: Path) -> float:
     """Median wait between the trials of a search."""
-    run_search(Ledger(study, folder), folder, share(study.search, ROOM), lambda event: None, "turnaround:timed")
-    return median_wait(folder)
+    ledger = Ledger(study, folder)
+    run_search(Budget(ledger), share(study.search, ROOM), lambda event: None, "turnaround:timed")
+    return median_wait(ledger.folder)
 
 
 def stock(study: Study, folder: Path) -> float:

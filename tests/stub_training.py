@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from csmae.config import Config
+from csmae.config import Config, ConfigError
 from csmae.training.engine import DivergedError, Epoch
 
 
@@ -54,6 +54,10 @@ def _go_wrong(run_dir: Path, rank: int, epoch: int) -> None:
         _kill("ray::ResourceTrainable")
     if what == "kill controller":
         _kill("ray::TrainController")
+    if what == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if what == "refuse":
+        raise ConfigError("a damaged archive, say")
     if what == "raise":
         raise RuntimeError("out of memory, say")
     if what == "hang":

@@ -35,8 +35,7 @@ def make_study(folder: Path, space: dict[str, Any] | None = None, **search: Any)
 
 def make_searcher(study: Study, folder: Path) -> tuple[LedgerSearcher, list[Event]]:
     told: list[Event] = []
-    ledger = Ledger(study, folder)
-    return LedgerSearcher(ledger, folder / study.name, Budget(ledger, 1.0), told.append), told
+    return LedgerSearcher(Budget(Ledger(study, folder)), told.append), told
 
 
 def result(epoch: int, value: float | None, **more: Any) -> dict[str, Any]:
@@ -278,15 +277,15 @@ def test_a_study_takes_over_what_fits_from_another(tmp_path: Path) -> None:
 def test_a_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
     study = make_study(tmp_path, gpu_hours=0.5)
     ledger = Ledger(study, tmp_path)
-    budget, trial = Budget(ledger, units=2.0), ledger.next()
+    budget, trial = Budget(ledger, gpus_per_worker=2.0), ledger.next()
     budget.begin(trial)
     assert budget.over() is None
     budget._since[trial.number] -= 1000
-    assert budget.over() == "the budget of 0.5 hours of GPUs or workers is spent"
+    assert budget.over() == "the budget of 0.5 GPU-hours is spent"
     budget.end(trial)
     budget.close()
-    assert Budget(Ledger(study, tmp_path), units=2.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
-    assert Budget(Ledger(study, tmp_path), units=1.0).over() is None
+    assert Budget(Ledger(study, tmp_path), gpus_per_worker=2.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
+    assert Budget(Ledger(study, tmp_path)).over() is None
 
 
 def test_checkpoints_of_all_but_the_best_are_removed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import ray
 from optuna.trial import FrozenTrial
 from ray.util import placement_group_table
 
+from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import Room, ray_running, share
 from csmae.tuning.events import Event
 from csmae.tuning.ledger import Ledger
@@ -38,7 +39,7 @@ def search(folder: Path, num_trials: int, faults: dict[int, list[Any]], **settin
     (folder / "study").mkdir(exist_ok=True)
     (folder / "study" / "faults.json").write_text(json.dumps(faults))
     ledger, events = Ledger(study, folder), list[Event]()
-    ending = run_search(ledger, folder / "study", share(study.search, ROOM), events.append, "stub_training:quick")
+    ending = run_search(Budget(ledger), share(study.search, ROOM), events.append, "stub_training:quick")
     assert ending.kind == "done"
     return ledger.trials()
 
@@ -90,10 +91,22 @@ def test_a_trial_that_kills_its_group_each_time_fails_after_its_retries(cluster:
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_killed_and_the_trial_goes_on(cluster: Room, tmp_path: Path) -> None:
-    trials = search(tmp_path, 3, {1: ["hang", 3, 1, 1]}, hang_timeout="10s")
+def test_what_no_attempt_would_cure_fails_at_once(cluster: Room, tmp_path: Path) -> None:
+    trials = search(tmp_path, 3, {1: ["refuse", 2, 1, 9]})
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert trials[1].user_attrs["reason"] == "rank 1: a damaged archive, say"
+    assert [len(processes(tmp_path, number, 1)) for number in range(3)] == [1, 1, 1]
+    assert all_is_free()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["hang", "stop"])
+def test_a_rank_that_hangs_is_killed_and_the_trial_goes_on(cluster: Room, tmp_path: Path, what: str) -> None:
+    trials = search(tmp_path, 3, {1: [what, 3, 1, 1]}, hang_timeout="10s")
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
     assert [line.split()[2] for line in processes(tmp_path, 1, 0)] == ["0", "2"]
+    stopped = int(processes(tmp_path, 1, 1)[0].split()[0])
+    assert not Path(f"/proc/{stopped}").exists()
 
 
 @pytest.mark.slow

@@ -21,11 +21,12 @@ class Budget:
 
     Args:
         ledger: Of the study; what was spent is on record in it.
-        units: GPUs of a trial, or its workers where there are no GPUs.
+        gpus_per_worker: Of a trial's workers; where they have none, workers are counted.
     """
 
-    def __init__(self, ledger: Ledger, units: float) -> None:
-        self._ledger, self._units = ledger, units
+    def __init__(self, ledger: Ledger, gpus_per_worker: float = 0.0) -> None:
+        self.unit = "GPU" if gpus_per_worker else "worker"
+        self.ledger, self._units = ledger, ledger.study.search.workers_per_trial * (gpus_per_worker or 1.0)
         self._before = float(ledger.optuna.user_attrs.get(SPENT, 0.0))
         self._trials = sum(float(trial.user_attrs.get(SPENT, 0.0)) for trial in ledger.trials())
         self._start = time.monotonic()
@@ -55,7 +56,7 @@ class Budget:
 
     def close(self) -> None:
         """Write down what the study's runs took."""
-        self._ledger.optuna.set_user_attr(SPENT, self.seconds)
+        self.ledger.optuna.set_user_attr(SPENT, self.seconds)
 
     @property
     def seconds(self) -> float:
@@ -70,9 +71,9 @@ class Budget:
 
     def over(self) -> str | None:
         """Which limit is reached, in words; None for none."""
-        search = self._ledger.study.search
+        search = self.ledger.study.search
         if search.time_limit and self.seconds >= seconds(search.time_limit):
             return f"the time limit of {search.time_limit} is reached"
         if search.gpu_hours and self.hours >= search.gpu_hours:
-            return f"the budget of {search.gpu_hours:g} hours of GPUs or workers is spent"
+            return f"the budget of {search.gpu_hours:g} {self.unit}-hours is spent"
         return None

@@ -25,12 +25,7 @@ class Candidate:
     encoder_dir: Path | None
 
 
-def encoder_dir(folder: Path, trial: FrozenTrial) -> Path:
-    """Where a trial of the study in ``folder`` left its encoder."""
-    return folder / "trials" / str(trial.number) / "encoder"
-
-
-def candidates(ledger: Ledger, folder: Path) -> list[Candidate]:
+def candidates(ledger: Ledger) -> list[Candidate]:
     """The untrained encoder, the default configuration where it was trained to its end, and the champion.
 
     Returns:
@@ -45,7 +40,7 @@ def candidates(ledger: Ledger, folder: Path) -> list[Candidate]:
     default = next((t for t in ledger.trials() if t.params == study.space.point({})), None)
     for name, trial in (("default configuration", default), ("champion", best.trial)):
         if trial is not None and (trial.state is TrialState.COMPLETE or name == "champion"):
-            found.append(Candidate(name, study.resolve(trial.params), trial, encoder_dir(folder, trial)))
+            found.append(Candidate(name, study.resolve(trial.params), trial, ledger.run_dir(trial.number) / "encoder"))
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
@@ -13,25 +12,26 @@ from csmae.tuning.ledger import CONFIRMS, Ledger
 class Housekeeper:
     """Removes checkpoints and encoders that nobody will need.
 
-    The best trials', the starting points' and those of trials that the budget cut short stay; the others' scores are
+    The best trials', those of the Pareto front, the starting points' and those of trials that the budget cut short stay; the others' scores are
     in the ledger, and their seeds make them again.
 
     Args:
         ledger: Of the study.
-        folder: Of the study.
     """
 
-    def __init__(self, ledger: Ledger, folder: Path) -> None:
-        self._ledger, self._folder = ledger, folder
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._gone: set[int] = set()
 
     def tidy(self) -> None:
         """Look through the trials that are over."""
-        best = {trial.number for trial in self._ledger.ranked()[: self._ledger.study.search.keep]}
+        search = self._ledger.study.search
+        keep = max(search.keep, search.confirm.top if search.confirm else 0)
+        best = {trial.number for trial in (*self._ledger.ranked()[:keep], *self._ledger.front())}
         for trial in self._ledger.trials():
             if trial.state.is_finished() and trial.number not in self._gone | best and not _stays(trial):
                 self._gone.add(trial.number)
-                run_dir = self._folder / "trials" / str(trial.number)
+                run_dir = self._ledger.run_dir(trial.number)
                 (run_dir / "checkpoint.pt").unlink(missing_ok=True)
                 shutil.rmtree(run_dir / "encoder", ignore_errors=True)
 

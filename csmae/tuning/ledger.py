@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from csmae.config import ConfigError
 from csmae.settings import flatten
-from csmae.tuning.ranking import order
+from csmae.tuning.ranking import fronts, order
 from csmae.tuning.samplers import make_sampler
 from csmae.tuning.study import Study
 
@@ -39,15 +39,15 @@ class Ledger:
 
     Args:
         study: Opened under its name, or made.
-        folder: Holds ``studies.db``, which many studies share.
+        storage: Folder of ``studies.db``, which many studies share, and of their own folders.
 
     Raises:
         ConfigError: The database cannot be used, or holds a study of this name with another definition.
     """
 
-    def __init__(self, study: Study, folder: Path) -> None:
-        self.study, self.path = study, folder / DATABASE
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, study: Study, storage: Path) -> None:
+        self.study, self.path = study, storage.absolute() / DATABASE
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self.optuna = self._open()
             self._define(study)
@@ -94,6 +94,15 @@ class Ledger:
 
     # What there is.
 
+    @property
+    def folder(self) -> Path:
+        """Of the study."""
+        return self.path.parent / self.study.name
+
+    def run_dir(self, number: int) -> Path:
+        """Of a trial."""
+        return self.folder / "trials" / str(number)
+
     def all_trials(self) -> list[FrozenTrial]:
         """Everything that Optuna knows, in order of the numbers."""
         return self.optuna.get_trials(deepcopy=False)
@@ -117,23 +126,43 @@ class Ledger:
         return sum(trial.state is TrialState.WAITING for trial in self.all_trials())
 
     def curves(self) -> Iterator[tuple[int, dict[int, Values]]]:
-        """Each trial's number and its objectives by epoch, oldest trial first; repetitions left aside."""
+        """Each trial's number and its objectives by epoch, oldest trial first; repetitions left aside.
+
+        A trial that goes on tells its last epoch again, and may not have been judged by it: that one is left out.
+        """
         for trial in self.all_trials():
-            if trial.intermediate_values and CONFIRMS not in trial.user_attrs:
-                yield trial.number, {epoch: _values(trial, epoch) for epoch in sorted(trial.intermediate_values)}
+            epochs = sorted(trial.intermediate_values)
+            if trial.state is TrialState.RUNNING:
+                epochs = epochs[:-1]
+            if epochs and CONFIRMS not in trial.user_attrs:
+                yield trial.number, {epoch: _values(trial, epoch) for epoch in epochs}
 
     def ranked(self) -> list[FrozenTrial]:
         """Trials trained to their end that keep to the constraints, best first; by Pareto front for several objectives.
 
         Where none came to its end, those that the budget cut short.
         """
+        trials = self._eligible()
+        return [trials[index] for index in order([self._scores(trial) for trial in trials])]
+
+    def front(self) -> list[FrozenTrial]:
+        """Those of the ranked trials that no other one beats in every objective."""
+        trials = self._eligible()
+        ranks = fronts([self._scores(trial) for trial in trials])
+        return [trial for trial, rank in zip(trials, ranks, strict=True) if rank == 0]
+
+    def _eligible(self) -> list[FrozenTrial]:
         trials = [
-            trial for trial in self.explored() if trial.values and max(trial.constraints.values(), default=0) <= 0
+            trial
+            for trial in self.explored()
+            if trial.intermediate_values
+            and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            and max(trial.constraints.values(), default=0) <= 0
         ]
-        ended = [trial for trial in trials if trial.state is TrialState.COMPLETE] or trials
-        signs = self.study.search.signs
-        scores = [tuple(sign * value for sign, value in zip(signs, t.values, strict=False)) for t in ended]
-        return [ended[index] for index in order(scores)]
+        return [trial for trial in trials if trial.state is TrialState.COMPLETE] or trials
+
+    def _scores(self, trial: FrozenTrial) -> Values:
+        return tuple(sign * value for sign, value in zip(self.study.search.signs, last_values(trial), strict=True))
 
     # What happens.
 
@@ -144,7 +173,9 @@ class Ledger:
     def next(self) -> optuna.Trial:
         """A trial that an earlier driver left in the middle, with its number; or a new one."""
         if self._left:
-            return optuna.Trial(self.optuna, self._left.pop(0)._trial_id)
+            left = self._left.pop(0)
+            self.optuna.sampler = make_sampler(self.study.search, left.number)
+            return optuna.Trial(self.optuna, left._trial_id)
         self.optuna.sampler = make_sampler(self.study.search, len(self.all_trials()))
         return self.optuna.ask()
 
@@ -205,6 +236,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name) and name not in MOVABLE:
             yield f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
+
+
+def last_values(trial: FrozenTrial) -> Values:
+    """A trial's objectives after its last epoch."""
+    return tuple(trial.values or _values(trial, max(trial.intermediate_values)))
 
 
 def _values(trial: FrozenTrial, epoch: int) -> Values:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Event, Reported, Started
-from csmae.tuning.ledger import Ledger
+from csmae.tuning.ledger import last_values
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Progress:
         num_trials: Of the whole study.
         counts: Trials by state, those of earlier runs included.
         best: The best trial so far.
+        budget: Of the study.
     """
 
     objective: str
@@ -42,19 +44,22 @@ class Progress:
     num_trials: int
     counts: Counter[str]
     best: TrialProgress | None
+    budget: Budget
     trials: dict[int, TrialProgress] = field(default_factory=dict)
     epochs_done: int = 0
-    started_at: float = field(default_factory=time.monotonic)
     first_epoch_at: float | None = None
 
     @classmethod
-    def of(cls, ledger: Ledger) -> Progress:
+    def of(cls, budget: Budget) -> Progress:
         """What earlier runs of the study left."""
+        ledger = budget.ledger
         states = Counter(trial.state.name for trial in ledger.trials() if trial.state.is_finished())
         best = next(iter(ledger.ranked()), None)
         search = ledger.study.search
-        shown = TrialProgress(best.number, best.params, 0, value=best.values[0], state="COMPLETE") if best else None
-        return cls(search.objective, search.signs[0], search.num_trials, states, shown)
+        shown = (
+            TrialProgress(best.number, best.params, 0, value=last_values(best)[0], state="COMPLETE") if best else None
+        )
+        return cls(search.objective, search.signs[0], search.num_trials, states, shown, budget)
 
     @property
     def running(self) -> list[TrialProgress]:

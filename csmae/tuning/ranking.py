@@ -12,7 +12,7 @@ def fronts(scores: Sequence[Sequence[float]]) -> np.ndarray:
 
     Source: NSGA-II (Deb et al., 2002), section III.
     """
-    points = np.asarray(scores, dtype=float).reshape(len(scores), -1)
+    points = np.asarray(scores, dtype=float)
     at_least = np.all(points[:, None] >= points[None], axis=-1)
     dominates = at_least & np.any(points[:, None] > points[None], axis=-1)
     ranks = np.full(len(points), -1)

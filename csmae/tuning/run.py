@@ -79,12 +79,11 @@ class Warden(Stopper):  # type: ignore[misc]
             signal.signal(signal.SIGTERM, terminate)
 
 
-def run_search(ledger: Ledger, folder: Path, share: Share, listener: Listener, pretrain: str = PRETRAIN) -> Ending:
+def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str = PRETRAIN) -> Ending:
     """Run trials until the study has all it asked for. Ray must be running.
 
     Args:
-        ledger: Of the study.
-        folder: Of the study, absolute; trials have their folders in it.
+        budget: Of the study.
         share: What fits.
         listener: Told of every event.
         pretrain: Module and name of the generator that trains.
@@ -92,11 +91,10 @@ def run_search(ledger: Ledger, folder: Path, share: Share, listener: Listener, p
     Returns:
         How it ended. After an interruption the running trials are left to go on later; otherwise none is left.
     """
-    search = ledger.study.search
-    budget = Budget(ledger, search.workers_per_trial * (share.gpus_per_worker or 1.0))
-    searcher = LedgerSearcher(ledger, folder, budget, listener)
+    ledger = budget.ledger
+    search, searcher = ledger.study.search, LedgerSearcher(budget, listener)
     warden = Warden(budget, searcher)
-    with tempfile.TemporaryDirectory(prefix="tune-", dir=folder) as scratch, warden.listening(), orphans_freed():
+    with tempfile.TemporaryDirectory(prefix="tune-", dir=ledger.folder) as scratch, warden.listening(), orphans_freed():
         plan = SlotPlan(
             workers=search.workers_per_trial,
             cpus_per_worker=share.cpus_per_worker,

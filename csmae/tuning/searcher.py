@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -16,7 +15,6 @@ from csmae.settings import did_you_mean
 from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Listener, Reported, Started
 from csmae.tuning.housekeeping import Housekeeper
-from csmae.tuning.ledger import Ledger
 from csmae.tuning.proposals import Proposal, Proposals, SpaceError, violation
 
 METRICS = "metrics/"
@@ -37,16 +35,15 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     """Proposes what the ledger holds next and writes down how each trial ends.
 
     Args:
-        ledger: Of the study.
-        folder: Of the study; a trial's folder is ``trials/<number>`` in it.
-        budget: Counts what the trials spend.
+        budget: Counts what the study's trials spend.
         listener: Told of every event after it is on record.
     """
 
-    def __init__(self, ledger: Ledger, folder: Path, budget: Budget, listener: Listener) -> None:
+    def __init__(self, budget: Budget, listener: Listener) -> None:
         super().__init__()
-        self._ledger, self._folder, self._budget, self._listener = ledger, folder, budget, listener
-        self._proposals, self._keeper = Proposals(ledger), Housekeeper(ledger, folder)
+        self._ledger, self._budget, self._listener = budget.ledger, budget, listener
+        ledger = self._ledger
+        self._proposals, self._keeper = Proposals(ledger), Housekeeper(ledger)
         self._live: dict[str, _Live] = {}
         self._num_explored = len(ledger.explored()) - ledger.num_left
         self._exhausted = self._confirming = False
@@ -84,7 +81,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         return {
             "number": trial.number,
             "start": trial.user_attrs.get("start", False),
-            "run_dir": str(self._folder / "trials" / str(trial.number)),
+            "run_dir": str(self._ledger.run_dir(trial.number)),
             "config": config.model_dump(mode="json"),
             "known": proposal.known,
         }

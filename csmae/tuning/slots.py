@@ -18,7 +18,7 @@ from ray import train, tune
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
-from csmae.config import Config
+from csmae.config import Config, ConfigError
 from csmae.tuning.mailbox import Assignment, EpochDone, Event, GroupLost, Mailbox, Silence, TrialDone
 
 PRETRAIN = "csmae.training.engine:pretrain"
@@ -202,6 +202,9 @@ class _Rank:
         except DivergedError as error:
             if self.number == 0:
                 self._end(assignment, str(error))
+        except ConfigError as error:  # no attempt would cure it; the other ranks may wait in a collective
+            self._end(assignment, f"rank {self.number}: {error}")
+            raise
         except Exception as error:
             text = f"{type(error).__name__} on rank {self.number}: {' '.join(str(error).split())[:500]}"
             ray.get(self.mailbox.complain.remote(assignment.ticket, self.group, text))

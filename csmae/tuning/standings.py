@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from csmae.tuning.ledger import CONFIRMS, Ledger
+from csmae.tuning.ledger import CONFIRMS, Ledger, last_values
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def standings(ledger: Ledger) -> list[Standing]:
     for trial in ledger.trials():
         if CONFIRMS in trial.user_attrs and trial.state is TrialState.COMPLETE:
             again.setdefault(trial.user_attrs[CONFIRMS], []).append(trial.values[0])
-    found = [Standing(t, (t.values[0], *again.get(t.number, ()))) for t in ledger.ranked()]
+    found = [Standing(t, (last_values(t)[0], *again.get(t.number, ()))) for t in ledger.ranked()]
     confirmed = [standing for standing in found if standing.num_seeds > 1]
     sign = ledger.study.search.signs[0]
     confirmed.sort(key=lambda standing: -sign * standing.mean)

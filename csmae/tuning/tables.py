@@ -10,7 +10,7 @@ import optuna
 from rich.table import Table
 
 from csmae.tuning.inheritance import study_names
-from csmae.tuning.ledger import NOT_TRAINED, Ledger, open_storage
+from csmae.tuning.ledger import NOT_TRAINED, Ledger, last_values, open_storage
 from csmae.tuning.standings import importances, standings
 from csmae.tuning.view import number, settings
 
@@ -36,19 +36,21 @@ def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
 
 def best_table(ledger: Ledger) -> Table:
     """The best trials with every objective; the mean over seeds where they were trained again."""
-    search = ledger.study.search
-    table = _table("best trials")
+    search, front = ledger.study.search, {trial.number for trial in ledger.front()}
+    several = len(search.objectives) > 1
+    table = _table(f"best trials; {len(front)} on the Pareto front (*)" if several else "best trials")
     table.add_column("trial", justify="right", no_wrap=True)
     for objective in search.objectives:
         table.add_column(objective, justify="right", no_wrap=True)
     table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
-    for standing in standings(ledger)[:NUM_BEST]:
-        first, *others = standing.trial.values
+    for standing in standings(ledger)[: max(NUM_BEST, len(front))]:
+        first, *others = last_values(standing.trial)
+        mark = "*" if several and standing.trial.number in front else ""
         if standing.num_seeds > 1:
             score = f"{standing.mean:.4f} ± {standing.spread:.4f} ({standing.num_seeds} seeds)"
         else:
             score = number(first)
-        table.add_row(str(standing.trial.number), score, *map(number, others), settings(standing.trial.params))
+        table.add_row(f"{mark}{standing.trial.number}", score, *map(number, others), settings(standing.trial.params))
     return table
 
 

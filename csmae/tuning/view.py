@@ -86,12 +86,18 @@ class View:
         left = self._progress.seconds_left
         return "" if left is None else f", {duration(left)} left"
 
+    def _spent(self) -> str:
+        budget = self._progress.budget
+        search = budget.ledger.study.search
+        limit = f" of {search.time_limit}" if search.time_limit else ""
+        hours = f", {budget.hours:.2f} of {search.gpu_hours:g} {budget.unit}-hours" if search.gpu_hours else ""
+        return f"{duration(budget.seconds)}{limit} spent{hours}"
+
     def _screen(self) -> Group:
         progress = self._progress
-        spent = duration(time.monotonic() - progress.started_at)
         rate = f", {progress.epochs_per_s:.2g} epochs/s" if progress.epochs_per_s else ""
         head = Text(f"study {self._name}  {self._counts()}", style="bold", overflow="ellipsis", no_wrap=True)
-        clock = Text(f"{spent} spent{self._left()}{rate}", style="dim", overflow="ellipsis", no_wrap=True)
+        clock = Text(f"{self._spent()}{self._left()}{rate}", style="dim", overflow="ellipsis", no_wrap=True)
         return Group(head, clock, self._table(), self._foot())
 
     def _table(self) -> Table:
