@@ -20,7 +20,7 @@ from csmae.tuning.champion import Candidate, candidates, score_all
 from csmae.tuning.cluster import Share, ray_running, share, this_machine
 from csmae.tuning.dry_run import describe
 from csmae.tuning.events import Event, Reported, Started
-from csmae.tuning.inheritance import take_over
+from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.progress import Progress
 from csmae.tuning.run import Ending, only_driver, run_search
@@ -90,8 +90,10 @@ def _search(options: argparse.Namespace) -> int:
         return 0
     _check_data(study)
     with only_driver(options.storage.absolute() / study.name):
+        ancestors = [ancestor(options.storage.absolute() / DATABASE, name, study) for name in _ancestors(options)]
         ledger = Ledger(study, options.storage)
-        _inherit(options, ledger, console)
+        for old in ancestors:
+            console.print(f"{take_over(ledger, old)} trials of study {old.study_name} taken over")
         tracker = Tracker(ledger.folder, study.name, _mlflow_uri(options))
         try:
             with ray_running(options.address, room, options.verbose) as there:
@@ -111,11 +113,9 @@ def _check_data(study: Study) -> None:
     check(study.resolve(next(study.starts(), {})))
 
 
-def _inherit(options: argparse.Namespace, ledger: Ledger, console: Console) -> None:
-    """Take over what fits from other studies."""
+def _ancestors(options: argparse.Namespace) -> list[str]:
     forked = (options.name or options.study.stem) if options.fork else None
-    for name in filter(None, (forked, options.warm_start_from)):
-        console.print(f"{take_over(ledger, name)} trials of study {name} taken over")
+    return [name for name in (forked, options.warm_start_from) if name]
 
 
 def _mlflow_uri(options: argparse.Namespace) -> str:
@@ -159,7 +159,7 @@ def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part:
         console.print(f"ended early: {ending.reason}", soft_wrap=True)
     found = candidates(ledger)
     if ending.kind == "hopeless" or not found:
-        console.print(f"no champion: {_last_reason(ledger)}; to go on: {command()}", soft_wrap=True)
+        console.print(f"no champion: {_last_reason(ledger)}", soft_wrap=True)
         return FAILED
     try:
         scores = score_all(found, part)

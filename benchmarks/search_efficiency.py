@@ -34,10 +34,10 @@ STUDY: dict[str, Any] = {
         "train": {"epochs": 9},
     },
     "space": {
-        "optim.lr": {"choice": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
-        "masking.ratio": {"float": [0.2, 0.8], "step": 0.15},
+        "optim.lr": {"choice": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
+        "masking.ratio": {"float": [0.2, 0.8], "step": 0.3},
         "loss.mim_weight": {"choice": [0.0, 0.25, 1.0, 4.0]},
-        "loss.temperature": {"choice": [0.07, 0.2, 0.5], "when": {"loss.mim_weight": "> 0"}},
+        "loss.temperature": {"choice": [0.1, 0.5], "when": {"loss.mim_weight": "> 0"}},
     },
 }
 

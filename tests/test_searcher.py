@@ -2,6 +2,8 @@
 
 import math
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from ray.tune.search import Searcher
 from csmae.config import ConfigError
 from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Event, Reported, Started
-from csmae.tuning.inheritance import take_over
-from csmae.tuning.ledger import Ledger
+from csmae.tuning.inheritance import ancestor, take_over
+from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.ranking import fronts
 from csmae.tuning.scheduler import Asha, Median, make_rule
 from csmae.tuning.searcher import LedgerSearcher
@@ -133,6 +135,25 @@ def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "studies.db").write_bytes(b"this is no database" * 100)
     with pytest.raises(ConfigError, match=r"studies\.db: cannot be used"):
         Ledger(make_study(tmp_path), tmp_path)
+
+
+def test_a_database_of_another_optuna_is_named(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    Ledger(study, tmp_path)
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
+    with pytest.raises(ConfigError, match=r"studies\.db: was written by another version of Optuna"):
+        Ledger(study, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_locked_database_is_named(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    Ledger(study, tmp_path)
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(ConfigError, match=r"studies\.db: another process holds the database"):
+            Ledger(study, tmp_path)
 
 
 def test_impossible_and_repeated_configurations_cost_no_trial(tmp_path: Path) -> None:
@@ -263,15 +284,16 @@ def test_a_study_takes_over_what_fits_from_another(tmp_path: Path) -> None:
         searcher.on_trial_complete(str(index), result(4, index / 10, finished=True))
     space = {"masking.ratio": {"float": [0.1, 0.95]}, "loss.mim_weight": {"float": [0.0, 2.0]}}
     base = {**BASE, "masking": {"strategy": "disjoint"}}
-    ledger = Ledger(load_study(write(tmp_path, space, base=base), "new"), tmp_path)
+    new = load_study(write(tmp_path, space, base=base), "new")
+    ledger, source = Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "old", new)
     strategies = [t.params["masking.strategy"] for t in Ledger(old, tmp_path).trials()]
-    assert take_over(ledger, "old") == strategies.count("disjoint") > 0
+    assert take_over(ledger, source) == strategies.count("disjoint") > 0
     taken = [t for t in ledger.all_trials() if t.state is TrialState.COMPLETE]
     assert all(set(t.params) == set(space) and t.params["loss.mim_weight"] == 1.0 for t in taken)
     assert {t.value for t in taken} == {n / 10 for n, s in enumerate(strategies) if s == "disjoint"}
-    assert ledger.trials() == [] and take_over(ledger, "old") == 0
+    assert ledger.trials() == [] and take_over(ledger, source) == 0
     with pytest.raises(ConfigError, match=r"there is no study 'olf'.*did you mean 'old'"):
-        take_over(ledger, "olf")
+        ancestor(tmp_path / DATABASE, "olf", new)
 
 
 def test_a_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
@@ -313,6 +335,18 @@ def test_every_sampler_proposes_and_learns(tmp_path: Path, sampler: str) -> None
         searcher.on_trial_complete(str(index), result(4, value, finished=True))
     best = Ledger(study, tmp_path).ranked()[0]
     assert best.state is TrialState.COMPLETE and best.value is not None and best.value > 0.8
+
+
+def test_a_trial_that_goes_on_is_judged_by_its_last_epoch_again(tmp_path: Path) -> None:
+    study = make_study(tmp_path, num_trials=40)
+    ledger = Ledger(study, tmp_path)
+    for curve in ([0.5], [0.4, 0.6]):
+        trial = ledger.next()
+        study.space.suggest(trial)
+        for epoch, score in enumerate(curve, start=1):
+            ledger.record(trial, epoch, (score,))
+    ledger.complete(trial, (0.6,))
+    assert dict(Ledger(study, tmp_path).curves()) == {1: {1: (0.4,), 2: (0.6,)}}
 
 
 def test_a_database_may_be_copied_and_goes_on(tmp_path: Path) -> None:
@@ -412,6 +446,8 @@ def test_a_refilled_rule_decides_as_one_that_saw_everything(tmp_path: Path) -> N
             if not seen.keeps(trial.number, epoch, (score,)):
                 ledger.prune(trial)
                 break
+        else:
+            ledger.complete(trial, (curve[-1],))
     told = make_rule(study.search, Ledger(study, tmp_path).curves())
     assert told is not None
     for number, (epoch, score) in enumerate(((1, 0.2), (1, 0.5), (1, 0.9), (3, 0.6), (9, 0.9)), start=100):

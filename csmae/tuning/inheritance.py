@@ -22,24 +22,35 @@ FREE = ("data.path", "data.splits_dir", "train.checkpoint_every", "eval.batch_si
 """Fields in which a trial may differ from what the new study would train."""
 
 
-def take_over(ledger: Ledger, name: str) -> int:
-    """Write the finished trials of another study into a new one, where the new one could have trained them itself.
-
-    That is, where the new space has a point that makes the very configuration of the old trial.
+def ancestor(path: Path, name: str, study: Study) -> optuna.Study:
+    """An earlier study that a new one shall take over from.
 
     Args:
-        ledger: Of the new study.
-        name: Of the old one, in the same database.
-
-    Returns:
-        Trials taken over, not counting those taken over before.
+        path: Of the database.
+        name: Of the earlier study.
+        study: The new one.
 
     Raises:
         ConfigError: There is no such study, or it had other objectives.
     """
-    old = _load(ledger.path, name)
-    if old.user_attrs["definition"]["search"]["objectives"] != ledger.study.search.objectives:
+    names = study_names(path)
+    if name not in names:
+        raise ConfigError(f"there is no study {name!r} in {path}{did_you_mean(name, names)}")
+    old = optuna.load_study(study_name=name, storage=open_storage(path))
+    if old.user_attrs["definition"]["search"]["objectives"] != study.search.objectives:
         raise ConfigError(f"study {name!r} had other objectives: nothing of it can be taken over")
+    return old
+
+
+def take_over(ledger: Ledger, old: optuna.Study) -> int:
+    """Write the finished trials of another study into a new one, where the new one could have trained them itself.
+
+    That is, where the new space has a point that makes the very configuration of the old trial.
+
+    Returns:
+        Trials taken over, not counting those taken over before.
+    """
+    name = old.study_name
     known = {tuple(trial.user_attrs[ORIGIN]) for trial in ledger.all_trials() if ORIGIN in trial.user_attrs}
     taken = 0
     for trial in old.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
@@ -51,22 +62,17 @@ def take_over(ledger: Ledger, name: str) -> int:
 
 
 def study_names(path: Path) -> list[str]:
-    """Studies in a database, oldest first.
+    """Studies in a database, oldest first; none where there is no database.
 
     Raises:
         ConfigError: The database cannot be used.
     """
+    if not path.exists():
+        return []
     try:
         return optuna.get_all_study_names(open_storage(path))
     except (SQLAlchemyError, RuntimeError, OSError) as error:
         raise ConfigError(unusable(path, error)) from None
-
-
-def _load(path: Path, name: str) -> optuna.Study:
-    names = study_names(path)
-    if name not in names:
-        raise ConfigError(f"there is no study {name!r} in {path}{did_you_mean(name, names)}")
-    return optuna.load_study(study_name=name, storage=open_storage(path))
 
 
 def _point(study: Study, said: Mapping[str, Any], trial: FrozenTrial) -> dict[str, Any] | None:

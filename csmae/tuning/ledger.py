@@ -225,9 +225,16 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
 
 
 def unusable(path: Path, error: Exception) -> str:
-    """What to say of a database that is damaged, locked, or of another Optuna."""
-    reason = " ".join(str(error).split())[:160]
-    return f"{path}: cannot be used as a database of studies: {reason}"
+    """What to say of a database that is locked, of another Optuna, damaged, or cannot be written."""
+    reason = " ".join(str(error).partition("[SQL")[0].split())[:160]
+    if "locked" in reason:
+        return f"{path}: another process holds the database of studies: try again when it is done"
+    if "no longer compatible" in reason:
+        return (
+            f"{path}: was written by another version of Optuna than {optuna.__version__}, which is installed: "
+            "install that version, or use another --storage"
+        )
+    return f"{path}: cannot be used as a database of studies: {reason}: restore it, or use another --storage"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
