@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def run_under_fire(folder: Path, kill: Callable[[subprocess.Popen[str], random.R
     chance, rounds, num_trials = random.Random(seed), 0, NUM_TRIALS
     driver = start(folder, num_trials)
     while rounds < ROUNDS:
-        time.sleep(chance.uniform(5, 40))
+        time.sleep(chance.uniform(2, 30))
         if driver.poll() is None:
             rounds += kill(driver, chance)
         if driver.poll() is not None:
@@ -91,7 +92,7 @@ def losses(folder: Path) -> dict[int, float]:
 def test_a_search_under_fire_ends_as_one_left_in_peace(
     tmp_path: Path, kill: Callable[[subprocess.Popen[str], random.Random], bool], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"workers_per_trial": 2, "sampler": "random", "scheduler": "asha", "retries": 20}
+    settings = {"workers_per_trial": 2, "sampler": "tpe", "startup_trials": 4, "scheduler": "asha", "retries": 20}
     space = {"masking.ratio": {"float": [0.3, 0.7]}, "optim.lr": {"float": [1e-4, 1e-2], "log": True}}
     content = yaml.safe_dump({"base": SMALL, "space": space, "search": settings})
     fire, peace = tmp_path / "fire", tmp_path / "peace"
@@ -102,14 +103,25 @@ def test_a_search_under_fire_ends_as_one_left_in_peace(
     assert start(peace, num_trials).wait(900) == 0
 
     found, expected = trials_of(fire), trials_of(peace)
-    states = {trial.state.name for trial in found}
-    apart = max(abs(losses(fire)[number] - loss) for number, loss in losses(peace).items())
+    states = Counter(trial.state.name for trial in found)
+    shown = losses(fire)
+    apart = max(abs(shown[number] - loss) for number, loss in losses(peace).items())
+    row = {
+        "what": kill.__name__,
+        "times": ROUNDS,
+        "trials": num_trials,
+        "complete": states["COMPLETE"],
+        "pruned": states["PRUNED"],
+        "running": states["RUNNING"],
+        "failed": states["FAIL"],
+        "duplicates": len(found) - len({str(trial.params) for trial in found}),
+        "mlflow runs": len(shown),
+        "losses apart": apart,
+    }
     with capsys.disabled():
-        sys.stdout.write(
-            f"\n{kill.__name__}: {ROUNDS} kills, {len(found)} trials, {states}, losses apart by {apart:.1e}\n"
-        )
-    assert len(found) == num_trials and states <= {"COMPLETE", "PRUNED"}
-    assert len({str(trial.params) for trial in found}) == num_trials
+        sys.stdout.write("\n" + "".join(f"{name:>14}  {value}\n" for name, value in row.items()))
+    assert len(found) == num_trials == len(shown)
+    assert set(states) <= {"COMPLETE", "PRUNED"} and row["duplicates"] == 0
     assert [trial.params for trial in found] == [trial.params for trial in expected]
     assert [trial.state for trial in found] == [trial.state for trial in expected]
     assert [trial.intermediate_values for trial in found] == [trial.intermediate_values for trial in expected]
