@@ -27,7 +27,7 @@ VARIANTS, WIDTHS, PATCHES, RATIOS = ("sesd", "cecd", "secd", "cesd"), (96, 60, 1
 def main() -> None:
     """Train and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=30)
+    parser.add_argument("--trials", type=int, default=30, help="at least 2")
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -41,7 +41,7 @@ def main() -> None:
         taken.append(time.perf_counter() - start)
         memory.append(resident_mib())
         assert number or options.compile == bool(counters["stats"]["unique_graphs"]), "--compile was not followed"
-    half = memory[len(memory) // 2 :]
+    half = memory[-max(2, len(memory) // 2) :]
     growth = statistics.linear_regression(range(len(half)), half).slope
     result: dict[str, Any] = {"compile": options.compile, "trials": options.trials, "rss_mib": memory}
     result |= {"mib_a_trial": round(growth, 2), "median_s": round(statistics.median(taken), 2)}

@@ -51,6 +51,7 @@ def change_workers(rank: int, port: int, values: str, folder: str) -> None:
         torch.save(told, Path(folder) / "told.pt")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
     config = small_config(optim__micro_batch_size=3)
     expected = [losses(epoch.metrics) for epoch in pretrain(config)]
@@ -60,6 +61,27 @@ def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
     for a, b in zip(expected, told, strict=True):
         trained = [name for name in a if name.startswith("train/") and name != "train/micro_batch"]
         assert [b[name] for name in trained] == pytest.approx([a[name] for name in trained], rel=1e-5)
+
+
+def train_apart(rank: int, port: int, values: str, folder: str) -> None:
+    """Two ranks, each with a folder of its own: rank 0's has a checkpoint."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    with pytest.raises(ConfigError, match="must be one folder for all workers: they find 0 and 1 epochs in it"):
+        next(pretrain(Config.model_validate_json(values), Path(folder) / str(rank)))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_share_the_folder_are_refused(tmp_path: Path) -> None:
+    config = small_config()
+    next(pretrain(config, tmp_path / "0"))
+    spawn(train_apart, (free_port(), config.model_dump_json(), str(tmp_path)), nprocs=2)
+
+
+def test_a_run_goes_on_in_another_precision(tmp_path: Path) -> None:
+    for number, precision in enumerate(("fp32", "fp16", "fp32", "bf16"), start=1):
+        assert next(pretrain(small_config(train__precision=precision), tmp_path)).number == number
 
 
 def train_in(values: str, folder: str) -> None:

@@ -68,7 +68,7 @@ def test_losses_are_float32_in_every_precision(precision: torch.dtype) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_sixteen_bit_trains_like_single_precision(precision: str) -> None:
-    single, half = (list(pretrain(small_config(train__precision=name))) for name in ("fp32", precision))
+    single, half = (list(pretrain(small_config(train__epochs=2, train__precision=p))) for p in ("fp32", precision))
     for a, b in zip(single, half, strict=True):
         assert b.metrics["train/loss"] == pytest.approx(a.metrics["train/loss"], rel=2e-3)
 

@@ -73,7 +73,8 @@ def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any], device:
         raise CheckpointError(f"{path}: is damaged ({reason}): remove it to start the run anew") from None
     _compare(path, json.loads(content["config"]), config)
     for name, part in parts.items():
-        part.load_state_dict(content[name])
+        if content[name]:  # a gradient scaler that was off leaves nothing
+            part.load_state_dict(content[name])
     return int(content["epoch"])
 
 

@@ -58,8 +58,8 @@ def pretrain(
 
     Args:
         config: The whole run.
-        run_dir: Gets ``checkpoint.pt`` and ``encoder/``; a checkpoint in it is gone on from. Nothing is written
-            where None.
+        run_dir: One folder for all ranks; gets ``checkpoint.pt`` and ``encoder/``; a checkpoint in it is gone on
+            from. Nothing is written where None.
         device: Such as ``cuda:0``; the rank's GPU, or the CPU, where None.
         on_step: Called after each step with the steps done in this epoch and their number: an epoch may take hours.
 
@@ -72,7 +72,7 @@ def pretrain(
             all ranks alike.
     """
     run = _Run(config, torch.device(device or default_device()), run_dir)
-    done = load_checkpoint(run_dir, config, run.parts, run.device) if run_dir else 0
+    done = run.resume(run_dir) if run_dir else 0
     price = {f"cost/{name}": float(value) for name, value in cost(config)._asdict().items()}
     for epoch in range(done, config.train.epochs):
         start, last = time.perf_counter(), epoch + 1 == config.train.epochs
@@ -176,6 +176,23 @@ class _Run:
         """What an epoch of so many seconds used: worker-seconds, and GPU-seconds where there are GPUs."""
         used = seconds * self.world_size
         return {"time/worker_s": used} | ({"time/gpu_s": used} if self.device.type == "cuda" else {})
+
+    def resume(self, folder: Path) -> int:
+        """Load the folder's checkpoint; returns the epochs done.
+
+        Raises:
+            CheckpointError: It does not fit, or the ranks do not see the same; on all ranks alike.
+        """
+        done = load_checkpoint(folder, self.config, self.parts, self.device)
+        if self.world_size > 1:
+            ends = torch.tensor([done, -done], device=self.device)
+            dist.all_reduce(ends, dist.ReduceOp.MAX)
+            latest, earliest = ends[0].item(), -ends[1].item()
+            if latest != earliest:
+                raise CheckpointError(
+                    f"{folder}: must be one folder for all workers: they find {earliest} and {latest} epochs in it"
+                )
+        return done
 
     def save(self, folder: Path, epoch: int, metrics: dict[str, float]) -> None:
         """Write the encoder and the checkpoint, by rank 0.

@@ -59,7 +59,7 @@ class Stepper:
         if world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             # Buffers are constants: nothing to broadcast.
-            self.parallel = DistributedDataParallel(model, ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.parallel = DistributedDataParallel(model, ids, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
     def __call__(self, s1: Tensor, s2: Tensor, noise_2rl: Tensor) -> dict[str, Tensor]:
         """One optimiser step; returns the loss terms, detached.
