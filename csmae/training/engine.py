@@ -69,7 +69,7 @@ def pretrain(
     Raises:
         DivergedError: The loss is not finite, on all ranks alike.
         ConfigError: The archive, the checkpoint or the memory does not fit the configuration, or the disk is full; on
-            all ranks alike.
+            all ranks alike. ``ArchiveError``: A pair is damaged; on the rank that reads it.
     """
     run = _Run(config, torch.device(device or default_device()), run_dir)
     done = run.resume(run_dir) if run_dir else 0

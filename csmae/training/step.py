@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -59,7 +58,9 @@ class Stepper:
         if world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             # Buffers are constants: nothing to broadcast.
-            self.parallel = DistributedDataParallel(model, ids, forward_sync_buffers=False, gradient_as_bucket_view=True)
+            self.parallel = DistributedDataParallel(
+                model, ids, forward_sync_buffers=False, gradient_as_bucket_view=True
+            )
 
     def __call__(self, s1: Tensor, s2: Tensor, noise_2rl: Tensor) -> dict[str, Tensor]:
         """One optimiser step; returns the loss terms, detached.
@@ -102,7 +103,7 @@ class Stepper:
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term.detach() * share
         return sums
 
-    def _contrast(self, parts: list[_Part]) -> tuple[Iterator[Tensor] | list[None], dict[str, Tensor]]:
+    def _contrast(self, parts: list[_Part]) -> tuple[list[Tensor | None], dict[str, Tensor]]:
         """The contrastive terms over all micro-batches of all ranks, where there are several micro-batches.
 
         The features of all come first, without what a backward pass needs; the terms' gradient with respect to them
@@ -110,7 +111,7 @@ class Stepper:
         whatever the micro-batch, for one more pass through the encoder.
 
         Returns:
-            Each part's gradient (2, R, D), and the terms.
+            Each part's gradient (2, pairs, D), or None where the part is all there is; and the terms.
         """
         if len(parts) == 1 or not self.model.loss.contrastive:
             return [None] * len(parts), {}
@@ -120,7 +121,7 @@ class Stepper:
         terms = self.model.contrast(features)
         (gradient,) = torch.autograd.grad(terms["loss"], features)
         pulls = gradient.split([len(part.s1) for part in parts], dim=1)
-        return iter(pulls), {name: term.detach() for name, term in terms.items()}
+        return list(pulls), {name: term.detach() for name, term in terms.items()}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)
