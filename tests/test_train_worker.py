@@ -1,6 +1,8 @@
 """Training by hand: what a person sees who types the command."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from conftest import SMALL, small_config
 from csmae import load_encoder
 from csmae.training.checkpoint import CHECKPOINT
 from csmae.training.engine import pretrain
+from test_ddp import ROOT, free_port
 
 
 @pytest.fixture
@@ -84,3 +87,26 @@ def test_a_checkpoint_half_written_is_one_line_and_status_2(run_yaml: Path, caps
     seen = capsys.readouterr().err
     assert "checkpoint.pt: is damaged" in seen
     assert len(seen.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_batch_that_two_workers_cannot_share_is_told_in_one_line_each(run_yaml: Path) -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
+    done = subprocess.run(
+        [*torchrun, "train_worker.py", str(run_yaml), "--set", "optim.batch_size=9", "--out", str(run_yaml.parent)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    text = "optim.batch_size must be a multiple of the workers of a trial: 9 pairs on 2 workers"
+    assert done.stderr.splitlines().count(text) == 2
