@@ -34,6 +34,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DivergedError) as error:
         print(error, file=sys.stderr)
         return 2
+    except torch.OutOfMemoryError:
+        print(
+            "out of memory; the same command goes on from the last checkpoint with half the micro-batch",
+            file=sys.stderr,
+        )
+        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

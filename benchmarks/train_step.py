@@ -1,7 +1,8 @@
 """Speed of a training step beside a straightforward implementation of the same step, per variant.
 
-One JSON line: for each setting and variant pairs/s of ours and of the straightforward step, their ratio, and the share
-of the machine's matrix-multiply peak that ours reaches (FLOPs by torch's own counter).
+One JSON line: for each setting and variant pairs/s of ours and of the straightforward step, the median of their ratios
+round by round, and the share of the machine's matrix-multiply peak (the fastest large product between the rounds) that
+ours reaches; FLOPs are those of ours, by torch's own counter. With ``--compile`` also ours with ``train.compile``.
 """
 
 from __future__ import annotations
@@ -17,14 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from csmae.config import Config, Loss, Masking, Model
+from csmae.config import Loss, Masking, Model, Optim
 from csmae.model.csmae import CSMAE
 from csmae.model.decoder import Decoder
 from csmae.model.losses import nt_xent
 from csmae.model.masking import draw_masks
 from csmae.model.patches import patchify, take_rows
+from csmae.training.optim import make_optimizer
+from csmae.training.step import compile_blocks
 
 VARIANTS = ("cecd", "cesd", "secd", "sesd")
+
+CPU_SIZES: dict[str, dict[str, Any]] = {"tiny": {"size": "tiny"}, "quickstart": {"size": "nano", "patch_size": 30}}
+
+PRODUCT = 3072
+"""Rows and columns of the product that shows the machine's peak."""
 
 
 class Straightforward(nn.Module):
@@ -45,7 +53,7 @@ class Straightforward(nn.Module):
             for target in images:
                 decoder = model.decoders["common" if "common" in model.decoders else target]
                 assert isinstance(decoder, Decoder)
-                decoded = decoder({source: tokens[source]}, masks)[source]
+                decoded = decoder.finish(decoder({source: tokens[source]}, masks)[source])
                 error = (decoder.predict(decoded, target) - patches[target]).square().mean(dim=-1)
                 removed = masks[source].removed_bl
                 total = total + (error * removed).sum() / removed.sum()
@@ -65,67 +73,96 @@ class Straightforward(nn.Module):
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds; the median counts")
-    parser.add_argument("--batch", type=int, default=32, help="pairs a step")
-    parser.add_argument("--gpu", action="store_true", help="ViT-base in 16 bit on the first GPU")
-    options = parser.parse_args()
-    device = torch.device("cuda" if options.gpu else "cpu")
-    precision = torch.bfloat16 if options.gpu else torch.float32
-    peak = matmul_peak(device, precision)
-    sizes = (
-        {"base": ("base", {})} if options.gpu else {"tiny": ("tiny", {}), "quickstart": ("nano", {"patch_size": 30})}
+    parser.add_argument("--rounds", type=int, default=4, help="timed rounds; the median counts")
+    parser.add_argument("--batch", type=int, default=16, help="pairs a step")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
+    parser.add_argument("--compile", action="store_true", help="measure train.compile too")
+    parser.add_argument(
+        "--gpu", action="store_true", help="ViT-base on the first GPU: ours in bf16, straightforward in fp16"
     )
-    result: dict[str, Any] = {
-        "peak_gflops": round(peak / 1e9, 1),
-        "batch": options.batch,
-        "threads": torch.get_num_threads(),
-    }
-    for name, (size, more) in sizes.items():
-        for variant in VARIANTS:
-            model = Model.model_validate({"size": size, "variant": variant, **more})
-            result[f"{name}/{variant}"] = measure(model, options, device, precision, peak)
+    options = parser.parse_args()
+    sizes = {"base": {"size": "base"}} if options.gpu else CPU_SIZES
+    result: dict[str, Any] = {"batch": options.batch, "threads": torch.get_num_threads()}
+    for name, size in sizes.items():
+        for variant in options.variants:
+            result[f"{name}/{variant}"] = measure(Model.model_validate({**size, "variant": variant}), options)
     print(json.dumps(result))
 
 
-def measure(
-    architecture: Model, options: argparse.Namespace, device: torch.device, precision: torch.dtype, peak: float
-) -> dict[str, float]:
-    """Both steps in turn, round by round, so that a drift of the machine meets both."""
+def measure(architecture: Model, options: argparse.Namespace) -> dict[str, float]:
+    """All steps in turn, round by round, so that a drift of the machine meets all."""
     torch.manual_seed(0)
-    config = Config(model=architecture, masking=Masking(), loss=Loss())
-    ours = CSMAE(config.model, config.masking, config.loss).to(device)
-    plain = Straightforward(ours)
-    batch = options.batch
-    inputs = [torch.randn(batch, c, 120, 120, device=device) for c in (2, 10)]
-    inputs += list(torch.rand(2, batch, architecture.num_patches, device=device))
-    a, b = ours(*inputs)["loss"].item(), plain(*inputs)["loss"].item()
+    device = torch.device("cuda" if options.gpu else "cpu")
+    inputs = [torch.randn(options.batch, c, 120, 120, device=device) for c in (2, 10)]
+    inputs += list(torch.rand(2, options.batch, architecture.num_patches, device=device))
+    models = {
+        name: CSMAE(architecture, Masking(), Loss()).to(device) for name in ("ours", "straightforward", "compiled")
+    }
+    for model in models.values():
+        model.load_state_dict(models["ours"].state_dict())
+    a, b = models["ours"](*inputs)["loss"].item(), Straightforward(models["straightforward"])(*inputs)["loss"].item()
     assert abs(a - b) <= 1e-4 * abs(b), f"the two steps compute different losses: {a} and {b}"
 
-    optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-9)
-
-    def step(model: nn.Module) -> None:
-        with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
-            loss = model(*inputs)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    with FlopCounterMode(display=False) as counter:
-        step(ours)
-    times: dict[str, list[float]] = {"ours": [], "plain": []}
-    step(plain)
-    for _ in range(options.rounds):
-        times["ours"].append(seconds(lambda: step(ours), device))
-        times["plain"].append(seconds(lambda: step(plain), device))
-    fast, slow = (statistics.median(times[name]) for name in ("ours", "plain"))
-    flops = counter.get_total_flops()
-    return {
-        "ours": round(batch / fast, 2),
-        "straightforward": round(batch / slow, 2),
-        "ratio": round(statistics.median(p / o for o, p in zip(times["ours"], times["plain"], strict=True)), 3),
-        "gflops": round(flops / fast / 1e9, 1),
-        "peak_share": round(flops / fast / peak, 3),
+    fast = torch.bfloat16 if options.gpu else torch.float32
+    steps = {
+        "ours": Step(models["ours"], inputs, fast),
+        "straightforward": Step(
+            Straightforward(models["straightforward"]), inputs, torch.float16 if options.gpu else fast
+        ),
     }
+    if options.compile:
+        compile_blocks(models["compiled"])
+        steps["compiled"] = Step(models["compiled"], inputs, fast)
+    with FlopCounterMode(display=False) as counter:
+        steps["ours"]()
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in [*steps, "product"]}
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            times[name].append(seconds(step, device))
+        times["product"].append(product_seconds(device, fast))
+    return figures(times, options.batch, counter.get_total_flops())
+
+
+def figures(times: dict[str, list[float]], batch: int, flops: int) -> dict[str, float]:
+    """Pairs/s by the median time, the median ratio of a round, and shares of the peak."""
+    peak = 2 * PRODUCT**3 / min(times.pop("product"))
+    ratios = [plain / ours for ours, plain in zip(times["ours"], times["straightforward"], strict=True)]
+    result = {name: round(batch / statistics.median(taken), 2) for name, taken in times.items()}
+    share = flops / statistics.median(times["ours"]) / peak
+    return result | {
+        "ratio": round(statistics.median(ratios), 3),
+        "peak_share": round(share, 3),
+        "gflops": round(share * peak / 1e9, 1),
+        "peak_gflops": round(peak / 1e9, 1),
+    }
+
+
+class Step:
+    """Forward, backward and optimiser, as the engine does them."""
+
+    def __init__(self, model: nn.Module, inputs: list[Tensor], precision: torch.dtype) -> None:
+        self.model, self.inputs, self.precision = model, inputs, precision
+        self.device = inputs[0].device
+        self.optimizer = make_optimizer(model, Optim(lr=1e-9))
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision is torch.float16)
+
+    def __call__(self) -> None:
+        """Take the step."""
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
+            loss = self.model(*self.inputs)["loss"]
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def product_seconds(device: torch.device, precision: torch.dtype) -> float:
+    """Wall time of a large matrix product, warm."""
+    a, b = torch.randn(2, PRODUCT, PRODUCT, device=device, dtype=precision)
+    torch.mm(a[:64], b)
+    return seconds(lambda: torch.mm(a, b), device)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -137,13 +174,6 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def matmul_peak(device: torch.device, precision: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of a large matrix product."""
-    a, b = torch.randn(2, size, size, device=device, dtype=precision)
-    torch.mm(a, b)
-    return 2 * size**3 / min(seconds(lambda: torch.mm(a, b), device) for _ in range(8))
 
 
 if __name__ == "__main__":

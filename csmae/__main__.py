@@ -7,9 +7,10 @@ import sys
 
 import csmae.data.commands
 import csmae.tracking.commands
+import csmae.tracking.export
 from csmae.config import ConfigError
 
-ROOMS = (csmae.data.commands, csmae.tracking.commands)
+ROOMS = (csmae.data.commands, csmae.tracking.commands, csmae.tracking.export)
 
 
 def main(arguments: list[str] | None = None) -> int:

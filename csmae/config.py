@@ -243,8 +243,8 @@ class Optim(Section):
     batch_size: int = Field(128, ge=1)
     """Pairs a step over all workers; the number of workers divides it."""
     micro_batch_size: int | None = Field(None, ge=1)
-    """Pairs that go through the network at once on each worker; null is the worker's whole share. Gradients add up to
-    those of the whole batch, but NT-Xent contrasts the pairs of one micro-batch of all workers only."""
+    """Pairs that go through the network at once on each worker; null is the worker's whole share. Nothing but memory and
+    time depends on it: gradients add up to those of the whole batch, and NT-Xent contrasts all of it."""
     warmup_epochs: int = Field(10, ge=0)
     """Epochs of linear warm-up from 0."""
 
@@ -262,6 +262,8 @@ class Train(Section):
     """Passes over the training split."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type; auto is bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
+    compile: bool = False
+    """Fuse the transformer blocks by ``torch.compile``: faster steps after a start of many seconds; needs a C++ compiler."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order, flips and masks."""
     checkpoint_every: int = Field(1, ge=1)

@@ -18,16 +18,19 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from csmae import sensors
-from csmae.config import ConfigError, Data, Model
+from csmae.config import ConfigError, Data, Loss, Masking, Model
 from csmae.data.pairs import PairBatch
 from csmae.data.transforms import Prepare, upsample
+from csmae.model.csmae import CSMAE
 from csmae.model.encoder import Encoder
-from csmae.model.published import convert_state, encoder_state, infer_model
+from csmae.model.published import convert_state, infer_model, read_settings
 from csmae.settings import load_yaml
 
 WEIGHTS, SETTINGS = "encoder.safetensors", "config.json"
 
 FORMAT = "csmae-encoder"
+
+PUBLISHED_SETTINGS = ("cfg.yaml", "args.yaml", "args.json")
 
 STATISTICS = ("s1_mean", "s1_std", "s2_mean", "s2_std")
 
@@ -161,32 +164,40 @@ class SensorEncoder(nn.Module):
         return upsample((tensor.float() - mean) / std, self.model.img_size)
 
 
-def load_published(weights: Path, settings: Path) -> SensorEncoder:
-    """Read an encoder from weights in the layout in which the authors share theirs.
+def load_published(weights: Path, settings: Path | None = None) -> SensorEncoder:
+    """Read an encoder from a checkpoint of the published code.
 
     Args:
-        weights: ``weights.ckpt``; nothing in it is executed.
-        settings: ``cfg.yaml`` beside it.
+        weights: ``weights.ckpt`` as the authors share it, or the ``*.ckpt`` of a training run; nothing in it is executed.
+        settings: Its ``cfg.yaml`` or ``args.yaml``; the one beside it where None.
 
     Raises:
-        EncoderError: A file is missing, damaged, or holds something else. ``ConfigError``: not a CSMAE.
+        EncoderError: A file is missing or damaged, or is not a whole CSMAE, decoders included.
     """
-    content = load_yaml(settings)
-    named = {**(content.get("kwargs") or {}), **(content.get("backbone") or {})}
+    named = read_settings(load_yaml(settings or _settings_beside(weights)))
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
+        content = torch.load(weights, map_location="cpu", weights_only=True)
+        state = {str(name): tensor for name, tensor in content["state_dict"].items()}
     except OSError as error:
         raise EncoderError(f"{weights}: cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged file fails in any of torch's, pickle's or zip's ways
         reason = " ".join(str(error).split())[:120]
         raise EncoderError(f"{weights}: is no published checkpoint ({reason})") from None
-    model = infer_model(state, named)
-    network = Encoder(model)
     try:
-        network.load_state_dict(encoder_state(convert_state(state)))
-    except RuntimeError as error:
-        raise EncoderError(f"{weights}: {' '.join(str(error).split())[:200]}") from None
-    return SensorEncoder(network, model, Data(), transpose=True).eval()
+        model = infer_model(state, named)
+        network = CSMAE(model, Masking(), Loss())
+        network.load_state_dict(convert_state(state))
+    except (ConfigError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EncoderError(f"{weights}: is no published checkpoint ({reason})") from None
+    return SensorEncoder(network.encoder, model, Data(), transpose=True).eval()
+
+
+def _settings_beside(weights: Path) -> Path:
+    for name in PUBLISHED_SETTINGS:
+        if (path := weights.with_name(name)).exists():
+            return path
+    raise EncoderError(f"{weights}: needs one of {', '.join(PUBLISHED_SETTINGS)} beside it")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -209,5 +220,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

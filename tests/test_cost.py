@@ -16,6 +16,7 @@ BATCH = 4
 CASES = [
     (Masking(), Loss()),
     (Masking(ratio=0.75, strategy="disjoint", reconstruction="identical"), Loss(mde_weight=1)),
+    (Masking(reconstruction="identical"), Loss()),
     (Masking(strategy="identical"), Loss(cmr_weight=0)),
     (Masking(), Loss(umr_weight=0, s1_weight=0)),
     (Masking(), Loss(umr_weight=0, cmr_weight=0)),

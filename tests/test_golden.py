@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from csmae.config import Data, Loss, Masking
 from csmae.data.archive import open_archive
 from csmae.data.loader import batches
 from csmae.data.transforms import upsample
-from csmae.encoders import load_published
+from csmae.encoders import EncoderError, load_published
 from csmae.model.csmae import CSMAE
 from csmae.model.published import convert_state, infer_model, rename
 from csmae.sensors import S1_BANDS, S2_BANDS
@@ -182,6 +183,71 @@ def test_a_published_configuration_without_sizes_means_12_heads(tmp_path: Path) 
     settings.pop("backbone", None)
     (tmp_path / "cfg.yaml").write_text(yaml.safe_dump(settings))
     assert load_published(PUBLISHED / "weights.ckpt", tmp_path / "cfg.yaml").model.num_heads == 12
+
+
+def write_run(folder: Path, state: dict[str, Tensor], settings: dict[str, Any]) -> Path:
+    """A training run's folder as the published code leaves it."""
+    kwargs = {name: settings[name] for name in ("img_size", "patch_size", "num_heads", "global_pool")}
+    method = {"decoder_num_heads": settings["decoder_num_heads"], "mask_ratio": settings["mask_ratio"]}
+    arguments = {"backbone": {"name": "vit_tiny", "kwargs": kwargs}, "method_kwargs": method, "max_epochs": 150}
+    (folder / "args.yaml").write_text(yaml.safe_dump(arguments))
+    path = folder / "csmae-a1b2c3d4-ep=149.ckpt"
+    torch.save({"epoch": 149, "global_step": 9, "state_dict": state, "optimizer_states": [{"state": {}}]}, path)
+    return path
+
+
+@needs_golden
+def test_the_checkpoint_of_a_published_training_run_is_read(case: Case, tmp_path: Path) -> None:
+    encoder = load_published(write_run(tmp_path, case.part("state."), case.settings))
+    s1, s2, _, _ = case.inputs
+    with torch.no_grad():
+        features = encoder.network.features({"s1": s1, "s2": s2})
+    for sensor in ("s1", "s2"):
+        expected = case.tensors[f"expect.encode_{sensor}"]
+        if not expected.isnan().any():
+            agrees(features[sensor], expected)
+
+
+@needs_golden
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda state: state.pop("backbone.norm.bias"), "Missing key.*encoder.norm.bias"),
+        (lambda state: state.pop("backbone.pos_embed"), "'backbone.pos_embed' is missing"),
+        (lambda state: state.update({"backbone.norm.scale": torch.zeros(3)}), "Unexpected key.*encoder.norm.scale"),
+        (
+            lambda state: state.update({"projector.weight": torch.zeros(3)}),
+            "'projector.weight' is no parameter of a CSMAE",
+        ),
+        (
+            lambda state: state.update({"backbone.cls_token": torch.zeros(1, 1, 7)}),
+            "size mismatch for encoder.cls_token",
+        ),
+        (lambda state: state.update({"backbone.patch_embed.proj.weight": 3}), "do not make a CSMAE"),
+    ],
+)
+def test_a_published_checkpoint_is_read_whole_or_refused(
+    change: Callable[[dict[str, Tensor]], object], text: str, tmp_path: Path
+) -> None:
+    case = Case(CASES[0])
+    state = case.part("state.")
+    change(state)
+    path = write_run(tmp_path, state, case.settings)
+    with pytest.raises(EncoderError, match=rf"{path.name}: is no published checkpoint \(.*{text}") as caught:
+        load_published(path)
+    assert "\n" not in str(caught.value)
+
+
+@needs_golden
+def test_a_published_checkpoint_without_settings_or_half_written_is_refused(tmp_path: Path) -> None:
+    case = Case(CASES[0])
+    path = write_run(tmp_path, case.part("state."), case.settings)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(EncoderError, match="is no published checkpoint"):
+        load_published(path)
+    (tmp_path / "args.yaml").unlink()
+    with pytest.raises(EncoderError, match=r"needs one of cfg.yaml, args.yaml, args.json beside it"):
+        load_published(path)
 
 
 REAL_V1 = Path(os.environ.get("CSMAE_REAL_DATA", ROOT.parent / "shared" / "data")) / "bigearthnet-v1"

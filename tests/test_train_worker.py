@@ -1,13 +1,18 @@
 """Training by hand: what a person sees who types the command."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import train_worker
-from conftest import SMALL
+from conftest import SMALL, small_config
 from csmae import load_encoder
+from csmae.training.checkpoint import CHECKPOINT
+from csmae.training.engine import pretrain
+from test_ddp import ROOT, free_port
 
 
 @pytest.fixture
@@ -33,6 +38,12 @@ def test_a_run_prints_a_line_an_epoch_and_leaves_an_encoder(run_yaml: Path, caps
         ("model.patch_size=16", "16 does not divide 120"),
         ("data.path=/nowhere", "/nowhere"),
         ("optim.batch_size=33", "optim.batch_size 33 is larger than the training split: 32 pairs"),
+        ("optim.lr=0", "optim.lr: input should be greater than 0, found 0"),
+        ("optim.lr=-1.0e-3", "optim.lr: input should be greater than 0, found -0.001"),
+        ("train.epochs=1", "optim.warmup_epochs must be smaller than train.epochs: found 1 of 1"),
+        ("optim.micro_batch_size=0", "optim.micro_batch_size: input should be greater than or equal to 1, found 0"),
+        ("train.precision=fp8", "train.precision: input should be 'auto', 'fp32', 'bf16' or 'fp16', found 'fp8'"),
+        ("train.compile=3", "train.compile: input should be a valid boolean"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -48,3 +59,54 @@ def test_a_mistake_is_one_line_and_status_2(
 def test_a_missing_file_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train_worker.main([str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err == f"{tmp_path / 'none.yaml'}: cannot be read: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("model.patch_size=15", "checkpoint.pt: was written with model.patch_size 30, the configuration says 15"),
+        ("optim.lr=5e-4", "checkpoint.pt: was written with optim.lr 0.001, the configuration says 0.0005"),
+    ],
+)
+def test_a_checkpoint_of_another_configuration_is_one_line_and_status_2(
+    run_yaml: Path, option: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(run_yaml), "--out", str(run_yaml.parent / "out")]
+    next(pretrain(small_config(), run_yaml.parent / "out"))
+    assert train_worker.main([*arguments, "--set", option]) == 2
+    seen = capsys.readouterr().err
+    assert text in seen
+    assert len(seen.splitlines()) == 1
+
+
+def test_a_checkpoint_half_written_is_one_line_and_status_2(run_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run_yaml.parent / "out"
+    next(pretrain(small_config(), out))
+    (out / CHECKPOINT).write_bytes((out / CHECKPOINT).read_bytes()[:5000])
+    assert train_worker.main([str(run_yaml), "--out", str(out)]) == 2
+    seen = capsys.readouterr().err
+    assert "checkpoint.pt: is damaged" in seen
+    assert len(seen.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_batch_that_two_workers_cannot_share_is_told_in_one_line_each(run_yaml: Path) -> None:
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
+    done = subprocess.run(
+        [*torchrun, "train_worker.py", str(run_yaml), "--set", "optim.batch_size=9", "--out", str(run_yaml.parent)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    text = "optim.batch_size must be a multiple of the workers of a trial: 9 pairs on 2 workers"
+    assert done.stderr.splitlines().count(text) == 2

@@ -39,17 +39,22 @@ class _Tally:
 
     def blocks(self, depth: int, rows: int, width: int, mlp_ratio: float, *, once: bool) -> None:
         """Transformer blocks over ``rows`` tokens."""
-        hidden = int(width * mlp_ratio)
         for _ in range(depth):
-            self.params += 4 * width * once  # two norms
-            self.kept += rows * (
-                2 * width + 4 * width + hidden
-            )  # norms' inputs; queries, keys, values, sum; GELU's input
-            self.linear(rows, width, 3 * width, once=once)
-            self.flops += 4 * rows * rows * width * (BACKWARD + 1)
-            self.linear(rows, width, width, once=once)
-            self.linear(rows, width, hidden, once=once)
-            self.linear(rows, hidden, width, once=once)
+            self.block(rows, rows, width, mlp_ratio, once=once)
+
+    def block(self, rows: int, asked: int, width: int, mlp_ratio: float, *, once: bool) -> None:
+        """A transformer block over ``rows`` tokens, ``asked`` of which are computed."""
+        hidden = int(width * mlp_ratio)
+        self.params += 4 * width * once  # two norms
+        # Norms' inputs; queries, keys, values, sum; GELU's input.
+        self.kept += (rows + asked) * width + 2 * (rows + asked) * width + asked * hidden
+        self.linear(rows, width, 2 * width, once=once)
+        self.linear(asked, width, width, once=once)
+        self.kept -= width * min(rows, asked)  # one input of queries, keys and values
+        self.flops += 4 * rows * asked * width * (BACKWARD + 1)
+        self.linear(asked, width, width, once=once)
+        self.linear(asked, width, hidden, once=once)
+        self.linear(asked, hidden, width, once=once)
 
 
 def cost(config: Config) -> Cost:
@@ -75,24 +80,31 @@ def cost(config: Config) -> Cost:
 def _decoders(config: Config, tally: _Tally, visible: dict[str, int]) -> None:
     model, targets = config.model, config.loss.targets
     for group in [targets] if model.common_decoder and targets else [(target,) for target in targets]:
-        sources = [s for s in visible if any(_in_loss(config, s, target) for target in group)]
-        for index, source in enumerate(sources):
+        pairs = [(source, target) for target in group for source in visible if _in_loss(config, source, target)]
+        for index, source in enumerate(dict.fromkeys(source for source, _ in pairs)):
             _trunk(model, tally, visible[source] + 1, once=index == 0)
-        for target in group:
-            terms = [source for source in sources if _in_loss(config, source, target)]
-            for index, source in enumerate(terms):
-                identical = source != target and config.masking.reconstruction == "identical"
-                rows = visible[source] if identical else model.num_patches - visible[source]
-                outputs = model.patch_size**2 * NUM_CHANNELS[target]
-                tally.linear(rows, model.decoder_embed_dim, outputs, once=index == 0)
-                tally.kept += 2 * rows * outputs  # prediction and target
+        for index, (source, hidden) in enumerate(dict.fromkeys((s, _hidden(config, s, t)) for s, t in pairs)):
+            asked = model.num_patches - visible[source] if hidden else visible[source]
+            tally.block(model.num_patches + 1, asked, model.decoder_embed_dim, model.mlp_ratio, once=index == 0)
+        for index, (source, target) in enumerate(pairs):
+            asked = model.num_patches - visible[source] if _hidden(config, source, target) else visible[source]
+            outputs = model.patch_size**2 * NUM_CHANNELS[target]
+            once = target not in [t for _, t in pairs[:index]]
+            tally.linear(asked, model.decoder_embed_dim, outputs, once=once)
+            tally.kept += 2 * asked * outputs  # prediction and target
 
 
 def _trunk(model: Model, tally: _Tally, rows: int, *, once: bool) -> None:
+    """A decoder but for its last block, which computes the patches in the loss only, and its heads."""
     width = model.decoder_embed_dim
     tally.linear(rows, model.embed_dim, width, once=once)
-    tally.blocks(model.decoder_depth, model.num_patches + 1, width, model.mlp_ratio, once=once)
+    tally.blocks(model.decoder_depth - 1, model.num_patches + 1, width, model.mlp_ratio, once=once)
     tally.params += 3 * width * once  # norm and mask token
+
+
+def _hidden(config: Config, source: str, target: str) -> bool:
+    """Whether the loss reads the patches hidden from the source, not those visible in it."""
+    return source == target or config.masking.reconstruction == "disjoint"
 
 
 def _in_loss(config: Config, source: str, target: str) -> bool:

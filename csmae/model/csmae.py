@@ -51,12 +51,16 @@ class CSMAE(nn.Module):
         self.decoders = nn.ModuleDict({name: Decoder(model, heads) for name, heads in groups.items()})
         self.apply(_initialise)
 
-    def forward(self, s1_bchw: Tensor, s2_bchw: Tensor, noise_s1_bl: Tensor, noise_s2_bl: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, s1_bchw: Tensor, s2_bchw: Tensor, noise_s1_bl: Tensor, noise_s2_bl: Tensor, pull_2bd: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The loss of a batch and its terms.
 
         Args:
             s1_bchw, s2_bchw: Normalised images of the pairs.
             noise_s1_bl, noise_s2_bl: Uniform noise in [0, 1) that chooses the visible patches.
+            pull_2bd: Gradient of the contrastive terms with respect to both sensors' features, where these terms have
+                been computed over a larger batch: they are passed on, and not computed again.
 
         Returns:
             Scalars: ``loss`` (the weighted sum) and the unweighted terms that are on: ``umr_s1``, ``umr_s2``,
@@ -64,14 +68,24 @@ class CSMAE(nn.Module):
         """
         patches, masks, tokens = self._encode(s1_bchw, s2_bchw, noise_s1_bl, noise_s2_bl)
         terms = self._reconstruct(patches, masks, tokens)
-        if self.loss.contrastive:
-            z1, z2 = self.encoder.pool(tokens["s1"]), self.encoder.pool(tokens["s2"])
-            if self.loss.mim_weight:
-                terms["mim"] = self.loss.mim_weight, nt_xent(z1, z2, self.loss.temperature)
-            if self.loss.mde_weight:
-                terms["mde"] = self.loss.mde_weight, modality_discrepancy(z1, z2)
-        total = torch.stack([weight * term for weight, term in terms.values()]).sum()
-        return {"loss": total} | {name: term for name, (_, term) in terms.items()}
+        if not self.loss.contrastive:
+            return _total(terms)
+        z_2bd = self._pool(tokens)
+        if pull_2bd is None:
+            return _total(terms | self._contrast(z_2bd))
+        pulled = (z_2bd.float() * pull_2bd).sum()
+        terms["pull"] = 1.0, pulled - pulled.detach()  # a gradient without a value
+        total = _total(terms)
+        del total["pull"]
+        return total
+
+    def features(self, s1_bchw: Tensor, s2_bchw: Tensor, noise_s1_bl: Tensor, noise_s2_bl: Tensor) -> Tensor:
+        """Both sensors' features of the visible patches, (2, B, D): what the contrastive terms read."""
+        return self._pool(self._encode(s1_bchw, s2_bchw, noise_s1_bl, noise_s2_bl)[2])
+
+    def contrast(self, z_2bd: Tensor) -> dict[str, Tensor]:
+        """The contrastive terms alone: ``loss`` (their weighted sum), and ``mim``, ``mde`` where they are on."""
+        return _total(self._contrast(z_2bd))
 
     @torch.no_grad()
     def reconstruct(self, s1_bchw: Tensor, s2_bchw: Tensor, noise_s1_bl: Tensor, noise_s2_bl: Tensor) -> Reconstruction:
@@ -80,10 +94,11 @@ class CSMAE(nn.Module):
         predictions = {}
         for decoder in self.decoders.values():
             assert isinstance(decoder, Decoder)
-            for source, decoded in decoder(tokens, masks).items():
+            for source, trunk in decoder(tokens, masks).items():
+                decoded = decoder.finish(trunk)
                 for target in decoder.heads:
                     predictions[source, target] = decoder.predict(decoded, target)
-        return Reconstruction(masks, {s: self.encoder.pool(t) for s, t in tokens.items()}, predictions)
+        return Reconstruction(masks, dict(zip(tokens, self._pool(tokens), strict=True)), predictions)
 
     def _encode(
         self, s1_bchw: Tensor, s2_bchw: Tensor, noise_s1_bl: Tensor, noise_s2_bl: Tensor
@@ -103,22 +118,39 @@ class CSMAE(nn.Module):
         for decoder in self.decoders.values():
             assert isinstance(decoder, Decoder)
             wanted = {(s, t): w for t in decoder.heads for s in OTHER if (w := self._weight(s, t))}
-            decoded = decoder({s: tokens[s] for s in OTHER if any(source == s for source, _ in wanted)}, masks)
+            trunk = decoder({s: tokens[s] for s in OTHER if any(source == s for source, _ in wanted)}, masks)
+            decoded: dict[tuple[str, bool], Tensor] = {}
             for (source, target), weight in wanted.items():
-                rows = self._rows_in_loss(masks[source], source == target)
-                predicted = decoder.predict(decoded[source], target, rows)
+                hidden = source == target or self.masking.reconstruction == "disjoint"
+                rows = masks[source].removed_bm if hidden else masks[source].keep_bk
+                if (source, hidden) not in decoded:  # both heads of a common decoder may read the same patches
+                    decoded[source, hidden] = decoder.finish(trunk[source], rows)
+                predicted = decoder.predict(decoded[source, hidden], target)
                 name = f"umr_{target}" if source == target else f"cmr_{source}_to_{target}"
                 terms[name] = weight, reconstruction_loss(predicted, take_rows(patches[target], rows))
         return terms
+
+    def _contrast(self, z_2bd: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Weight and value of each contrastive term."""
+        terms = {}
+        if self.loss.mim_weight:
+            terms["mim"] = self.loss.mim_weight, nt_xent(z_2bd[0], z_2bd[1], self.loss.temperature)
+        if self.loss.mde_weight:
+            terms["mde"] = self.loss.mde_weight, modality_discrepancy(z_2bd[0], z_2bd[1])
+        return terms
+
+    def _pool(self, tokens: dict[str, Tensor]) -> Tensor:
+        return torch.stack([self.encoder.pool(tokens[s]) for s in OTHER])
 
     def _weight(self, source: str, target: str) -> float:
         weight = self.loss.umr_weight if source == target else self.loss.cmr_weight
         return weight * (self.loss.s1_weight if target == "s1" else 1.0)
 
-    def _rows_in_loss(self, source: Mask, uni_modal: bool) -> Tensor:
-        if uni_modal or self.masking.reconstruction == "disjoint":
-            return source.removed_bm
-        return source.keep_bk
+
+def _total(terms: dict[str, tuple[float, Tensor]]) -> dict[str, Tensor]:
+    """The weighted sum of terms as ``loss``, and the terms."""
+    loss = torch.stack([weight * term for weight, term in terms.values()]).sum()
+    return {"loss": loss} | {name: term for name, (_, term) in terms.items()}
 
 
 def _initialise(module: nn.Module) -> None:

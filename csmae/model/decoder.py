@@ -1,6 +1,7 @@
 """The decoder: visible tokens to predictions of every patch.
 
-B batch, L patches, K visible patches, M patches to predict, P values of a patch, D encoder width, E decoder width.
+B batch, L patches, K visible patches, N = 1 + L tokens, M patches to predict, P values of a patch, D encoder width,
+E decoder width.
 """
 
 from functools import partial
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from csmae.config import Model
-from csmae.model.encoder import NUM_CHANNELS, make_blocks
+from csmae.model.blocks import make_blocks
+from csmae.model.encoder import NUM_CHANNELS
 from csmae.model.masking import Mask
 from csmae.model.patches import sincos_positions, take_rows
 
@@ -36,23 +38,27 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleDict({t: nn.Linear(width, model.patch_size**2 * NUM_CHANNELS[t]) for t in targets})
 
     def forward(self, tokens: dict[str, Tensor], masks: dict[str, Mask]) -> dict[str, Tensor]:
-        """Pass the tokens of each source sensor through the trunk, all sources in one batch.
+        """Pass the tokens of each source sensor through the trunk but for its last block, all sources in one batch.
 
         Args:
             tokens: By source sensor, (B, 1 + K, D) from the encoder.
             masks: By source sensor, where the tokens came from.
 
         Returns:
-            By source sensor, (B, L, E): one token a patch, ready for ``predict``.
+            By source sensor, (B, 1 + L, E): ready for ``finish``.
         """
         whole = torch.cat([self._unshuffle(t, masks[s]) for s, t in tokens.items()])
-        decoded = self.norm(self.blocks(whole)[:, 1:])
-        return dict(zip(tokens, decoded.chunk(len(tokens)), strict=True))
+        return dict(zip(tokens, self.blocks[:-1](whole).chunk(len(tokens)), strict=True))
 
-    def predict(self, decoded_ble: Tensor, target: str, rows_bm: Tensor | None = None) -> Tensor:
-        """Values of the target sensor's patches at the given rows, all where None: (B, M, P)."""
-        rows = decoded_ble if rows_bm is None else take_rows(decoded_ble, rows_bm)
-        predicted: Tensor = self.heads[target](rows)
+    def finish(self, trunk_bne: Tensor, rows_bm: Tensor | None = None) -> Tensor:
+        """The last block and the norm at the given patches, all where None: (B, M, E), ready for ``predict``."""
+        last = self.blocks[-1]
+        decoded: Tensor = self.norm(last(trunk_bne)[:, 1:] if rows_bm is None else last(trunk_bne, rows_bm + 1))
+        return decoded
+
+    def predict(self, decoded_bme: Tensor, target: str) -> Tensor:
+        """Values of the target sensor's patches: (B, M, P)."""
+        predicted: Tensor = self.heads[target](decoded_bme)
         return predicted
 
     def _unshuffle(self, tokens_bkd: Tensor, mask: Mask) -> Tensor:

@@ -6,21 +6,16 @@ B batch, L patches, K visible patches, P values of a patch, D width.
 from functools import partial
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from csmae.config import Model
+from csmae.model.blocks import make_blocks
 from csmae.model.patches import patchify, sincos_positions, take_rows
 from csmae.sensors import S1_BANDS, S2_BANDS
 
 NUM_CHANNELS = {"s1": len(S1_BANDS), "s2": len(S2_BANDS)}
 
 NORM = partial(nn.LayerNorm, eps=1e-6)
-
-
-def make_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float, norm: partial[nn.LayerNorm]) -> nn.Sequential:
-    """Pre-norm transformer blocks (ViT, arXiv 2010.11929)."""
-    return nn.Sequential(*(Block(width, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
 
 
 class Encoder(nn.Module):

@@ -13,8 +13,8 @@ from torch import Tensor
 from csmae.config import ConfigError, Model
 from csmae.model.patches import sincos_positions
 
-NUM_HEADS = 12
-"""Heads of the published encoders, which their configuration files leave out."""
+NUM_HEADS = {"vit_tiny": 3, "vit_small": 6, "vit_base": 12, "vit_large": 16}
+"""Heads by the encoder's published name; the files beside the published weights give neither: they are ``vit_base``."""
 
 DECODER_NUM_HEADS = 16
 
@@ -44,7 +44,7 @@ def rename(published: str) -> str:
         name, found = re.subn(pattern, replacement, published)
         if found:
             return re.sub(r"\.decoder_(embed|blocks|norm)\.", r".\1.", name)
-    raise ConfigError(f"published weights: {published!r} is no parameter of a CSMAE")
+    raise ConfigError(f"{published!r} is no parameter of a CSMAE")
 
 
 def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name.endswith("pos_embed"):
             fixed = sincos_positions(tensor.shape[1] - 1, tensor.shape[2])
             if not torch.allclose(tensor[0], fixed, atol=1e-5):
-                raise ConfigError(f"published weights: {name!r} is not the fixed sine-cosine embedding")
+                raise ConfigError(f"{name!r} is not the fixed sine-cosine embedding")
         elif name.endswith("patch_embed.proj.weight") or name.endswith("patch_embed_s2.proj.weight"):
             ours[rename(name)] = tensor.permute(0, 2, 3, 1).flatten(1).contiguous()
         else:
@@ -71,10 +71,10 @@ def infer_model(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Mod
 
     Args:
         state: Published state dictionary; widths, depths and patch size are read off its tensors.
-        settings: ``num_heads``, ``decoder_num_heads`` and ``global_pool``, where the configuration names them.
+        settings: What ``read_settings`` found.
 
     Raises:
-        ConfigError: The tensors of a CSMAE are missing.
+        ConfigError: These are not the tensors of a CSMAE, or not those that the settings describe.
     """
     try:
         width, _, patch_size, _ = state["backbone.patch_embed.proj.weight"].shape
@@ -86,7 +86,7 @@ def infer_model(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Mod
             "img_size": side * patch_size,
             "patch_size": patch_size,
             "embed_dim": width,
-            "num_heads": settings.get("num_heads", NUM_HEADS),
+            "num_heads": settings.get("num_heads") or NUM_HEADS[settings.get("name", "vit_base")],
             "mlp_ratio": _mlp_ratio(state, width),
             "sensor_depth": sensor_depth,
             "cross_depth": _count(state, "backbone.blocks."),
@@ -98,13 +98,22 @@ def infer_model(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Mod
             values["decoder_num_heads"] = settings.get("decoder_num_heads", DECODER_NUM_HEADS)
         return Model(**values)
     except KeyError as error:
-        raise ConfigError(f"published weights: {error.args[0]!r} is missing") from None
+        raise ConfigError(f"{error.args[0]!r} is missing, or no part of a CSMAE") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"weights and settings do not make a CSMAE: {reason}") from None
 
 
-def encoder_state(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's part of a converted state dictionary, without the prefix."""
-    prefix = "encoder."
-    return {name.removeprefix(prefix): tensor for name, tensor in ours.items() if name.startswith(prefix)}
+def read_settings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``cfg.yaml`` or a training run's ``args.yaml`` says of the architecture, without its sections.
+
+    Returns:
+        Such as ``name``, ``num_heads``, ``global_pool``, ``decoder_num_heads``, where they are said.
+    """
+    backbone = content.get("backbone")
+    sections = [content.get("kwargs"), content.get("method_kwargs"), backbone]
+    sections += [backbone.get("kwargs")] if isinstance(backbone, Mapping) else []
+    return {name: value for section in sections if isinstance(section, Mapping) for name, value in section.items()}
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:

@@ -16,7 +16,7 @@ CHECKPOINT = "checkpoint.pt"
 
 FORMAT = "csmae-checkpoint-1"
 
-FREE = ("data.path", "data.splits_dir", "train.checkpoint_every", "train.precision", "eval.")
+FREE = ("data.path", "data.splits_dir", "train.checkpoint_every", "train.precision", "train.compile", "eval.")
 """Fields in which a resumed run may differ: they change where bytes come from or go to, not what is learned."""
 
 
@@ -33,15 +33,21 @@ def save_checkpoint(folder: Path, config: Config, epoch: int, parts: dict[str, A
         epoch: Epochs done. With ``train.seed`` it is the whole state of the randomness: every step draws from a
             generator seeded by (seed, step), on any number of workers.
         parts: State of the model, optimiser and gradient scaler, by name.
+
+    Raises:
+        OSError, RuntimeError: The disk is full; the file that was there before still is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{CHECKPOINT}.tmp"
     states = {name: part.state_dict() for name, part in parts.items()}
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, "config": config.model_dump_json(), "epoch": epoch} | states, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / CHECKPOINT)
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, "config": config.model_dump_json(), "epoch": epoch} | states, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / CHECKPOINT)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any], device: torch.device) -> int:
@@ -67,7 +73,8 @@ def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any], device:
         raise CheckpointError(f"{path}: is damaged ({reason}): remove it to start the run anew") from None
     _compare(path, json.loads(content["config"]), config)
     for name, part in parts.items():
-        part.load_state_dict(content[name])
+        if content[name]:  # a gradient scaler that was off leaves nothing
+            part.load_state_dict(content[name])
     return int(content["epoch"])
 
 

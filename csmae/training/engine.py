@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +16,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from csmae.config import Config, ConfigError
 from csmae.data.archive import Archive, open_archive
 from csmae.data.loader import batches, epoch_rows
 from csmae.data.pairs import PairBatch
 from csmae.encoders import SensorEncoder
-from csmae.training.checkpoint import load_checkpoint, save_checkpoint
-from csmae.training.memory import MicroBatch
-from csmae.training.optim import learning_rate, make_optimizer
+from csmae.model.cost import cost
+from csmae.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from csmae.training.optim import learning_rate
 from csmae.training.scoring import default_device, encoder_of, seeded_model, subset, validation_scores, validation_split
+from csmae.training.step import Stepper
 
 FINITE_CHECK_EVERY = 16
 """Steps between looks at the loss: each look waits for the device and for the other ranks."""
@@ -43,7 +43,7 @@ class Epoch:
     number: int
     """Epochs done, from 1."""
     metrics: dict[str, float]
-    """``train/…``, ``val/…`` and ``time/…``, the same on all ranks."""
+    """``train/…``, ``val/…``, ``time/…`` and ``cost/…`` (see ``csmae.model.cost``), the same on all ranks."""
 
 
 def pretrain(
@@ -58,8 +58,8 @@ def pretrain(
 
     Args:
         config: The whole run.
-        run_dir: Gets ``checkpoint.pt`` and ``encoder/``; a checkpoint in it is gone on from. Nothing is written
-            where None.
+        run_dir: One folder for all ranks; gets ``checkpoint.pt`` and ``encoder/``; a checkpoint in it is gone on
+            from. Nothing is written where None.
         device: Such as ``cuda:0``; the rank's GPU, or the CPU, where None.
         on_step: Called after each step with the steps done in this epoch and their number: an epoch may take hours.
 
@@ -68,18 +68,20 @@ def pretrain(
 
     Raises:
         DivergedError: The loss is not finite, on all ranks alike.
-        ConfigError: The archive or the checkpoint does not fit the configuration.
+        ConfigError: The archive, the checkpoint or the memory does not fit the configuration, or the disk is full; on
+            all ranks alike. ``ArchiveError``: A pair is damaged; on the rank that reads it.
     """
     run = _Run(config, torch.device(device or default_device()), run_dir)
-    done = load_checkpoint(run_dir, config, run.parts, run.device) if run_dir else 0
+    done = run.resume(run_dir) if run_dir else 0
+    price = {f"cost/{name}": float(value) for name, value in cost(config)._asdict().items()}
     for epoch in range(done, config.train.epochs):
-        last = epoch + 1 == config.train.epochs
+        start, last = time.perf_counter(), epoch + 1 == config.train.epochs
         metrics = run.train(epoch, on_step or _silent)
         if last or (epoch + 1) % config.eval.every == 0:
             metrics |= run.validate()
-        if run_dir and run.rank == 0 and (last or (epoch + 1) % config.train.checkpoint_every == 0):
-            run.encoder().save(run_dir / "encoder", {"epoch": epoch + 1, "metrics": metrics})
-            save_checkpoint(run_dir, config, epoch + 1, run.parts)
+        metrics |= price | run.spent(time.perf_counter() - start)
+        if run_dir and (last or (epoch + 1) % config.train.checkpoint_every == 0):
+            run.save(run_dir, epoch + 1, metrics)
         yield Epoch(epoch + 1, metrics)
 
 
@@ -120,21 +122,14 @@ class _Run:
         archive = check(config, self.world_size)
         self.train_split = subset(archive.split("train"), config.data.max_train_pairs, config.train.seed)
         self.validation = validation_split(archive, config)
-        self.memory = MicroBatch(config, self.world_size, run_dir)
         self.model = seeded_model(config).to(device)
         self.prepare = self.encoder().prepare
-        self.optimizer = make_optimizer(self.model, config.optim)
-        self.precision = autocast_type(config.train.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision is torch.float16)
-        self.step_model: nn.Module = self.model
-        if self.world_size > 1:
-            ids = [device] if device.type == "cuda" else None
-            self.step_model = DistributedDataParallel(self.model, ids, gradient_as_bucket_view=True)
+        self.step = Stepper(self.model, config, run_dir)
 
     @property
     def parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | torch.amp.GradScaler]:
         """What a checkpoint holds."""
-        return {"model": self.model, "optimizer": self.optimizer, "scaler": self.scaler}
+        return {"model": self.model, "optimizer": self.step.optimizer, "scaler": self.step.scaler}
 
     def encoder(self) -> SensorEncoder:
         """The network's encoder as users take it home, sharing its weights."""
@@ -154,7 +149,7 @@ class _Run:
                 step = epoch * len(rows) + index
                 rate = self._set_rate(step, len(rows))
                 s1, s2, noise = self._augment(step, batch)
-                for name, term in self._update(s1, s2, noise).items():
+                for name, term in self.step(s1, s2, noise).items():
                     sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term
                 on_step(index + 1, len(rows))
                 if index % FINITE_CHECK_EVERY == FINITE_CHECK_EVERY - 1:
@@ -163,7 +158,7 @@ class _Run:
         seconds = time.perf_counter() - start
         course = {
             "train/lr": rate,
-            "train/micro_batch": float(self.memory.micro_batch),
+            "train/micro_batch": float(self.step.memory.micro_batch),
             "train/pairs_per_s": len(rows) * optim.batch_size / seconds,
             "time/epoch_s": seconds,
         }
@@ -173,13 +168,61 @@ class _Run:
         """Retrieval scores within the validation split, the same on all ranks."""
         start = time.perf_counter()
         self.model.eval()
-        scores = validation_scores(self.encoder(), self.validation, self.config.eval)
+        with self.step.eager():
+            scores = validation_scores(self.encoder(), self.validation, self.config.eval)
         return scores | {"time/eval_s": time.perf_counter() - start}
+
+    def spent(self, seconds: float) -> dict[str, float]:
+        """What an epoch of so many seconds used: worker-seconds, and GPU-seconds where there are GPUs."""
+        used = seconds * self.world_size
+        return {"time/worker_s": used} | ({"time/gpu_s": used} if self.device.type == "cuda" else {})
+
+    def resume(self, folder: Path) -> int:
+        """Load the folder's checkpoint; returns the epochs done.
+
+        Raises:
+            CheckpointError: It does not fit, or the ranks do not see the same; on all ranks alike.
+        """
+        done = load_checkpoint(folder, self.config, self.parts, self.device)
+        if self.world_size > 1:
+            ends = torch.tensor([done, -done], device=self.device)
+            dist.all_reduce(ends, dist.ReduceOp.MAX)
+            latest, earliest = ends[0].item(), -ends[1].item()
+            if latest != earliest:
+                raise CheckpointError(
+                    f"{folder}: must be one folder for all workers: they find {earliest} and {latest} epochs in it"
+                )
+        return done
+
+    def save(self, folder: Path, epoch: int, metrics: dict[str, float]) -> None:
+        """Write the encoder and the checkpoint, by rank 0.
+
+        Raises:
+            CheckpointError: They cannot be written, such as to a full disk; on all ranks alike.
+        """
+        failed: CheckpointError | None = None
+        if self.rank == 0:
+            try:
+                self.encoder().save(folder / "encoder", {"epoch": epoch, "metrics": metrics})
+                save_checkpoint(folder, self.config, epoch, self.parts)
+            except (OSError, RuntimeError) as error:  # torch's writer makes the one into the other
+                reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:120]
+                failed = CheckpointError(
+                    f"{folder}: epoch {epoch} cannot be written ({reason}): the last good checkpoint is still there; "
+                    "make room and run again"
+                )
+        if self.world_size > 1:
+            flag = torch.tensor(float(failed is not None), device=self.device)
+            dist.all_reduce(flag)
+            if flag and failed is None:
+                failed = CheckpointError(f"{folder}: epoch {epoch} cannot be written by rank 0")
+        if failed:
+            raise failed
 
     def _set_rate(self, step: int, steps_per_epoch: int) -> float:
         optim, train = self.config.optim, self.config.train
         rate = learning_rate(step, train.epochs * steps_per_epoch, optim.warmup_epochs * steps_per_epoch, optim.lr)
-        for group in self.optimizer.param_groups:
+        for group in self.step.optimizer.param_groups:
             group["lr"] = rate
         return rate
 
@@ -198,43 +241,6 @@ class _Run:
         s1, s2 = self.prepare(batch.to(self.device), torch.from_numpy(flips[own]).to(self.device))
         return s1, s2, torch.from_numpy(noise[:, own]).to(self.device)
 
-    def _update(self, s1: Tensor, s2: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """One optimiser step; returns the loss terms, detached.
-
-        Out of memory, the step is repeated with half the micro-batch. With other ranks that is not possible here: they
-        wait in a collective. ``pretrain`` then leaves the smaller size for the next attempt.
-        """
-        while True:
-            try:
-                terms = self._accumulate(s1, s2, noise)
-                break
-            except torch.OutOfMemoryError:
-                self.optimizer.zero_grad(set_to_none=True)
-                self.memory.halve()
-                if self.world_size > 1:
-                    raise
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return terms
-
-    def _accumulate(self, s1: Tensor, s2: Tensor, noise: Tensor) -> dict[str, Tensor]:
-        """Gradients of this rank's share, one micro-batch after another; returns the mean loss terms."""
-        sums: dict[str, Tensor] = {}
-        parts = list(
-            zip(*(t.split(self.memory.micro_batch, dim) for t, dim in ((s1, 0), (s2, 0), (noise, 1))), strict=True)
-        )
-        for index, (part_s1, part_s2, part_noise) in enumerate(parts):
-            parallel = self.step_model if isinstance(self.step_model, DistributedDataParallel) else None
-            with parallel.no_sync() if parallel and index + 1 < len(parts) else nullcontext():
-                with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
-                    terms: dict[str, Tensor] = self.step_model(part_s1, part_s2, part_noise[0], part_noise[1])
-                share = len(part_s1) / len(s1)
-                self.scaler.scale(terms["loss"] * share).backward()
-            for name, term in terms.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term.detach().float() * share
-        return sums
-
     def _means(self, sums: dict[str, Tensor], num_steps: int, epoch: int) -> dict[str, float]:
         """Means over steps and ranks; raises where one is not finite, on all ranks alike."""
         stacked = torch.stack(list(sums.values())) / num_steps / self.world_size
@@ -247,15 +253,6 @@ class _Run:
                 f"the loss is not finite in epoch {epoch + 1} ({bad}): lower optim.lr or the loss weights"
             )
         return means
-
-
-def autocast_type(precision: str, device: torch.device) -> torch.dtype:
-    """The type of the matrix products; losses stay in float32."""
-    if precision == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def _silent(step: int, num_steps: int) -> None:

@@ -1,0 +1,84 @@
+"""How a training step scales from one worker to two, one thread each, every worker with the same share of pairs.
+
+One JSON line: for each size ``one`` and ``two`` (pairs/s of one worker alone, and of two together) and ``scaling``, two
+over twice one. One and two take turns; each figure is the median over the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from csmae.config import Config
+from csmae.model.csmae import CSMAE
+from csmae.training.step import Stepper
+
+SIZES: dict[str, dict[str, Any]] = {"tiny": {"size": "tiny"}, "quickstart": {"size": "nano", "patch_size": 30}}
+
+SHARE = 8
+"""Pairs of a worker."""
+
+STEPS = {"tiny": 3, "quickstart": 40}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    result: dict[str, Any] = {"pairs_of_a_worker": SHARE, "turns": options.turns}
+    for size in SIZES:
+        found: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(options.turns):
+            for workers in found:
+                found[workers].append(pairs_per_s(size, workers))
+        ratios = [two / one / 2 for one, two in zip(found[1], found[2], strict=True)]
+        one, two = (round(statistics.median(speeds), 2) for speeds in found.values())
+        result[size] = {"one": one, "two": two, "scaling": round(statistics.median(ratios), 3)}
+    print(json.dumps(result))
+
+
+def pairs_per_s(size: str, workers: int) -> float:
+    """Speed of a group of new processes."""
+    with socket.socket() as s, tempfile.TemporaryDirectory() as folder:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+        s.close()
+        spawn(work, (workers, port, size, folder), nprocs=workers)
+        return SHARE * workers / float((Path(folder) / "seconds").read_text())
+
+
+def work(rank: int, workers: int, port: int, size: str, folder: str) -> None:
+    """One worker: warm up, then time each step."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=workers)
+    config = Config.model_validate({"model": SIZES[size], "optim": {"batch_size": SHARE * workers}})
+    torch.manual_seed(0)
+    step = Stepper(CSMAE(config.model, config.masking, config.loss), config, None)
+    s1, s2 = torch.randn(SHARE, 2, 120, 120), torch.randn(SHARE, 10, 120, 120)
+    noise = torch.rand(2, SHARE, config.model.num_patches)
+    step(s1, s2, noise)
+    taken = []
+    for _ in range(STEPS[size]):
+        start = time.perf_counter()
+        step(s1, s2, noise)
+        taken.append(time.perf_counter() - start)
+    if rank == 0:
+        (Path(folder) / "seconds").write_text(str(statistics.median(taken)))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

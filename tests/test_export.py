@@ -1,0 +1,47 @@
+"""The folder for a model hub: what it holds, and what cannot be exported."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import small_config
+from csmae import load_encoder
+from csmae.__main__ import main
+from csmae.encoders import SETTINGS, WEIGHTS
+from csmae.training.scoring import encoder_of, seeded_model
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    config = small_config()
+    details = {"epoch": 3, "metrics": {"val/f1_mean": 0.4321, "train/loss": 1.5}}
+    encoder_of(seeded_model(config), config).save(tmp_path / "trained", details)
+    return tmp_path / "trained"
+
+
+def test_an_export_holds_the_encoder_and_a_card(trained: Path) -> None:
+    folder = trained.parent / "my-encoder"
+    assert main(["export", str(trained), str(folder)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "encoder.safetensors"]
+    s1 = torch.randn(1, 2, 120, 120)
+    assert torch.equal(load_encoder(folder).encode(s1=s1)[0], load_encoder(trained).encode(s1=s1)[0])
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: csmae\n")
+    for text in ("# my-encoder", "| val/f1_mean | 0.4321 |", "| VV | -12.62 | 5.11591 |", "VH VV", "@article{"):
+        assert text in card
+    assert "train/loss" not in card
+    assert json.loads((folder / SETTINGS).read_text())["details"]["epoch"] == 3
+
+
+def test_an_export_overwrites_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(trained), str(trained)]) == 2
+    assert capsys.readouterr().err == f"{trained}: is not empty: name a new folder\n"
+
+
+def test_a_damaged_encoder_is_not_exported(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (trained / WEIGHTS).write_bytes(b"half")
+    assert main(["export", str(trained), str(trained.parent / "hub")]) == 2
+    assert "does not match the checksum" in capsys.readouterr().err
+    assert not (trained.parent / "hub").exists()

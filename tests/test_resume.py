@@ -1,0 +1,145 @@
+"""What ends a training early changes nothing of what it learns."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from conftest import small_config
+from csmae.config import Config, ConfigError
+from csmae.training.checkpoint import CHECKPOINT
+from csmae.training.engine import pretrain
+from test_ddp import free_port
+
+KILLS = 20
+
+
+def losses(metrics: dict[str, float]) -> dict[str, float]:
+    """Everything that is computed, not measured."""
+    return {name: v for name, v in metrics.items() if name.startswith(("train/", "val/")) and "pairs_per_s" not in name}
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    return dict(torch.load(folder / CHECKPOINT, weights_only=True)["model"])
+
+
+def change_workers(rank: int, port: int, values: str, folder: str) -> None:
+    """Two ranks train two epochs, rank 0 alone the third, both the fourth."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    config, told = Config.model_validate_json(values), []
+    for epochs, together in ((2, True), (1, False), (1, True)):
+        if together:
+            dist.init_process_group("gloo", rank=rank, world_size=2)
+        if together or rank == 0:
+            training = pretrain(config, Path(folder))
+            told += [losses(next(training).metrics) for _ in range(epochs)]
+            training.close()
+        if together:
+            dist.destroy_process_group()
+    if rank == 0:
+        torch.save(told, Path(folder) / "told.pt")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    config = small_config(optim__micro_batch_size=3)
+    expected = [losses(epoch.metrics) for epoch in pretrain(config)]
+    spawn(change_workers, (free_port(), config.model_dump_json(), str(tmp_path)), nprocs=2)
+    told = torch.load(tmp_path / "told.pt", weights_only=True)
+    assert len(told) == 4
+    for a, b in zip(expected, told, strict=True):
+        trained = [name for name in a if name.startswith("train/") and name != "train/micro_batch"]
+        assert [b[name] for name in trained] == pytest.approx([a[name] for name in trained], rel=1e-5)
+
+
+def train_apart(rank: int, port: int, values: str, folder: str) -> None:
+    """Two ranks, each with a folder of its own: rank 0's has a checkpoint."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    with pytest.raises(ConfigError, match="must be one folder for all workers: they find 0 and 1 epochs in it"):
+        next(pretrain(Config.model_validate_json(values), Path(folder) / str(rank)))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_share_the_folder_are_refused(tmp_path: Path) -> None:
+    config = small_config()
+    next(pretrain(config, tmp_path / "0"))
+    spawn(train_apart, (free_port(), config.model_dump_json(), str(tmp_path)), nprocs=2)
+
+
+def test_a_run_goes_on_in_another_precision(tmp_path: Path) -> None:
+    for number, precision in enumerate(("fp32", "fp16", "fp32", "bf16"), start=1):
+        assert next(pretrain(small_config(train__precision=precision), tmp_path)).number == number
+
+
+def train_in(values: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    for _ in pretrain(Config.model_validate_json(values), Path(folder)):
+        pass
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_one_left_alone(tmp_path: Path) -> None:
+    config = small_config(train__epochs=30)
+    last = [losses(epoch.metrics) for epoch in pretrain(config, tmp_path / "whole")][-1]
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["csmae.training.engine", "test_resume"])
+    moments = random.Random(0)
+    arguments = (config.model_dump_json(), str(tmp_path / "killed"))
+    for _ in range(KILLS):
+        process = processes.Process(target=train_in, args=arguments)
+        process.start()
+        time.sleep(moments.uniform(0.2, 1.5))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    again = [losses(epoch.metrics) for epoch in pretrain(config, tmp_path / "killed")]
+    assert 0 < len(again) < 30, "the kills fell into the training, and its checkpoints were gone on from"
+    assert again[-1] == last
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [CHECKPOINT, "encoder"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("mounting a small file system takes root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_error_and_the_last_good_checkpoint_goes_on(small_disk: Path, tmp_path: Path) -> None:
+    config = small_config()
+    expected = [losses(epoch.metrics) for epoch in pretrain(config, tmp_path / "whole")]
+    run_dir = small_disk / "run"
+    training = pretrain(config, run_dir)
+    next(training)
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space left"), ballast.open("wb") as file:
+        while True:
+            file.write(bytes(1 << 20))
+    with pytest.raises(ConfigError, match=r"run: epoch 2 cannot be written \(.*\): the last good checkpoint") as caught:
+        next(training)
+    assert "\n" not in str(caught.value)
+    assert not list(run_dir.rglob("*.tmp")), "no half file takes what room is left"
+    ballast.unlink()
+    assert [losses(epoch.metrics) for epoch in pretrain(config, run_dir)] == expected[1:]
