@@ -171,7 +171,8 @@ def class_shares(query_labels_qc: Tensor, archive_labels_nc: Tensor, ranked_qk: 
     Returns:
         (C,) float64 on the CPU; NaN for a class that no query carries.
     """
-    hits, queries = torch.zeros(2, query_labels_qc.shape[1], dtype=torch.float64)
+    num_classes = query_labels_qc.shape[1]
+    hits, queries = (torch.zeros(num_classes, dtype=torch.float64) for _ in range(2))
     archive = archive_labels_nc.float()
     for query, ranked in zip(query_labels_qc.float().split(BLOCK), ranked_qk.split(BLOCK), strict=True):
         hits += torch.einsum("qc,qkc->c", query, archive[ranked]).double().cpu()

@@ -58,11 +58,11 @@ def evaluate(encoder: SensorEncoder, archive: Archive, k: int, advance: Callable
     if not 1 <= k <= len(splits[1]):
         raise ConfigError(f"--k must be between 1 and the {len(splits[1])} scenes of the test split: found {k}")
     queries, gallery = (retrieval.embed(encoder, split, BATCH, advance) for split in splits)
-    labels = [torch.from_numpy(split.labels()).to(encoder.device) for split in splits]
+    asked, there = (torch.from_numpy(split.labels()).to(encoder.device) for split in splits)
     rankings = retrieval.rank_directions(queries, gallery, k)
-    shares = [retrieval.class_shares(*labels, ranked).tolist() for ranked in rankings.values()]
-    counts, chances = labels[0].sum(0).tolist(), labels[1].float().mean(0).tolist()
+    shares = [retrieval.class_shares(asked, there, ranked).tolist() for ranked in rankings.values()]
+    counts, chances = asked.sum(0).tolist(), there.float().mean(0).tolist()
     classes = [
         ClassRow(*row) for row in zip(CLASSES, counts, chances, map(list, zip(*shares, strict=True)), strict=True)
     ]
-    return Evaluation(len(splits[0]), len(splits[1]), retrieval.direction_scores(rankings, *labels), classes)
+    return Evaluation(len(splits[0]), len(splits[1]), retrieval.direction_scores(rankings, asked, there), classes)

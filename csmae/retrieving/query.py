@@ -96,7 +96,9 @@ def panel(query: Query, found: Found, store: FeatureStore) -> Retrieval:
     split = open_archive(store.source.data).split(store.source.split, (target,))
     batch = split.read(found.places)
     hits = [picture(batch, target, row) for row in range(len(found.places))]
-    shared = None if query.labels_c is None else (store.labels_nc[found.places] & query.labels_c).any(1).tolist()
+    shared: list[bool] | None = None
+    if query.labels_c is not None:
+        shared = list(map(bool, np.any(store.labels_nc[found.places] & query.labels_c, axis=1)))
     return Retrieval(found.direction, query.picture, hits, shared, class_names(query.labels_c))
 
 

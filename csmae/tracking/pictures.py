@@ -171,7 +171,10 @@ def direction_picture(curves: Mapping[str, Curve], title: str) -> Figure:
         if curves.get(name):
             _draw(axes, curves[name], colour, label)
     axes.set(xlabel="epoch", ylabel="F1 at k")
-    axes.legend(frameon=False, fontsize=9, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
+    if axes.lines:
+        axes.legend(
+            frameon=False, fontsize=9, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0
+        )
     figure.suptitle(title, fontsize=12)
     return figure
 

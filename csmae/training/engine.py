@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from csmae import retrieval
 from csmae.config import Config, ConfigError
 from csmae.data.archive import Archive, open_archive
 from csmae.data.loader import batches, epoch_rows
@@ -27,6 +28,7 @@ from csmae.training.checkpoint import load_checkpoint, save_checkpoint
 from csmae.training.memory import MicroBatch
 from csmae.training.optim import learning_rate, make_optimizer
 from csmae.training.scoring import default_device, encoder_of, seeded_model, subset, validation_scores, validation_split
+from csmae.training.snapshots import is_due, write_snapshot
 
 FINITE_CHECK_EVERY = 16
 """Steps between looks at the loss: each look waits for the device and for the other ranks."""
@@ -58,7 +60,7 @@ def pretrain(
 
     Args:
         config: The whole run.
-        run_dir: Gets ``checkpoint.pt`` and ``encoder/``; a checkpoint in it is gone on from. Nothing is written
+        run_dir: Gets ``checkpoint.pt``, ``encoder/`` and ``arrays/``; a checkpoint in it is gone on from. Nothing is written
             where None.
         device: Such as ``cuda:0``; the rank's GPU, or the CPU, where None.
         on_step: Called after each step with the steps done in this epoch and their number: an epoch may take hours.
@@ -80,6 +82,9 @@ def pretrain(
         if run_dir and run.rank == 0 and (last or (epoch + 1) % config.train.checkpoint_every == 0):
             run.encoder().save(run_dir / "encoder", {"epoch": epoch + 1, "metrics": metrics})
             save_checkpoint(run_dir, config, epoch + 1, run.parts)
+        if run_dir and run.rank == 0 and is_due(epoch + 1, config.train.epochs):
+            path = run_dir / "arrays" / f"epoch-{epoch + 1:04}.npz"
+            write_snapshot(path, run.model.eval(), config, run.validation, run.features)
         yield Epoch(epoch + 1, metrics)
 
 
@@ -121,6 +126,8 @@ class _Run:
         self.train_split = subset(archive.split("train"), config.data.max_train_pairs, config.train.seed)
         self.validation = validation_split(archive, config)
         self.memory = MicroBatch(config, self.world_size, run_dir)
+        self.features: dict[str, Tensor] | None = None
+        """Of the validation scenes, where the epoch was scored."""
         self.model = seeded_model(config).to(device)
         self.prepare = self.encoder().prepare
         self.optimizer = make_optimizer(self.model, config.optim)
@@ -147,6 +154,7 @@ class _Run:
             len(self.train_split), optim.batch_size, self.config.train.seed, epoch, self.rank, self.world_size
         )
         self.model.train()
+        self.features = None
         sums: dict[str, Tensor] = {}
         rate = 0.0
         with closing(batches(self.train_split, rows, pin=self.device.type == "cuda")) as loaded:
@@ -173,7 +181,8 @@ class _Run:
         """Retrieval scores within the validation split, the same on all ranks."""
         start = time.perf_counter()
         self.model.eval()
-        scores = validation_scores(self.encoder(), self.validation, self.config.eval)
+        self.features = retrieval.embed(self.encoder(), self.validation, self.config.eval.batch_size)
+        scores = validation_scores(self.features, self.validation, self.config.eval.k)
         return scores | {"time/eval_s": time.perf_counter() - start}
 
     def _set_rate(self, step: int, steps_per_epoch: int) -> float:
