@@ -29,6 +29,7 @@ from csmae.training.memory import MicroBatch
 from csmae.training.optim import learning_rate, make_optimizer
 from csmae.training.scoring import default_device, encoder_of, seeded_model, subset, validation_scores, validation_split
 from csmae.training.snapshots import is_due, write_snapshot
+from csmae.training.usage import Usage
 
 FINITE_CHECK_EVERY = 16
 """Steps between looks at the loss: each look waits for the device and for the other ranks."""
@@ -45,7 +46,7 @@ class Epoch:
     number: int
     """Epochs done, from 1."""
     metrics: dict[str, float]
-    """``train/…``, ``val/…`` and ``time/…``, the same on all ranks."""
+    """``train/…``, ``val/…``, ``time/…`` and ``system/…``, the same on all ranks."""
 
 
 def pretrain(
@@ -74,11 +75,13 @@ def pretrain(
     """
     run = _Run(config, torch.device(device or default_device()), run_dir)
     done = load_checkpoint(run_dir, config, run.parts, run.device) if run_dir else 0
+    usage = Usage(run.device)
     for epoch in range(done, config.train.epochs):
         last = epoch + 1 == config.train.epochs
         metrics = run.train(epoch, on_step or _silent)
         if last or (epoch + 1) % config.eval.every == 0:
             metrics |= run.validate()
+        metrics |= usage.measure()
         if run_dir and run.rank == 0 and (last or (epoch + 1) % config.train.checkpoint_every == 0):
             run.encoder().save(run_dir / "encoder", {"epoch": epoch + 1, "metrics": metrics})
             save_checkpoint(run_dir, config, epoch + 1, run.parts)
