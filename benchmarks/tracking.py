@@ -1,10 +1,14 @@
 """What tracking costs a search: epochs per second with the server well, dead or hanging, against none at all.
 
-Two processes train (fixed arithmetic, ``--epoch-s`` long each) and report to this one, as workers do to a search's driver, which
-tracks the epoch and lets them go on. The ways take turns, several times; a ratio is the median over the rounds.
-Prints one JSON line: ``healthy``, ``dead``, ``hanging`` as shares of the rate without tracking (1 is no delay), and
-``call_ms``, the median and the longest time that one call of the tracker held up an epoch; and ``cpu_ms``, what tracking an epoch on the healthy
-server costs this process, uploading included. The last two are true on a busy machine as well.
+Two processes train (fixed arithmetic, ``--epoch-s`` long each) and report to this one, as workers do to a search's driver,
+which tracks the epoch and lets them go on. The ways take turns with a stretch without tracking before and after each, and
+a pause in which the uploader ends its work; a ratio is the median over the rounds.
+
+Prints one JSON line: ``healthy``, ``dead``, ``hanging`` are shares of the rate without tracking (1 is no delay),
+``spread`` their quartiles over the rounds and ``noise`` the quartiles of what two stretches without tracking differ by.
+Where the noise is larger than the delay, the direct figures tell: ``blocked``, the share of an epoch that it waits in the
+tracker's call, and ``cpu``, the share of one core that tracking takes, uploading included; ``call_ms`` is the median and
+the longest call.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -92,7 +97,6 @@ class Tracked:
         self.tracker.start({"benchmark": True}, {}, "m0")
         for number in range(2):
             self.tracker.trial(number, {"masking.ratio": number})
-        self.cpu = 0.0
         self.calls: list[float] = []
 
     def __call__(self, number: int, epoch: int) -> None:
@@ -126,6 +130,25 @@ def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     raise SystemExit("the tracking server did not start")
 
 
+class Stretch:
+    """A while of training, with or without tracking."""
+
+    def __init__(self, search: Search, seconds: float, track: Callable[[int, int], None]) -> None:
+        cpu = time.process_time()
+        self.rate = search.rate(seconds, track)
+        self.cpu = (time.process_time() - cpu) / seconds
+
+
+@dataclass
+class Found:
+    """What the rounds gave for one way."""
+
+    ratios: list[float] = field(default_factory=list)
+    noise: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The ratios, and what a call costs."""
     server, uri = start_server(folder)
@@ -137,30 +160,52 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         }
         time.sleep(options.settle_s)
         search = Search(options.epoch_s, 1_000_000)
-        ratios: dict[str, list[float]] = {way: [] for way in ways}
+        found = {way: Found() for way in ways}
         for _ in range(options.rounds):
             for way, tracked in ways.items():
-                before = search.rate(options.seconds, lambda number, epoch: None)
+                before = Stretch(search, options.seconds, untracked)
                 os.killpg(server.pid, signal.SIGSTOP if way == "hanging" else signal.SIGCONT)
-                cpu = time.process_time()
-                tracked_rate = search.rate(options.seconds, tracked)
-                tracked.cpu += time.process_time() - cpu
+                during = Stretch(search, options.seconds, tracked)
                 os.killpg(server.pid, signal.SIGCONT)
-                after = search.rate(options.seconds, lambda number, epoch: None)
-                ratios[way].append(2 * tracked_rate / (before + after))
+                search.rate(options.pause_s, untracked)
+                after = Stretch(search, options.seconds, untracked)
+                add(found[way], before, during, after)
     finally:
         os.killpg(server.pid, signal.SIGKILL)
     calls = [1000 * call for tracked in ways.values() for call in tracked.calls]
-    result: dict[str, Any] = {way: round(statistics.median(found), 4) for way, found in ratios.items()}
-    result["call_ms"] = [round(statistics.median(calls), 2), round(max(calls), 2)]
-    return result | {"cpu_ms": round(1000 * ways["healthy"].cpu / len(ways["healthy"].calls), 2)}
+    result: dict[str, Any] = {way: round(statistics.median(f.ratios), 4) for way, f in found.items()}
+    result["spread"] = {way: quartiles(f.ratios) for way, f in found.items()}
+    result["noise"] = quartiles([noise for f in found.values() for noise in f.noise])
+    epoch_s = {way: 2 / statistics.median(f.rates) for way, f in found.items()}  # of two trials side by side
+    result["blocked"] = {way: round(statistics.mean(t.calls) / epoch_s[way], 5) for way, t in ways.items()}
+    result["cpu"] = {way: round(statistics.median(f.cpu), 4) for way, f in found.items()}
+    return result | {"call_ms": [round(statistics.median(calls), 2), round(max(calls), 2)]}
+
+
+def untracked(number: int, epoch: int) -> None:
+    """No tracking."""
+
+
+def add(found: Found, before: Stretch, during: Stretch, after: Stretch) -> None:
+    """Take a round's figures."""
+    found.ratios.append(2 * during.rate / (before.rate + after.rate))
+    found.noise.append(after.rate / before.rate)
+    found.cpu.append(during.cpu - (before.cpu + after.cpu) / 2)
+    found.rates.append(during.rate)
+
+
+def quartiles(values: list[float]) -> list[float]:
+    """First and third."""
+    first, _, third = statistics.quantiles(values, n=4)
+    return [round(first, 4), round(third, 4)]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=8, help="of each way in a round")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=3, help="of each stretch")
     parser.add_argument("--epoch-s", type=float, default=0.5, help="length of an epoch")
+    parser.add_argument("--pause-s", type=float, default=1.5, help="after a way, for its uploads to end")
     parser.add_argument("--settle-s", type=float, default=10, help="for the first contact with the servers")
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as temporary:

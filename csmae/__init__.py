@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +11,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-REMOTE = ("models:/", "runs:/")
+REMOTE = re.compile("models:/|runs:/|[0-9a-f]{32}$")
+"""How an MLflow address begins; 32 hexadecimal digits alone are a run."""
 
 
 def load_encoder(where: str | Path, device: str = "cpu") -> SensorEncoder:
     """Load an encoder for retrieval.
 
     Args:
-        where: A folder with ``encoder.safetensors`` and ``config.json``, or an MLflow address such as
-            ``models:/csmae-encoder@champion``.
+        where: A folder with ``encoder.safetensors`` and ``config.json``, an MLflow address such as
+            ``models:/csmae-encoder@champion``, or the id of a run.
         device: Where it shall compute, such as ``cuda:0``.
 
     Returns:
@@ -30,8 +32,8 @@ def load_encoder(where: str | Path, device: str = "cpu") -> SensorEncoder:
     from csmae.encoders import SensorEncoder
 
     folder = Path(where)
-    if str(where).startswith(REMOTE):
+    if REMOTE.match(str(where)) and not folder.exists():
         from csmae.tracking.registry import fetch_encoder
 
-        folder = fetch_encoder(str(where))
+        folder = fetch_encoder(str(where) if ":/" in str(where) else f"runs:/{where}")
     return SensorEncoder.load(folder).to(device)

@@ -6,11 +6,12 @@ import argparse
 import sys
 
 import csmae.data.commands
+import csmae.retrieving.commands
 import csmae.tracking.commands
 import csmae.tracking.export
 from csmae.config import ConfigError
 
-ROOMS = (csmae.data.commands, csmae.tracking.commands, csmae.tracking.export)
+ROOMS = (csmae.data.commands, csmae.retrieving.commands, csmae.tracking.commands, csmae.tracking.export)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         0 when all is well, 1 when the command found something wrong, 2 when it cannot do what it was told.
     """
-    parser = argparse.ArgumentParser(prog="python -m csmae", description="What can be done with data and studies.")
+    parser = argparse.ArgumentParser(
+        prog="python -m csmae", description="What can be done with data, encoders and studies."
+    )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for room in ROOMS:
         room.add_commands(subparsers)

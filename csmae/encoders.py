@@ -98,9 +98,9 @@ class SensorEncoder(nn.Module):
 
     @torch.no_grad()
     def embed(self, batch: PairBatch) -> dict[str, Tensor]:
-        """Encode both images of a batch of the loader: (B, D) under ``s1`` and ``s2``."""
-        s1, s2 = self.prepare(batch.to(self.device))
-        return self._features({"s1": s1, "s2": s2})
+        """Encode a batch of the loader: (B, D) under ``s1`` and ``s2``, those of which it has images."""
+        images = dict(zip(BANDS, self.prepare(batch.to(self.device)), strict=True))
+        return self._features({s: image for s, image in images.items() if len(image)})
 
     def save(self, folder: Path, details: dict[str, Any] | None = None) -> None:
         """Write ``encoder.safetensors`` and ``config.json``, each under a temporary name and renamed.
@@ -110,6 +110,16 @@ class SensorEncoder(nn.Module):
             details: Where the encoder comes from: study, trial, scores; anything JSON can hold.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        weights, settings = self._content()
+        _replace(folder / WEIGHTS, weights)
+        _replace(folder / SETTINGS, json.dumps(settings | {"details": details or {}}, indent=2).encode())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that features depend on: weights, architecture, statistics, orientation."""
+        return hashlib.sha256(json.dumps(self._content()[1]).encode()).hexdigest()
+
+    def _content(self) -> tuple[bytes, dict[str, Any]]:
+        """The weights' file, and what the settings say of it."""
         weights = save({name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()})
         settings = {
             "format": FORMAT,
@@ -119,10 +129,8 @@ class SensorEncoder(nn.Module):
             "statistics": {name: getattr(self.data, name) for name in STATISTICS},
             "transpose": self.transpose,
             "sha256": hashlib.sha256(weights).hexdigest(),
-            "details": details or {},
         }
-        _replace(folder / WEIGHTS, weights)
-        _replace(folder / SETTINGS, json.dumps(settings, indent=2).encode())
+        return weights, settings
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -4,7 +4,8 @@ Q queries, N archive scenes, D width, K retrieved scenes, C classes. A direction
 features and ranks S2 features.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +20,27 @@ from csmae.encoders import SensorEncoder
 DIRECTIONS = ("s1_to_s1", "s1_to_s2", "s2_to_s1", "s2_to_s2")
 
 BLOCK = 1024
-"""Queries that are ranked at once: bounds the memory of the similarity matrix."""
+"""Queries that are ranked at once."""
+ARCHIVE_BLOCK = 16384
+"""Archive scenes that are compared at once: with ``BLOCK`` it bounds the memory, 64 MiB of similarities."""
+GROUP = 64
+"""Similarities of which only the largest is looked at first."""
+
+
+class Hits(NamedTuple):
+    """What was found for each query, the most similar first."""
+
+    scores_qk: Tensor
+    """Cosine similarities."""
+    indices_qk: Tensor
+    """Places in the archive."""
 
 
 @torch.no_grad()
-def embed(encoder: SensorEncoder, split: Split, batch_size: int) -> dict[str, Tensor]:
-    """Features of both sensors of every scene of a split, computed without masking.
+def embed(
+    encoder: SensorEncoder, split: Split, batch_size: int, advance: Callable[[int], object] | None = None
+) -> dict[str, Tensor]:
+    """Features of the sensors of every scene of a split, computed without masking.
 
     Collective: the ranks of ``torch.distributed`` share the work and all get the whole.
 
@@ -32,19 +48,22 @@ def embed(encoder: SensorEncoder, split: Split, batch_size: int) -> dict[str, Te
         encoder: On the device that shall compute.
         split: Scenes to embed, N of them.
         batch_size: Pairs a batch.
+        advance: Told of each batch's number of scenes.
 
     Returns:
-        By sensor, L2-normalised float32 features (N, D) in the order of the split, on the encoder's device.
+        By sensor of the split, L2-normalised float32 features (N, D) in its order, on the encoder's device.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     rows = sequential_rows(len(split), batch_size, rank, world_size)
-    both = torch.zeros(2, len(split), encoder.width, device=encoder.device)
+    found = torch.zeros(len(split.sensors), len(split), encoder.width, device=encoder.device)
     for row, batch in zip(rows, batches(split, rows, pin=encoder.device.type == "cuda"), strict=True):
         features = encoder.embed(batch)
-        both[:, torch.as_tensor(row, device=encoder.device)] = torch.stack([features["s1"], features["s2"]])
+        found[:, torch.as_tensor(row, device=encoder.device)] = torch.stack([features[s] for s in split.sensors])
+        if advance:
+            advance(len(row))
     if world_size > 1:
-        dist.all_reduce(both)
-    return dict(zip(("s1", "s2"), F.normalize(both, dim=2), strict=True))
+        dist.all_reduce(found)
+    return dict(zip(split.sensors, F.normalize(found, dim=2), strict=True))
 
 
 def rank_archive(queries_qd: Tensor, archive_nd: Tensor, k: int) -> Tensor:
@@ -57,8 +76,56 @@ def rank_archive(queries_qd: Tensor, archive_nd: Tensor, k: int) -> Tensor:
     Returns:
         (Q, K) archive indices, the most similar first.
     """
-    blocks = (block @ archive_nd.T for block in queries_qd.split(BLOCK))
-    return torch.cat([similarity.topk(k, dim=1).indices for similarity in blocks])
+    return search(queries_qd, archive_nd.split(ARCHIVE_BLOCK), k).indices_qk
+
+
+def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
+    """Exact nearest neighbours by cosine similarity in an archive that need not fit into memory.
+
+    Each block is read once and compared with all queries, so memory grows with Q·(D + K) and not with N.
+
+    Args:
+        queries_qd: L2-normalised features.
+        archive: The archive's L2-normalised features, in blocks of ``ARCHIVE_BLOCK`` scenes at most, on the same device.
+        k: Scenes to retrieve, at most N.
+    """
+    parts = queries_qd.split(BLOCK)
+    tile = queries_qd.new_empty(min(BLOCK, len(queries_qd)) * ARCHIVE_BLOCK)
+    best = [Hits(part.new_empty(len(part), 0), part.new_empty(len(part), 0, dtype=torch.long)) for part in parts]
+    start = 0
+    for block in archive:
+        for number, part in enumerate(parts):
+            similarity_qn = tile[: len(part) * len(block)].view(len(part), len(block))
+            _compare(part, block, similarity_qn)
+            scores, indices = _largest(similarity_qn, min(k, len(block)))
+            scores = torch.cat([best[number].scores_qk, scores], dim=1)
+            indices = torch.cat([best[number].indices_qk, indices + start], dim=1)
+            scores, order = scores.topk(min(k, scores.shape[1]), dim=1)
+            best[number] = Hits(scores, indices.gather(1, order))
+        start += len(block)
+    return Hits(*(torch.cat(column) for column in zip(*best, strict=True)))
+
+
+def _compare(queries_qd: Tensor, block_nd: Tensor, out_qn: Tensor) -> None:
+    """Similarities into memory that is used again. On a CPU numpy's OpenBLAS multiplies: torch's MKL is slow on AMD."""
+    if queries_qd.device.type == "cpu":
+        np.matmul(queries_qd.numpy(), block_nd.numpy().T, out=out_qn.numpy())
+    else:
+        torch.matmul(queries_qd, block_nd.T, out=out_qn)
+
+
+def _largest(similarity_qn: Tensor, k: int) -> Hits:
+    """The K largest of each row: they lie in the K groups whose largest are largest, or in the rest behind the groups."""
+    num_groups = similarity_qn.shape[1] // GROUP
+    if num_groups <= 2 * k:
+        return Hits(*similarity_qn.topk(k, dim=1))
+    whole = num_groups * GROUP
+    groups = similarity_qn[:, :whole].unflatten(1, (num_groups, GROUP)).amax(2).topk(k, dim=1, sorted=False).indices
+    members = torch.arange(GROUP, device=groups.device)
+    rest = torch.arange(whole, similarity_qn.shape[1], device=groups.device).expand(len(groups), -1)
+    places = torch.cat([(groups[:, :, None] * GROUP + members).flatten(1), rest], dim=1)
+    scores, order = similarity_qn.gather(1, places).topk(k, dim=1)
+    return Hits(scores, places.gather(1, order))
 
 
 def label_scores(query_labels_qc: Tensor, archive_labels_nc: Tensor, ranked_qk: Tensor) -> dict[str, float]:
@@ -94,6 +161,25 @@ def label_scores(query_labels_qc: Tensor, archive_labels_nc: Tensor, ranked_qk: 
     }
 
 
+def class_shares(query_labels_qc: Tensor, archive_labels_nc: Tensor, ranked_qk: Tensor) -> Tensor:
+    """For each class, the share of scenes that carry it too among those retrieved for the queries that carry it.
+
+    Args:
+        query_labels_qc, archive_labels_nc: Multi-hot labels.
+        ranked_qk: Retrieved archive indices of each query.
+
+    Returns:
+        (C,) float64 on the CPU; NaN for a class that no query carries.
+    """
+    num_classes = query_labels_qc.shape[1]
+    hits, queries = (torch.zeros(num_classes, dtype=torch.float64) for _ in range(2))
+    archive = archive_labels_nc.float()
+    for query, ranked in zip(query_labels_qc.float().split(BLOCK), ranked_qk.split(BLOCK), strict=True):
+        hits += torch.einsum("qc,qkc->c", query, archive[ranked]).double().cpu()
+        queries += query.sum(0).double().cpu()
+    return hits / (queries * ranked_qk.shape[1])
+
+
 def directions(queries: dict[str, Tensor], archive: dict[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
     """The four directions with their query and archive features."""
     for direction in DIRECTIONS:
@@ -110,9 +196,21 @@ def retrieval_scores(
         ``f1/<direction>`` (of means), ``mean_pair_f1/<direction>``, ``precision/<direction>``,
         ``recall/<direction>``, and ``f1_mean``: the mean of ``f1`` over the directions.
     """
+    return direction_scores(rank_directions(queries, archive, k), query_labels_qc, archive_labels_nc)
+
+
+def rank_directions(queries: dict[str, Tensor], archive: dict[str, Tensor], k: int) -> dict[str, Tensor]:
+    """Of each direction, the archive indices (Q, K), the most similar first."""
+    return {direction: rank_archive(q, a, k) for direction, q, a in directions(queries, archive)}
+
+
+def direction_scores(
+    rankings: dict[str, Tensor], query_labels_qc: Tensor, archive_labels_nc: Tensor
+) -> dict[str, float]:
+    """Label scores of rankings that are there already; see ``retrieval_scores``."""
     scores: dict[str, float] = {}
-    for direction, q, a in directions(queries, archive):
-        found = label_scores(query_labels_qc, archive_labels_nc, rank_archive(q, a, k))
+    for direction, ranked in rankings.items():
+        found = label_scores(query_labels_qc, archive_labels_nc, ranked)
         scores |= {f"{name.removesuffix('_of_means')}/{direction}": value for name, value in found.items()}
     scores["f1_mean"] = float(np.mean([scores[f"f1/{direction}"] for direction in DIRECTIONS]))
     return scores

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = [
-    {"csmae.sensors", "csmae.config", "csmae.settings"},
+    {"csmae.sensors", "csmae.config", "csmae.settings", "csmae.terminal"},
     {"csmae.model"},
     {"csmae.data"},
     {"csmae.encoders"},
@@ -15,6 +15,7 @@ FLOORS = [
     {"csmae.training"},
     {"csmae.tuning"},
     {"csmae.tracking"},
+    {"csmae.retrieving"},
     {"csmae", "csmae.__main__", "search", "train_worker"},
 ]
 """From the ground up. A room imports from its own floor and those below; the strangers excepted."""
@@ -28,6 +29,8 @@ OWNERS = {
     "matplotlib": {"csmae.tracking"},
     "lmdb": {"csmae.data"},
     "timm": {"csmae.model"},
+    "wandb": {"csmae.tracking"},
+    "rasterio": {"csmae.retrieving"},
 }
 
 

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import csmae
+from conftest import small_config
 from csmae.tracking.outbox import TrackingError
 from csmae.tracking.registry import fetch_encoder
 from csmae.tracking.tracker import Tracker
+from csmae.training.scoring import encoder_of, seeded_model
 
 REAL = {"csmae.data": "BigEarthNet v2"}
 SYNTHETIC = {"csmae.data": 'synthetic {"num_train": 512}'}
@@ -73,6 +76,47 @@ def test_the_champion_comes_back_by_alias_version_and_run(place: str, tmp_path: 
     version = holder(place)
     for uri in ("models:/csmae-encoder@champion", "models:/csmae-encoder/1", f"runs:/{version.run_id}"):
         assert same_files(fetch_encoder(uri, place), files)
+
+
+def test_a_good_trial_that_is_not_the_best_keeps_its_encoder_and_scores(place: str, tmp_path: Path) -> None:
+    folder, files = tmp_path / "masking", [encoder(tmp_path / f"files{number}", number) for number in range(3)]
+    tracker = Tracker(folder, folder.name, place)
+    tracker.start({}, {}, "val/f1_mean")
+    for number in range(3):
+        tracker.trial(number, {})
+        tracker.epoch(number, 4, {"val/f1_mean": number / 10})
+        tracker.encoder(number, files[number], {"val/f1_mean": number / 10}, REAL)
+    tracker.champion(2, files[2], {"val/f1_mean": 0.2}, REAL)
+    assert tracker.close(30) == 0
+    client = mlflow.MlflowClient(place)
+    experiment = client.get_experiment_by_name("masking").experiment_id
+    models = {model.tags["csmae.trial"]: model for model in client.search_logged_models([experiment])}
+    assert sorted(models) == ["0", "1", "2"]
+    for number, model in models.items():
+        assert [metric.value for metric in model.metrics] == [int(number) / 10]
+        for uri in (f"models:/{model.model_id}", f"runs:/{model.source_run_id}"):
+            assert same_files(fetch_encoder(uri, place), files[int(number)])
+    assert len(client.search_model_versions("name = 'csmae-encoder'")) == 1
+
+
+def test_load_encoder_takes_a_folder_a_run_and_the_registrys_names(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config()
+    files = tmp_path / "files"
+    encoder_of(seeded_model(config), config).save(files)
+    tracker = Tracker(tmp_path / "masking", "masking", place)
+    tracker.start({}, {}, "val/f1_mean")
+    tracker.trial(0, {})
+    tracker.champion(0, files, {"val/f1_mean": 0.5}, REAL)
+    assert tracker.close(30) == 0
+    run = holder(place).run_id
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    expected = csmae.load_encoder(files).fingerprint()
+    names = ("models:/csmae-encoder@champion", "models:/csmae-encoder@champion-masking", "models:/csmae-encoder/1")
+    for where in (*names, f"runs:/{run}", run):
+        assert csmae.load_encoder(where).fingerprint() == expected
 
 
 def test_a_version_says_study_trial_data_and_scores(place: str, tmp_path: Path) -> None:

@@ -41,6 +41,23 @@ def test_ranking_equals_sorting_every_similarity(monkeypatch: pytest.MonkeyPatch
     assert retrieval.rank_archive(queries, archive, 10).tolist() == naive
 
 
+@pytest.mark.parametrize("count", [50, 200, 1024, 1100])
+def test_searching_block_by_block_equals_sorting_every_similarity(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "BLOCK", 7)
+    monkeypatch.setattr(retrieval, "ARCHIVE_BLOCK", 300)
+    monkeypatch.setattr(retrieval, "GROUP", 8)
+    queries, archive = features(0, 30)["s1"], features(1, count)["s2"]
+    naive = (queries @ archive.T).sort(dim=1, descending=True)
+    hits = retrieval.search(queries, archive.split(300), 10)
+    assert hits.indices_qk.tolist() == naive.indices[:, :10].tolist()
+    torch.testing.assert_close(hits.scores_qk, naive.values[:, :10])
+
+
+def test_an_archive_smaller_than_k_blocks_gives_all_it_has() -> None:
+    queries, archive = features(0, 3)["s1"], features(1, 5)["s2"]
+    assert sorted(retrieval.search(queries, archive.split(2), 5).indices_qk[0].tolist()) == [0, 1, 2, 3, 4]
+
+
 def test_label_scores_equal_a_loop_over_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "BLOCK", 7)
     query, archive = labels(0, 30), labels(1, 50)

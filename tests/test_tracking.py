@@ -64,9 +64,32 @@ def test_trials_are_children_of_the_study_with_dotted_parameters_and_epochs(
     assert trial.data.params == {"masking.ratio": "0.65", "model.size": "nano"}
     assert history(place, trial, "val/f1_mean") == [(1, 0.25), (2, 0.5)]
     assert (study.info.status, trial.info.status) == ("FINISHED", "FINISHED")
-    assert study.data.metrics == {"budget/gpu_s": 12.0}
+    assert study.data.metrics == {"budget/gpu_s": 12.0, "budget/epochs": 2.0}
     experiment = mlflow.MlflowClient(place).get_experiment(study.info.experiment_id)
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "val/f1_mean"
+
+
+def test_what_trials_took_is_summed_up_for_each_and_for_the_study(place: str, tmp_path: Path) -> None:
+    first = open_tracker(place, tmp_path)
+    first.trial(0, {})
+    first.epoch(0, 1, {"time/worker_s": 2.0, "time/gpu_s": 1.0})
+    first.end(0, "RUNNING", "interrupted")
+    assert first.close(30) == 0
+    second = open_tracker(place, tmp_path)
+    second.trial(0, {})
+    second.epoch(0, 1, {"time/worker_s": 2.0, "time/gpu_s": 1.0})
+    second.epoch(0, 2, {"time/worker_s": 3.0, "time/gpu_s": 1.5})
+    second.end(0, "COMPLETE")
+    second.trial(1, {})
+    second.epoch(1, 1, {"train/loss": 1.0})
+    second.end(1, "PRUNED")
+    second.finish({})
+    assert second.close(30) == 0
+    found = {name: run.data.metrics for name, run in runs(place, tmp_path).items()}
+    spent = {"budget/epochs": 2.0, "budget/worker_s": 5.0, "budget/gpu_s": 2.5}
+    assert spent.items() <= found["trial 0"].items()
+    assert found["trial 1"] == {"train/loss": 1.0, "budget/epochs": 1.0}
+    assert found[tmp_path.name] == spent | {"budget/epochs": 3.0}
 
 
 def test_states_are_told_truthfully(tracker: Tracker, place: str, tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from rich.console import Console
-
+from csmae.terminal import say
 from csmae.tracking.tracker import replay, shown
 
 
@@ -30,7 +29,7 @@ def _sync(options: argparse.Namespace) -> int:
     left = replay(options.runs / options.study, uri, options.timeout, options.all)
     place = shown(uri)
     text = f"{left} events of {options.study} still wait: {place}" if left else f"{options.study} is whole in {place}"
-    _say(text)
+    say(text)
     return 1 if left else 0
 
 
@@ -38,9 +37,5 @@ def _report(options: argparse.Namespace) -> int:
     from csmae.tracking.report import write_report  # matplotlib takes its time
 
     page, summary, *_ = write_report(options.runs / options.study)
-    _say(f"{page} and {summary}")
+    say(f"{page} and {summary}")
     return 0
-
-
-def _say(text: str) -> None:
-    Console(highlight=False, markup=False, soft_wrap=True).print(text)

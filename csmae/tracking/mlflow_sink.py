@@ -167,6 +167,7 @@ class MlflowSink:
     def _end(self, event: Event) -> None:
         name, state = _run_name(event), event.body["state"]
         self._describe(name, {}, {STATE: state, REASON: event.body["reason"] or ""})
+        self._send_metrics({name: _metrics(event, int(event.body["step"]))})
         self._client.set_terminated(self._run_id(name), STATUS[state], event.time_ms)
 
     def _artifact(self, event: Event) -> None:

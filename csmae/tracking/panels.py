@@ -2,7 +2,8 @@
 
 A file ``trials/N/arrays/epoch-0009.npz`` holds, for a few scenes B, in dB and in reflectance times 10,000:
 ``s1`` and ``s2`` (B, C, H, W); ``s1_visible`` and ``s2_visible`` (B, H, W), True where the encoder saw the pixel;
-``s1_to_s1``, ``s1_to_s2``, ``s2_to_s1`` and ``s2_to_s2`` (B, C, H, W), the second sensor reconstructed from the first.
+``s1_to_s1``, ``s1_to_s2``, ``s2_to_s1`` and ``s2_to_s2`` (B, C, H, W), the second sensor reconstructed from the first, of
+those sensors that the losses reconstruct. Of S2 the bands of natural colour are enough.
 It may hold a query and its hits too: ``query_s1`` and ``query_s2`` (C, H, W), ``labels`` (the query's names), and for
 each direction ``hits_s1_to_s2`` (k, C, H, W) and ``shared_s1_to_s2`` (k), True where a label is in common.
 """
@@ -57,10 +58,10 @@ def _start_middle_end(paths: list[Path]) -> list[Path]:
 
 
 def _figures(arrays: Mapping[str, Any], title: str) -> Iterator[tuple[str, Figure]]:
-    scenes = [
-        _scene(arrays, sensor, place) for place in range(len(arrays["s1"][:NUM_SCENES])) for sensor in ("s1", "s2")
-    ]
-    yield "reconstructions", reconstruction_picture(scenes, title)
+    made = [sensor for sensor in ("s1", "s2") if f"s1_to_{sensor}" in arrays]
+    scenes = [_scene(arrays, sensor, place) for place in range(len(arrays["s1"][:NUM_SCENES])) for sensor in made]
+    if scenes:
+        yield "reconstructions", reconstruction_picture(scenes, title)
     if "labels" in arrays:
         yield "retrieval", retrieval_picture([_panel(arrays, direction) for direction in DIRECTIONS], title)
 
@@ -68,9 +69,20 @@ def _figures(arrays: Mapping[str, Any], title: str) -> Iterator[tuple[str, Figur
 def _scene(arrays: Mapping[str, Any], sensor: str, place: int) -> Reconstruction:
     other = "s2" if sensor == "s1" else "s1"
     names = (sensor, f"{sensor}_visible", f"{sensor}_to_{sensor}", f"{other}_to_{sensor}")
-    return Reconstruction(sensor, *(arrays[name][place] for name in names))
+    return Reconstruction(sensor, *(_float(arrays[name][place]) for name in names))
 
 
 def _panel(arrays: Mapping[str, Any], direction: str) -> Retrieval:
     query, hits, shared = arrays[f"query_{direction[:2]}"], arrays[f"hits_{direction}"], arrays[f"shared_{direction}"]
-    return Retrieval(direction, query, list(hits), [bool(flag) for flag in shared], [str(x) for x in arrays["labels"]])
+    return Retrieval(
+        direction,
+        _float(query),
+        list(_float(hits)),
+        [bool(flag) for flag in shared],
+        [str(x) for x in arrays["labels"]],
+    )
+
+
+def _float(array: Any) -> Any:
+    """Images in single precision; masks as they are."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -55,8 +56,8 @@ class Retrieval(NamedTuple):
     query: Image
     hits: Sequence[Image]
     """Best first."""
-    shared: Sequence[bool]
-    """Whether a hit has a label in common with the query."""
+    shared: Sequence[bool] | None
+    """Whether a hit has a label in common with the query; None where nobody knows its labels."""
     labels: Sequence[str]
     """The query's."""
 
@@ -106,16 +107,23 @@ def retrieval_picture(panels: Sequence[Retrieval], title: str) -> Figure:
         row[0].imshow(paint(panel.query))
         row[0].set_ylabel(readable(panel.direction), fontsize=11)
         row[0].set_title("query", fontsize=9)
-        for rank, (axes, hit, shared) in enumerate(zip(row[1:], panel.hits, panel.shared, strict=False), start=1):
+        for rank, (axes, hit) in enumerate(zip(row[1:], panel.hits, strict=False), start=1):
             axes.imshow(paint(hit))
-            axes.set_title(f"{rank} {'✓' if shared else '✗'}", fontsize=9, color=GREEN if shared else RED)
+            mark, colour = _judge(panel.shared[rank - 1] if panel.shared else None)
+            axes.set_title(f"{rank} {mark}", fontsize=9, color=colour)
             for spine in axes.spines.values():
-                spine.set(color=GREEN if shared else RED, linewidth=3)
+                spine.set(color=colour, linewidth=3)
         for axes in row[1 + len(panel.hits) :]:
             axes.set_axis_off()
-    labels = "; ".join(panels[0].labels)
-    figure.suptitle(f"{title}\nquery: {labels}", fontsize=11)
+    labels = "; ".join(panels[0].labels) or "its classes are not known"
+    lines = [title, *textwrap.wrap(f"query: {labels}", int(11.5 * figure.get_figwidth()))]
+    figure.suptitle("\n".join(lines), fontsize=11)
     return figure
+
+
+def _judge(shared: bool | None) -> tuple[str, str]:
+    """Mark and colour of a hit."""
+    return {True: ("✓", GREEN), False: ("✗", RED), None: ("", GREY)}[shared]
 
 
 def loss_picture(curves: Mapping[str, Curve], title: str) -> Figure:
@@ -163,7 +171,10 @@ def direction_picture(curves: Mapping[str, Curve], title: str) -> Figure:
         if curves.get(name):
             _draw(axes, curves[name], colour, label)
     axes.set(xlabel="epoch", ylabel="F1 at k")
-    axes.legend(frameon=False, fontsize=9, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0)
+    if axes.lines:
+        axes.legend(
+            frameon=False, fontsize=9, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1.0
+        )
     figure.suptitle(title, fontsize=12)
     return figure
 

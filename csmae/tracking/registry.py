@@ -166,7 +166,8 @@ def fetch_encoder(uri: str, tracking_uri: str | None = None) -> Path:
     """A local folder with an encoder of MLflow, its checksum verified.
 
     Args:
-        uri: ``models:/csmae-encoder@champion``, ``models:/csmae-encoder/3`` or ``runs:/<run id>``.
+        uri: ``models:/csmae-encoder@champion``, ``models:/csmae-encoder/3``, ``models:/m-<logged model id>`` or
+            ``runs:/<run id>``.
         tracking_uri: The server; by default ``MLFLOW_TRACKING_URI``, or ``runs/mlflow.db`` where it exists.
 
     Returns:
@@ -195,7 +196,7 @@ def _default_uri() -> str:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if DEFAULT_DATABASE.exists():
-        return f"sqlite:///{DEFAULT_DATABASE}"
+        return f"sqlite:///{DEFAULT_DATABASE.absolute()}"  # MLflow keeps a store by its URI, whatever the folder is now
     raise TrackingError(f"no MLflow: set MLFLOW_TRACKING_URI, or start where {DEFAULT_DATABASE} is")
 
 
@@ -213,6 +214,9 @@ def _find(client: Any, uri: str) -> tuple[str, str]:
         version = client.get_model_version_by_alias(*name.split("@", 1))
     elif scheme == "models" and "/" in name:
         version = client.get_model_version(*name.split("/", 1))
+    elif scheme == "models" and name.startswith("m-"):
+        model = client.get_logged_model(name)
+        return model.artifact_location, model.tags.get(CHECKSUM, "")
     else:
         raise TrackingError(f"{uri}: must be models:/{MODEL}@{ALIAS}, models:/{MODEL}/VERSION or runs:/RUN_ID")
     return version.source, version.tags.get(CHECKSUM, "")

@@ -14,6 +14,8 @@ from csmae.tracking.registry import checksum
 from csmae.tracking.uploader import Sink, Uploader
 
 Direction = Literal["maximize", "minimize"]
+SPENT = {"time/worker_s": "budget/worker_s", "time/gpu_s": "budget/gpu_s"}
+"""What an epoch says that it took, and the name of a trial's and the study's sum."""
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "wandb")
 WANDB = "wandb://"
 
@@ -35,6 +37,7 @@ class Tracker:
         shown(uri)
         self._outbox = Outbox(folder / OUTBOX)
         self._epochs: dict[int, dict[int, int]] = {}  # trial, epoch: when
+        self._spent: dict[int, dict[str, float]] = {}  # trial: sums
         self._num_finished = 0
         self._objective: dict[str, str] = {}
         self._recall()
@@ -45,6 +48,7 @@ class Tracker:
         for event in self._outbox.read(0, limit=1 << 62)[0]:
             if event.kind == "epoch" and event.number is not None:
                 self._epochs.setdefault(event.number, {})[int(event.body["epoch"])] = event.time_ms
+                self._spend(event.number, event.body["metrics"])
             self._num_finished += event.kind == "finish"
 
     def start(
@@ -70,16 +74,26 @@ class Tracker:
         epochs = self._epochs.setdefault(number, {})
         if epoch not in epochs:
             epochs[epoch] = self._add("epoch", number, {"epoch": epoch, "metrics": _floats(metrics)}, durable=True)
+            self._spend(number, metrics)
+
+    def _spend(self, number: int, metrics: dict[str, float]) -> None:
+        spent = self._spent.setdefault(number, {"budget/epochs": 0.0})
+        spent["budget/epochs"] += 1
+        for name, total in SPENT.items():
+            if name in metrics:
+                spent[total] = spent.get(total, 0.0) + float(metrics[name])
 
     def end(self, number: int, state: str, reason: str | None = None) -> None:
-        """Close a trial.
+        """Close a trial; its epochs, worker-seconds and GPU-seconds are summed up as ``budget/…``.
 
         Args:
             number: The trial.
             state: ``COMPLETE``, ``PRUNED``, ``FAIL``, or ``RUNNING`` for one that the search left in the middle.
             reason: Why it failed or was left.
         """
-        self._add("end", number, {"state": state, "reason": reason}, durable=True)
+        step = max(self._epochs.get(number, {}), default=0)
+        spent = {"step": step, "metrics": dict(self._spent.get(number, {}))}
+        self._add("end", number, {"state": state, "reason": reason, **spent}, durable=True)
 
     def artifact(self, number: int | None, path: Path, artifact_path: str = "") -> None:
         """Show a file or folder with a trial, or with the study where ``number`` is None.
@@ -124,9 +138,13 @@ class Tracker:
         }
 
     def finish(self, summary: dict[str, float]) -> None:
-        """Close the study with figures of its own, such as the budget spent."""
+        """Close the study with figures of its own; what its trials took together is added as ``budget/…``."""
         self._num_finished += 1
-        self._add("finish", None, {"step": self._num_finished, "metrics": _floats(summary)}, durable=True)
+        budget: dict[str, float] = {}
+        for spent in self._spent.values():
+            for name, value in spent.items():
+                budget[name] = budget.get(name, 0.0) + value
+        self._add("finish", None, {"step": self._num_finished, "metrics": budget | _floats(summary)}, durable=True)
 
     @property
     def page(self) -> str | None:

@@ -74,7 +74,8 @@ class WandbSink:
         self._run(event.number).log(event.body["metrics"], step=int(event.body["epoch"]))
 
     def _end(self, event: Event) -> None:
-        self._run(event.number).summary.update({"state": event.body["state"], "reason": event.body["reason"]})
+        body = event.body
+        self._run(event.number).summary.update({"state": body["state"], "reason": body["reason"], **body["metrics"]})
         self._exit_codes[_run_name(event.number)] = int(event.body["state"] == "FAIL")
 
     def _artifact(self, event: Event) -> None:

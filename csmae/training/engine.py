@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from csmae import retrieval
 from csmae.config import Config, ConfigError
 from csmae.data.archive import Archive, open_archive
 from csmae.data.loader import batches, epoch_rows
@@ -26,7 +27,9 @@ from csmae.model.cost import cost
 from csmae.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from csmae.training.optim import learning_rate
 from csmae.training.scoring import default_device, encoder_of, seeded_model, subset, validation_scores, validation_split
+from csmae.training.snapshots import is_due, write_snapshot
 from csmae.training.step import Stepper
+from csmae.training.usage import Usage
 
 FINITE_CHECK_EVERY = 16
 """Steps between looks at the loss: each look waits for the device and for the other ranks."""
@@ -43,7 +46,7 @@ class Epoch:
     number: int
     """Epochs done, from 1."""
     metrics: dict[str, float]
-    """``train/…``, ``val/…``, ``time/…`` and ``cost/…`` (see ``csmae.model.cost``), the same on all ranks."""
+    """``train/…``, ``val/…``, ``time/…``, ``system/…`` and ``cost/…`` (see ``csmae.model.cost``), the same on all ranks."""
 
 
 def pretrain(
@@ -58,8 +61,8 @@ def pretrain(
 
     Args:
         config: The whole run.
-        run_dir: One folder for all ranks; gets ``checkpoint.pt`` and ``encoder/``; a checkpoint in it is gone on
-            from. Nothing is written where None.
+        run_dir: One folder for all ranks; gets ``checkpoint.pt``, ``encoder/`` and ``arrays/``; a checkpoint in it is
+            gone on from. Nothing is written where None.
         device: Such as ``cuda:0``; the rank's GPU, or the CPU, where None.
         on_step: Called after each step with the steps done in this epoch and their number: an epoch may take hours.
 
@@ -74,14 +77,18 @@ def pretrain(
     run = _Run(config, torch.device(device or default_device()), run_dir)
     done = run.resume(run_dir) if run_dir else 0
     price = {f"cost/{name}": float(value) for name, value in cost(config)._asdict().items()}
+    usage = Usage(run.device)
     for epoch in range(done, config.train.epochs):
         start, last = time.perf_counter(), epoch + 1 == config.train.epochs
         metrics = run.train(epoch, on_step or _silent)
         if last or (epoch + 1) % config.eval.every == 0:
             metrics |= run.validate()
-        metrics |= price | run.spent(time.perf_counter() - start)
+        metrics |= price | run.spent(time.perf_counter() - start) | usage.measure()
         if run_dir and (last or (epoch + 1) % config.train.checkpoint_every == 0):
             run.save(run_dir, epoch + 1, metrics)
+        if run_dir and run.rank == 0 and is_due(epoch + 1, config.train.epochs):
+            path = run_dir / "arrays" / f"epoch-{epoch + 1:04}.npz"
+            write_snapshot(path, run.model.eval(), config, run.validation, run.features)
         yield Epoch(epoch + 1, metrics)
 
 
@@ -122,6 +129,8 @@ class _Run:
         archive = check(config, self.world_size)
         self.train_split = subset(archive.split("train"), config.data.max_train_pairs, config.train.seed)
         self.validation = validation_split(archive, config)
+        self.features: dict[str, Tensor] | None = None
+        """Of the validation scenes, where the epoch was scored."""
         self.model = seeded_model(config).to(device)
         self.prepare = self.encoder().prepare
         self.step = Stepper(self.model, config, run_dir)
@@ -142,6 +151,7 @@ class _Run:
             len(self.train_split), optim.batch_size, self.config.train.seed, epoch, self.rank, self.world_size
         )
         self.model.train()
+        self.features = None
         sums: dict[str, Tensor] = {}
         rate = 0.0
         with closing(batches(self.train_split, rows, pin=self.device.type == "cuda")) as loaded:
@@ -169,7 +179,8 @@ class _Run:
         start = time.perf_counter()
         self.model.eval()
         with self.step.eager():
-            scores = validation_scores(self.encoder(), self.validation, self.config.eval)
+            self.features = retrieval.embed(self.encoder(), self.validation, self.config.eval.batch_size)
+        scores = validation_scores(self.features, self.validation, self.config.eval.k)
         return scores | {"time/eval_s": time.perf_counter() - start}
 
     def spent(self, seconds: float) -> dict[str, float]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from csmae import retrieval
-from csmae.config import Config, Eval
+from csmae.config import Config
 from csmae.data.archive import Archive, Split, open_archive
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import CSMAE
@@ -30,20 +31,22 @@ def subset(split: Split, max_pairs: int | None, seed: int) -> Split:
     return split.take(np.random.default_rng(seed).permutation(len(split))[:max_pairs])
 
 
-def validation_scores(encoder: SensorEncoder, validation: Split, settings: Eval) -> dict[str, float]:
+def validation_scores(features: dict[str, Tensor], validation: Split, k: int) -> dict[str, float]:
     """Retrieval within the validation split: its first half queries its second.
 
-    Collective over ``torch.distributed``.
+    Args:
+        features: Of the split's scenes, as ``retrieval.embed`` gives them.
+        validation: Has their labels.
+        k: Scenes retrieved for each query.
 
     Returns:
         ``val/f1_mean``, ``val/f1/s1_to_s2`` and the like (see ``retrieval.retrieval_scores``), and over the whole
         split ``val/recall_at_1`` and ``val/mrr`` (see ``retrieval.partner_scores``).
     """
-    features = retrieval.embed(encoder, validation, settings.batch_size)
-    labels = torch.from_numpy(validation.labels()).to(encoder.device)
+    labels = torch.from_numpy(validation.labels()).to(features["s1"].device)
     half = len(validation) // 2
     queries, archive = ({s: f[part] for s, f in features.items()} for part in (slice(half), slice(half, None)))
-    scores = retrieval.retrieval_scores(queries, labels[:half], archive, labels[half:], settings.k)
+    scores = retrieval.retrieval_scores(queries, labels[:half], archive, labels[half:], k)
     return {f"val/{name}": value for name, value in (scores | retrieval.partner_scores(features)).items()}
 
 

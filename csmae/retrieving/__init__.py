@@ -1,0 +1,1 @@
+"""The retrieving room: feature stores, queries, and the commands that people search archives with."""

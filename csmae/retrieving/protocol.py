@@ -1,0 +1,68 @@
+"""The published protocol: validation queries against the test archive, in all directions and class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from csmae import retrieval
+from csmae.config import ConfigError
+from csmae.data.archive import Archive
+from csmae.encoders import SensorEncoder
+from csmae.sensors import CLASSES
+
+BATCH = 256
+"""Scenes that go through the network at once."""
+
+
+class ClassRow(NamedTuple):
+    """How well one class is found."""
+
+    name: str
+    num_queries: int
+    """Queries that carry it."""
+    in_archive: float
+    """Share of the archive that carries it: what chance would find."""
+    shares: list[float]
+    """Of each direction, the share of these queries' hits that carry it too; NaN where no query does."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an encoder scores."""
+
+    num_queries: int
+    num_archive: int
+    scores: dict[str, float]
+    """See ``retrieval.retrieval_scores``."""
+    classes: list[ClassRow]
+
+
+def evaluate(encoder: SensorEncoder, archive: Archive, k: int, advance: Callable[[int], object]) -> Evaluation:
+    """Score an encoder (arXiv 2401.07782, section IV).
+
+    Args:
+        encoder: On the device that shall compute.
+        archive: With labels and the splits ``validation`` and ``test``.
+        k: Scenes retrieved for each query.
+        advance: Told of scenes as they are embedded.
+
+    Raises:
+        ConfigError: K is not between 1 and the scenes of the test split.
+        ArchiveError: A split is missing, or a pair is damaged.
+    """
+    splits = [archive.split(name) for name in ("validation", "test")]
+    if not 1 <= k <= len(splits[1]):
+        raise ConfigError(f"--k must be between 1 and the {len(splits[1])} scenes of the test split: found {k}")
+    queries, gallery = (retrieval.embed(encoder, split, BATCH, advance) for split in splits)
+    asked, there = (torch.from_numpy(split.labels()).to(encoder.device) for split in splits)
+    rankings = retrieval.rank_directions(queries, gallery, k)
+    shares = [retrieval.class_shares(asked, there, ranked).tolist() for ranked in rankings.values()]
+    counts, chances = asked.sum(0).tolist(), there.float().mean(0).tolist()
+    classes = [
+        ClassRow(*row) for row in zip(CLASSES, counts, chances, map(list, zip(*shares, strict=True)), strict=True)
+    ]
+    return Evaluation(len(splits[0]), len(splits[1]), retrieval.direction_scores(rankings, asked, there), classes)

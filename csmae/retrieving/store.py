@@ -1,0 +1,243 @@
+"""The feature store: what an encoder makes of an archive's split, on disk, in shards that are read block by block.
+
+N scenes, D width. A folder holds ``store.json`` (of which encoder and archive), ``names.npy``, ``labels.npy`` (N, 19)
+and, for each sensor, ``s1-00000.npy``, ``s1-00001.npy`` and so on: L2-normalised features of ``SHARD`` scenes each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from csmae import retrieval
+from csmae.config import ConfigError, Data
+from csmae.data.archive import open_archive
+from csmae.data.split import Split
+from csmae.encoders import SensorEncoder
+
+FORMAT = "csmae-features-1"
+SETTINGS, NAMES, LABELS = "store.json", "names.npy", "labels.npy"
+SHARD = 4096
+"""Scenes of a shard: what a kill costs at most."""
+BATCH = 256
+"""Scenes that go through the network at once."""
+SHARDS_A_BLOCK = retrieval.ARCHIVE_BLOCK // SHARD
+
+Facts = dict[str, Any]
+
+
+class StoreError(ConfigError):
+    """A feature store that cannot be made or used."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The split of an archive that is embedded."""
+
+    data: Data
+    """Names the archive."""
+    split: str
+    sensors: tuple[str, ...]
+
+    def open(self) -> Split:
+        """The split.
+
+        Raises:
+            ArchiveError: It cannot be read.
+        """
+        return open_archive(self.data).split(self.split, self.sensors)
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """A complete store."""
+
+    folder: Path
+    facts: Facts
+    """Content of ``store.json``."""
+    names: NDArray[np.bytes_]
+    """Of the scenes (N,)."""
+    labels_nc: NDArray[np.bool_]
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """Those whose features it holds."""
+        return tuple(self.facts["sensors"])
+
+    @property
+    def source(self) -> Source:
+        """Where the scenes came from."""
+        data = Data(path=self.facts["path"], splits_dir=self.facts["splits_dir"])
+        return Source(data, self.facts["split"], self.sensors)
+
+    def blocks(self, sensor: str) -> Iterator[Tensor]:
+        """One sensor's features in float32, as ``retrieval.search`` takes them."""
+        paths = [_shard(self.folder, sensor, start) for start in range(0, len(self.names), SHARD)]
+        for first in range(0, len(paths), SHARDS_A_BLOCK):
+            shards = [np.load(path, mmap_mode="r") for path in paths[first : first + SHARDS_A_BLOCK]]
+            yield torch.from_numpy(np.concatenate(shards, dtype=np.float32))
+
+
+def write_store(
+    folder: Path, encoder: SensorEncoder, source: Source, dtype: str, advance: Callable[[int], object]
+) -> int:
+    """Embed a split; shards that are there already stay.
+
+    Args:
+        folder: Of the store; may hold the beginning of the same one.
+        encoder: On the device that shall compute.
+        source: What is embedded.
+        dtype: ``float16`` or ``float32``.
+        advance: Told of scenes as they are done, those of earlier runs included.
+
+    Returns:
+        Scenes whose images are damaged; their features are zero, which is like nothing.
+
+    Raises:
+        StoreError: The folder holds a store of another encoder or archive, or cannot be written.
+        ArchiveError: A pair is damaged, and the source was not to skip it.
+    """
+    split = source.open()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _begin(folder, _describe(encoder, split, source) | {"dtype": dtype})
+        _write(folder / NAMES, np.array(split.names, "S"))
+        _write(folder / LABELS, split.labels())
+        for start in range(0, len(split), SHARD):
+            rows = range(start, min(start + SHARD, len(split)))
+            if all(_shard(folder, sensor, start).exists() for sensor in split.sensors):
+                advance(len(rows))
+                continue
+            features = _embed(encoder, split.take(rows), advance)
+            for sensor, found in features.items():
+                _write(_shard(folder, sensor, start), found.astype(dtype))
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be written: {error.strerror}") from None
+    return len(split.damaged)
+
+
+def _describe(encoder: SensorEncoder, split: Split, source: Source) -> Facts:
+    index, positions = split.store.index, split.sources[0].positions
+    digest = hashlib.sha256("\n".join(split.names).encode())
+    digest.update(np.ascontiguousarray(index.sizes[positions]).tobytes())
+    where = str(Path(source.data.path).absolute()) if source.data.path != "synthetic" else "synthetic"
+    splits_dir = source.data.splits_dir and str(Path(source.data.splits_dir).absolute())
+    return {
+        "format": FORMAT,
+        "encoder": encoder.fingerprint(),
+        "path": where,
+        "splits_dir": splits_dir,
+        "split": source.split,
+        "archive": digest.hexdigest(),
+        "sensors": list(source.sensors),
+        "num_scenes": len(split),
+        "width": encoder.width,
+    }
+
+
+MAY_MOVE = ("path", "splits_dir")
+"""Addresses; whether they name the same archive is what its fingerprint says."""
+
+
+def _begin(folder: Path, facts: Facts) -> None:
+    """Write what the store is, or make sure that it was begun as the same."""
+    if (folder / SETTINGS).exists():
+        before = read_facts(folder)
+        for name in facts:
+            if name not in MAY_MOVE and before.get(name) != facts[name]:
+                values = f"{str(before.get(name))[:12]}, not {str(facts[name])[:12]}"
+                raise StoreError(f"{folder}: was made with another {name} ({values}): name a new folder")
+    elif any(folder.iterdir()):
+        raise StoreError(f"{folder}: is no feature store and not empty: name a new folder")
+    _replace(folder / SETTINGS, json.dumps(facts, indent=2).encode())
+
+
+def _embed(encoder: SensorEncoder, scenes: Split, advance: Callable[[int], object]) -> dict[str, NDArray[np.float32]]:
+    features = retrieval.embed(encoder, scenes, BATCH, advance)
+    damaged = [place for place, name in enumerate(scenes.names) if name in scenes.damaged]
+    for found in features.values():
+        found[damaged] = 0  # what was read is another scene's
+    return {sensor: found.cpu().numpy() for sensor, found in features.items()}
+
+
+def open_store(folder: Path) -> FeatureStore:
+    """Open a store, its shards looked at but not read.
+
+    Raises:
+        StoreError: There is none, it is not complete, or a file of it is damaged.
+    """
+    facts = read_facts(folder)
+    names, labels = (_load(folder / name) for name in (NAMES, LABELS))
+    starts = range(0, facts["num_scenes"], SHARD)
+    shards = {_shard(folder, sensor, start): start for sensor in facts["sensors"] for start in starts}
+    missing = [path.name for path in shards if not path.exists()]
+    if missing:
+        raise StoreError(
+            f"{folder}: is not complete: {len(missing)} of {len(shards)} shards are missing, {missing[0]} first: "
+            "run `python -m csmae embed` again, it goes on"
+        )
+    for path, start in shards.items():
+        shape = (min(SHARD, facts["num_scenes"] - start), facts["width"])
+        if _load(path).shape != shape:
+            raise StoreError(
+                f"{path}: must hold {shape} features, found {_load(path).shape}: delete it and embed again"
+            )
+    return FeatureStore(folder, facts, names, labels)
+
+
+def read_facts(folder: Path) -> Facts:
+    """Content of a store's ``store.json``.
+
+    Raises:
+        StoreError: It is not there, or is no feature store's.
+    """
+    path = folder / SETTINGS
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}: `python -m csmae embed` makes a store") from None
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise StoreError(f"{path}: is no {FORMAT}")
+    return facts
+
+
+def _shard(folder: Path, sensor: str, start: int) -> Path:
+    return folder / f"{sensor}-{start // SHARD:05}.npy"
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "is damaged"
+        raise StoreError(f"{path}: {reason}: delete it and embed again") from None
+    return found
+
+
+def _write(path: Path, array: NDArray[Any]) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    _replace(path, content.getvalue())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write under a temporary name, flush to the disk, and rename: a file is whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
