@@ -34,7 +34,8 @@ def embed(encoder: SensorEncoder, split: Split, batch_size: int) -> dict[str, Te
         batch_size: Pairs a batch.
 
     Returns:
-        By sensor, L2-normalised float32 features (N, D) in the order of the split, on the encoder's device.
+        By sensor, L2-normalised float32 features (N, D) in the order of the split, on the encoder's device; zero for
+        pairs that are damaged and were skipped.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     rows = sequential_rows(len(split), batch_size, rank, world_size)
@@ -42,6 +43,7 @@ def embed(encoder: SensorEncoder, split: Split, batch_size: int) -> dict[str, Te
     for row, batch in zip(rows, batches(split, rows, pin=encoder.device.type == "cuda"), strict=True):
         features = encoder.embed(batch)
         both[:, torch.as_tensor(row, device=encoder.device)] = torch.stack([features["s1"], features["s2"]])
+    both[:, torch.as_tensor(split.damaged_rows(), device=encoder.device)] = 0
     if world_size > 1:
         dist.all_reduce(both)
     return dict(zip(("s1", "s2"), F.normalize(both, dim=2), strict=True))

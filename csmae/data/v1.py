@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from csmae.data.layout import BANDS, DamagedValueError, Layout, plan
+from csmae.data.layout import BANDS, BANDS_60M, DamagedValueError, Layout, plan
 from csmae.data.unpickle import Bytes, Thing, Unpickled, unpickle
 from csmae.sensors import CLASSES
 
@@ -87,7 +87,7 @@ def band_offsets(unpickled: Unpickled, bands: tuple[str, ...]) -> dict[str, int]
 
 def _offset(name: str, array: Any) -> int:
     """First byte of an array's content, checked against the band's whole contract."""
-    band = BANDS[name]
+    band = (BANDS | BANDS_60M)[name]
     state = array.state if isinstance(array, Thing) and array.kind == "_reconstruct" else None
     if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], Bytes)):
         raise DamagedValueError(f"band {name} holds no array")
@@ -101,6 +101,17 @@ def _offset(name: str, array: Any) -> int:
         raise DamagedValueError(f"band {name} needs {band.num_bytes} bytes: found {content.size}")
     start: int = content.start
     return start
+
+
+def offsets_60m(value: memoryview) -> dict[str, int]:
+    """First byte of the 60 m bands that a value holds.
+
+    Raises:
+        DamagedValueError: The value is no v1 pickle, or such a band is not what it must be.
+    """
+    unpickled = unpickle(value)
+    names = [thing.attributes.get("name") for thing in unpickled.bands]
+    return band_offsets(unpickled, tuple(name for name in BANDS_60M if name in names))
 
 
 def _is_flat(shape: Any) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from csmae import retrieval
-from csmae.config import Config, Eval
+from csmae.config import Config, ConfigError, Eval
 from csmae.data.archive import Archive, Split, open_archive
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import CSMAE
@@ -39,12 +41,12 @@ def validation_scores(encoder: SensorEncoder, validation: Split, settings: Eval)
         ``val/f1_mean``, ``val/f1/s1_to_s2`` and the like (see ``retrieval.retrieval_scores``), and over the whole
         split ``val/recall_at_1`` and ``val/mrr`` (see ``retrieval.partner_scores``).
     """
-    features = retrieval.embed(encoder, validation, settings.batch_size)
-    labels = torch.from_numpy(validation.labels()).to(encoder.device)
+    scenes = _embed(encoder, validation, settings.batch_size)
     half = len(validation) // 2
-    queries, archive = ({s: f[part] for s, f in features.items()} for part in (slice(half), slice(half, None)))
-    scores = retrieval.retrieval_scores(queries, labels[:half], archive, labels[half:], settings.k)
-    return {f"val/{name}": value for name, value in (scores | retrieval.partner_scores(features)).items()}
+    queries, archive = scenes.intact(slice(half)), scenes.intact(slice(half, None))
+    partners = retrieval.partner_scores(scenes.intact(slice(None)).features)
+    scores = _retrieval_scores(queries, archive, settings.k) | partners
+    return {f"val/{name}": value for name, value in scores.items()}
 
 
 def score(config: Config, encoder_dir: Path | None = None, device: str | None = None) -> dict[str, float]:
@@ -61,11 +63,38 @@ def score(config: Config, encoder_dir: Path | None = None, device: str | None = 
     archive = open_archive(config.data)
     encoder = SensorEncoder.load(encoder_dir) if encoder_dir else encoder_of(seeded_model(config), config)
     encoder.to(torch.device(device or default_device())).eval()
-    queries, gallery = archive.split("validation"), archive.split("test")
-    features = [retrieval.embed(encoder, split, config.eval.batch_size) for split in (queries, gallery)]
-    labels = [torch.from_numpy(split.labels()).to(encoder.device) for split in (queries, gallery)]
-    scores = retrieval.retrieval_scores(features[0], labels[0], features[1], labels[1], config.eval.k)
+    queries, gallery = (
+        _embed(encoder, archive.split(name), config.eval.batch_size).intact(slice(None))
+        for name in ("validation", "test")
+    )
+    scores = _retrieval_scores(queries, gallery, config.eval.k)
     return {f"test/{name}": value for name, value in scores.items()}
+
+
+class _Scenes(NamedTuple):
+    features: dict[str, Tensor]
+    labels_nc: Tensor
+
+    def intact(self, part: slice) -> _Scenes:
+        """Those of a part that are not damaged: where damage is skipped, features are zero."""
+        rows = self.features["s1"][part].any(dim=1)
+        features = {sensor: found[part][rows] for sensor, found in self.features.items()}
+        return _Scenes(features, self.labels_nc[part][rows])
+
+
+def _embed(encoder: SensorEncoder, split: Split, batch_size: int) -> _Scenes:
+    labels_nc = torch.from_numpy(split.labels()).to(encoder.device)
+    return _Scenes(retrieval.embed(encoder, split, batch_size), labels_nc)
+
+
+def _retrieval_scores(queries: _Scenes, archive: _Scenes, k: int) -> dict[str, float]:
+    num_queries, num_scenes = len(queries.labels_nc), len(archive.labels_nc)
+    if num_queries == 0 or num_scenes < k:
+        raise ConfigError(
+            f"eval.k {k} needs a query and as many scenes to retrieve from: without the damaged pairs there are"
+            f" {num_queries} and {num_scenes}"
+        )
+    return retrieval.retrieval_scores(*queries, *archive, k)
 
 
 def seeded_model(config: Config) -> CSMAE:
