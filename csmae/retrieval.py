@@ -51,7 +51,8 @@ def embed(
         advance: Told of each batch's number of scenes.
 
     Returns:
-        By sensor of the split, L2-normalised float32 features (N, D) in its order, on the encoder's device.
+        By sensor of the split, L2-normalised float32 features (N, D) in its order, on the encoder's device; zero for pairs
+        that are damaged and were skipped.
     """
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     rows = sequential_rows(len(split), batch_size, rank, world_size)
@@ -61,6 +62,7 @@ def embed(
         found[:, torch.as_tensor(row, device=encoder.device)] = torch.stack([features[s] for s in split.sensors])
         if advance:
             advance(len(row))
+    found[:, torch.as_tensor(split.damaged_rows(), device=encoder.device)] = 0
     if world_size > 1:
         dist.all_reduce(found)
     return dict(zip(split.sensors, F.normalize(found, dim=2), strict=True))

@@ -175,7 +175,24 @@ def test_a_converted_archive_holds_the_same_pairs(tmp_path: Path) -> None:
         assert ours.names == theirs.names and np.array_equal(ours.labels(), theirs.labels())
         pairs = zip(ours.read(range(len(ours))), theirs.read(range(len(ours))), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+    bands_60m = converted.split("train").bands_60m(3)
+    assert bands_60m.keys() == {"B01", "B09"}
+    assert all(np.array_equal(band, bands_of(3)[name]) for name, band in bands_60m.items())
     assert contents(tmp_path) == {"v1", "v2"}
+
+
+def test_a_conversion_takes_archives_without_60_m_bands_and_refuses_damaged_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = {name: band for name, band in bands_of(1).items() if name not in ("B01", "B09")}
+    put(write_pickles(tmp_path / "v1"), {V1_NAME: pickled(without, labels_of(1))})
+    assert run("convert", tmp_path / "v1", tmp_path / "v2") == 0
+    assert open_folder(tmp_path / "v2").split("train").bands_60m(1) == {}
+    put(tmp_path / "v1", {V1_NAME: pickled(bands_of(1) | {"B09": np.zeros((20, 21), np.uint16)}, labels_of(1))})
+    assert run("convert", tmp_path / "v1", tmp_path / "v3") == 2
+    assert f"{V1_NAME}: band B09 must have shape [20, 20]: found [20, 21]" in capsys.readouterr().err
+    assert run("convert", tmp_path / "v1", tmp_path / "v3", "--on-error", "skip") == 0
+    assert V1_NAME not in open_folder(tmp_path / "v3").split("train").names
 
 
 def test_an_interrupted_conversion_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from csmae.config import ConfigError
 from csmae.data.archive import ArchiveError
 from csmae.data.index import read_index
 from csmae.data.layout import BANDS, DamagedValueError
+from csmae.data.unpickle import names_nothing
 from csmae.data.v1 import PickleDecoder, labels
 from csmae.data.v2 import SafetensorsDecoder
 from csmae.sensors import S1_BANDS, S2_BANDS
@@ -199,6 +200,33 @@ def test_an_attack_by_pickle_is_refused_and_named_and_nothing_is_executed(tmp_pa
             read()
         one_line(error, tmp_path, V1_NAME, "nothing was executed")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("where", ["extra", "new_labels"])
+def test_an_attack_behind_the_pixels_is_refused_though_the_pixels_lie_where_they_always_do(
+    tmp_path: Path, where: str
+) -> None:
+    write_pickles(tmp_path / "v1", styles=("pydantic 2",))
+    marker = tmp_path / "executed"
+    attack: Any = {where: Attack(marker)}
+    split = open_folder(tmp_path / "v1").split("train")
+    split.read([0])
+    put(tmp_path / "v1", {V1_NAME: pickled(bands_of(1), labels_of(1), **attack)})
+    split = open_folder(tmp_path / "v1").split("train")
+    with pytest.raises(DamagedValueError, match=r"foreign global '(posix|nt)\.system'"):
+        split.read([0, 1])
+    assert not marker.exists()
+
+
+def test_what_names_nothing_is_told_from_what_does() -> None:
+    content = memoryview(VALID)
+    end = VALID.rindex(b"new_labels")
+    assert names_nothing(content, end + len(b"new_labels"))
+    assert not names_nothing(content, 0)
+    assert not names_nothing(content[:-1], end), "an end is missing"
+    assert not names_nothing(memoryview(b"\x8c\x02os\x8c\x06system\x93)R."), 0)
+    assert not names_nothing(memoryview(b"cos\nsystem\n)R."), 0)
+    assert names_nothing(memoryview(b"\x8c\x05cosR\x93\x94."), 0), "the same bytes within a text"
 
 
 def reopcode(content: bytes, old: bytes, new: bytes) -> bytes:

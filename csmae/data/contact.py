@@ -16,7 +16,7 @@ from csmae.data.split import Split
 from csmae.sensors import CLASSES, IMAGE_SIZE, S2_RGB
 
 _COLUMNS = 4
-_MARGIN, _TEXT = 8, 68
+_MARGIN, _TEXT = 16, 68
 _WIDTH = 2 * IMAGE_SIZE
 
 

@@ -41,6 +41,9 @@ BANDS = (
     | {name: Band("s2_20m", i, "<u2", IMAGE_SIZE_20M) for i, name in enumerate(S2_20M_BANDS)}
 )
 
+BANDS_60M = {name: Band("", i, "<u2", 20) for i, name in enumerate(("B01", "B09"))}
+"""S2's other bands, which no batch takes; a conversion keeps them."""
+
 BANDS_OF: dict[Sensor, tuple[str, ...]] = {"s1": S1_BANDS, "s2": S2_BANDS}
 
 

@@ -95,7 +95,7 @@ def _noise(random: np.random.Generator, count: int, grain: int) -> Floats:
         return random.standard_normal((count, _P, _P), np.float32)
     side = _P // grain + 3
     coarse = random.standard_normal((count, side, side), np.float32)
-    matrix: Floats = np.float32(1.25) * resize_matrix(side, _P + 2 * grain).numpy()
+    matrix: Floats = np.float32(1.25) * resize_matrix(side, _P + 2 * grain, torch.float32).numpy()
     rows = matrix[grain // 2 : grain // 2 + _P]
     noise: Floats = rows @ (coarse @ rows.T)
     return noise

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from csmae.data import v1
+from csmae.data import v1, v2
 from csmae.data.layout import DamagedValueError, Layout
 from csmae.data.pairs import Buffer, PairBatch, Sensor, allocate
 from csmae.data.store import Store
@@ -56,6 +56,11 @@ class Split:
     def names(self) -> list[str]:
         """Keys under which the archive holds the pairs: S2 patch names."""
         return [key.decode() for key in self.store.index.keys[self.sources[0].positions].tolist()]
+
+    def damaged_rows(self) -> NDArray[np.int64]:
+        """Indices of the pairs that were found damaged so far: the images in their place are those of other pairs."""
+        rows = [row for row, name in enumerate(self.names) if name in self.damaged] if self.damaged else []
+        return np.array(rows, np.int64)
 
     def labels(self) -> NDArray[np.bool_]:
         """Classes of each pair (N, 19), in the order of ``csmae.sensors.CLASSES``.
@@ -119,6 +124,25 @@ class Split:
             for row in np.flatnonzero(~np.isfinite(sums)).tolist():
                 faults.setdefault(row, self._named("S1 holds values that are not finite", positions[row]))
         return faults
+
+    def bands_60m(self, row: int) -> dict[str, NDArray[np.uint16]]:
+        """S2's bands of 60 m (20, 20) that a pair's value holds, by name; none where it is damaged and skipped.
+
+        Raises:
+            ArchiveError: The value is damaged and ``on_error`` is ``raise``.
+        """
+        source = next(source for source in self.sources if "s2" in source.sensors)
+        position = int(source.positions[row])
+        find = v1.offsets_60m if "s1" in source.sensors else v2.offsets_60m
+        try:
+            value = self.store.read(position)
+            return {
+                name: np.frombuffer(value, "<u2", 400, offset).reshape(20, 20)
+                for name, offset in find(value.data).items()
+            }
+        except DamagedValueError as error:
+            self._report(self._named(error, position), position)
+            return {}
 
     def _stored_labels(self, position: int) -> NDArray[np.bool_]:
         known = self.store.labels.get(position)

@@ -97,7 +97,7 @@ def _write(settings: Synthetic, folder: Path, progress: Callable[[int], object])
             pairs, labels_nc = draw_scenes(months, random)
             for scene, month in enumerate(months.tolist()):
                 row = _describe(start + scene, month, splits[start + scene], labels_nc[scene])
-                put_pair(writer, row["patch_id"], row["s1_name"], pairs.row(scene))
+                put_pair(writer, row["patch_id"], row["s1_name"], pairs.row(scene), {})
                 rows.append(row)
             writer.commit()
             progress(len(months))

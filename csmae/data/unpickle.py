@@ -8,6 +8,7 @@ lists, and no opcode allocates by a number it names. Source: the opcode descript
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,6 +71,11 @@ class Unpickled(NamedTuple):
     """Stand-ins of band objects, wherever they hang."""
     variable: list[tuple[int, int]]
     """Ranges of the value (start, end) that do not change how the rest is read: contents of bytes, frame lengths."""
+
+
+def names_nothing(value: memoryview, start: int) -> bool:
+    """Whether what is left of a pickle, from a byte on, makes texts, numbers and containers only, and no object."""
+    return _PLAIN.fullmatch(value, start) is not None
 
 
 def unpickle(value: memoryview) -> Unpickled:
@@ -242,3 +248,10 @@ _OPCODES: dict[int, Callable[[_Machine], object]] = {
     ord("b"): _Machine.build,  # BUILD
 }
 """What each opcode does; those that are not here are refused."""
+
+
+_TEXTS = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(256))
+_PLAIN = re.compile(
+    b"(?:[]N(saeubt})\x85-\x89\x8f\x90\x94]|[Khq].|M..|[Jrj].{4}|\x8c(?:" + _TEXTS + b"))*+\\.", re.DOTALL
+)
+"""Opcodes that name nothing, with their arguments. Possessive: a value that does not fit costs no search."""

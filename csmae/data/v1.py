@@ -1,15 +1,16 @@
 """The values of BigEarthNet v1: pickled patch objects, of which only the places of the bands' pixels are wanted.
 
-Nearly all values of an archive are alike up to their last band: the same opcodes, only the pixels differ. So the bytes
-around the pixels (the skeleton) of a value that was read tell where the bands of the next lie, by comparison alone.
+Nearly all values of an archive are alike up to their last pixel: the same opcodes, only the pixels differ. So the bytes
+around the pixels (the skeleton) of a value that was read tell where the bands of the next lie, by comparison alone; what
+follows, the names of classes, must not name anything that could be called.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from csmae.data.layout import BANDS, DamagedValueError, Layout, plan
-from csmae.data.unpickle import Bytes, Thing, Unpickled, unpickle
+from csmae.data.layout import BANDS, BANDS_60M, DamagedValueError, Layout, plan
+from csmae.data.unpickle import Bytes, Thing, Unpickled, names_nothing, unpickle
 from csmae.sensors import CLASSES
 
 _MAX_KNOWN = 64
@@ -20,11 +21,12 @@ class _Skeleton(NamedTuple):
     pieces: tuple[tuple[int, int, bytes], ...]
     """Start, end and content of the bytes that are the same in each value of this kind."""
     end: int
-    """First byte after the last band."""
+    """First byte after the last pixels."""
     layout: Layout
 
     def fits(self, value: memoryview) -> bool:
-        return len(value) >= self.end and all(value[start:end] == content for start, end, content in self.pieces)
+        alike = all(value[start:end] == content for start, end, content in self.pieces)
+        return alike and names_nothing(value, self.end)
 
 
 class PickleDecoder:
@@ -58,13 +60,11 @@ class PickleDecoder:
 
 def _skeleton(value: memoryview, unpickled: Unpickled, layout: Layout) -> _Skeleton:
     """What a value must share with this one for the layout to hold for it too."""
-    last = max(run.source + run.num_bytes for run in layout)
     pieces, start = [], 0
     for begin, end in unpickled.variable:
-        if begin < last:
-            pieces.append((start, begin, bytes(value[start:begin])))
-            start = end
-    return _Skeleton(tuple(pieces), last, layout)
+        pieces.append((start, begin, bytes(value[start:begin])))
+        start = end
+    return _Skeleton(tuple(pieces), start, layout)
 
 
 def band_offsets(unpickled: Unpickled, bands: tuple[str, ...]) -> dict[str, int]:
@@ -87,7 +87,7 @@ def band_offsets(unpickled: Unpickled, bands: tuple[str, ...]) -> dict[str, int]
 
 def _offset(name: str, array: Any) -> int:
     """First byte of an array's content, checked against the band's whole contract."""
-    band = BANDS[name]
+    band = (BANDS | BANDS_60M)[name]
     state = array.state if isinstance(array, Thing) and array.kind == "_reconstruct" else None
     if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], Bytes)):
         raise DamagedValueError(f"band {name} holds no array")
@@ -101,6 +101,17 @@ def _offset(name: str, array: Any) -> int:
         raise DamagedValueError(f"band {name} needs {band.num_bytes} bytes: found {content.size}")
     start: int = content.start
     return start
+
+
+def offsets_60m(value: memoryview) -> dict[str, int]:
+    """First byte of the 60 m bands that a value holds.
+
+    Raises:
+        DamagedValueError: The value is no v1 pickle, or such a band is not what it must be.
+    """
+    unpickled = unpickle(value)
+    names = [thing.attributes.get("name") for thing in unpickled.bands]
+    return band_offsets(unpickled, tuple(name for name in BANDS_60M if name in names))
 
 
 def _is_flat(shape: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from csmae.data.layout import BANDS, DamagedValueError, Layout, plan
+from csmae.data.layout import BANDS, BANDS_60M, DamagedValueError, Layout, plan
 
 MAX_HEADER = 64 * 1024
 """Bytes; a real header has 136 or 824."""
@@ -54,6 +54,17 @@ class SafetensorsDecoder:
         return plan({name: start + _offset(name, entries, end - start) for name in self._bands})
 
 
+def offsets_60m(value: memoryview) -> dict[str, int]:
+    """First byte of the 60 m bands that a value holds.
+
+    Raises:
+        DamagedValueError: The value is not safetensors, or such a band is not what it must be.
+    """
+    start = 8 + int.from_bytes(value[:8], "little")
+    entries = parse_header(bytes(value[8:start]))
+    return {name: start + _offset(name, entries, len(value) - start) for name in BANDS_60M if name in entries}
+
+
 def parse_header(header: bytes) -> dict[str, Any]:
     """The JSON object of a header.
 
@@ -71,7 +82,7 @@ def parse_header(header: bytes) -> dict[str, Any]:
 
 def _offset(name: str, entries: dict[str, Any], num_data: int) -> int:
     """First byte of a band within the data section, checked against the whole contract."""
-    band, entry = BANDS[name], entries.get(name)
+    band, entry = (BANDS | BANDS_60M)[name], entries.get(name)
     if not isinstance(entry, dict):
         raise DamagedValueError(f"band {name} is missing (there are {', '.join(list(entries)[:14])[:200] or 'none'})")
     want = {"dtype": _DTYPES[band.dtype], "shape": [band.size, band.size]}

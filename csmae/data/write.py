@@ -69,16 +69,17 @@ class Writer:
         self._environment.close()
 
 
-def put_pair(writer: Writer, name: str, s1_name: str, pair: PairBatch) -> None:
+def put_pair(writer: Writer, name: str, s1_name: str, pair: PairBatch, other: Mapping[str, NDArray[Any]]) -> None:
     """Add the two values of a pair.
 
     Args:
         writer: Takes them.
         name, s1_name: Their keys.
         pair: Without the batch dimension.
+        other: Further bands of S2, by name.
     """
     bands = zip((*S2_10M_BANDS, *S2_20M_BANDS), (*pair.s2_10m.numpy(), *pair.s2_20m.numpy()), strict=True)
-    writer.put(name, dict(bands))
+    writer.put(name, dict(bands) | dict(other))
     writer.put(s1_name, dict(zip(S1_BANDS, pair.s1.numpy(), strict=True)))
 
 

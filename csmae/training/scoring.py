@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from csmae import retrieval
-from csmae.config import Config
+from csmae.config import Config, ConfigError
 from csmae.data.archive import Archive, Split, open_archive
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import CSMAE
@@ -40,14 +41,13 @@ def validation_scores(features: dict[str, Tensor], validation: Split, k: int) ->
         k: Scenes retrieved for each query.
 
     Returns:
-        ``val/f1_mean``, ``val/f1/s1_to_s2`` and the like (see ``retrieval.retrieval_scores``), and over the whole
-        split ``val/recall_at_1`` and ``val/mrr`` (see ``retrieval.partner_scores``).
+        ``val/f1_mean``, ``val/f1/s1_to_s2`` and the like (see ``retrieval.retrieval_scores``) where there are labels, and
+        over the whole split ``val/recall_at_1`` and ``val/mrr`` (see ``retrieval.partner_scores``).
     """
-    labels = torch.from_numpy(validation.labels()).to(features["s1"].device)
-    half = len(validation) // 2
-    queries, archive = ({s: f[part] for s, f in features.items()} for part in (slice(half), slice(half, None)))
-    scores = retrieval.retrieval_scores(queries, labels[:half], archive, labels[half:], k)
-    return {f"val/{name}": value for name, value in (scores | retrieval.partner_scores(features)).items()}
+    scenes, half = _Scenes.of(features, validation), len(validation) // 2
+    queries, archive = scenes.intact(slice(half)), scenes.intact(slice(half, None))
+    scores = _label_scores(queries, archive, k) | retrieval.partner_scores(scenes.intact(slice(None)).features)
+    return {f"val/{name}": value for name, value in scores.items()}
 
 
 def score(config: Config, encoder_dir: Path | None = None, device: str | None = None) -> dict[str, float]:
@@ -59,16 +59,46 @@ def score(config: Config, encoder_dir: Path | None = None, device: str | None = 
         device: Such as ``cuda:0``; the process's GPU, or the CPU, where None.
 
     Returns:
-        ``test/f1_mean``, ``test/f1/s1_to_s2`` and the like, see ``retrieval.retrieval_scores``.
+        ``test/f1_mean``, ``test/f1/s1_to_s2`` and the like, see ``retrieval.retrieval_scores``; for an archive without
+        labels ``test/recall_at_1`` and ``test/mrr`` within the test split, see ``retrieval.partner_scores``.
     """
     archive = open_archive(config.data)
     encoder = SensorEncoder.load(encoder_dir) if encoder_dir else encoder_of(seeded_model(config), config)
     encoder.to(torch.device(device or default_device())).eval()
-    queries, gallery = archive.split("validation"), archive.split("test")
-    features = [retrieval.embed(encoder, split, config.eval.batch_size) for split in (queries, gallery)]
-    labels = [torch.from_numpy(split.labels()).to(encoder.device) for split in (queries, gallery)]
-    scores = retrieval.retrieval_scores(features[0], labels[0], features[1], labels[1], config.eval.k)
+    queries, gallery = (
+        _Scenes.of(retrieval.embed(encoder, split, config.eval.batch_size), split).intact(slice(None))
+        for split in map(archive.split, ("validation", "test"))
+    )
+    scores = _label_scores(queries, gallery, config.eval.k) or retrieval.partner_scores(gallery.features)
     return {f"test/{name}": value for name, value in scores.items()}
+
+
+class _Scenes(NamedTuple):
+    features: dict[str, Tensor]
+    labels_nc: Tensor
+
+    @classmethod
+    def of(cls, features: dict[str, Tensor], split: Split) -> _Scenes:
+        return cls(features, torch.from_numpy(split.labels()).to(features["s1"].device))
+
+    def intact(self, part: slice) -> _Scenes:
+        """Those of a part that are not damaged: where damage is skipped, features are zero."""
+        rows = self.features["s1"][part].any(dim=1)
+        features = {sensor: found[part][rows] for sensor, found in self.features.items()}
+        return _Scenes(features, self.labels_nc[part][rows])
+
+
+def _label_scores(queries: _Scenes, archive: _Scenes, k: int) -> dict[str, float]:
+    """Scores by labels; none where the archive has no labels."""
+    num_queries, num_scenes = len(queries.labels_nc), len(archive.labels_nc)
+    if num_queries == 0 or num_scenes < k:
+        raise ConfigError(
+            f"eval.k {k} needs a query and as many scenes to retrieve from: without the damaged pairs there are"
+            f" {num_queries} and {num_scenes}"
+        )
+    if not (queries.labels_nc.any() and archive.labels_nc.any()):
+        return {}
+    return retrieval.retrieval_scores(*queries, *archive, k)
 
 
 def seeded_model(config: Config) -> CSMAE:
