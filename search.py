@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -34,6 +35,12 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 UPLOAD_TIMEOUT_S = 60.0
 
 DEFAULT_MLFLOW_URI = "sqlite:///runs/mlflow.db"
+
+LABELLED = re.compile(r"val/(f1|mean_pair_f1|precision|recall/)")
+"""Objectives that compare the labels of scenes."""
+
+NUM_LABELLED = 64
+"""Validation scenes of which one has a label where an archive has labels."""
 
 SEARCH_OPTIONS = ("num_trials", "workers_per_trial", "gpus_per_worker", "time_limit", "gpu_hours")
 """Options that stand for ``--set search.…``."""
@@ -109,8 +116,16 @@ def _assignments(options: argparse.Namespace) -> list[str]:
 
 def _check_data(study: Study) -> None:
     from csmae.training.engine import check  # seconds of torch, which a mistake in the file need not wait for
+    from csmae.training.scoring import validation_split
 
-    check(study.resolve(next(study.starts(), {})))
+    config = study.resolve(next(study.starts(), {}))
+    validation = validation_split(check(config), config)
+    wanted = [name for name in study.search.objectives if LABELLED.match(name)]
+    if wanted and not validation.take(range(min(NUM_LABELLED, len(validation)))).labels().any():
+        raise ConfigError(
+            f"{config.data.path}: holds no labels, which {wanted[0]} needs: use search.objectives "
+            "{val/recall_at_1: maximize}, which needs none"
+        )
 
 
 def _ancestors(options: argparse.Namespace) -> list[str]:

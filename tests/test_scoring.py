@@ -9,6 +9,7 @@ from archives import names_of, open_folder, put, write_v2
 from conftest import small_config
 from csmae.config import ConfigError
 from csmae.data.split import Split
+from csmae.retrieval import embed
 from csmae.training.scoring import encoder_of, seeded_model, validation_scores
 
 DAMAGED = (1, 8)
@@ -30,7 +31,8 @@ def every_pair(folder: Path) -> Split:
 def scores(split: Split, k: int = 3) -> dict[str, float]:
     config = small_config(eval__k=k, eval__batch_size=5)
     with torch.inference_mode():
-        return validation_scores(encoder_of(seeded_model(config).eval(), config), split, config.eval)
+        encoder = encoder_of(seeded_model(config).eval(), config)
+        return validation_scores(embed(encoder, split, config.eval.batch_size), split, k)
 
 
 def test_pairs_that_are_damaged_are_left_out_of_every_score(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ LIST_FILES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 
 METADATA = "metadata.parquet"
 
-_COLUMNS = ("patch_id", "s1_name", "split", "labels")
+_COLUMNS = ("patch_id", "s1_name", "split")
 
 
 class Metadata(NamedTuple):
@@ -35,7 +35,7 @@ class Metadata(NamedTuple):
     """S2 patch names of v1; the v2 names where the table has none."""
     splits: NDArray[np.bytes_]
     labels_nc: NDArray[np.bool_]
-    """Multi-hot (N, 19)."""
+    """Multi-hot (N, 19); nowhere true where the table has no labels."""
 
     def find(self, names: NDArray[np.bytes_]) -> NDArray[np.int64]:
         """Rows of S2 patch names of either version; -1 where there is none."""
@@ -67,28 +67,31 @@ def _read(path: Path, *_state: int) -> Metadata:
         if missing:
             raise ArchiveError(f"{path}: has no column {missing[0]!r} (there are {', '.join(present)})")
         v1_name = "s2v1_name" if "s2v1_name" in present else "patch_id"
-        table = pq.read_table(path, columns=sorted({*_COLUMNS, v1_name}))
+        table = pq.read_table(path, columns=sorted({*_COLUMNS, v1_name, *({"labels"} & set(present))}))
         if not len(table):
             raise ArchiveError(f"{path}: has no rows")
         names, s1_names, v1_names, splits = (
             np.array(table[name].to_pylist(), "S") for name in ("patch_id", "s1_name", v1_name, "split")
         )
-        return Metadata(path, names, s1_names, v1_names, splits, _multi_hot(path, table["labels"].combine_chunks()))
+        labels_nc = np.zeros((len(table), len(CLASSES)), bool)
+        if "labels" in present:
+            _set_labels(labels_nc, path, table["labels"].combine_chunks())
+        return Metadata(path, names, s1_names, v1_names, splits, labels_nc)
     except (pa.ArrowException, OSError, UnicodeError, TypeError, ValueError) as error:
         if isinstance(error, ArchiveError):
             raise
         raise ArchiveError(f"{path}: cannot be read as metadata: {' '.join(str(error).split())[:200]}") from None
 
 
-def _multi_hot(path: Path, lists: Any) -> NDArray[np.bool_]:
+def _set_labels(labels_nc: NDArray[np.bool_], path: Path, lists: Any) -> None:
     names = pc.list_flatten(lists)
+    if not len(names):
+        return
     classes = pc.index_in(names, value_set=pa.array(CLASSES, names.type))
     if classes.null_count:
         foreign = names.filter(pc.is_null(classes))[0].as_py()
         raise ArchiveError(f"{path}: label {foreign!r} is not one of the 19 classes of BigEarthNet")
-    labels_nc = np.zeros((len(lists), len(CLASSES)), bool)
     labels_nc[np.asarray(pc.list_parent_indices(lists)), np.asarray(classes)] = True
-    return labels_nc
 
 
 def read_names(path: Path) -> NDArray[np.bytes_]:

@@ -16,21 +16,29 @@ from csmae.tuning.view import number, settings
 
 NUM_BEST = 5
 
+PARTNERS = ("recall_at_1", "mrr")
+
 DIRECTIONS = ("f1_mean", "f1/s1_to_s1", "f1/s1_to_s2", "f1/s2_to_s1", "f1/s2_to_s2")
 
 
 def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
-    """Encoders against the four directions of retrieval.
+    """Encoders against the four directions of retrieval; against their partner scores where there are no labels.
 
     Args:
         rows: By the encoder's name, scores such as ``test/f1_mean`` and ``test/f1/s1_to_s2``.
     """
-    table = _table("F1 in %, validation queries the test archive")
+    labelled = all("test/f1_mean" in scores for scores in rows.values())
+    title = (
+        "F1 in %, validation queries the test archive"
+        if labelled
+        else "other sensor's image found in the test archive, in %"
+    )
+    columns, table = DIRECTIONS if labelled else PARTNERS, _table(title)
     table.add_column("encoder", no_wrap=True)
-    for name in DIRECTIONS:
+    for name in columns:
         table.add_column(name.removeprefix("f1/").removeprefix("f1_"), justify="right", no_wrap=True)
     for name, scores in rows.items():
-        table.add_row(name, *(f"{100 * scores[f'test/{direction}']:.2f}" for direction in DIRECTIONS))
+        table.add_row(name, *(f"{100 * scores[f'test/{direction}']:.2f}" for direction in columns))
     return table
 
 
