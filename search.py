@@ -20,11 +20,11 @@ from csmae.tuning.budget import Budget
 from csmae.tuning.champion import Candidate, candidates, score_all
 from csmae.tuning.cluster import Share, ray_running, share, this_machine
 from csmae.tuning.dry_run import describe
-from csmae.tuning.events import Event, Reported, Started
+from csmae.tuning.events import Ending, Event, Reported, Started
 from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.progress import Progress
-from csmae.tuning.run import Ending, only_driver, run_search
+from csmae.tuning.run import only_driver, run_search
 from csmae.tuning.standings import importances, standings
 from csmae.tuning.study import Study, load_study
 from csmae.tuning.tables import best_table, importance_lines, scores_table, studies_table
@@ -149,11 +149,11 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
             track(tracker, event)
 
         ending = run_search(budget, part, listen)
-    if ending.kind == "interrupted":
+    if ending.kind in ("interrupted", "stuck"):
         for trial in progress.running:
-            tracker.end(trial.number, "RUNNING", "interrupted")
-        console.print(f"stopped in order; to go on: {command()}", soft_wrap=True)
-        return INTERRUPTED
+            tracker.end(trial.number, "RUNNING", ending.reason or "interrupted")
+        console.print(f"{ending.reason or 'stopped in order'}; to go on: {command()}", soft_wrap=True)
+        return FAILED if ending.reason else INTERRUPTED
     return _finish(options, ledger, tracker, part, ending)
 
 

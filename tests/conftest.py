@@ -1,6 +1,8 @@
 """What several test files share: a small archive and a configuration that trains on it in seconds."""
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +36,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_config(**values: Any) -> Config:
     """The small configuration with dotted names replaced; a dot is written as two underscores."""
     return parse_config(merge(SMALL, {name.replace("__", "."): value for name, value in values.items()}), "test")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("mounting a small file system takes root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from csmae.config import Config, ConfigError
+from csmae.training.checkpoint import FullDiskError
 from csmae.training.engine import DivergedError, Epoch
 
 
@@ -43,6 +44,9 @@ def _go_wrong(run_dir: Path, rank: int, epoch: int) -> None:
     what, at, who, times = faults.get(run_dir.name, ("nothing", 0, 0, 0))
     if epoch != at:
         return
+    if what == "fill" and len(list(run_dir.glob("full-*"))) < 2 * times:
+        (run_dir / f"full-{rank}-{time.time_ns()}").touch()
+        raise FullDiskError("the disk is full, say")
     if what == "diverge":
         raise DivergedError(f"the loss is not finite in epoch {epoch}")
     if rank != who or len(list(run_dir.glob("fault-*"))) >= times:

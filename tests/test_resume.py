@@ -4,9 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +109,6 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_one_left_alone(tmp
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [CHECKPOINT, "encoder"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("mounting a small file system takes root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_is_one_error_and_the_last_good_checkpoint_goes_on(small_disk: Path, tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from csmae.config import ConfigError
+from csmae.config import Config, ConfigError
+from csmae.model.cost import cost
 from csmae.tuning.budget import Budget
-from csmae.tuning.events import Ended, Event, Reported, Started
+from csmae.tuning.events import Ended, Ending, Event, Reported, Started
 from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.ranking import fronts
@@ -163,7 +164,7 @@ def test_impossible_and_repeated_configurations_cost_no_trial(tmp_path: Path) ->
     searcher, _ = make_searcher(study, tmp_path)
     models = [s["config"]["model"] for s in (searcher.suggest(str(i)) for i in range(4)) if isinstance(s, dict)]
     assert sorted((m["embed_dim"], m["num_heads"]) for m in models) == [(96, 3), (96, 4), (128, 4)]
-    assert searcher.hopeless is None
+    assert searcher.ending is None
     reasons = {t.user_attrs["reason"] for t in Ledger(study, tmp_path).all_trials() if t.state is TrialState.FAIL}
     assert "same configuration as trial 0" in reasons
     assert any("3 does not divide 128" in reason for reason in reasons)
@@ -193,8 +194,8 @@ def test_constraints_on_cost_are_kept_without_training(tmp_path: Path) -> None:
     space = {"model.decoder_depth": {"int": [1, 8]}, "masking.ratio": {"float": [0.3, 0.9]}}
     limit = {"cost/params": "<= 1.6e6"}
     searcher, _ = make_searcher(make_study(tmp_path, space, constraints=limit, num_trials=8), tmp_path)
-    known = [s["known"] for s in (searcher.suggest(str(i)) for i in range(8)) if isinstance(s, dict)]
-    assert len(known) == 8 and all(k["cost/params"] <= 1.6e6 for k in known)
+    configs = [s["config"] for s in (searcher.suggest(str(i)) for i in range(8)) if isinstance(s, dict)]
+    assert len(configs) == 8 and all(cost(Config.model_validate(c)).params <= 1.6e6 for c in configs)
     trials = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/studies.db").trials
     broken = [trial for trial in trials if trial.constraints and trial.constraints["cost/params"] > 0]
     assert broken and all("cost/params is" in trial.user_attrs["reason"] for trial in broken)
@@ -212,16 +213,16 @@ def test_a_trial_that_breaks_a_measured_constraint_cannot_win(tmp_path: Path) ->
 def test_constraints_that_nothing_keeps_to_end_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, constraints={"cost/params": "<= 10"}), tmp_path)
     assert searcher.suggest("a") == Searcher.FINISHED
-    assert searcher.hopeless is not None and "must be <= 10" in searcher.hopeless
+    assert searcher.ending is not None and "must be <= 10" in searcher.ending.reason
 
 
 def test_first_trials_that_fail_alike_end_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
     for index in range(3):
-        assert searcher.hopeless is None
+        assert searcher.ending is None
         searcher.suggest(str(index))
         searcher.on_trial_complete(str(index), {"failed": f"OutOfMemoryError on rank {index}", "done": True})
-    assert searcher.hopeless == "the first 3 trials all failed: OutOfMemoryError on rank 2"
+    assert searcher.ending == Ending("hopeless", "the first 3 trials all failed: OutOfMemoryError on rank 2")
 
 
 def test_failures_after_a_success_or_of_several_kinds_do_not_end_the_search(tmp_path: Path) -> None:
@@ -231,14 +232,33 @@ def test_failures_after_a_success_or_of_several_kinds_do_not_end_the_search(tmp_
     ):
         searcher.suggest(str(index))
         searcher.on_trial_complete(str(index), {**outcome, "done": True})
-    assert searcher.hopeless is None
+    assert searcher.ending is None
 
 
 def test_an_objective_that_nothing_reports_ends_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, objectives={"val/precision/s1_to_s2": "maximize"}), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
-    assert searcher.hopeless == "no epoch reports 'val/precision/s1_to_s2'"
+    assert searcher.ending == Ending("hopeless", "no epoch reports 'val/precision/s1_to_s2'")
+
+
+def test_what_cannot_be_written_down_ends_the_search_and_loses_no_trial(small_disk: Path) -> None:
+    study = make_study(small_disk)
+    searcher, _ = make_searcher(study, small_disk)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(1, 0.5))
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"0" * 4096)
+    for epoch in (2, 3):
+        searcher.on_trial_result("a", result(epoch, 0.6))
+    searcher.on_trial_complete("a", result(4, 0.7, finished=True))
+    assert searcher.ending is not None and searcher.ending.kind == "stuck" and "disk is full" in searcher.ending.reason
+    assert searcher.suggest("b") == Searcher.FINISHED
+    ballast.unlink()
+    ledger = Ledger(study, small_disk)
+    assert [trial.state for trial in ledger.trials()] == [TrialState.RUNNING] and ledger.num_left == 1
 
 
 def test_several_objectives_make_a_front_and_asha_judges_by_it(tmp_path: Path) -> None:

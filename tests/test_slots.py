@@ -14,11 +14,13 @@ from ray.util import placement_group_table
 
 from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import Room, ray_running, share
-from csmae.tuning.events import Event
+from csmae.tuning.events import Ending, Event
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.run import run_search
 from csmae.tuning.study import load_study
 from test_study import write
+
+DONE = Ending("done")
 
 ROOM = Room(2, 0, "this machine")
 
@@ -30,7 +32,9 @@ def cluster() -> Iterator[Room]:
         yield room
 
 
-def search(folder: Path, num_trials: int, faults: dict[int, list[Any]], **settings: Any) -> list[FrozenTrial]:
+def search(
+    folder: Path, num_trials: int, faults: dict[int, list[Any]], ending: Ending = DONE, **settings: Any
+) -> list[FrozenTrial]:
     """Run a study of quick trainings in which some trials go wrong."""
     base = {"model": {"size": "nano"}, "optim": {"warmup_epochs": 0, "batch_size": 2}, "train": {"epochs": 5}}
     space = {"masking.ratio": {"float": [0.3, 0.9]}}
@@ -39,8 +43,7 @@ def search(folder: Path, num_trials: int, faults: dict[int, list[Any]], **settin
     (folder / "study").mkdir(exist_ok=True)
     (folder / "study" / "faults.json").write_text(json.dumps(faults))
     ledger, events = Ledger(study, folder), list[Event]()
-    ending = run_search(Budget(ledger), share(study.search, ROOM), events.append, "stub_training:quick")
-    assert ending.kind == "done"
+    assert run_search(Budget(ledger), share(study.search, ROOM), events.append, "stub_training:quick") == ending
     return ledger.trials()
 
 
@@ -88,6 +91,15 @@ def test_a_trial_that_kills_its_group_each_time_fails_after_its_retries(cluster:
     assert trials[1].user_attrs["reason"] == "RuntimeError on rank 1: out of memory, say (in each of 2 attempts)"
     assert trials[2].user_attrs["reason"].endswith("(in each of 2 attempts)")
     assert [len(processes(tmp_path, number, 0)) for number in range(4)] == [1, 2, 2, 1]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_search_and_costs_no_trial(cluster: Room, tmp_path: Path) -> None:
+    trials = search(tmp_path, 3, {1: ["fill", 3, 0, 1]}, ending=Ending("stuck", "the disk is full, say"))
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "RUNNING"]
+    trials = search(tmp_path, 3, {1: ["fill", 3, 0, 1]})
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+    assert [line.split()[2] for line in processes(tmp_path, 1, 0)] == ["0", "2"]
 
 
 @pytest.mark.slow

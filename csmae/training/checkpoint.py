@@ -24,6 +24,10 @@ class CheckpointError(ConfigError):
     """A checkpoint that is damaged, or belongs to another configuration."""
 
 
+class FullDiskError(ConfigError):
+    """What a training must write cannot be written; no fault of its configuration."""
+
+
 def save_checkpoint(folder: Path, config: Config, epoch: int, parts: dict[str, Any]) -> None:
     """Write ``checkpoint.pt`` under a temporary name, flush it to the disk, and rename it.
 

@@ -24,7 +24,7 @@ from csmae.data.loader import batches, epoch_rows
 from csmae.data.pairs import PairBatch
 from csmae.encoders import SensorEncoder
 from csmae.model.cost import cost
-from csmae.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from csmae.training.checkpoint import CheckpointError, FullDiskError, load_checkpoint, save_checkpoint
 from csmae.training.optim import learning_rate
 from csmae.training.scoring import default_device, encoder_of, seeded_model, subset, validation_scores, validation_split
 from csmae.training.snapshots import is_due, write_snapshot
@@ -71,8 +71,8 @@ def pretrain(
 
     Raises:
         DivergedError: The loss is not finite, on all ranks alike.
-        ConfigError: The archive, the checkpoint or the memory does not fit the configuration, or the disk is full; on
-            all ranks alike. ``ArchiveError``: A pair is damaged; on the rank that reads it.
+        ConfigError: The archive, the checkpoint or the memory does not fit the configuration; on all ranks alike.
+        FullDiskError: The checkpoint cannot be written, on all ranks alike. ``ArchiveError``: A pair is damaged; on the rank that reads it.
     """
     run = _Run(config, torch.device(device or default_device()), run_dir)
     done = run.resume(run_dir) if run_dir else 0
@@ -209,16 +209,16 @@ class _Run:
         """Write the encoder and the checkpoint, by rank 0.
 
         Raises:
-            CheckpointError: They cannot be written, such as to a full disk; on all ranks alike.
+            FullDiskError: They cannot be written; on all ranks alike.
         """
-        failed: CheckpointError | None = None
+        failed: FullDiskError | None = None
         if self.rank == 0:
             try:
                 self.encoder().save(folder / "encoder", {"epoch": epoch, "metrics": metrics})
                 save_checkpoint(folder, self.config, epoch, self.parts)
             except (OSError, RuntimeError) as error:  # torch's writer makes the one into the other
                 reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:120]
-                failed = CheckpointError(
+                failed = FullDiskError(
                     f"{folder}: epoch {epoch} cannot be written ({reason}): the last good checkpoint is still there; "
                     "make room and run again"
                 )
@@ -226,7 +226,7 @@ class _Run:
             flag = torch.tensor(float(failed is not None), device=self.device)
             dist.all_reduce(flag)
             if flag and failed is None:
-                failed = CheckpointError(f"{folder}: epoch {epoch} cannot be written by rank 0")
+                failed = FullDiskError(f"{folder}: epoch {epoch} cannot be written by rank 0")
         if failed:
             raise failed
 

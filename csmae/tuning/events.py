@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,15 @@ class Ended:
     """The objective at the end."""
     reason: str | None = None
     """Why it failed."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a search ended, and in words why where it was not by having done all."""
+
+    kind: Literal["done", "interrupted", "stuck", "budget", "hopeless"]
+    """After an interruption, and where the search is stuck (a full disk), the running trials can be gone on with."""
+    reason: str = ""
 
 
 Event = Started | Reported | Ended

@@ -225,8 +225,10 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
 
 
 def unusable(path: Path, error: Exception) -> str:
-    """What to say of a database that is locked, of another Optuna, damaged, or cannot be written."""
-    reason = " ".join(str(error).partition("[SQL")[0].split())[:160]
+    """What to say of a database that is locked, of another Optuna, damaged, or on a full disk."""
+    reason = " ".join(str(error.__cause__ or error).partition("[SQL")[0].split())[:160]
+    if "disk is full" in reason or "No space left" in reason:
+        return f"{path}: the disk is full: make room"
     if "locked" in reason:
         return f"{path}: another process holds the database of studies: try again when it is done"
     if "no longer compatible" in reason:

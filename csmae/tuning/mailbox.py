@@ -37,6 +37,8 @@ class TrialDone:
     """The workers trained the assignment to its end, or it failed for good."""
 
     failed: str | None = None
+    stuck: bool = False
+    """Whether the reason lies outside the trial, such as in a full disk: it can go on later."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +178,11 @@ class Mailbox:
         if self._stands(ticket, group):
             self._heard_at = time.monotonic()
 
-    async def end(self, ticket: int, group: str, failed: str | None = None) -> None:
-        """Tell that the assignment is done, or failed on all ranks alike."""
+    async def end(self, ticket: int, group: str, failed: str | None = None, stuck: bool = False) -> None:
+        """Tell that the assignment is done, failed, or cannot go on now; on all ranks alike."""
         if self._stands(ticket, group):
-            await self._finish(failed)
+            self._finish(TrialDone(failed, stuck))
+            await self._notify()
 
     async def complain(self, ticket: int, group: str, error: str) -> None:
         """Tell of an error on one rank, before it takes the group down."""
@@ -198,7 +201,7 @@ class Mailbox:
             return True
         if len(groups) > self._retries:
             reason = next(iter(self._course.complaints.values()), "a worker's process died")
-            self._finish_now(f"{reason} (in each of {len(groups)} attempts)")
+            self._finish(TrialDone(f"{reason} (in each of {len(groups)} attempts)"))
             return False
         groups.append(group)
         self._course.workers.clear()
@@ -210,13 +213,9 @@ class Mailbox:
         self._heard_at = time.monotonic()
         return Silence(self._course.workers)
 
-    async def _finish(self, failed: str | None) -> None:
-        self._finish_now(failed)
-        await self._notify()
-
-    def _finish_now(self, failed: str | None) -> None:
+    def _finish(self, ended: TrialDone) -> None:
         self._assignment = None
-        self._events.put_nowait(TrialDone(failed))
+        self._events.put_nowait(ended)
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -37,8 +37,6 @@ class Proposal:
     trial: optuna.Trial
     values: dict[str, Any]
     config: Config
-    known: dict[str, float]
-    """Metrics known beforehand: ``cost/params``, ``cost/flops``."""
 
 
 class Proposals:
@@ -148,7 +146,7 @@ class Proposals:
         seed = {"train.seed": trial.user_attrs["seed"]} if "seed" in trial.user_attrs else {}
         config = self._study.resolve(values | seed)
         self._seen.setdefault(_key(config), trial.number)
-        return Proposal(trial, values | seed, config, known_metrics(config))
+        return Proposal(trial, values | seed, config)
 
 
 def known_metrics(config: Config) -> dict[str, float]:

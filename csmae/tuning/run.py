@@ -8,10 +8,9 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 from ray import tune
 from ray.tune import PlacementGroupFactory, Stopper
@@ -19,7 +18,7 @@ from ray.tune import PlacementGroupFactory, Stopper
 from csmae.config import ConfigError
 from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import Share
-from csmae.tuning.events import Listener
+from csmae.tuning.events import Ending, Listener
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.options import seconds
 from csmae.tuning.reaper import orphans_freed
@@ -31,16 +30,8 @@ SLOT_RESTARTS = 2
 """Times that a trial may be started again because its slot's own process died."""
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a search ended, and in words why where it was not by having done all."""
-
-    kind: Literal["done", "interrupted", "budget", "hopeless"]
-    reason: str = ""
-
-
 class Warden(Stopper):  # type: ignore[misc]
-    """Ends a search in order: at the first Ctrl-C (the second is Python's own), with its budget, or with its hope."""
+    """Ends a search in order: at the first Ctrl-C (the second is Python's own), with its budget, or because the searcher says so."""
 
     def __init__(self, budget: Budget, searcher: LedgerSearcher) -> None:
         self._budget, self._searcher = budget, searcher
@@ -57,8 +48,8 @@ class Warden(Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         """Whether it is time; Tune asks several times a second."""
         if self.ending.kind == "done":
-            if self._searcher.hopeless:
-                self.ending = Ending("hopeless", self._searcher.hopeless)
+            if self._searcher.ending:
+                self.ending = self._searcher.ending
             elif reason := self._budget.over():
                 self.ending = Ending("budget", reason)
         return self.ending.kind != "done"
@@ -89,7 +80,7 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
         pretrain: Module and name of the generator that trains.
 
     Returns:
-        How it ended. After an interruption the running trials are left to go on later; otherwise none is left.
+        How it ended, see there for the trials that still ran.
     """
     ledger = budget.ledger
     search, searcher = ledger.study.search, LedgerSearcher(budget, listener)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from ray.tune.search import Searcher
+from sqlalchemy.exc import SQLAlchemyError
 
 from csmae.settings import did_you_mean
 from csmae.tuning.budget import Budget
-from csmae.tuning.events import Ended, Listener, Reported, Started
+from csmae.tuning.events import Ended, Ending, Listener, Reported, Started
 from csmae.tuning.housekeeping import Housekeeper
+from csmae.tuning.ledger import unusable
 from csmae.tuning.proposals import Proposal, Proposals, SpaceError, violation
 
 METRICS = "metrics/"
@@ -48,8 +52,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self._num_explored = len(ledger.explored()) - ledger.num_left
         self._exhausted = self._confirming = False
         self._failures: list[str] | None = [] if not ledger.ranked() else None
-        self.hopeless: str | None = None
-        """Why it makes no sense to go on."""
+        self.ending: Ending | None = None
+        """Why it makes no sense to go on, or is impossible."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: the ledger is what lasts, and Tune's own snapshots are not used."""
@@ -61,15 +65,20 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     # Tune asks.
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """What the slot gets: number, whether it is a starting point, folder, configuration and known metrics.
+        """What the slot gets: number, whether it is a starting point, folder and configuration.
 
         None asks Tune to come again later: the best are known when all trials are over.
         """
+        with self._writing():
+            return self._suggest(trial_id)
+        return str(Searcher.FINISHED)
+
+    def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         resumed = self._ledger.num_left > 0
         try:
             proposal = self._next()
         except SpaceError as error:
-            self.hopeless = str(error)
+            self.ending = Ending("hopeless", str(error))
             return str(Searcher.FINISHED)
         if proposal is None:
             later = self._ledger.study.search.confirm and not self._confirming
@@ -83,7 +92,6 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             "start": trial.user_attrs.get("start", False),
             "run_dir": str(self._ledger.run_dir(trial.number)),
             "config": config.model_dump(mode="json"),
-            "known": proposal.known,
         }
 
     def _next(self) -> Proposal | None:
@@ -106,11 +114,16 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Write down an epoch, once."""
         live, epoch = self._live[trial_id], result.get("epoch")
-        if epoch is None:
+        if "stuck" in result:
+            self.ending = Ending("stuck", result["stuck"])
+        if epoch is None or self._stuck:
             return
         live.metrics = {key.removeprefix(METRICS): value for key, value in result.items() if key.startswith(METRICS)}
-        if epoch <= live.epoch:
-            return
+        if epoch > live.epoch:
+            with self._writing():
+                self._record(live, epoch)
+
+    def _record(self, live: _Live, epoch: int) -> None:
         live.epoch = epoch
         objectives = self._ledger.study.search.objectives
         if all(name in live.metrics for name in objectives):
@@ -123,7 +136,22 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         result = result or {}
         self.on_trial_result(trial_id, result)
         failed = "the slot's process died or could not start, again and again" if error else result.get("failed")
-        self._end(self._live.pop(trial_id), failed, bool(result.get("finished")))
+        live = self._live.pop(trial_id)
+        if not self._stuck:
+            with self._writing():
+                self._end(live, failed, bool(result.get("finished")))
+
+    @property
+    def _stuck(self) -> bool:
+        return self.ending is not None and self.ending.kind == "stuck"
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What cannot be written down ends the search; its trials stay as the ledger last heard of them."""
+        try:
+            yield
+        except (OSError, SQLAlchemyError, StorageInternalError) as error:
+            self.ending = Ending("stuck", unusable(self._ledger.path, error))
 
     def abandon(self, reason: str) -> None:
         """End the trials that still run, as stopped early; their checkpoints stay."""
@@ -157,7 +185,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         search = self._ledger.study.search
         for name in [*search.objectives, *search.constraints]:
             if name not in live.metrics:
-                self.hopeless = f"no epoch reports {name!r}{did_you_mean(name, list(live.metrics))}"
+                reason = f"no epoch reports {name!r}{did_you_mean(name, list(live.metrics))}"
+                self.ending = Ending("hopeless", reason)
                 return f"{name} was not reported"
             if not math.isfinite(live.metrics[name]):
                 return f"{name} was {live.metrics[name]} at the end"
@@ -178,4 +207,4 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             return
         self._failures.append(failed)
         if len(self._failures) >= NUM_ALIKE and len({re.sub(r"\d+", "", text) for text in self._failures}) == 1:
-            self.hopeless = f"the first {len(self._failures)} trials all failed: {failed}"
+            self.ending = Ending("hopeless", f"the first {len(self._failures)} trials all failed: {failed}")

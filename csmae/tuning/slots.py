@@ -81,7 +81,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         """Let the workers go on and wait for the epoch they do.
 
         Returns:
-            ``epoch`` and ``metrics`` as flat keys; ``done`` with ``finished`` or ``failed`` at the end.
+            ``epoch`` and ``metrics`` as flat keys; ``done`` with ``finished``, ``failed`` or ``stuck`` at the end.
         """
         event = self._next_event()
         last = self._config.train.epochs
@@ -89,7 +89,10 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             return self._result(event)
         ended = self._next_event() if isinstance(event, EpochDone) else event
         assert isinstance(ended, TrialDone)
-        outcome = {"finished": True} if ended.failed is None else {"failed": ended.failed}
+        if ended.stuck:
+            outcome: dict[str, Any] = {"stuck": ended.failed}
+        else:
+            outcome = {"finished": True} if ended.failed is None else {"failed": ended.failed}
         result = self._result(event) if isinstance(event, EpochDone) else {}
         return {**result, **outcome, "done": True}
 
@@ -100,13 +103,13 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._thread.join(CLOSE_TIMEOUT_S)
 
     def _assign(self, config: dict[str, Any]) -> None:
-        self._config, self._known, self._losses = Config.model_validate(config["config"]), config["known"], 0
+        self._config, self._losses = Config.model_validate(config["config"]), 0
         ray.get(self._mailbox.assign.remote(config["config"], config["run_dir"]))
         if self._ended == self._fits:
             self._start()
 
     def _result(self, event: EpochDone) -> dict[str, Any]:
-        return {"epoch": event.number, "metrics": event.metrics | self._known}
+        return {"epoch": event.number, "metrics": event.metrics}
 
     def _start(self) -> None:
         self._fits += 1
@@ -194,6 +197,7 @@ class _Rank:
         Raises:
             Exception: Whatever went wrong on this rank alone; Ray Train then starts the group anew.
         """
+        from csmae.training.checkpoint import FullDiskError
         from csmae.training.engine import DivergedError
 
         try:
@@ -202,6 +206,9 @@ class _Rank:
         except DivergedError as error:
             if self.number == 0:
                 self._end(assignment, str(error))
+        except FullDiskError as error:
+            if self.number == 0:
+                self._end(assignment, str(error), stuck=True)
         except ConfigError as error:  # no attempt would cure it; the other ranks may wait in a collective
             self._end(assignment, f"rank {self.number}: {error}")
             raise
@@ -241,8 +248,8 @@ class _Rank:
 
         return beat
 
-    def _end(self, assignment: Assignment, failed: str | None) -> None:
-        ray.get(self.mailbox.end.remote(assignment.ticket, self.group, failed))
+    def _end(self, assignment: Assignment, failed: str | None, stuck: bool = False) -> None:
+        ray.get(self.mailbox.end.remote(assignment.ticket, self.group, failed, stuck))
 
 
 def saved_epoch(run_dir: Path) -> tuple[int, dict[str, float]] | None:
