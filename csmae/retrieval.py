@@ -5,12 +5,15 @@ features and ranks S2 features.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from csmae.data.archive import Split
@@ -19,10 +22,10 @@ from csmae.encoders import SensorEncoder
 
 DIRECTIONS = ("s1_to_s1", "s1_to_s2", "s2_to_s1", "s2_to_s2")
 
-BLOCK = 1024
-"""Queries that are ranked at once."""
+BLOCK = 512
+"""Queries that a thread ranks at once, at most."""
 ARCHIVE_BLOCK = 16384
-"""Archive scenes that are compared at once: with ``BLOCK`` it bounds the memory, 64 MiB of similarities."""
+"""Archive scenes that are compared at once: with ``BLOCK`` it bounds a thread's memory, 32 MiB of similarities."""
 GROUP = 64
 """Similarities of which only the largest is looked at first."""
 
@@ -84,28 +87,58 @@ def rank_archive(queries_qd: Tensor, archive_nd: Tensor, k: int) -> Tensor:
 def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
     """Exact nearest neighbours by cosine similarity in an archive that need not fit into memory.
 
-    Each block is read once and compared with all queries, so memory grows with Q·(D + K) and not with N.
+    Each block is read once and compared with all queries, so memory grows with Q·(D + K) and not with N. On a CPU the
+    queries are shared by as many threads as torch has.
 
     Args:
         queries_qd: L2-normalised features.
         archive: The archive's L2-normalised features, in blocks of ``ARCHIVE_BLOCK`` scenes at most, on the same device.
         k: Scenes to retrieve, at most N.
     """
-    parts = queries_qd.split(BLOCK)
-    tile = queries_qd.new_empty(min(BLOCK, len(queries_qd)) * ARCHIVE_BLOCK)
+    num_threads = torch.get_num_threads() if queries_qd.device.type == "cpu" else 1
+    parts = _even_parts(queries_qd, num_threads)
     best = [Hits(part.new_empty(len(part), 0), part.new_empty(len(part), 0, dtype=torch.long)) for part in parts]
-    start = 0
-    for block in archive:
-        for number, part in enumerate(parts):
-            similarity_qn = tile[: len(part) * len(block)].view(len(part), len(block))
-            _compare(part, block, similarity_qn)
-            scores, indices = _largest(similarity_qn, min(k, len(block)))
-            scores = torch.cat([best[number].scores_qk, scores], dim=1)
-            indices = torch.cat([best[number].indices_qk, indices + start], dim=1)
-            scores, order = scores.topk(min(k, scores.shape[1]), dim=1)
-            best[number] = Hits(scores, indices.gather(1, order))
-        start += len(block)
+    tiles = [queries_qd.new_empty(len(parts[0]) * ARCHIVE_BLOCK) for _ in parts[:num_threads]]
+    with _single_threads(), ThreadPoolExecutor(len(tiles)) as pool:
+        start = 0
+        for block in archive:
+
+            def work(thread: int, block: Tensor = block, start: int = start) -> None:
+                for number in range(thread, len(parts), len(tiles)):
+                    similarity_qn = tiles[thread][: len(parts[number]) * len(block)].view(-1, len(block))
+                    _compare(parts[number], block, similarity_qn)
+                    best[number] = _merge(best[number], _largest(similarity_qn, min(k, len(block))), start, k)
+
+            list(pool.map(work, range(len(tiles))))
+            start += len(block)
     return Hits(*(torch.cat(column) for column in zip(*best, strict=True)))
+
+
+def _even_parts(queries_qd: Tensor, num_threads: int) -> tuple[Tensor, ...]:
+    """Blocks of queries, as many for each thread."""
+    rounds = -(-len(queries_qd) // (BLOCK * num_threads))
+    parts: tuple[Tensor, ...] = queries_qd.split(-(-len(queries_qd) // (rounds * num_threads)))
+    return parts
+
+
+@contextmanager
+def _single_threads() -> Iterator[None]:
+    """Numpy and torch work in the calling thread alone: their pools would wait for each other's cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, "blas"):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _merge(best: Hits, found: Hits, start: int, k: int) -> Hits:
+    """The K best of earlier blocks and of the one that begins at ``start``."""
+    scores = torch.cat([best.scores_qk, found.scores_qk], dim=1)
+    indices = torch.cat([best.indices_qk, found.indices_qk + start], dim=1)
+    scores, order = scores.topk(min(k, scores.shape[1]), dim=1)
+    return Hits(scores, indices.gather(1, order))
 
 
 def _compare(queries_qd: Tensor, block_nd: Tensor, out_qn: Tensor) -> None:

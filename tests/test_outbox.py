@@ -162,7 +162,7 @@ class Searches(RuleBasedStateMachine):
 
     @rule(trial=st.integers(0, 2))
     def end(self, trial: int) -> None:
-        self.outbox.append(Event("end", trial, 1, {"state": "PRUNED", "reason": None}))
+        self.outbox.append(Event("end", trial, 1, {"state": "PRUNED", "reason": None, "step": 0, "metrics": {}}))
 
     @rule()
     def upload(self) -> None:

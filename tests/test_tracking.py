@@ -15,7 +15,7 @@ import mlflow
 import pytest
 
 from csmae.tracking.outbox import TrackingError
-from csmae.tracking.tracker import Tracker, shown
+from csmae.tracking.tracker import Tracker, shown, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +291,17 @@ def test_a_database_that_is_locked_holds_up_nothing_and_all_arrives_later(place:
 def test_a_uri_that_mlflow_does_not_know_is_refused_at_once(uri: str) -> None:
     with pytest.raises(TrackingError, match="must start with sqlite:///"):
         shown(uri)
+
+
+def test_where_events_go_is_what_was_named_or_the_environment_or_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri("sqlite:///x.db", Path("runs")) == "sqlite:///x.db"
+    assert tracking_uri(None, Path("runs")) == "http://server:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(None, Path("runs")) == "sqlite:///runs/mlflow.db"
+    assert tracking_uri(None, Path("runs"), "wandb") == "wandb://csmae"
+    assert tracking_uri("team/project", Path("runs"), "wandb") == "wandb://team/project"
+    assert tracking_uri("wandb://project", Path("runs"), "wandb") == "wandb://project"
 
 
 def test_a_password_in_the_uri_is_never_shown() -> None:

@@ -6,8 +6,12 @@ import contextlib
 import http.server
 import json
 import logging
+import os
 import re
+import shutil
 import signal
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -214,6 +218,67 @@ def test_a_guarded_server_takes_the_right_password_only(
             report(tracker, range(2), 5)
             assert tracker.close(5) == 15
         assert "takes no such user and password" in caplog.text
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            monkeypatch.delenv(name)
+        caplog.clear()
+        assert replay(tmp_path / "guarded", guarded.uri, 5) == 15
+        assert "takes no such user and password" in caplog.text
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password-1")
         assert replay(tmp_path / "guarded", guarded.uri, 60) == 0
         assert whole(guarded.uri, "guarded", 2, 5)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """An empty database of a PostgreSQL that listens on a socket in a folder of its own."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not binaries:
+        pytest.skip("needs Debian's postgresql")
+    pytest.importorskip("psycopg2", reason="MLflow needs psycopg2 for PostgreSQL")
+    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []  # it refuses to run as root
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
+        if as_postgres:
+            shutil.chown(folder, "postgres")
+        made = [*as_postgres, str(binaries[-1] / "initdb"), "-D", f"{folder}/data", "-U", "csmae", "--auth", "trust"]
+        subprocess.run(made, check=True, capture_output=True)
+        options = ["-D", f"{folder}/data", "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
+        quiet = subprocess.DEVNULL
+        server = subprocess.Popen([*as_postgres, str(binaries[-1] / "postgres"), *options], stdout=quiet, stderr=quiet)
+        try:
+            _wait_for(Path(folder) / ".s.PGSQL.5432")
+            yield f"postgresql+psycopg2://csmae@/postgres?host={folder}"
+        finally:
+            pid = int((Path(folder) / "data" / "postmaster.pid").read_text().split()[0])
+            os.kill(pid, signal.SIGINT)
+            server.wait(60)
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.1)
+
+
+def test_a_server_on_postgresql_holds_each_trial_and_epoch_once(postgres: str, tmp_path: Path) -> None:
+    with Server(tmp_path, "--backend-store-uri", postgres) as server:
+        tracker = start(tmp_path / "study", server.uri)
+        report(tracker, range(3), 5)
+        tracker.champion(2, encoder(tmp_path / "files"), {"val/f1_mean": 2.05}, {"csmae.data": "synthetic"})
+        tracker.finish({})
+        assert tracker.close(60) == 0
+        assert whole(server.uri, "study", 3, 5)
+        assert replay(tmp_path / "study", server.uri, 60, anew=True) == 0
+        assert whole(server.uri, "study", 3, 5)
+        assert fetch_encoder("models:/csmae-encoder@champion", server.uri).is_dir()
+
+
+def test_a_postgresql_database_is_written_to_without_a_server(
+    postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracker = start(tmp_path / "direct", postgres)
+    report(tracker, range(2), 4)
+    assert tracker.close(60) == 0
+    assert whole(postgres, "direct", 2, 4)

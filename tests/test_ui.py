@@ -1,66 +1,29 @@
-"""A finished study in MLflow's own pages, seen through a real browser."""
+"""A finished quickstart in MLflow's own pages, seen through a real browser."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import mlflow
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from csmae.tracking.pictures import DIRECTIONS
-from csmae.tracking.record import read_record
-from csmae.tracking.report import publish
-from csmae.tracking.tracker import Tracker
+from csmae.tracking.mlflow_sink import view_path
 from tracking_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="the UI test needs selenium")
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-NUM_TRIALS = 12
-
-
-def finished_study(folder: Path, uri: str) -> str:
-    """A study as a search leaves it; the link to its page."""
-    chance = random.Random(0)
-    tracker = Tracker(folder, folder.name, uri)
-    tags = {"csmae.command": f"python search.py spaces/{folder.name}.yaml"}
-    tracker.start({"base.train.epochs": 9, "search.num_trials": NUM_TRIALS}, tags, "val/f1_mean")
-    for number in range(NUM_TRIALS):
-        complete, ratio = number % 3 == 0, chance.uniform(0.2, 0.8)
-        weight, rate = chance.uniform(0, 4), 10 ** chance.uniform(-4, -2.3)
-        tracker.trial(number, {"masking.ratio": ratio, "optim.lr": rate, "loss.mim_weight": weight})
-        for epoch in range(1, 10 if complete else 4):
-            score = 0.3 + 0.3 * (1 - math.exp(-epoch / 3)) - 0.3 * abs(ratio - 0.6)
-            by_direction = {f"val/f1/{name}": score + 0.02 * place for place, name in enumerate(DIRECTIONS)}
-            losses = {"train/loss": 6 / epoch**0.3, "train/mim": 3 / epoch**0.2, "time/epoch_s": 2.0}
-            tracker.epoch(number, epoch, {"val/f1_mean": score, **by_direction, **losses})
-        tracker.end(number, "COMPLETE" if complete else "PRUNED")
-    finish(tracker, folder)
-    assert tracker.close(120) == 0
-    assert tracker.page is not None
-    return tracker.page
-
-
-def finish(tracker: Tracker, folder: Path) -> None:
-    best = read_record(folder).ranked()[0]
-    files = folder / "trials" / str(best.number) / "encoder"
-    files.mkdir(parents=True)
-    save_file({"w": np.ones(9, np.float32)}, files / "encoder.safetensors")
-    (files / "config.json").write_text(json.dumps({"bands": {"s1": ["VH", "VV"], "s2": ["B02"]}, "model": {}}))
-    scores = {"val/f1_mean": best.last("val/f1_mean"), "test/f1_mean": 0.6}
-    tracker.champion(best.number, files, scores, {"csmae.data": "synthetic"})
-    tracker.finish({"scores/champion/test/f1_mean": 0.6, "importance/masking.ratio": 0.7, "importance/optim.lr": 0.3})
-    publish(tracker, folder)
+ROOT = Path(__file__).resolve().parent.parent
+NUM_TRIALS = 6
+"""Half of the quickstart's."""
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +33,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return finished_study(tmp_path_factory.mktemp("runs") / "quickstart", server.uri)
+def study(server: Server, browser: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The quickstart, really run: its runs by name."""
+    storage = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "search.py", "spaces/quickstart.yaml", "--num-trials", str(NUM_TRIALS)]
+    command += ["--storage", str(storage), "--mlflow-uri", server.uri]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    client = mlflow.MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("quickstart")
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+@pytest.fixture(scope="module")
+def finished(study: dict[str, Any]) -> list[Any]:
+    """Trials that came to their end, best first."""
+    done = [run for run in study.values() if run.data.tags.get("csmae.state") == "COMPLETE"]
+    assert len(done) >= 2
+    return sorted(done, key=lambda run: -run.data.metrics["val/f1_mean"])
 
 
 @pytest.fixture(scope="module")
@@ -106,64 +85,88 @@ def visit(browser: Any, server: Server, request: pytest.FixtureRequest) -> Itera
         browser.save_screenshot(str(Path(folder) / f"{request.node.name.removeprefix('test_')}.png"))
 
 
-def runs(uri: str) -> dict[str, Any]:
-    client = mlflow.MlflowClient(uri)
-    experiment = client.get_experiment_by_name("quickstart")
-    return {run.info.run_name: run.info for run in client.search_runs([experiment.experiment_id])}
+def wait_until(browser: Any, condition: Callable[[], bool]) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    WebDriverWait(browser, 60).until(lambda _: condition())
 
 
 def test_the_study_opens_with_the_best_trial_first_and_its_parameters(
-    visit: Callable[..., str], page: str, browser: Any, tmp_path: Path
+    visit: Callable[..., str], study: dict[str, Any], finished: list[Any], browser: Any
 ) -> None:
-    text = visit(page, "trial 0", "val/f1_mean", "masking.ratio")
+    page = view_path(study["quickstart"].info.experiment_id)
+    text = visit(page, finished[0].info.run_name, "val/f1_mean", "masking.ratio")
     assert "Sort: val/f1_mean" in text
     cells = browser.find_elements("css selector", '[role=gridcell][col-id*="f1_mean"]')
     rows = [int(cell.find_element("xpath", "./..").get_attribute("row-index")) for cell in cells]
     values = [float(text) for _, text in sorted(zip(rows, (cell.text for cell in cells), strict=True)) if text != "-"]
-    assert len(values) >= 8
+    assert len(values) >= NUM_TRIALS - 1
     assert values == sorted(values, reverse=True)
 
 
-def test_trials_are_nested_under_their_study(
-    visit: Callable[..., str], server: Server, page: str, browser: Any
-) -> None:
-    experiment = runs(server.uri)["quickstart"].experiment_id
+def test_trials_are_nested_under_their_study(visit: Callable[..., str], study: dict[str, Any], browser: Any) -> None:
+    experiment = study["quickstart"].info.experiment_id
     closed = visit(
         f"/experiments/{experiment}/runs?workflowType=machine_learning&orderByKey=attributes.start_time", "quickstart"
     )
     assert "trial 3" not in closed
     browser.find_element("css selector", '[role=gridcell][col-id*="Run Name"] button').click()
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    WebDriverWait(browser, 30).until(lambda _: "trial 3" in browser.find_element("tag name", "body").text)
+    wait_until(browser, lambda: "trial 3" in browser.find_element("tag name", "body").text)
 
 
 def test_two_trials_compare_by_their_explored_parameters(
-    visit: Callable[..., str], server: Server, page: str, browser: Any
+    visit: Callable[..., str], finished: list[Any], browser: Any
 ) -> None:
-    infos = runs(server.uri)
-    from selenium.webdriver.support.wait import WebDriverWait
-
-    chosen = quote(json.dumps([infos["trial 0"].run_id, infos["trial 3"].run_id]))
-    experiments = quote(json.dumps([infos["trial 0"].experiment_id]))
+    infos = [run.info for run in finished[:2]]
+    chosen, experiments = (quote(json.dumps(value)) for value in ([i.run_id for i in infos], [infos[0].experiment_id]))
     text = visit(f"/compare-runs?runs={chosen}&experiments={experiments}", "Parallel Coordinates Plot", "masking.ratio")
     assert "Comparing 2 Runs" in text
-    assert "optim.lr" in text
     axes = "return [...document.querySelectorAll('.axis-title')].map(title => title.textContent)"
     wanted = {"loss.mim_weight", "masking.ratio", "optim.lr", "val/f1_mean"}
-    WebDriverWait(browser, 60).until(lambda _: wanted <= set(browser.execute_script(axes)))
+    wait_until(browser, lambda: wanted <= set(browser.execute_script(axes)))
+    rows = "return [...document.querySelectorAll('tr, [role=row]')].map(row => row.innerText)"
+    for name in ("masking.ratio", "optim.lr"):
+        values = [run.data.params[name][:6] for run in finished[:2]]
+        wait_until(
+            browser,
+            lambda name=name, values=values: any(  # type: ignore[misc]
+                name in row and all(value in row for value in values) for row in browser.execute_script(rows)
+            ),
+        )
 
 
-def test_the_pictures_of_the_study_show(visit: Callable[..., str], server: Server, page: str, browser: Any) -> None:
-    from selenium.webdriver.support.wait import WebDriverWait
+@pytest.mark.parametrize("picture", ["parallel", "history", "slices"])
+def test_the_pictures_of_the_study_show(
+    visit: Callable[..., str], study: dict[str, Any], browser: Any, picture: str
+) -> None:
+    info = study["quickstart"].info
+    visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/pictures/{picture}.png", f"{picture}.png")
+    wait_until(browser, lambda: drawn(browser))
 
-    info = runs(server.uri)["quickstart"]
-    visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/pictures/parallel.png", "parallel.png")
-    drawn = "return [...document.images].some(i => i.naturalWidth > 500 && i.complete)"
-    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(drawn))
+
+@pytest.mark.parametrize(
+    "picture", ["epoch-0001-reconstructions", "epoch-0009-reconstructions", "epoch-0009-retrieval"]
+)
+def test_the_pictures_of_the_best_trial_show(
+    visit: Callable[..., str], finished: list[Any], browser: Any, picture: str
+) -> None:
+    info = finished[0].info
+    visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/pictures/{picture}.png", f"{picture}.png")
+    wait_until(browser, lambda: drawn(browser))
 
 
-def test_the_registered_encoder_shows_its_alias_and_origin(visit: Callable[..., str], page: str) -> None:
+def drawn(browser: Any) -> bool:
+    return bool(browser.execute_script("return [...document.images].some(i => i.naturalWidth > 500 && i.complete)"))
+
+
+def test_a_trial_tells_what_its_workers_took(visit: Callable[..., str], finished: list[Any], browser: Any) -> None:
+    info = finished[0].info
+    visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/model-metrics", "val/f1_mean")
+    assert finished[0].data.metrics["system/cpu_percent"] > 0
+    assert finished[0].data.metrics["budget/epochs"] == 9
+
+
+def test_the_registered_encoder_shows_its_alias_and_origin(visit: Callable[..., str], study: dict[str, Any]) -> None:
     text = visit("/models/csmae-encoder", "Version 1", "champion")
     assert "csmae.study : quickstart" in text.replace("\n", " ")
     card = visit("/models/csmae-encoder/versions/1", "Version 1", "Architecture")

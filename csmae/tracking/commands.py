@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from csmae.terminal import say
-from csmae.tracking.tracker import replay, shown
+from csmae.tracking.tracker import replay, shown, tracking_uri
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add this room's commands; each sets ``run``, which takes the parsed options and returns the exit code."""
-    sync = subparsers.add_parser("sync", help="upload to MLflow what a study's outbox still holds")
-    sync.add_argument("--mlflow-uri", default=None, help="default: MLFLOW_TRACKING_URI, or mlflow.db in that folder")
+    sync = subparsers.add_parser("sync", help="upload what a study's outbox still holds")
+    sync.add_argument("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in that folder")
+    sync.add_argument(
+        "--logger", choices=["mlflow", "wandb"], default="mlflow", help="wandb: --mlflow-uri is a project"
+    )
     sync.add_argument("--all", action="store_true", help="send everything again, as after a run was restored")
     sync.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds to try for (default: 600)")
     sync.set_defaults(run=_sync)
@@ -25,7 +27,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _sync(options: argparse.Namespace) -> int:
-    uri = options.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{options.runs}/mlflow.db"
+    uri = tracking_uri(options.mlflow_uri, options.runs, options.logger)
     left = replay(options.runs / options.study, uri, options.timeout, options.all)
     place = shown(uri)
     text = f"{left} events of {options.study} still wait: {place}" if left else f"{options.study} is whole in {place}"

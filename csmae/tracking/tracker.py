@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -189,6 +190,23 @@ def replay(folder: Path, uri: str, timeout_s: float, anew: bool = False) -> int:
         uploader.bookmark.move(0)
     uploader.start()
     return uploader.close(timeout_s)
+
+
+def tracking_uri(given: str | None, storage: Path, logger: str = "mlflow") -> str:
+    """Where a study's events go.
+
+    Args:
+        given: What the user named: an MLflow URI, or with ``wandb`` a project or ``ENTITY/PROJECT``.
+        storage: Folder of the studies.
+        logger: ``mlflow`` or ``wandb``.
+
+    Returns:
+        With ``mlflow``, what was given, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the folder; with ``wandb``, the
+        project ``csmae`` by default.
+    """
+    if logger == "wandb":
+        return WANDB + (given or "csmae").removeprefix(WANDB)
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
 
 
 def shown(uri: str) -> str:
