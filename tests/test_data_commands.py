@@ -3,8 +3,10 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from archives import bands_of, labels_of, names_of, open_folder, put, write_pickles, write_v2
+from archives import FILES, bands_of, labels_of, names_of, open_folder, put, write_pickles, write_v2
 from csmae.__main__ import main
 from csmae.data.subsets import in_ben_14k
 from csmae.sensors import S1_BANDS, S2_BANDS
@@ -22,6 +24,7 @@ from v1_pickles import pickled
 ROOT = Path(__file__).resolve().parents[1]
 BEN_14K = Path(os.environ.get("CSMAE_REAL_DATA", ROOT / "../shared/data")) / "splits/ben-14k"
 S2_NAME, V1_NAME, S1_NAME = names_of(1)
+REMEDY = "make room or name another folder"
 
 
 def run(*arguments: object) -> int:
@@ -95,6 +98,72 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, capsys: pytest.Cap
     assert "cannot be written: Permission denied" in capsys.readouterr().err
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A disk of its own in memory; called with mount options such as ``size=4m`` or ``ro``, at first or again."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        if folder.is_mount():
+            subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+            return folder
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+        if not shutil.which("mount") or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a disk needs root")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        # Lazily, for an archive that was opened stays open.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("command", ["synthesize", "convert"])
+def test_a_disk_that_is_full_leaves_no_archive_and_the_command_can_be_repeated(
+    tmp_path: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    new = disk("size=1m") / "new"
+    options = [new, "--size", 8] if command == "synthesize" else [write_pickles(tmp_path / "v1"), new]
+    assert run(command, *options) == 2
+    text = capsys.readouterr().err
+    assert text.startswith(f"{new}: cannot be written: ") and text.endswith(f"; {REMEDY}\n") and text.count("\n") == 1
+    assert "No space left on device" in text or "a full disk?" in text
+    assert not new.exists()
+    disk("size=64m")
+    assert run(command, *options) == 0
+    assert run("check", new) == 0
+    assert contents(new.parent) == {"new"}
+
+
+def test_a_disk_that_may_only_be_read_is_named(
+    tmp_path: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_v2(tmp_path / "v2")
+    write_pickles(tmp_path / "v1")
+    lists = lists_of_summer(tmp_path / "lists")
+    folder = disk("ro")
+    for command in (
+        ("synthesize", folder / "new"),
+        ("convert", tmp_path / "v1", folder / "new"),
+        ("splits", "ben-14k", lists, folder / "new"),
+        ("show", tmp_path / "v2", "--output", folder / "new"),
+        ("check", tmp_path / "v2", "--checksums", folder / "new"),
+    ):
+        assert run(*command) == 2, command
+        text = capsys.readouterr().err
+        assert text.startswith(f"{folder / 'new'}: cannot be written: Read-only file system") and text.count("\n") == 1
+    assert not contents(folder)
+
+
+def lists_of_summer(folder: Path) -> Path:
+    """Lists of one BEN-14K patch each."""
+    folder.mkdir()
+    for number, file in enumerate(FILES.values()):
+        (folder / file).write_text(f"S2A_MSIL2A_20170803T094031_{number}_19\n")
+    return folder
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_check_finds_nothing_wrong_with_a_sound_archive(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str
@@ -152,6 +221,21 @@ def test_check_compares_checksums_that_it_wrote_before(tmp_path: Path, capsys: p
     file.write_bytes(content)
     assert run("check", tmp_path / "a", "--checksums", sums) == 1
     assert f"{names_of(4)[0]}: its checksum changed" in capsys.readouterr().out
+
+
+def test_a_path_of_nothing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("stats", "") == 2
+    assert capsys.readouterr().err == "data.path must name a folder, or be synthetic: found nothing\n"
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+def test_checksums_that_are_none_are_named_before_the_archive_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    write_v2(tmp_path / "a")
+    (tmp_path / "sums").write_bytes(content.encode("latin-1"))
+    assert run("check", tmp_path / "a", "--checksums", tmp_path / "sums") == 2
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'sums'}: ")
 
 
 def test_check_of_a_truncated_archive_ends_with_1_and_of_none_with_2(

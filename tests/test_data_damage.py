@@ -296,8 +296,9 @@ def test_skipping_replaces_damaged_pairs_and_reports_them(tmp_path: Path, caplog
     assert torch.equal(batch.s2_10m[3], whole.s2_10m[1])
     assert set(split.damaged) == {S2_NAME, names_of(3)[0]}
     assert "2 damaged pairs so far" in caplog.text and S1_NAME in caplog.text
+    assert torch.equal(split.read([1]).s1, whole.s1[:1]), "where no pair of the batch is intact, one of the split is"
     with pytest.raises(DamagedValueError, match=S1_NAME):
-        split.read([1])
+        split.take([1, 3]).read([0])
 
 
 def test_skipping_gives_damaged_patches_of_v1_no_labels(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_preparing_is_interpolating_normalising_and_mirroring_each_image(size: i
     flips = [(False, False), (True, False), (False, True), (True, True)]
     s1, s2 = Prepare(Data(), size)(batch, torch.tensor(flips))
     assert s1.shape == (4, 2, size, size) and s2.shape == (4, 10, size, size)
-    assert (torch.cat([s1, s2], dim=1) - naive(batch, flips, size)).abs().max() < 5e-4
+    assert (torch.cat([s1, s2], dim=1) - naive(batch, flips, size)).abs().max() < 5e-6
 
 
 def test_preparing_without_flips_mirrors_nothing_and_leaves_the_batch_as_it_was() -> None:
@@ -72,7 +72,7 @@ def test_a_sensor_without_rows_stays_without() -> None:
 
 
 @pytest.mark.parametrize(("source", "target"), [(60, 120), (60, 96), (60, 224), (120, 224), (120, 64), (30, 7), (5, 1)])
-@pytest.mark.parametrize(("brightest", "tolerance"), [(8_000, 1e-3), (10_000, 1.6e-3), (65_535, 1.3e-2)])
+@pytest.mark.parametrize(("brightest", "tolerance"), [(6_000, 1e-3), (10_000, 1.6e-3), (65_535, 1.2e-2)])
 def test_upsampling_is_bicubic_with_aligned_corners(source: int, target: int, brightest: int, tolerance: float) -> None:
     images = torch.rand(2, 3, source, source, generator=torch.Generator().manual_seed(0)).double() * brightest
     expected = interpolate(images.round(), size=(target, target), mode="bicubic", align_corners=True)

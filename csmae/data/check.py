@@ -18,6 +18,7 @@ from csmae.data.split import copy_runs
 from csmae.data.splits import SPLITS
 from csmae.data.v1 import PickleDecoder, labels
 from csmae.data.v2 import SafetensorsDecoder, parse_header
+from csmae.data.write import writing
 
 S1_RANGE = (-100.0, 60.0)
 """Decibels outside which a value is no backscatter."""
@@ -62,8 +63,12 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
         archive: An open archive: its file's structure is sound already.
         checksums: A file of CRC-32 sums by key: written if it is not there, else compared with.
         progress: Called after each value.
+
+    Raises:
+        ArchiveError: The file of sums cannot be read or written; that is seen before anything else.
     """
     problems = Problems()
+    known = _known_sums(checksums) if checksums else None
     _check_splits(archive, problems)
     store = archive.store
     check = _PickleCheck() if archive.is_v1 else _SafetensorsCheck()
@@ -77,8 +82,10 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
         except DamagedValueError as error:
             problems.add(str(error), key)
         progress()
-    if checksums:
-        _compare_sums(checksums, sums, problems)
+    if known is not None:
+        _compare_sums(known, sums, problems)
+    elif checksums:
+        _write_sums(checksums, sums)
     return problems
 
 
@@ -145,11 +152,33 @@ def check_pixels(buffer: Buffer, sensor: Sensor) -> None:
             raise DamagedValueError("a band of S2 is all zero")
 
 
-def _compare_sums(file: Path, sums: dict[str, int], problems: Problems) -> None:
+def _known_sums(file: Path) -> dict[str, int] | None:
+    """Sums by key; None where they are yet to be written, which must be possible."""
     if not file.exists():
-        file.write_text(json.dumps(sums, indent=0), encoding="utf-8")
-        return
-    known: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
+        _write_sums(file, {})
+        file.unlink()
+        return None
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArchiveError(f"{file}: cannot be read as checksums: {reason}") from None
+    if not isinstance(known, dict):
+        raise ArchiveError(f"{file}: holds no checksums by key; name another file to write them")
+    return known
+
+
+def _write_sums(file: Path, sums: dict[str, int]) -> None:
+    temporary = file.with_name(f".{file.name}.partial")
+    with writing(file):
+        try:
+            temporary.write_text(json.dumps(sums, indent=0), encoding="utf-8")
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _compare_sums(known: dict[str, int], sums: dict[str, int], problems: Problems) -> None:
     for key in sorted(known.keys() | sums.keys()):
         if known.get(key) != sums.get(key):
             text = "its checksum changed" if key in known and key in sums else "is in one of archive and checksums only"

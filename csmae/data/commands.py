@@ -47,6 +47,8 @@ def _add_archive(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _open(options: argparse.Namespace) -> Archive:
+    if not options.path:
+        raise ConfigError("data.path must name a folder, or be synthetic: found nothing")
     return open_archive(Data(path=options.path, splits_dir=options.splits_dir, on_error=options.on_error))
 
 

@@ -99,16 +99,22 @@ class Split:
         """Read the pairs at these indices into the first rows of a buffer.
 
         A damaged pair ends it, or, where the archive was opened with ``on_error="skip"``, is remembered in
-        ``damaged`` and replaced by an intact pair of the batch, for the ranks' batches must stay equally large.
+        ``damaged`` and replaced by an intact pair of the batch, or else of the split, for the ranks' batches must stay
+        equally large.
 
         Raises:
-            ArchiveError: A value is damaged and ``on_error`` is ``raise``, or no pair of the batch is intact.
+            ArchiveError: A value is damaged and ``on_error`` is ``raise``, or no pair of the split is intact.
         """
+        faults = self._read(rows, buffer)
+        if faults:
+            self._skip(rows, faults, buffer)
+
+    def _read(self, rows: NDArray[np.int64], buffer: Buffer) -> dict[int, DamagedValueError]:
+        """Fill a buffer; returns what is wrong, by row of the buffer."""
         faults: dict[int, DamagedValueError] = {}
         for source in self.sources:
             faults |= self._fill(source, source.positions[rows], buffer)
-        if faults:
-            self._skip(rows, faults, buffer)
+        return faults
 
     def _fill(self, source: Source, positions: NDArray[np.int64], buffer: Buffer) -> dict[int, DamagedValueError]:
         faults = {}
@@ -164,12 +170,19 @@ class Split:
 
     def _skip(self, rows: NDArray[np.int64], faults: dict[int, DamagedValueError], buffer: Buffer) -> None:
         intact = [row for row in range(len(rows)) if row not in faults]
-        if not intact:
-            raise next(iter(faults.values()))
+        other = buffer if intact else self._first_intact(next(iter(faults.values())))
         for number, (row, error) in enumerate(sorted(faults.items())):
-            for content in buffer.rows.values():
-                content[row] = content[intact[number % len(intact)]]
+            for name, content in buffer.rows.items():
+                content[row] = other.rows[name][intact[number % len(intact)] if intact else 0]
             self._report(error, int(self.sources[0].positions[rows[row]]))
+
+    def _first_intact(self, error: DamagedValueError) -> Buffer:
+        """The first pair of the split that can be read; raises the error if there is none."""
+        buffer = allocate(1, self.sensors)
+        for row in range(len(self)):
+            if not self._read(np.array([row]), buffer):
+                return buffer
+        raise error
 
     def _report(self, error: DamagedValueError, position: int) -> None:
         name = self.store.key(position)

@@ -104,7 +104,8 @@ def read_names(path: Path) -> NDArray[np.bytes_]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
         names = np.array([name for name in (line.strip() for line in lines) if name], "S")
     except (OSError, UnicodeError) as error:
-        raise ArchiveError(f"{path}: cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ArchiveError(f"{path}: cannot be read: {reason}") from None
     if not len(names):
         raise ArchiveError(f"{path}: names no patch; it must hold one S2 patch name a line")
     unique, counts = np.unique(names, return_counts=True)

@@ -116,6 +116,8 @@ class Resize(nn.Module):
 
 def upsample(images: Tensor, size: int) -> Tensor:
     """Resize float images (B, C, h, h) to float32 (B, C, size, size), see ``Resize``."""
+    if images.shape[-1] == size:
+        return images.float()
     resized: Tensor = Resize(images.shape[-1], size).to(images.device)(images.double())
     return resized
 

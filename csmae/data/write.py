@@ -112,4 +112,6 @@ def writing(target: Path) -> Iterator[None]:
         yield
     except (OSError, lmdb.Error, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
+        # LMDB calls a write that a full disk cut short an input/output error.
+        reason = reason.replace("Input/output error", "Input/output error (a full disk?)")
         raise ArchiveError(f"{target}: cannot be written: {reason}; make room or name another folder") from error
