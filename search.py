@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -12,12 +10,13 @@ from pathlib import Path
 from ray.exceptions import RayError
 from rich.console import Console
 
-from csmae.config import Config, ConfigError
+from csmae.config import ConfigError
+from csmae.data.name import data_name
 from csmae.settings import flatten
 from csmae.tracking.provenance import command
-from csmae.tracking.tracker import Tracker, shown
+from csmae.tracking.tracker import Tracker, shown, tracking_uri
 from csmae.tuning.budget import Budget
-from csmae.tuning.champion import Candidate, candidates, score_all
+from csmae.tuning.champion import Candidate, candidates, saved_metrics, score_all
 from csmae.tuning.cluster import Share, ray_running, share, this_machine
 from csmae.tuning.dry_run import describe
 from csmae.tuning.events import Ending, Event, Reported, Started
@@ -74,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpus-per-worker", type=float, metavar="X", help="default: 1 where there are GPUs")
     add("--storage", type=Path, default=Path("runs"), help="folder of all studies (default: runs)")
     add("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in the storage folder")
+    add("--logger", choices=("mlflow", "wandb"), default="mlflow", help="wandb: --mlflow-uri names the project")
     add("--address", help="of a Ray cluster to join, such as auto; default: this machine alone")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="such as optim.lr=1e-4, search.sampler=gp")
     add("--fork", metavar="NEW", help="begin a study of this name with what still fits from the one before")
@@ -101,7 +101,7 @@ def _search(options: argparse.Namespace) -> int:
         ledger = Ledger(study, options.storage)
         for old in ancestors:
             console.print(f"{take_over(ledger, old)} trials of study {old.study_name} taken over")
-        tracker = Tracker(ledger.folder, study.name, _mlflow_uri(options))
+        tracker = Tracker(ledger.folder, study.name, _uri(options))
         try:
             with ray_running(options.address, room, options.verbose) as there:
                 return _explore(options, ledger, tracker, share(study.search, there))
@@ -133,8 +133,8 @@ def _ancestors(options: argparse.Namespace) -> list[str]:
     return [name for name in (forked, options.warm_start_from) if name]
 
 
-def _mlflow_uri(options: argparse.Namespace) -> str:
-    return options.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{options.storage}/mlflow.db"
+def _uri(options: argparse.Namespace) -> str:
+    return tracking_uri(options.mlflow_uri, options.storage, options.logger)
 
 
 def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share) -> int:
@@ -173,7 +173,7 @@ def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part:
     if ending.reason:
         console.print(f"ended early: {ending.reason}", soft_wrap=True)
     found = candidates(ledger)
-    if ending.kind == "hopeless" or not found:
+    if not found:
         console.print(f"no champion: {_last_reason(ledger)}", soft_wrap=True)
         return FAILED
     try:
@@ -203,19 +203,18 @@ def _crown(tracker: Tracker, ledger: Ledger, found: list[Candidate], scores: lis
     """Register the champion's encoder with its scores, and tell the study's figures."""
     champion = found[-1]
     assert champion.trial is not None and champion.encoder_dir is not None
-    saved = json.loads((champion.encoder_dir / "config.json").read_text(encoding="utf-8"))["details"]["metrics"]
     best = standings(ledger)[0]
     confirmed = {"confirm/mean": best.mean, "confirm/spread": best.spread} if best.num_seeds > 1 else {}
-    tags = {"csmae.study": ledger.study.name, "csmae.data": _data_name(champion.config)}
-    tracker.champion(champion.trial.number, champion.encoder_dir, saved | scores[-1] | confirmed, tags)
+    tags = {"csmae.study": ledger.study.name, "csmae.data": data_name(champion.config.data)}
+    for trial in ledger.ranked()[: ledger.study.search.keep]:
+        folder = ledger.run_dir(trial.number) / "encoder"
+        if trial.number != champion.trial.number and folder.exists():
+            tracker.encoder(trial.number, folder, saved_metrics(folder), tags)
+    metrics = saved_metrics(champion.encoder_dir) | scores[-1] | confirmed
+    tracker.champion(champion.trial.number, champion.encoder_dir, metrics, tags)
     summary = {f"scores/{c.name}/{name}": v for c, row in zip(found, scores, strict=True) for name, v in row.items()}
     shares = {f"importance/{name}": share for name, share in importances(ledger).items()}
     tracker.finish(summary | shares | confirmed)
-
-
-def _data_name(config: Config) -> str:
-    data = config.data
-    return f"synthetic {data.synthetic.model_dump_json()}" if data.path == "synthetic" else data.path
 
 
 def _say_what_next(console: Console, options: argparse.Namespace, study: str, champion: Candidate) -> None:
@@ -223,12 +222,16 @@ def _say_what_next(console: Console, options: argparse.Namespace, study: str, ch
     console.print(f"champion: trial {champion.trial.number} with {settings(champion.trial.params)}", soft_wrap=True)
     console.print(f"encoder:  {champion.encoder_dir}", soft_wrap=True)
     console.print(f"report:   {champion.encoder_dir.parents[2] / 'report.html'}", soft_wrap=True)
-    uri = shown(_mlflow_uri(options))
-    console.print(f'load it:  csmae.load_encoder("models:/csmae-encoder@champion-{study}")', soft_wrap=True)
-    if uri != DEFAULT_MLFLOW_URI:
+    uri = shown(_uri(options))
+    mlflow = options.logger == "mlflow"
+    name = f"models:/csmae-encoder@champion-{study}" if mlflow else champion.encoder_dir
+    console.print(f'load it:  csmae.load_encoder("{name}")', soft_wrap=True)
+    if mlflow and uri != DEFAULT_MLFLOW_URI:
         console.print(f"          with MLFLOW_TRACKING_URI={uri}", soft_wrap=True)
-    page = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
-    console.print(f"compare:  {page}", soft_wrap=True)
+    if mlflow and not uri.startswith("http"):
+        console.print(f"compare:  mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+    else:
+        console.print(f"compare:  {uri}", soft_wrap=True)
     console.print(f"extend:   {command()} --num-trials N", soft_wrap=True)
 
 

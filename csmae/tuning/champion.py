@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def candidates(ledger: Ledger) -> list[Candidate]:
     Returns:
         Worst expected first; empty where no trial came to its end.
     """
-    best = next(iter(standings(ledger)), None)
+    there = (s for s in standings(ledger) if (ledger.run_dir(s.trial.number) / "encoder").exists())
+    best = next(there, None)
     if best is None:
         return []
     study = ledger.study
@@ -42,6 +44,12 @@ def candidates(ledger: Ledger) -> list[Candidate]:
         if trial is not None and (trial.state is TrialState.COMPLETE or name == "champion"):
             found.append(Candidate(name, study.resolve(trial.params), trial, ledger.run_dir(trial.number) / "encoder"))
     return found
+
+
+def saved_metrics(encoder_dir: Path) -> dict[str, float]:
+    """Metrics of the epoch after which an encoder was saved."""
+    content = json.loads((encoder_dir / "config.json").read_text(encoding="utf-8"))
+    return dict(content["details"]["metrics"])
 
 
 def score_all(found: list[Candidate], share: Share) -> list[dict[str, float]]:
