@@ -33,7 +33,7 @@ class Progress:
     Args:
         objective: Metric shown for each trial.
         sign: 1 where a larger objective is better, else -1.
-        num_trials: Of the whole study.
+        num_trials: Of the whole study, repetitions that confirm included.
         counts: Trials by state, those of earlier runs included.
         best: The best trial so far.
         budget: Of the study.
@@ -59,7 +59,8 @@ class Progress:
         shown = (
             TrialProgress(best.number, best.params, 0, value=last_values(best)[0], state="COMPLETE") if best else None
         )
-        return cls(search.objective, search.signs[0], search.num_trials, states, shown, budget)
+        repetitions = search.confirm.top * search.confirm.seeds if search.confirm else 0
+        return cls(search.objective, search.signs[0], search.num_trials + repetitions, states, shown, budget)
 
     @property
     def running(self) -> list[TrialProgress]:
