@@ -77,6 +77,13 @@ def write_v2(folder: Path) -> Path:
     return folder
 
 
+def without_labels(folder: Path) -> Path:
+    """The archive of v2 in a folder, its metadata without the column of labels."""
+    path = folder / "metadata.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["labels"]), path)
+    return folder
+
+
 def write_pickles(folder: Path, styles: tuple[str, ...] = STYLES) -> Path:
     patches: dict[str, bytes] = {}
     lists: dict[str, list[str]] = {file: [] for file in FILES.values()}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from archives import names_of, open_folder, put, write_v2
+from archives import names_of, open_folder, put, without_labels, write_v2
 from conftest import small_config
 from csmae.config import ConfigError
 from csmae.data.split import Split
@@ -47,3 +47,10 @@ def test_pairs_that_are_damaged_are_left_out_of_every_score(tmp_path: Path) -> N
 def test_too_few_intact_pairs_to_retrieve_from_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval.k 5 .* without the damaged pairs there are 4 and 4"):
         scores(archive_with_damage(tmp_path), k=5)
+
+
+def test_an_archive_without_labels_is_scored_by_the_partner_alone(tmp_path: Path) -> None:
+    labelled = scores(every_pair(write_v2(tmp_path / "labelled")))
+    bare = scores(every_pair(without_labels(write_v2(tmp_path / "bare"))))
+    assert set(bare) == {"val/recall_at_1", "val/mrr"}
+    assert bare == pytest.approx({name: labelled[name] for name in bare})

@@ -16,6 +16,7 @@ import yaml
 
 import csmae
 import search
+from archives import without_labels, write_v2
 from conftest import SMALL
 from csmae.config import ConfigError
 from csmae.tuning.cluster import Room, share
@@ -51,6 +52,8 @@ def test_mistakes_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Capture
     assert "no-such-folder" in refused([path, *runs, "--set", "data.path=/no-such-folder"], capsys)
     assert "batch_size 64 is larger" in refused([path, *runs, "--set", "optim.batch_size=64"], capsys)
     assert "eval.k 30" in refused([path, *runs, "--set", "eval.k=30"], capsys)
+    bare = ["--set", f"data.path={without_labels(write_v2(tmp_path / 'bare'))}", "--set", "optim.batch_size=2"]
+    assert "holds no labels, which val/f1_mean needs" in refused([path, *runs, *bare, "--set", "eval.k=1"], capsys)
     assert "--name" in refused([path, *runs, "--name", "a/b"], capsys)
     assert not (tmp_path / "runs").exists()
 
