@@ -202,7 +202,7 @@ def quartiles(values: list[float]) -> list[float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=3, help="of each stretch")
     parser.add_argument("--epoch-s", type=float, default=0.5, help="length of an epoch")
     parser.add_argument("--pause-s", type=float, default=1.5, help="after a way, for its uploads to end")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from archives import put
 from conftest import small_config
 from csmae import retrieval
 from csmae.__main__ import main
 from csmae.config import Data
-from csmae.data.archive import open_archive
+from csmae.data.archive import ArchiveError, open_archive
 from csmae.encoders import SensorEncoder
 from csmae.retrieving import store as store_module
 from csmae.retrieving.geotiff import GeoTiffError, read_scene
@@ -221,6 +222,25 @@ def test_the_class_table_counts_hits_that_carry_the_class(data: Data, encoder: S
     assert row.name == CLASSES[place]
     assert row.num_queries == len(carriers)
     assert row.shares[retrieval.DIRECTIONS.index("s1_to_s2")] == pytest.approx(np.mean(hits))
+
+
+def test_damaged_scenes_stop_it_or_are_left_out(
+    encoder: SensorEncoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "archive"
+    assert main(["data", "synthesize", str(folder), "--size", "48"]) == 0
+    whole = open_archive(Data(path=str(folder)))
+    names = whole.split("test").names
+    expected = evaluate(encoder, whole, 3, nothing)
+    put(folder, {names[4]: bytes(1000)}, map_size=1 << 30)
+    with pytest.raises(ArchiveError, match=names[4]):
+        evaluate(encoder, open_archive(Data(path=str(folder))), 3, nothing)
+    skipping = Data(path=str(folder), on_error="skip")
+    result = evaluate(encoder, open_archive(skipping), 3, nothing)
+    assert (result.num_queries, result.num_archive) == (expected.num_queries, expected.num_archive - 1)
+    assert write_store(tmp_path / "store", encoder, Source(skipping, "test", ("s1", "s2")), "float32", nothing) == 1
+    features = torch.cat(list(open_store(tmp_path / "store").blocks("s2")))
+    assert features.norm(dim=1).round().tolist() == [float(row != 4) for row in range(len(names))]
 
 
 Writer = Callable[..., Path]

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 webdriver = pytest.importorskip("selenium.webdriver", reason="the UI test needs selenium")
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 ROOT = Path(__file__).resolve().parent.parent
-NUM_TRIALS = 6
-"""Half of the quickstart's."""
+NUM_TRIALS = 4
+"""Fewer than the quickstart's, and all trained to their end: what is compared must not hang on the luck of early stopping."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,7 @@ def study(server: Server, browser: Any, tmp_path_factory: pytest.TempPathFactory
     """The quickstart, really run: its runs by name."""
     storage = tmp_path_factory.mktemp("runs")
     command = [sys.executable, "search.py", "spaces/quickstart.yaml", "--num-trials", str(NUM_TRIALS)]
+    command += ["--set", "search.scheduler=none"]
     command += ["--storage", str(storage), "--mlflow-uri", server.uri]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -49,7 +50,7 @@ def study(server: Server, browser: Any, tmp_path_factory: pytest.TempPathFactory
 def finished(study: dict[str, Any]) -> list[Any]:
     """Trials that came to their end, best first."""
     done = [run for run in study.values() if run.data.tags.get("csmae.state") == "COMPLETE"]
-    assert len(done) >= 2
+    assert len(done) == NUM_TRIALS
     return sorted(done, key=lambda run: -run.data.metrics["val/f1_mean"])
 
 
@@ -100,7 +101,7 @@ def test_the_study_opens_with_the_best_trial_first_and_its_parameters(
     cells = browser.find_elements("css selector", '[role=gridcell][col-id*="f1_mean"]')
     rows = [int(cell.find_element("xpath", "./..").get_attribute("row-index")) for cell in cells]
     values = [float(text) for _, text in sorted(zip(rows, (cell.text for cell in cells), strict=True)) if text != "-"]
-    assert len(values) >= NUM_TRIALS - 1
+    assert len(values) == NUM_TRIALS
     assert values == sorted(values, reverse=True)
 
 
@@ -159,15 +160,16 @@ def drawn(browser: Any) -> bool:
     return bool(browser.execute_script("return [...document.images].some(i => i.naturalWidth > 500 && i.complete)"))
 
 
-def test_a_trial_tells_what_its_workers_took(visit: Callable[..., str], finished: list[Any], browser: Any) -> None:
-    info = finished[0].info
-    visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/model-metrics", "val/f1_mean")
-    assert finished[0].data.metrics["system/cpu_percent"] > 0
-    assert finished[0].data.metrics["budget/epochs"] == 9
-
-
 def test_the_registered_encoder_shows_its_alias_and_origin(visit: Callable[..., str], study: dict[str, Any]) -> None:
     text = visit("/models/csmae-encoder", "Version 1", "champion")
     assert "csmae.study : quickstart" in text.replace("\n", " ")
     card = visit("/models/csmae-encoder/versions/1", "Version 1", "Architecture")
     assert "test/f1_mean" in card
+
+
+def test_what_a_trials_workers_took_stands_on_its_page_of_system_metrics(
+    visit: Callable[..., str], finished: list[Any]
+) -> None:
+    info = finished[0].info
+    assert finished[0].data.metrics["budget/epochs"] == 9
+    visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/system-metrics", "cpu_percent", "rss_mb")

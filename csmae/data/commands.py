@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from csmae.config import ConfigError, Data, Synthetic
 from csmae.data.archive import Archive, ArchiveError, open_archive
 from csmae.data.splits import SPLITS
+from csmae.terminal import progress, say
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,9 +70,9 @@ def _synthesize(options: argparse.Namespace) -> int:
     settings = Synthetic(
         num_train=options.size - validation - test, num_validation=validation, num_test=test, seed=options.seed
     )
-    with _progress("scenes", options.size) as advance:
+    with progress("scenes", options.size) as advance:
         synthesize(settings, options.target, advance)
-    _say(f"{options.target}: {settings.num_train} train, {validation} validation, {test} test scenes")
+    say(f"{options.target}: {settings.num_train} train, {validation} validation, {test} test scenes")
     return 0
 
 
@@ -88,15 +84,15 @@ def _check(options: argparse.Namespace) -> int:
     except ArchiveError as error:
         if not Path(options.path).is_dir():
             raise
-        _say(str(error))
+        say(str(error))
         return 1
     num_values = len(archive.store.index.keys)
-    with _progress("values", num_values) as advance:
+    with progress("values", num_values) as advance:
         problems = check_archive(archive, options.checksums, lambda: advance(1))
     size = f"{num_values:,} values, {archive.store.index.sizes.sum() / 1e9:.2f} GB"
-    _say(f"{archive.store.folder}: BigEarthNet {'v1' if archive.is_v1 else 'v2'}, {size}: {problems.count} problems")
+    say(f"{archive.store.folder}: BigEarthNet {'v1' if archive.is_v1 else 'v2'}, {size}: {problems.count} problems")
     for line in problems.lines():
-        _say(line)
+        say(line)
     return 1 if problems.count else 0
 
 
@@ -105,9 +101,9 @@ def _convert(options: argparse.Namespace) -> int:
 
     source = _open(options)
     total = sum(len(source.split(name)) for name in SPLITS if name in source.lists)
-    with _progress("pairs, written and compared", 2 * total) as advance:
+    with progress("pairs, written and compared", 2 * total) as advance:
         written = convert(source, options.target, advance)
-    _say(f"{options.target}: {written} pairs of {total}, each compared with its source")
+    say(f"{options.target}: {written} pairs of {total}, each compared with its source")
     return 0
 
 
@@ -115,11 +111,11 @@ def _stats(options: argparse.Namespace) -> int:
     from csmae.data.statistics import band_statistics
 
     split = _open(options).split(options.split)
-    with _progress("pairs", len(split)) as advance:
+    with progress("pairs", len(split)) as advance:
         statistics = band_statistics(split, advance)
-    _say("data:")
+    say("data:")
     for name, values in statistics.items():
-        _say(f"  {name}: [{', '.join(f'{value:.6g}' for value in values)}]")
+        say(f"  {name}: [{', '.join(f'{value:.6g}' for value in values)}]")
     return 0
 
 
@@ -127,7 +123,7 @@ def _splits(options: argparse.Namespace) -> int:
     from csmae.data.subsets import write_ben_14k
 
     counts = write_ben_14k(options.source, options.target)
-    _say(f"{options.target}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+    say(f"{options.target}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     return 0
 
 
@@ -146,19 +142,5 @@ def _show(options: argparse.Namespace) -> int:
     if count < 1:
         raise ConfigError(f"--count must be at least 1: found {options.count}")
     write_contact_sheet(split, np.linspace(0, len(split) - 1, count).astype(int).tolist(), options.output)
-    _say(f"{options.output}: {count} pairs of {options.path}")
+    say(f"{options.output}: {count} pairs of {options.path}")
     return 0
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], object]]:
-    """A progress bar on the terminal; yields what moves it on."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda steps: bar.advance(task, steps)
-
-
-def _say(text: str) -> None:
-    Console(highlight=False, markup=False, soft_wrap=True).print(text)

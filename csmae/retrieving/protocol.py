@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from csmae import retrieval
 from csmae.config import ConfigError
-from csmae.data.archive import Archive
+from csmae.data.archive import Archive, Split
 from csmae.encoders import SensorEncoder
 from csmae.sensors import CLASSES
 
@@ -51,18 +52,30 @@ def evaluate(encoder: SensorEncoder, archive: Archive, k: int, advance: Callable
         advance: Told of scenes as they are embedded.
 
     Raises:
-        ConfigError: K is not between 1 and the scenes of the test split.
+        ConfigError: K is not between 1 and the intact scenes of the test split.
         ArchiveError: A split is missing, or a pair is damaged.
     """
-    splits = [archive.split(name) for name in ("validation", "test")]
-    if not 1 <= k <= len(splits[1]):
-        raise ConfigError(f"--k must be between 1 and the {len(splits[1])} scenes of the test split: found {k}")
-    queries, gallery = (retrieval.embed(encoder, split, BATCH, advance) for split in splits)
-    asked, there = (torch.from_numpy(split.labels()).to(encoder.device) for split in splits)
-    rankings = retrieval.rank_directions(queries, gallery, k)
+    queries, gallery = (_embed(encoder, archive.split(name), advance) for name in ("validation", "test"))
+    asked, there = queries.labels_nc, gallery.labels_nc
+    if not 1 <= k <= len(there) or not len(asked):
+        raise ConfigError(f"--k must be between 1 and the {len(there)} scenes of the test split: found {k}")
+    rankings = retrieval.rank_directions(queries.features, gallery.features, k)
     shares = [retrieval.class_shares(asked, there, ranked).tolist() for ranked in rankings.values()]
     counts, chances = asked.sum(0).tolist(), there.float().mean(0).tolist()
     classes = [
         ClassRow(*row) for row in zip(CLASSES, counts, chances, map(list, zip(*shares, strict=True)), strict=True)
     ]
-    return Evaluation(len(splits[0]), len(splits[1]), retrieval.direction_scores(rankings, asked, there), classes)
+    return Evaluation(len(asked), len(there), retrieval.direction_scores(rankings, asked, there), classes)
+
+
+class _Scenes(NamedTuple):
+    features: dict[str, Tensor]
+    labels_nc: Tensor
+
+
+def _embed(encoder: SensorEncoder, split: Split, advance: Callable[[int], object]) -> _Scenes:
+    """Features and labels of the scenes that are not damaged."""
+    features = retrieval.embed(encoder, split, BATCH, advance)
+    rows = [row for row, name in enumerate(split.names) if name not in split.damaged]
+    labels_nc = torch.from_numpy(split.labels()).to(encoder.device)
+    return _Scenes({sensor: found[rows] for sensor, found in features.items()}, labels_nc[rows])

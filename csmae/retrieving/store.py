@@ -102,7 +102,7 @@ def write_store(
         advance: Told of scenes as they are done, those of earlier runs included.
 
     Returns:
-        Scenes whose images are damaged; their features are zero, which is like nothing.
+        Scenes that this run found damaged; their features are zero, which is like nothing.
 
     Raises:
         StoreError: The folder holds a store of another encoder or archive, or cannot be written.

@@ -52,12 +52,13 @@ def paint(image_chw: Image, stretch: Stretch | None = None, visible_hw: NDArray[
     """A picture of an image.
 
     Args:
-        image_chw: Of either sensor.
+        image_chw: Of either sensor; pixels that are NaN are hidden.
         stretch: That of the original where a reconstruction is compared with it; by default the image's own.
         visible_hw: Where False, the pixel is hidden.
     """
     low, high = stretch or stretch_of(image_chw)
     picture = np.clip((channels(image_chw) - low) / (high - low), 0, 1) ** GAMMA
+    picture[np.isnan(picture)] = HIDDEN
     if visible_hw is not None:
         picture[~visible_hw] = HIDDEN
     return picture.astype(np.float32)

@@ -3,7 +3,7 @@
 A file ``trials/N/arrays/epoch-0009.npz`` holds, for a few scenes B, in dB and in reflectance times 10,000:
 ``s1`` and ``s2`` (B, C, H, W); ``s1_visible`` and ``s2_visible`` (B, H, W), True where the encoder saw the pixel;
 ``s1_to_s1``, ``s1_to_s2``, ``s2_to_s1`` and ``s2_to_s2`` (B, C, H, W), the second sensor reconstructed from the first, of
-those sensors that the losses reconstruct. Of S2 the bands of natural colour are enough.
+those sensors that the losses reconstruct, NaN in patches that no loss asks for. Of S2 the bands of natural colour are enough.
 It may hold a query and its hits too: ``query_s1`` and ``query_s2`` (C, H, W), ``labels`` (the query's names), and for
 each direction ``hits_s1_to_s2`` (k, C, H, W) and ``shared_s1_to_s2`` (k), True where a label is in common.
 """

@@ -120,7 +120,7 @@ def _tables(record: StudyRecord) -> Iterator[tuple[str, Row, list[Row]]]:
     if shares := record.importance():
         yield "Importance of the parameters", ["parameter", "share"], [[n, f"{v:.0%}"] for n, v in shares.items()]
     figures = {name: value for name, value in record.summary.items() if not name.startswith(("scores/", "importance/"))}
-    settings = [[name, str(value)] for name, value in (record.params | record.tags | figures).items()]
+    settings = [[name, _number(value)] for name, value in (record.params | record.tags | figures).items()]
     yield "Settings", ["name", "value"], settings
 
 

@@ -145,6 +145,7 @@ REASONS = {
     "too many 429": "asks for fewer calls",
     "too many 500": "has an internal error",
     "database or disk is full": "its disk is full",
+    "No module named 'psycopg": "needs a driver: pip install psycopg2-binary, and postgresql+psycopg2:// as address",
     "database is locked": "its database is locked by another program",
 }
 """What a server's failure means, by a part of its text."""

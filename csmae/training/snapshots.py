@@ -84,7 +84,10 @@ def _reconstructions(model: CSMAE, config: Config, batch: PairBatch) -> Arrays:
             variance, mean = torch.var_mean(patchify(images[target], size), dim=-1, keepdim=True)
             predicted = predicted * (variance + EPSILON).sqrt() + mean
         mean, std = prepare.get_buffer(f"{target}_mean"), prepare.get_buffer(f"{target}_std")
-        arrays[f"{source}_to_{target}"] = _shown(unpatchify(predicted.float(), size) * std + mean)
+        removed = made.masks[source].removed_bl[:, :, None] == 1
+        asked = removed if source == target or config.masking.reconstruction == "disjoint" else ~removed
+        image = unpatchify(predicted.float().masked_fill(~asked, torch.nan), size)
+        arrays[f"{source}_to_{target}"] = _shown(image * std + mean)
     return arrays
 
 
