@@ -118,7 +118,8 @@ def upsample(images: Tensor, size: int) -> Tensor:
     """Resize float images (B, C, h, h) to float32 (B, C, size, size), see ``Resize``."""
     if images.shape[-1] == size:
         return images.float()
-    return Resize(images.shape[-1], size).to(images.device)(images.double())
+    resized: Tensor = Resize(images.shape[-1], size).to(images.device)(images.double())
+    return resized
 
 
 def resize_matrix(source: int, target: int, dtype: torch.dtype = torch.float64) -> Tensor:
