@@ -60,9 +60,9 @@ def write_archives(folder: Path, num_pairs: int) -> None:
     write_v1(folder / "v1", patches, {"train.csv": list(patches)[:num_pairs]})
 
 
-def native(split: Split) -> int:
+def native(split: Split, epoch: int = 0) -> int:
     """Batches as a GPU takes them."""
-    rows = epoch_rows(len(split), NATIVE_BATCH, 0, 0)
+    rows = epoch_rows(len(split), NATIVE_BATCH, 0, epoch)
     return sum(len(batch.s1) for batch in batches(split, rows))
 
 
@@ -127,8 +127,19 @@ def cold(folder: Path) -> float:
     with next(folder.glob("*/data.mdb")).open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    command = [sys.executable, __file__, "--cold", str(folder)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, __file__, "--read", str(folder)]
+    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["native"][0])
+
+
+def read(folder: Path, epochs: int) -> dict[str, list[float]]:
+    """Native batches of an archive that is there, and the memory of this process after each epoch."""
+    split = open_archive(Data(path=str(folder))).split("train")
+    figures: dict[str, list[float]] = {"native": [], "anonymous_mb": []}
+    for epoch in range(epochs):
+        figures["native"].append(round(rate(partial(native, split, epoch)), 1))
+        status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+        figures["anonymous_mb"].append(round(int(status["RssAnon"].split()[0]) / 1024, 1))
+    return figures
 
 
 def rate(passing: Callable[[], int]) -> float:
@@ -167,12 +178,13 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=2048, help="pairs of each archive")
-    parser.add_argument("--cold", type=Path, metavar="FOLDER", help="read this archive once, and nothing else")
+    parser.add_argument("--read", type=Path, metavar="FOLDER", help="read this archive, and nothing else")
+    parser.add_argument("--epochs", type=int, default=1, help="how often to read it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    if arguments.cold:
-        print(rate(partial(native, open_archive(Data(path=str(arguments.cold))).split("train"))))
+    if arguments.read:
+        print(json.dumps(read(arguments.read, arguments.epochs)))
         return
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         figures = {"pairs": arguments.pairs} | measure(Path(folder), arguments.pairs)

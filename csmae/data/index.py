@@ -1,8 +1,8 @@
 """Where every value of an LMDB file lies, found without trusting a byte of it.
 
 The LMDB library maps the file and follows its pages as they are: a truncated or forged file kills the process
-(SIGBUS, SIGSEGV). Reading needs little more than offsets, so the pages are walked here, checked, with numpy; values
-are then read with ``pread``, which reports errors instead of dying. Source: LMDB's ``mdb.c``, data version 1.
+(SIGBUS, SIGSEGV). Reading needs little more than offsets, so the pages are walked here, checked, with numpy. Source:
+LMDB's ``mdb.c``, data version 1.
 
 Layout: a file of pages; pages 0 and 1 are meta pages, of which the one with the higher transaction id counts. A page
 has a header of 16 bytes, then 2-byte pointers to its nodes. A branch's nodes point to pages, a leaf's hold values or
