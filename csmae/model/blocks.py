@@ -33,9 +33,9 @@ class Block(PreNormBlock):  # type: ignore[misc]
         q, kv = F.linear(take_rows(normed, rows_bm), w_q, b_q), F.linear(normed, w_kv, b_kv)
         q, k, v = (t.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for t in (q, *kv.chunk(2, dim=2)))
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        tokens: Tensor = take_rows(tokens_bnd, rows_bm) + attention.proj(mixed)
-        tokens = tokens + self.mlp(self.norm2(tokens))
-        return tokens
+        tokens = take_rows(tokens_bnd, rows_bm) + attention.proj(mixed)
+        asked: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return asked
 
 
 def make_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float, norm: partial[nn.LayerNorm]) -> nn.Sequential:
