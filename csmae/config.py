@@ -263,7 +263,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Autocast type; auto is bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
     compile: bool = False
-    """Fuse the transformer blocks by ``torch.compile``: faster steps after a start of many seconds; needs a C++ compiler."""
+    """Fuse the transformer blocks by ``torch.compile``: each trial starts tens of seconds later; needs a C++ compiler."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order, flips and masks."""
     checkpoint_every: int = Field(1, ge=1)

@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import small_config
@@ -15,6 +14,7 @@ from csmae.model.losses import nt_xent
 from csmae.model.patches import take_rows
 from csmae.training.engine import pretrain
 from test_csmae import VARIANTS, batch, tiny
+from test_training import limit_memory
 
 BATCH = 3
 
@@ -90,14 +90,7 @@ def test_compiled_trials_of_changing_architecture_compute_the_same_losses() -> N
 def test_running_out_of_memory_is_told_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    forward = CSMAE.forward
-
-    def limited(self: CSMAE, s1: Tensor, *others: Tensor) -> dict[str, Tensor]:
-        if len(s1) > 2:
-            raise torch.OutOfMemoryError
-        return forward(self, s1, *others)
-
-    monkeypatch.setattr(CSMAE, "forward", limited)
+    limit_memory(monkeypatch, 2)
     with caplog.at_level(logging.WARNING):
         assert next(pretrain(small_config())).metrics["train/micro_batch"] == 2
     told = [f"out of memory: repeating the step with micro-batches of {size} pairs" for size in (4, 2)]

@@ -50,7 +50,7 @@ class _Tally:
         self.kept += (rows + asked) * width + 2 * (rows + asked) * width + asked * hidden
         self.linear(rows, width, 2 * width, once=once)
         self.linear(asked, width, width, once=once)
-        self.kept -= width * min(rows, asked)  # one input of queries, keys and values
+        self.kept -= asked * width  # one input of queries, keys and values
         self.flops += 4 * rows * asked * width * (BACKWARD + 1)
         self.linear(asked, width, width, once=once)
         self.linear(asked, width, hidden, once=once)
