@@ -60,7 +60,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("the UI test needs Debian's chromium and chromium-driver")
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1600,1000"):
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=2200,1000"):
         options.add_argument(word)
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
     yield browser
