@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from csmae.tracking.outbox import TrackingError
+from csmae.tracking.outbox import Event, Outbox, TrackingError
 from csmae.tracking.tracker import Tracker, shown, tracking_uri
 
 
@@ -190,6 +190,20 @@ def test_a_file_that_is_gone_is_told_and_the_rest_arrives(
         assert tracker.close(30) == 0
     assert "refused trial 0: artifact: " in caplog.text
     assert runs(place, tmp_path)["trial 0"].data.metrics == {"train/loss": 1.0}
+
+
+def test_an_event_that_another_version_wrote_holds_up_nothing(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = Outbox(tmp_path / "outbox.jsonl")
+    outbox.append(Event("end", 0, 1, {"state": "COMPLETE", "reason": None}))
+    outbox.close()
+    with caplog.at_level(logging.WARNING):
+        tracker = open_tracker(place, tmp_path)
+        tracker.epoch(1, 1, {"train/loss": 1.0})
+        assert tracker.close(30) == 0
+    assert "refused trial 0: end: the event has no 'step'" in caplog.text
+    assert runs(place, tmp_path)["trial 1"].data.metrics == {"train/loss": 1.0}
 
 
 START_AGAIN = """

@@ -195,9 +195,10 @@ def folder(tmp_path: Path) -> Path:
         for epoch in (1, 2):
             metrics = {"val/f1_mean": ratio * epoch / 2, "train/loss": 1 / epoch}
             add("epoch", number, epoch=epoch, metrics=metrics)
-    add("end", 0, state="COMPLETE", reason=None)
-    add("end", 1, state="COMPLETE", reason=None)
-    add("end", 2, state="FAIL", reason="train/loss is nan")
+    spent = {"step": 2, "metrics": {"budget/epochs": 2.0}}
+    add("end", 0, state="COMPLETE", reason=None, **spent)
+    add("end", 1, state="COMPLETE", reason=None, **spent)
+    add("end", 2, state="FAIL", reason="train/loss is nan", **spent)
     summary = {"scores/champion/test/f1_mean": 0.61, "scores/untrained encoder/test/f1_mean": 0.25}
     add("finish", None, step=1, metrics=summary | {"importance/masking.ratio": 1.0})
     outbox.close()

@@ -131,6 +131,8 @@ class MlflowSink:
             raise
         except TrackingError as error:
             raise RefusedError(str(error)) from error
+        except KeyError as error:  # written by another version of this program
+            raise RefusedError(f"the event has no {error}") from error
 
     def _send_metrics(self, metrics: dict[str, list[Metric]]) -> None:
         for name, values in metrics.items():
