@@ -203,7 +203,7 @@ def _crown(tracker: Tracker, ledger: Ledger, found: list[Candidate], scores: lis
     """Register the champion's encoder with its scores, and tell the study's figures."""
     champion = found[-1]
     assert champion.trial is not None and champion.encoder_dir is not None
-    best = standings(ledger)[0]
+    best = next(standing for standing in standings(ledger) if standing.trial.number == champion.trial.number)
     confirmed = {"confirm/mean": best.mean, "confirm/spread": best.spread} if best.num_seeds > 1 else {}
     tags = {"csmae.study": ledger.study.name, "csmae.data": data_name(champion.config.data)}
     for trial in ledger.ranked()[: ledger.study.search.keep]:

@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,15 @@ STUDY = {
 ROOM = Room(2, 0, "this machine")
 
 
-def timed(config: Config, run_dir: Path, device: str) -> Iterator[Epoch]:
+def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], None]) -> Iterator[Epoch]:
     """The training, noting when its first step and the whole of it were done."""
     times: list[float] = []
-    yield from pretrain(config, run_dir, device, on_step=lambda done, total: times.append(time.time()))
+
+    def note(done: int, total: int) -> None:
+        times.append(time.time())
+        on_step(done, total)
+
+    yield from pretrain(config, run_dir, device, note)
     if dist.get_rank() == 0:
         (run_dir / "times.json").write_text(json.dumps([times[0], time.time()]))
 
@@ -83,7 +88,7 @@ def stock(study: Study, folder: Path) -> float:
 
 def train_alone(setting: dict[str, Any]) -> None:
     """What a worker of a trainer of its own does."""
-    for _ in timed(Config.model_validate(setting["config"]), Path(setting["run_dir"]), "cpu"):
+    for _ in timed(Config.model_validate(setting["config"]), Path(setting["run_dir"]), "cpu", lambda done, total: None):
         pass
 
 

@@ -61,7 +61,7 @@ def test_mistakes_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Capture
 def test_a_dry_run_shows_the_space_and_what_a_trial_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search.main([str(write(tmp_path)), "--dry-run", "--storage", str(tmp_path / "runs")]) == 0
     out = capsys.readouterr().out
-    assert "masking.ratio: 0.3 to 0.7" in out
+    assert "masking.ratio: float 0.3 to 0.7" in out
     assert out.count("M parameters") == 6
     assert "a trial takes 1 x 1 CPU" in out
     assert not (tmp_path / "runs").exists()

@@ -3,6 +3,7 @@
 import math
 import shutil
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,8 @@ def test_a_changed_study_is_refused_with_the_difference(tmp_path: Path) -> None:
     changed = make_study(tmp_path, {"masking.ratio": {"float": [0.3, 0.8]}})
     with pytest.raises(ConfigError, match="started otherwise") as caught:
         Ledger(changed, tmp_path)
-    assert "space.masking.ratio was 0.3 to 0.9, is 0.3 to 0.8" in str(caught.value)
-    assert "space.masking.strategy was random, disjoint, is not there" in str(caught.value)
+    assert "space.masking.ratio was float 0.3 to 0.9, is float 0.3 to 0.8" in str(caught.value)
+    assert 'space.masking.strategy was one of "random", "disjoint", is not there' in str(caught.value)
     Ledger(make_study(tmp_path, sampler="random", num_trials=99), tmp_path)
 
 
@@ -322,12 +323,13 @@ def test_a_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
     budget, trial = Budget(ledger, gpus_per_worker=2.0), ledger.next()
     budget.begin(trial)
     assert budget.over() is None
-    budget._since[trial.number] -= 1000
+    budget._running[trial.number] = trial, time.monotonic() - 1000
     assert budget.over() == "the budget of 0.5 GPU-hours is spent"
     budget.end(trial)
-    budget.close()
     assert Budget(Ledger(study, tmp_path), gpus_per_worker=2.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
     assert Budget(Ledger(study, tmp_path)).over() is None
+    wider = make_study(tmp_path, gpu_hours=0.5, workers_per_trial=2)
+    assert Budget(Ledger(wider, tmp_path), gpus_per_worker=4.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
 
 
 def test_checkpoints_of_all_but_the_best_are_removed(tmp_path: Path) -> None:
@@ -357,16 +359,20 @@ def test_every_sampler_proposes_and_learns(tmp_path: Path, sampler: str) -> None
     assert best.state is TrialState.COMPLETE and best.value is not None and best.value > 0.8
 
 
-def test_a_trial_that_goes_on_is_judged_by_its_last_epoch_again(tmp_path: Path) -> None:
-    study = make_study(tmp_path, num_trials=40)
-    ledger = Ledger(study, tmp_path)
-    for curve in ([0.5], [0.4, 0.6]):
-        trial = ledger.next()
-        study.space.suggest(trial)
-        for epoch, score in enumerate(curve, start=1):
-            ledger.record(trial, epoch, (score,))
-    ledger.complete(trial, (0.6,))
-    assert dict(Ledger(study, tmp_path).curves()) == {1: {1: (0.4,), 2: (0.6,)}}
+@pytest.mark.parametrize("rule", [Asha(1, 3), Median(1)])
+def test_an_epoch_told_again_is_judged_as_at_first(rule: Asha | Median) -> None:
+    verdicts = []
+    for number, score in enumerate((0.5, 0.4, 0.9, 0.1)):
+        verdicts.append(rule.keeps(number, 1, (score,)))
+        assert rule.keeps(number, 1, (score,)) == verdicts[-1]
+    assert set(verdicts) == {True, False}
+
+
+def test_an_epoch_told_again_counts_once_in_the_mean() -> None:
+    median = Median(1)
+    for epoch, score in ((1, 0.1), (2, 0.9), (2, 0.9)):
+        median.keeps(0, epoch, (score,))
+    assert median.keeps(1, 2, (0.55,))
 
 
 def test_a_database_may_be_copied_and_goes_on(tmp_path: Path) -> None:

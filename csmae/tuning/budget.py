@@ -9,11 +9,11 @@ import optuna
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.options import seconds
 
-SPENT = "spent_s"
-"""User attribute, of a trial: seconds that its workers were at it; of the study: seconds that its runs took."""
+RUNS_S = "runs_s"
+"""User attribute of a study: seconds that its runs took. Trials have ``gpu_s`` or ``worker_s``, of all their workers."""
 
 WRITE_EVERY_S = 10.0
-"""What a killed driver may forget of a trial's cost."""
+"""What a killed driver may forget."""
 
 
 class Budget:
@@ -27,47 +27,50 @@ class Budget:
     def __init__(self, ledger: Ledger, gpus_per_worker: float = 0.0) -> None:
         self.unit = "GPU" if gpus_per_worker else "worker"
         self.ledger, self._units = ledger, ledger.study.search.workers_per_trial * (gpus_per_worker or 1.0)
-        self._before = float(ledger.optuna.user_attrs.get(SPENT, 0.0))
-        self._trials = sum(float(trial.user_attrs.get(SPENT, 0.0)) for trial in ledger.trials())
-        self._start = time.monotonic()
-        self._since: dict[int, float] = {}
+        self._name = f"{self.unit.lower()}_s"
+        self._runs = float(ledger.optuna.user_attrs.get(RUNS_S, 0.0))
+        self._trials = sum(float(trial.user_attrs.get(self._name, 0.0)) for trial in ledger.all_trials())
+        self._start = self._written = time.monotonic()
+        self._running: dict[int, tuple[optuna.Trial, float]] = {}
 
     def begin(self, trial: optuna.Trial) -> None:
         """A trial's workers begin."""
-        self._since[trial.number] = time.monotonic()
-
-    def count(self, trial: optuna.Trial) -> None:
-        """Write down now and then what a running trial spent."""
-        if time.monotonic() - self._since[trial.number] > WRITE_EVERY_S:
-            self._write(trial)
-            self.close()
+        self._running[trial.number] = trial, time.monotonic()
 
     def end(self, trial: optuna.Trial) -> None:
         """A trial's workers are done with it."""
-        self._write(trial)
-        del self._since[trial.number]
+        self._charge(trial.number)
+        del self._running[trial.number]
 
-    def _write(self, trial: optuna.Trial) -> None:
+    def tick(self) -> None:
+        """Write down now and then what is spent."""
+        if time.monotonic() - self._written > WRITE_EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        """Write down what the running trials and the study's runs took."""
+        for number in self._running:
+            self._charge(number)
+        self.ledger.optuna.set_user_attr(RUNS_S, self.seconds)
+        self._written = time.monotonic()
+
+    def _charge(self, number: int) -> None:
+        trial, since = self._running[number]
         now = time.monotonic()
-        spent = now - self._since[trial.number]
-        self._since[trial.number] = now
-        self._trials += spent
-        trial.set_user_attr(SPENT, float(trial.user_attrs.get(SPENT, 0.0)) + spent)
-
-    def close(self) -> None:
-        """Write down what the study's runs took."""
-        self.ledger.optuna.set_user_attr(SPENT, self.seconds)
+        spent = (now - since) * self._units
+        trial.set_user_attr(self._name, float(trial.user_attrs.get(self._name, 0.0)) + spent)
+        self._running[number], self._trials = (trial, now), self._trials + spent
 
     @property
     def seconds(self) -> float:
         """Time that the study's runs took, this one included."""
-        return self._before + time.monotonic() - self._start
+        return self._runs + time.monotonic() - self._start
 
     @property
     def hours(self) -> float:
         """GPU-hours, or worker-hours where there are no GPUs, the running trials included."""
         now = time.monotonic()
-        return (self._trials + sum(now - since for since in self._since.values())) * self._units / 3600
+        return (self._trials + sum(now - since for _, since in self._running.values()) * self._units) / 3600
 
     def over(self) -> str | None:
         """Which limit is reached, in words; None for none."""

@@ -37,12 +37,13 @@ def candidates(ledger: Ledger) -> list[Candidate]:
     if best is None:
         return []
     study = ledger.study
-    base = study.resolve({})
-    found = [Candidate("untrained encoder", base, None, None)]
-    default = next((t for t in ledger.trials() if t.params == study.space.point({})), None)
-    for name, trial in (("default configuration", default), ("champion", best.trial)):
-        if trial is not None and (trial.state is TrialState.COMPLETE or name == "champion"):
-            found.append(Candidate(name, study.resolve(trial.params), trial, ledger.run_dir(trial.number) / "encoder"))
+    found = [Candidate("untrained encoder", study.resolve({}), None, None)]
+    base = study.space.point({})
+    default = [trial for trial in ledger.explored() if trial.params == base and trial.state is TrialState.COMPLETE]
+    for name, trial in (*(("default configuration", trial) for trial in default), ("champion", best.trial)):
+        folder = ledger.run_dir(trial.number) / "encoder"
+        if folder.exists():
+            found.append(Candidate(name, study.resolve(trial.params), trial, folder))
     return found
 
 

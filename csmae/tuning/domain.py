@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import operator
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -36,6 +38,10 @@ class Condition:
     name: str
     test: Callable[[Any], bool]
     text: str
+    named: tuple[Any, ...]
+    """Values that it names: those it wants, or the number it compares with."""
+    compares: bool = False
+    """Whether the other field must be a number."""
 
     @classmethod
     def parse(cls, name: str, wanted: Any) -> Condition:
@@ -45,16 +51,20 @@ class Condition:
             ConfigError: A comparison with something that is no number.
         """
         if isinstance(wanted, list):
-            return cls(name, lambda value: value in wanted, f"{name} in {wanted}")
+            return cls(name, lambda value: value in wanted, f"{name} in {wanted}", tuple(wanted))
         sign = next((s for s in COMPARISONS if isinstance(wanted, str) and wanted.startswith(s)), None)
         if sign is None:
-            return cls(name, lambda value: bool(value == wanted), f"{name} == {wanted}")
+            return cls(name, lambda value: bool(value == wanted), f"{name} == {wanted}", (wanted,))
         try:
             bound = float(wanted.removeprefix(sign))
         except ValueError:
             raise ConfigError(f"condition {name}: {wanted!r} must compare with a number, such as '> 0'") from None
         compare = COMPARISONS[sign]
-        return cls(name, lambda value: value is not None and compare(float(value), bound), f"{name} {sign} {bound:g}")
+
+        def test(value: Any) -> bool:
+            return value is not None and compare(float(value), bound)
+
+        return cls(name, test, f"{name} {sign} {_short(bound)}", (bound,), compares=True)
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,17 @@ class Domain:
             return False
         return bool(self.distribution._contains(self.distribution.to_internal_repr(value)))
 
+    def draw(self, chance: random.Random) -> Scalar:
+        """A value at random, even over the range or its logarithm."""
+        domain = self.distribution
+        if math.isfinite(self.size) and not getattr(domain, "log", False):
+            return chance.choice(self.values)
+        assert isinstance(domain, FloatDistribution | IntDistribution)
+        low, high = (math.log(domain.low), math.log(domain.high)) if domain.log else (domain.low, domain.high)
+        value = chance.uniform(low, high)
+        value = min(max(math.exp(value) if domain.log else value, domain.low), domain.high)
+        return round(value) if isinstance(domain, IntDistribution) else value
+
     def suggest(self, trial: optuna.Trial) -> Scalar:
         """The trial's value, drawn by the study's sampler."""
         domain = self.distribution
@@ -137,12 +158,14 @@ class Domain:
     def __str__(self) -> str:
         domain = self.distribution
         if isinstance(domain, CategoricalDistribution):
-            text = ", ".join("null" if c is None else str(c) for c in domain.choices)
+            text = f"one of {', '.join(map(json.dumps, domain.choices))}"
         else:
             assert isinstance(domain, FloatDistribution | IntDistribution)
-            step = f", step {domain.step:g}" if domain.step not in (None, 1) else ""
-            text = f"{domain.low:g} to {domain.high:g}{', log' if domain.log else ''}{step}"
-        return text + (f"  when {' and '.join(c.text for c in self.when)}" if self.when else "")
+            kind = "int" if isinstance(domain, IntDistribution) else "float"
+            plain = domain.step is None or (kind == "int" and domain.step == 1)
+            step = "" if plain else f", step {_short(domain.step)}"
+            text = f"{kind} {_short(domain.low)} to {_short(domain.high)}{', log' if domain.log else ''}{step}"
+        return text + (f", when {' and '.join(c.text for c in self.when)}" if self.when else "")
 
 
 def _choice(choices: Any, numbers: bool) -> CategoricalDistribution:
@@ -183,6 +206,11 @@ def _number(kind: str, value: Any) -> float:
     if isinstance(value, bool) or not math.isfinite(number) or (kind == "int" and number != int(number)):
         raise ConfigError(f"{kind} takes {'whole ' if kind == 'int' else ''}numbers, found {value!r}")
     return number
+
+
+def _short(value: float | None) -> str:
+    """A number with all its digits, and no more."""
+    return repr(value).removesuffix(".0")
 
 
 def _types(name: str) -> tuple[Any, ...]:

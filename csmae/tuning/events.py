@@ -37,7 +37,9 @@ class Ended:
     value: float | None
     """The objective at the end."""
     reason: str | None = None
-    """Why it failed."""
+    """Why it failed, or was cut short."""
+    may_win: bool = False
+    """Whether it can be the best: it repeats no other one and keeps to the constraints."""
 
 
 @dataclass(frozen=True)

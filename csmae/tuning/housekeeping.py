@@ -6,14 +6,15 @@ import shutil
 
 from optuna.trial import FrozenTrial
 
-from csmae.tuning.ledger import CONFIRMS, Ledger
+from csmae.tuning.ledger import CONFIRMS, START, Ledger, was_cut
+from csmae.tuning.standings import standings
 
 
 class Housekeeper:
     """Removes checkpoints and encoders that nobody will need.
 
-    The best trials', those of the Pareto front, the starting points' and those of trials that the budget cut short stay; the others' scores are
-    in the ledger, and their seeds make them again.
+    Those of the best trials, of those trained again, of the Pareto front, of the starting points and of trials that the
+    budget cut short stay; the others' scores are in the ledger, and their seeds make them again.
 
     Args:
         ledger: Of the study.
@@ -27,7 +28,8 @@ class Housekeeper:
         """Look through the trials that are over."""
         search = self._ledger.study.search
         keep = max(search.keep, search.confirm.top if search.confirm else 0)
-        best = {trial.number for trial in (*self._ledger.ranked()[:keep], *self._ledger.front())}
+        confirmed = [standing.trial for standing in standings(self._ledger) if standing.num_seeds > 1]
+        best = {trial.number for trial in (*self._ledger.ranked()[:keep], *self._ledger.front(), *confirmed)}
         for trial in self._ledger.trials():
             if trial.state.is_finished() and trial.number not in self._gone | best and not _stays(trial):
                 self._gone.add(trial.number)
@@ -37,5 +39,4 @@ class Housekeeper:
 
 
 def _stays(trial: FrozenTrial) -> bool:
-    cut_short = trial.state.name == "PRUNED" and "reason" in trial.user_attrs
-    return cut_short or (trial.user_attrs.get("start", False) and CONFIRMS not in trial.user_attrs)
+    return was_cut(trial) or (START in trial.user_attrs and CONFIRMS not in trial.user_attrs)

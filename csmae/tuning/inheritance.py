@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
 
 from csmae.config import Config, ConfigError
+from csmae.data.name import data_name
 from csmae.settings import did_you_mean, flatten, merge, parse_config
-from csmae.tuning.ledger import NOT_TRAINED, Ledger, open_storage, unusable
+from csmae.tuning.ledger import EPOCH, NOT_TRAINED, ORIGIN, Ledger, open_storage, usable
+from csmae.tuning.options import COSTS
+from csmae.tuning.proposals import known_metrics, violation, with_seed
 from csmae.tuning.study import Study
 
-ORIGIN = "from"
-"""User attribute of a trial that was taken over: the study and the number it had there."""
-
-FREE = ("data.path", "data.splits_dir", "train.checkpoint_every", "eval.batch_size")
+FREE = ("train.checkpoint_every", "eval.batch_size")
 """Fields in which a trial may differ from what the new study would train."""
 
 
@@ -31,14 +29,21 @@ def ancestor(path: Path, name: str, study: Study) -> optuna.Study:
         study: The new one.
 
     Raises:
-        ConfigError: There is no such study, or it had other objectives.
+        ConfigError: There is no such study, it is another program's, or it had other objectives or another archive.
     """
     names = study_names(path)
     if name not in names:
         raise ConfigError(f"there is no study {name!r} in {path}{did_you_mean(name, names)}")
-    old = optuna.load_study(study_name=name, storage=open_storage(path))
-    if old.user_attrs["definition"]["search"]["objectives"] != study.search.objectives:
+    with usable(path):
+        old = optuna.load_study(study_name=name, storage=open_storage(path))
+        attributes = old.user_attrs
+    if "definition" not in attributes:
+        raise ConfigError(f"study {name!r} in {path} is another program's: nothing of it can be taken over")
+    if attributes["definition"]["search"]["objectives"] != study.definition()["search"]["objectives"]:
         raise ConfigError(f"study {name!r} had other objectives: nothing of it can be taken over")
+    before, now = (parse_config(said, "base").data for said in (attributes["said"], study.base))
+    if (before.path, before.splits_dir) != (now.path, now.splits_dir) and data_name(before) != data_name(now):
+        raise ConfigError(f"study {name!r} had another archive, {before.path}: its scores do not compare")
     return old
 
 
@@ -50,14 +55,15 @@ def take_over(ledger: Ledger, old: optuna.Study) -> int:
     Returns:
         Trials taken over, not counting those taken over before.
     """
-    name = old.study_name
     known = {tuple(trial.user_attrs[ORIGIN]) for trial in ledger.all_trials() if ORIGIN in trial.user_attrs}
     taken = 0
-    for trial in old.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-        point = _point(ledger.study, old.user_attrs["said"], trial)
-        if point is not None and (name, trial.number) not in known and NOT_TRAINED not in trial.user_attrs:
-            ledger.optuna.add_trial(_copy(ledger.study, name, trial, point))
-            taken += 1
+    with usable(ledger.path):
+        for trial in old.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+            origin = trial.user_attrs.get(ORIGIN, [old.study_name, trial.number])
+            trained = ORIGIN in trial.user_attrs or NOT_TRAINED not in trial.user_attrs
+            if trained and tuple(origin) not in known and (copy := _copy(ledger.study, old, trial, origin)):
+                ledger.optuna.add_trial(copy)
+                taken += 1
     return taken
 
 
@@ -69,38 +75,49 @@ def study_names(path: Path) -> list[str]:
     """
     if not path.exists():
         return []
-    try:
+    with usable(path):
         return optuna.get_all_study_names(open_storage(path))
-    except (SQLAlchemyError, RuntimeError, OSError) as error:
-        raise ConfigError(unusable(path, error)) from None
 
 
-def _point(study: Study, said: Mapping[str, Any], trial: FrozenTrial) -> dict[str, Any] | None:
-    """The point of the new space that makes an old trial's configuration; None where there is none."""
-    seed = {"train.seed": trial.user_attrs["seed"]} if "seed" in trial.user_attrs else {}
+def _copy(study: Study, old: optuna.Study, trial: FrozenTrial, origin: list[Any]) -> FrozenTrial | None:
+    """An old trial as one of the new study; None where the new one could not have trained it, or not judged it."""
     try:
-        config = parse_config(merge(said, trial.params | seed), "")
-        values = dict(flatten(config.model_dump()))
-        point = study.space.point(values)
-        if all(value in study.space.domains[name] for name, value in point.items()) and _same(config, study, point):
-            return point
+        config = parse_config(merge(old.user_attrs["said"], with_seed(trial, trial.params)), "")
+        point = study.space.point(dict(flatten(config.model_dump())))
+        inside = all(value in study.space.domains[name] for name, value in point.items())
+        if not inside or not _same(config, study.resolve(point)):
+            return None
     except ConfigError:  # a field that is no more, or a point that does not go together
         return None
-    return None
-
-
-def _same(config: Config, study: Study, point: Mapping[str, Any]) -> bool:
-    old, new = (dict(flatten(c.model_dump())) for c in (config, study.resolve(point)))
-    return all(old[name] == new[name] for name in old if name not in FREE)
-
-
-def _copy(study: Study, name: str, trial: FrozenTrial, point: dict[str, Any]) -> FrozenTrial:
-    attributes = {key: value for key, value in trial.user_attrs.items() if key.startswith("epoch ")}
+    constraints = _constraints(study, old, trial, config)
+    if constraints is None:
+        return None
+    curve = {key: value for key, value in trial.user_attrs.items() if key.startswith(EPOCH)}
     return optuna.create_trial(
         state=trial.state,
         values=trial.values,
         params=point,
         distributions={key: study.space.domains[key].distribution for key in point},
-        user_attrs={**attributes, NOT_TRAINED: True, ORIGIN: [name, trial.number]},
+        user_attrs={**curve, NOT_TRAINED: True, ORIGIN: origin},
         intermediate_values=trial.intermediate_values,
+        constraints=constraints,
     )
+
+
+def _same(old: Config, new: Config) -> bool:
+    """Whether two configurations on the same archive train the same."""
+    one, other = (dict(flatten(config.model_dump(exclude={"data": {"path", "splits_dir"}}))) for config in (old, new))
+    return all(one[name] == other[name] for name in one if name not in FREE)
+
+
+def _constraints(study: Study, old: optuna.Study, trial: FrozenTrial, config: Config) -> dict[str, float] | None:
+    """By how much an old trial breaks the new study's constraints; None where one cannot be told."""
+    found, before = {}, old.user_attrs["definition"]["search"]["constraints"]
+    for name, wanted in study.search.constraints.items():
+        if name in COSTS:
+            found[name] = violation(known_metrics(config)[name], wanted)
+        elif before.get(name) == wanted and name in trial.constraints:
+            found[name] = trial.constraints[name]
+        else:
+            return None
+    return found

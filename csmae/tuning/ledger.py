@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from csmae.config import ConfigError
 from csmae.settings import flatten
-from csmae.tuning.ranking import fronts, order
+from csmae.tuning.ranking import order, undominated
 from csmae.tuning.samplers import make_sampler
 from csmae.tuning.study import Study
 
@@ -25,11 +26,23 @@ DATABASE = "studies.db"
 NOT_TRAINED = "not_trained"
 """User attribute of a trial that was settled without training; it does not count as one of the study's trials."""
 
+ORIGIN = "from"
+"""User attribute of a trial that was taken over: the study and the number it had there."""
+
 CONFIRMS = "confirms"
 """User attribute of a trial that repeats another one, whose number it holds, with another seed."""
 
+START = "start"
+"""User attribute of a trial that is never stopped early: a starting point, which it holds, or a repetition."""
+
+EPOCH = "epoch "
+"""Prefix of user attributes, one an epoch, that hold several objectives: Optuna's own curves hold one value."""
+
 MOVABLE = ("base.data.path", "base.data.splits_dir")
 """Parts of a definition that may change: the archive may move between two runs of a study."""
+
+STORAGE_ERRORS = (OSError, SQLAlchemyError, StorageInternalError)
+"""What a database does that is locked, damaged, or on a full disk."""
 
 Values = tuple[float, ...]
 
@@ -47,50 +60,46 @@ class Ledger:
 
     def __init__(self, study: Study, storage: Path) -> None:
         self.study, self.path = study, storage.absolute() / DATABASE
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self.optuna = self._open()
-            self._define(study)
-            self._left = [trial for trial in self.all_trials() if trial.state is TrialState.RUNNING]
-        except (SQLAlchemyError, RuntimeError, OSError) as error:
-            raise ConfigError(unusable(self.path, error)) from None
-
-    def _open(self) -> optuna.Study:
-        study = self.study
-        try:
-            return optuna.create_study(
+        with usable(self.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.optuna = optuna.create_study(
                 storage=open_storage(self.path),
                 study_name=study.name,
                 directions=list(study.search.objectives.values()),
                 load_if_exists=True,
             )
-        except ValueError:  # what Optuna says of other directions
-            raise ConfigError(
-                f"study {study.name!r} in {self.path} was started with other objectives: use --fork NEW"
-            ) from None
+            self._define()
+            self._line_up_starts()
+            self._settle_repetitions()
+            self._left = [trial for trial in self.all_trials() if trial.state is TrialState.RUNNING]
 
-    def _define(self, study: Study) -> None:
+    def _define(self) -> None:
         """Write what a new study is, or compare with what it was started as."""
-        now = study.definition()
-        written = self.optuna.user_attrs.get("definition")
+        study, written = self.study, self.optuna.user_attrs.get("definition")
         if written is None:
-            self.optuna.set_user_attr("definition", now)
-            self.optuna.set_user_attr("said", dict(study.base))
+            if self.all_trials():
+                raise ConfigError(f"study {study.name!r} in {self.path} is another program's: use --name")
             self.optuna.set_metric_names(list(study.search.objectives))
-            for point in study.starts():
-                self.enqueue(point, start=True)
-            if study.search.sampler == "grid":
-                points = list(study.space.grid())
-                random.Random(study.search.seed).shuffle(points)
-                for point in points:
-                    self.enqueue(point)
-            return
-        lines = list(differences(written, now))
-        if lines:
+            self.optuna.set_user_attr("said", dict(study.base))
+            self.optuna.set_user_attr("definition", study.definition())
+        elif lines := list(differences(written, study.definition())):
             raise ConfigError(
                 f"study {study.name!r} in {self.path} was started otherwise: {'; '.join(lines)}: "
                 "use --fork NEW to begin a study that takes over what still fits"
             )
+
+    def _line_up_starts(self) -> None:
+        """Put the starting points in line, once each: a study that goes on may name further ones."""
+        there = [trial.user_attrs[START] for trial in self.all_trials() if START in trial.user_attrs]
+        for point in self.study.starts():
+            if point not in there:
+                self.enqueue(point, start=point)
+
+    def _settle_repetitions(self) -> None:
+        """Take repetitions out of line that a killed driver put there: the best may be others by now."""
+        for trial in self._in_line():
+            if CONFIRMS in trial.user_attrs:
+                self.refuse(self._begin(trial), "not begun", steer=False)
 
     # What there is.
 
@@ -121,45 +130,32 @@ class Ledger:
         return len(self._left)
 
     @property
-    def num_waiting(self) -> int:
-        """Points put in line and not yet proposed."""
-        return sum(trial.state is TrialState.WAITING for trial in self.all_trials())
+    def has_line(self) -> bool:
+        """Whether points are put in line and not yet proposed."""
+        return bool(self._in_line())
+
+    def _in_line(self) -> list[FrozenTrial]:
+        return self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
     def curves(self) -> Iterator[tuple[int, dict[int, Values]]]:
-        """Each trial's number and its objectives by epoch, oldest trial first; repetitions left aside.
-
-        A trial that goes on tells its last epoch again, and may not have been judged by it: that one is left out.
-        """
+        """Each trial's number and its objectives by epoch, oldest trial first; repetitions left aside."""
         for trial in self.all_trials():
-            epochs = sorted(trial.intermediate_values)
-            if trial.state is TrialState.RUNNING:
-                epochs = epochs[:-1]
-            if epochs and CONFIRMS not in trial.user_attrs:
-                yield trial.number, {epoch: _values(trial, epoch) for epoch in epochs}
+            if CONFIRMS not in trial.user_attrs:
+                yield trial.number, curve(trial)
 
     def ranked(self) -> list[FrozenTrial]:
         """Trials trained to their end that keep to the constraints, best first; by Pareto front for several objectives.
 
         Where none came to its end, those that the budget cut short.
         """
-        trials = self._eligible()
+        trials = eligible(self.explored())
         return [trials[index] for index in order([self._scores(trial) for trial in trials])]
 
     def front(self) -> list[FrozenTrial]:
         """Those of the ranked trials that no other one beats in every objective."""
-        trials = self._eligible()
-        ranks = fronts([self._scores(trial) for trial in trials])
-        return [trial for trial, rank in zip(trials, ranks, strict=True) if rank == 0]
-
-    def _eligible(self) -> list[FrozenTrial]:
-        trials = [
-            trial
-            for trial in self.explored()
-            if trial.intermediate_values
-            and trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-            and max(trial.constraints.values(), default=0) <= 0
-        ]
-        return [trial for trial in trials if trial.state is TrialState.COMPLETE] or trials
+        trials = eligible(self.explored())
+        first = undominated([self._scores(trial) for trial in trials])
+        return [trial for trial, on_front in zip(trials, first, strict=True) if on_front]
 
     def _scores(self, trial: FrozenTrial) -> Values:
         return tuple(sign * value for sign, value in zip(self.study.search.signs, last_values(trial), strict=True))
@@ -170,22 +166,34 @@ class Ledger:
         """Put a point in line: it is proposed before any of the sampler's own."""
         self.optuna.enqueue_trial(dict(point), user_attrs=attributes)
 
+    def left(self) -> optuna.Trial:
+        """The first trial that an earlier driver left in the middle."""
+        left = self._left.pop(0)
+        self.optuna.sampler = make_sampler(self.study.search, left.number)
+        return optuna.Trial(self.optuna, left._trial_id)
+
     def next(self) -> optuna.Trial:
-        """A trial that an earlier driver left in the middle, with its number; or a new one."""
-        if self._left:
-            left = self._left.pop(0)
-            self.optuna.sampler = make_sampler(self.study.search, left.number)
-            return optuna.Trial(self.optuna, left._trial_id)
+        """A new trial: the first in line, or the sampler's."""
         self.optuna.sampler = make_sampler(self.study.search, len(self.all_trials()))
         return self.optuna.ask()
+
+    def repeat(self, trial: FrozenTrial, seed: int) -> optuna.Trial:
+        """A new trial at another one's point, with another seed."""
+        self.enqueue(trial.params, start=True, confirms=trial.number, seed=seed)
+        return self._begin(self._in_line()[-1])  # the first in line may be a starting point that was never come to
+
+    def _begin(self, waiting: FrozenTrial) -> optuna.Trial:
+        self.optuna._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
+        return optuna.Trial(self.optuna, waiting._trial_id)
 
     def record(self, trial: optuna.Trial, epoch: int, values: Values) -> None:
         """Write down an epoch's objectives; values that are not finite leave no trace."""
         if not all(map(math.isfinite, values)):
             return
-        if len(values) > 1:
-            trial.set_user_attr(f"epoch {epoch}", values)  # Optuna's curves hold one value
-        self.optuna._storage.set_trial_intermediate_value(trial._trial_id, epoch, values[0])
+        if len(values) == 1:
+            trial.report(values[0], epoch)
+        else:
+            trial.set_user_attr(f"{EPOCH}{epoch}", values)
 
     def complete(self, trial: optuna.Trial, values: Values) -> None:
         """End a trial that was trained to its end."""
@@ -212,6 +220,18 @@ class Ledger:
         trial.set_user_attr(NOT_TRAINED, True)
         self.optuna.tell(trial, state=TrialState.PRUNED if steer else TrialState.FAIL)
 
+    def cut(self, trial: optuna.Trial, reason: str) -> None:
+        """End a trial that the budget cut short; one without an epoch yet goes back in line."""
+        frozen = self.frozen(trial)
+        if curve(frozen):
+            trial.set_user_attr("reason", reason)
+            self.prune(trial)
+            return
+        self.refuse(trial, reason, steer=False)
+        if CONFIRMS not in frozen.user_attrs:
+            start = {START: frozen.user_attrs[START]} if START in frozen.user_attrs else {}
+            self.enqueue(frozen.params, **start)
+
     def frozen(self, trial: optuna.Trial) -> FrozenTrial:
         """What is on record of a trial."""
         return self.optuna._storage.get_trial(trial._trial_id)
@@ -224,8 +244,21 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 30}})
 
 
+@contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """Open a database and read from it.
+
+    Raises:
+        ConfigError: It is locked, of another Optuna, damaged, or on a full disk.
+    """
+    try:
+        yield
+    except (*STORAGE_ERRORS, RuntimeError) as error:  # RuntimeError: what Optuna says of another version's
+        raise ConfigError(unusable(path, error)) from None
+
+
 def unusable(path: Path, error: Exception) -> str:
-    """What to say of a database that is locked, of another Optuna, damaged, or on a full disk."""
+    """What to say of a database that cannot be used."""
     reason = " ".join(str(error.__cause__ or error).partition("[SQL")[0].split())[:160]
     if "disk is full" in reason or "No space left" in reason:
         return f"{path}: the disk is full: make room"
@@ -247,10 +280,25 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
             yield f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
 
 
+def curve(trial: FrozenTrial) -> dict[int, Values]:
+    """A trial's objectives by epoch."""
+    several = {key: value for key, value in trial.user_attrs.items() if key.startswith(EPOCH)}
+    found = {int(key.removeprefix(EPOCH)): tuple(values) for key, values in several.items()}
+    return dict(sorted(found.items())) or {e: (value,) for e, value in sorted(trial.intermediate_values.items())}
+
+
 def last_values(trial: FrozenTrial) -> Values:
     """A trial's objectives after its last epoch."""
-    return tuple(trial.values or _values(trial, max(trial.intermediate_values)))
+    return tuple(trial.values or list(curve(trial).values())[-1])
 
 
-def _values(trial: FrozenTrial, epoch: int) -> Values:
-    return tuple(trial.user_attrs.get(f"epoch {epoch}", (trial.intermediate_values[epoch],)))
+def eligible(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that came to their end and keep to the constraints; if there is none, those that the budget cut short."""
+    kept = [trial for trial in trials if max(trial.constraints.values(), default=0) <= 0]
+    return [t for t in kept if t.state is TrialState.COMPLETE] or [t for t in kept if was_cut(t)]
+
+
+def was_cut(trial: FrozenTrial) -> bool:
+    """Whether the budget cut a trial short, after an epoch at least."""
+    stopped = trial.state is TrialState.PRUNED and "reason" in trial.user_attrs
+    return stopped and NOT_TRAINED not in trial.user_attrs

@@ -73,6 +73,8 @@ class _Course:
     """Groups that took the assignment: more than one after a worker died."""
     workers: list[Any] = field(default_factory=list)
     """Actors of the last group that took it."""
+    silent: str = ""
+    """The group that was last taken for dead."""
     complaints: dict[str, str] = field(default_factory=dict)
     """First error that a rank of a group told."""
 
@@ -207,11 +209,16 @@ class Mailbox:
         self._course.workers.clear()
         return True
 
-    def _silence(self) -> Silence:
+    def _silence(self) -> Event:
+        course = self._course
         text = f"no sign of life from the workers for {self._hang_timeout_s:g} s"
-        self._course.complaints.setdefault(self._course.groups[-1], text)
+        if course.silent == course.groups[-1]:
+            self._assignment = None
+            return TrialDone(f"{text}, and no others came in their place")
+        course.silent = course.groups[-1]
+        course.complaints.setdefault(course.silent, text)
         self._heard_at = time.monotonic()
-        return Silence(self._course.workers)
+        return Silence(course.workers)
 
     def _finish(self, ended: TrialDone) -> None:
         self._assignment = None

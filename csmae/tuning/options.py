@@ -16,6 +16,9 @@ Direction = Literal["maximize", "minimize"]
 SCORE = re.compile(r"val/(f1_mean|recall_at_1|mrr|(f1|mean_pair_f1|precision|recall)/s[12]_to_s[12])")
 """Metrics of an epoch that say how good its encoder is."""
 
+MEASURED = re.compile(r"(train|time)/\w+")
+"""Further metrics of an epoch, which a constraint may name."""
+
 COSTS = ("cost/params", "cost/flops", "cost/activation_bytes")
 """Metrics of a configuration that are known before it is trained."""
 
@@ -122,6 +125,12 @@ class Search(Section):
                 "search.objectives must be scores of an epoch, such as val/f1_mean, val/f1/s1_to_s2 or "
                 f"val/recall_at_1, beside them costs ({', '.join(COSTS)}): found {', '.join(odd or self.objectives)}"
             )
+        for name in self.constraints:
+            if not (SCORE.fullmatch(name) or MEASURED.fullmatch(name) or name in COSTS):
+                raise ValueError(
+                    f"search.constraints: no epoch reports {name!r}: name a score such as val/f1_mean, a cost such as "
+                    "cost/params, or what an epoch measures, such as time/epoch_s or train/loss"
+                )
         if self.scheduler == "median" and len(self.objectives) > 1:
             raise ValueError("search.scheduler median compares one objective: use asha or hyperband for several")
         return self

@@ -94,7 +94,7 @@ class Progress:
         trial.state, trial.value, trial.reason = event.state, event.value, event.reason
         self.counts[event.state] += 1
         better = self.best is None or (self.sign * (event.value or 0) > self.sign * (self.best.value or 0))
-        if event.state == "COMPLETE" and better:
+        if event.state == "COMPLETE" and event.may_win and better:
             self.best = trial
             return True
         return False

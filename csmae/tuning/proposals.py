@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import optuna
@@ -13,21 +15,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
-from csmae.tuning.ledger import CONFIRMS, Ledger
+from csmae.tuning.ledger import CONFIRMS, NOT_TRAINED, ORIGIN, START, Ledger
 from csmae.tuning.options import bound
 
-MAX_REFUSED = 100
-"""Proposals in a row that are refused before the space is given up."""
+MAX_REFUSED = 20
+"""Proposals of the sampler in a row that are refused before a point is drawn at random from those that are not."""
 
-MAX_REPEATED = 20
-"""Proposals in a row that were trained before, after which a finite space is searched for an untried point."""
+MAX_DRAWN = 1000
+"""Points drawn, or of a finite space MAX_LISTED, before there is held to be none left."""
 
 MAX_LISTED = 10_000
-"""Points of a finite space that are looked through for untried ones."""
-
-
-class SpaceError(ConfigError):
-    """Next to no proposal of the sampler makes a configuration that may be trained."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +34,12 @@ class Proposal:
     trial: optuna.Trial
     values: dict[str, Any]
     config: Config
+    resumed: bool = False
+    """Whether an earlier driver began it."""
 
 
 class Proposals:
-    """Draws on the ledger; every refusal is written down there, as failed and not trained.
+    """Draws on the ledger; every refusal is written down there, as not trained.
 
     Args:
         ledger: Of the study.
@@ -48,105 +47,109 @@ class Proposals:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger, self._study = ledger, ledger.study
-        self._seen: dict[str, int] = {}
-        self._random = random.Random(ledger.study.search.seed)
+        self._own: dict[str, int] = {}
+        self._inherited: dict[str, int] = {}
+        self._untried = self._points(random.Random(self._study.search.seed))
+        self.reason = ""
+        """Of the last refusal."""
         for trial in ledger.all_trials():
-            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING):
-                self._remember(trial)
+            self._remember(trial)
 
     def _remember(self, trial: FrozenTrial) -> None:
-        try:
-            self._seen.setdefault(_key(self._study.resolve(trial.params)), trial.number)
-        except ConfigError:  # a trial of which the driver died before it had all its values
+        """Note a trial's configuration, unless the driver died before the trial had all its values."""
+        inherited = ORIGIN in trial.user_attrs
+        if trial.state is TrialState.WAITING or (NOT_TRAINED in trial.user_attrs and not inherited):
             return
+        if trial.state is TrialState.RUNNING and trial.params != self._study.space.point(trial.params):
+            return
+        known = self._inherited if inherited else self._own
+        with suppress(ConfigError):  # one that the search's present settings would not allow
+            known.setdefault(_key(self._study.resolve(with_seed(trial, trial.params))), trial.number)
 
-    def left(self) -> Proposal:
-        """A trial that an earlier driver left in the middle, as it was."""
-        trial = self._ledger.next()
-        return self._accept(trial, self._study.space.suggest(trial))
+    def left(self) -> Proposal | None:
+        """A trial that an earlier driver left in the middle, as it was; None where that one had not yet refused it."""
+        return self._check(self._ledger.left(), resumed=True)
 
     def new(self) -> Proposal | None:
-        """A configuration that was not trained before; None when there is none left.
-
-        Raises:
-            SpaceError: The space has next to nothing that may be trained.
-        """
-        reason, repeated = "", 0
-        for _ in range(MAX_REFUSED):
-            if self._study.search.sampler == "grid" and not self._ledger.num_waiting:
+        """A configuration that was not trained before; None when there is none left."""
+        refused = 0
+        while True:
+            by_lot = self._study.search.sampler == "grid" or refused >= MAX_REFUSED
+            if by_lot and not self._ledger.has_line and not self._line_up():
                 return None
-            trial = self._ledger.next()
-            values = self._study.space.suggest(trial)
-            reason, steer = self._objection(trial, values)
-            if not reason:
-                return self._accept(trial, values)
-            self._ledger.refuse(trial, reason, steer)
-            repeated += reason.startswith("same ")
-            if repeated >= MAX_REPEATED and not self._line_up_untried():
-                return None
-        raise SpaceError(f"the space has next to nothing to train; the last of {MAX_REFUSED} proposals: {reason}")
+            if proposal := self._check(self._ledger.next()):
+                return proposal
+            refused += 1
 
-    def _objection(self, trial: optuna.Trial, values: Mapping[str, Any]) -> tuple[str, bool]:
-        """Why a proposal is not trained, empty if it is; and whether the sampler shall keep away from its like."""
+    def confirmation(self) -> Proposal | None:
+        """A repetition of one of the best trials with another seed; None when all are done."""
+        confirm = self._study.search.confirm
+        if confirm is None:
+            return None
+        again = [trial.user_attrs for trial in self._ledger.trials() if CONFIRMS in trial.user_attrs]
+        done = {(attributes[CONFIRMS], attributes["seed"]) for attributes in again}
+        for best in self._ledger.ranked()[: confirm.top]:
+            first = best.params.get("train.seed", self._study.space.base["train.seed"]) + 1
+            for seed in range(first, first + confirm.seeds):
+                if (best.number, seed) not in done and (proposal := self._check(self._ledger.repeat(best, seed))):
+                    return proposal
+        return None
+
+    def _check(self, trial: optuna.Trial, resumed: bool = False) -> Proposal | None:
+        """The trial as a proposal, or None and refused."""
+        values = with_seed(trial, self._study.space.suggest(trial))
+        known = self._own if START in trial.user_attrs else self._inherited | self._own
+        reason, violations = self._objection(values, known, trial.number)
+        if not reason:
+            config = self._study.resolve(values)
+            self._own.setdefault(_key(config), trial.number)
+            return Proposal(trial, values, config, resumed)
+        for name, over in violations.items():
+            trial.set_constraint(name, over)
+        self._ledger.refuse(trial, reason, steer=bool(violations))
+        self.reason = reason
+        return None
+
+    def _objection(
+        self, values: Mapping[str, Any], known: Mapping[str, int], number: int | None = None
+    ) -> tuple[str, dict[str, float]]:
+        """Why a point is not trained, empty if it is; and by how much it breaks constraints on what it costs."""
         try:
             config = self._study.resolve(values)
         except ConfigError as error:
-            return str(error).splitlines()[0], False
-        twin = self._seen.get(_key(config))
-        if twin is not None:
-            return f"same configuration as trial {twin}", False
-        broken = []
-        for name, wanted in self._study.search.constraints.items():
-            known = known_metrics(config)
-            if name in known and (over := violation(known[name], wanted)) > 0:
-                trial.set_constraint(name, over)
-                broken.append(f"{name} is {known[name]:.4g}, must be {wanted}")
-        return "; ".join(broken), True
+            return str(error).splitlines()[0], {}
+        twin = known.get(_key(config), number)
+        if twin != number:
+            return f"same configuration as trial {twin}", {}
+        reasons, violations = [], {}
+        wanted = self._study.search.constraints
+        metrics = known_metrics(config) if wanted else {}
+        for name in wanted.keys() & metrics.keys():
+            if (over := violation(metrics[name], wanted[name])) > 0:
+                violations[name] = over
+                reasons.append(f"{name} is {metrics[name]:.4g}, must be {wanted[name]}")
+        return "; ".join(reasons), violations
 
-    def _line_up_untried(self) -> bool:
-        """Put an untried point of a finite space in line, drawn at random; returns whether there was one."""
-        space = self._study.space
-        if space.size > MAX_LISTED:
-            return True  # the sampler will find one
-        points = list(space.grid())
-        self._random.shuffle(points)
-        for point in points:
-            try:
-                tried = _key(self._study.resolve(point)) in self._seen
-            except ConfigError:
-                continue
-            if not tried:
+    def _line_up(self) -> bool:
+        """Put the next point of the lot in line that may be trained; returns whether there was one."""
+        known = self._inherited | self._own
+        for point in islice(self._untried, MAX_LISTED if self._study.space.size <= MAX_LISTED else MAX_DRAWN):
+            self.reason = self._objection(point, known)[0]
+            if not self.reason:
                 self._ledger.enqueue(point)
                 return True
         return False
 
-    def confirmation(self) -> Proposal | None:
-        """A repetition of one of the best trials with another seed; None when all are done."""
-        if not self._ledger.num_waiting:
-            self._line_up_repetitions()
-        if not self._ledger.num_waiting:
-            return None
-        trial = self._ledger.next()
-        return self._accept(trial, self._study.space.suggest(trial))
-
-    def _line_up_repetitions(self) -> None:
-        confirm = self._study.search.confirm
-        if confirm is None:
-            return
-        done = {
-            (t.user_attrs[CONFIRMS], t.user_attrs["seed"]) for t in self._ledger.trials() if CONFIRMS in t.user_attrs
-        }
-        for best in self._ledger.ranked()[: confirm.top]:
-            first = self._study.resolve(best.params).train.seed + 1
-            for seed in range(first, first + confirm.seeds):
-                if (best.number, seed) not in done:
-                    self._ledger.enqueue(best.params, start=True, confirms=best.number, seed=seed)
-
-    def _accept(self, trial: optuna.Trial, values: dict[str, Any]) -> Proposal:
-        seed = {"train.seed": trial.user_attrs["seed"]} if "seed" in trial.user_attrs else {}
-        config = self._study.resolve(values | seed)
-        self._seen.setdefault(_key(config), trial.number)
-        return Proposal(trial, values | seed, config)
+    def _points(self, chance: random.Random) -> Iterator[dict[str, Any]]:
+        """Every point of a small space in random order; of a large one random points without end."""
+        space = self._study.space
+        if space.size <= MAX_LISTED:
+            points = list(space.grid())
+            chance.shuffle(points)
+            yield from points
+        else:
+            while True:
+                yield space.draw(chance)
 
 
 def known_metrics(config: Config) -> dict[str, float]:
@@ -159,6 +162,12 @@ def violation(value: float, wanted: str) -> float:
     """By how much a metric breaks its constraint; not positive where it keeps to it."""
     sign, limit = bound(wanted)
     return value - limit if sign == "<=" else limit - value
+
+
+def with_seed(trial: optuna.Trial | FrozenTrial, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's values, with the seed that a repetition has of its own."""
+    seed = {"train.seed": trial.user_attrs["seed"]} if "seed" in trial.user_attrs else {}
+    return {**values, **seed}
 
 
 def _key(config: Config) -> str:

@@ -12,17 +12,34 @@ def fronts(scores: Sequence[Sequence[float]]) -> np.ndarray:
 
     Source: NSGA-II (Deb et al., 2002), section III.
     """
-    points = np.asarray(scores, dtype=float)
-    at_least = np.all(points[:, None] >= points[None], axis=-1)
-    dominates = at_least & np.any(points[:, None] > points[None], axis=-1)
-    ranks = np.full(len(points), -1)
+    dominates = _dominates(np.asarray(scores, dtype=float))
+    above = dominates.sum(axis=0)
+    ranks = np.full(len(above), -1)
     rank = 0
     while (ranks < 0).any():
-        open_ = ranks < 0
-        free = open_ & ~np.any(dominates[open_], axis=0)
-        ranks[free] = rank
+        front = (ranks < 0) & (above == 0)
+        ranks[front] = rank
+        above -= dominates[front].sum(axis=0)
         rank += 1
     return ranks
+
+
+def undominated(scores: Sequence[Sequence[float]]) -> list[bool]:
+    """For each result whether no other one is better: with one objective the largest, with several the first front."""
+    points = np.asarray(scores, dtype=float)
+    if not scores or points.shape[1] == 1:
+        return [bool(value == points.max()) for value in points.ravel()]
+    return [bool(alone) for alone in ~np.any(_dominates(points), axis=0)]
+
+
+def _dominates(points: np.ndarray) -> np.ndarray:
+    """Whether the row's point is at least the column's in all objectives and larger in one."""
+    smaller = np.zeros((len(points),) * 2, dtype=bool)
+    larger = np.zeros_like(smaller)
+    for column in points.T:  # one objective at a time: no array of pairs by objectives
+        smaller |= column[:, None] < column
+        larger |= column[:, None] > column
+    return larger & ~smaller
 
 
 def crowding(scores: Sequence[Sequence[float]]) -> np.ndarray:

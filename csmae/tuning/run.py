@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -52,6 +53,9 @@ class Warden(Stopper):  # type: ignore[misc]
                 self.ending = self._searcher.ending
             elif reason := self._budget.over():
                 self.ending = Ending("budget", reason)
+            else:
+                with self._searcher.writing():
+                    self._budget.tick()
         return self.ending.kind != "done"
 
     @contextmanager
@@ -82,10 +86,12 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
     Returns:
         How it ended, see there for the trials that still ran.
     """
+    if reason := budget.over():
+        return Ending("budget", reason)
     ledger = budget.ledger
     search, searcher = ledger.study.search, LedgerSearcher(budget, listener)
     warden = Warden(budget, searcher)
-    with tempfile.TemporaryDirectory(prefix="tune-", dir=ledger.folder) as scratch, warden.listening(), orphans_freed():
+    with _scratch(ledger.folder) as scratch, warden.listening(), orphans_freed():
         plan = SlotPlan(
             workers=search.workers_per_trial,
             cpus_per_worker=share.cpus_per_worker,
@@ -96,10 +102,27 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
             pretrain=pretrain,
         )
         _tuner(plan, searcher, warden, share.slots, ledger).fit()
-    if warden.ending.kind in ("budget", "hopeless"):
-        searcher.abandon(warden.ending.reason)
-    budget.close()
-    return warden.ending
+    ending = warden.ending
+    with searcher.writing():
+        budget.write()
+        if ending.kind in ("budget", "hopeless"):
+            searcher.abandon(ending.reason)
+    if searcher.ending and searcher.ending.kind == "stuck":
+        return searcher.ending
+    return Ending("done", searcher.exhausted) if ending.kind == "done" and searcher.exhausted else ending
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[str]:
+    """A place for Tune's and Train's own notes; what a killed driver left of the kind is removed."""
+    for stale in folder.glob("tune-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix="tune-", dir=folder)
+    except OSError as error:
+        raise ConfigError(f"--storage: {folder} cannot be written: {error.strerror}") from None
+    with scratch as name:
+        yield name
 
 
 def _tuner(plan: SlotPlan, searcher: LedgerSearcher, warden: Warden, slots: int, ledger: Ledger) -> tune.Tuner:
@@ -134,21 +157,28 @@ def only_driver(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: Another process has it.
     """
+    path = folder / "driver.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "driver.lock").open("a+")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise ConfigError(f"--storage: {error.filename} cannot be written: {error.strerror}") from None
-    with lock as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ConfigError(
-                f"study {folder.name!r} is being run by process {file.read().strip()}: "
-                "wait for its end, or use --name to begin another study"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    try:
+        _sign(lock, path)
         yield
+    finally:
+        os.close(lock)
+
+
+def _sign(lock: int, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+    except BlockingIOError:
+        raise ConfigError(
+            f"study {path.parent.name!r} is being run by process {path.read_text()}: "
+            "wait for its end, or use --name to begin another study"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"--storage: {path} cannot be written: {error.strerror}") from None

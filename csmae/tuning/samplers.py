@@ -11,7 +11,7 @@ def make_sampler(search: Search, num_trials: int) -> BaseSampler:
     """The sampler that a study asks for, as it draws after so many trials.
 
     Seeding by the number of trials makes a restarted search propose what an uninterrupted one would. A grid's points
-    are put in line beforehand, so that any sampler does.
+    are put in line, so that any sampler does.
     """
     seed, startup = search.seed + num_trials, search.startup_trials
     if search.sampler == "tpe":
@@ -21,5 +21,5 @@ def make_sampler(search: Search, num_trials: int) -> BaseSampler:
     if search.sampler == "nsga2":
         return NSGAIISampler(seed=seed)
     if search.sampler == "qmc":  # counts its points in the database, and their order needs one seed
-        return QMCSampler(seed=search.seed, scramble=True)
+        return QMCSampler(seed=search.seed, scramble=True, independent_sampler=RandomSampler(seed=seed))
     return RandomSampler(seed=seed)

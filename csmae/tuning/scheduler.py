@@ -39,19 +39,18 @@ class Asha:
 
     def __init__(self, grace_epochs: int, reduction: int, num_brackets: int = 1) -> None:
         self._grace_epochs, self._reduction, self._num_brackets = grace_epochs, reduction, num_brackets
-        self._rungs: dict[tuple[int, int], dict[int, Scores]] = {}
+        self._rungs: dict[tuple[int, int], dict[int, tuple[int, Scores]]] = {}
 
     def keeps(self, number: int, epoch: int, scores: Scores) -> bool:
-        """Note scores; a trial is judged once a rung, at its first scores there."""
+        """Note scores; a trial is judged at its first scores in a rung, and by the same ones told again."""
         bracket = number % self._num_brackets
         rung = self._rung_below(epoch, bracket)
         if rung is None:
             return True
         seen = self._rungs.setdefault((bracket, rung), {})
-        if number in seen:
+        if seen.setdefault(number, (epoch, scores))[0] != epoch:
             return True
-        seen[number] = scores
-        better = num_better(list(seen.values()), len(seen) - 1)
+        better = num_better([scores for _, scores in seen.values()], list(seen).index(number))
         return better < math.ceil(len(seen) / self._reduction)
 
     def _rung_below(self, epoch: int, bracket: int) -> int | None:
@@ -72,18 +71,17 @@ class Median:
 
     def __init__(self, grace_epochs: int) -> None:
         self._grace_epochs = grace_epochs
-        self._sums: dict[int, tuple[float, int, float]] = {}
+        self._curves: dict[int, dict[int, float]] = {}
         self._means: dict[int, dict[int, float]] = {}
 
     def keeps(self, number: int, epoch: int, scores: Scores) -> bool:
         """Note the score and compare with the trials that were scored at the same epoch."""
-        total, count, best = self._sums.get(number, (0.0, 0, -math.inf))
-        total, count, best = total + scores[0], count + 1, max(best, scores[0])
-        self._sums[number] = total, count, best
+        curve = self._curves.setdefault(number, {})
+        curve[epoch] = scores[0]
         means = self._means.setdefault(epoch, {})
+        means[number] = statistics.fmean(curve.values())
         others = [mean for other, mean in means.items() if other != number]
-        means[number] = total / count
-        return epoch < self._grace_epochs or not others or best >= statistics.median(others)
+        return epoch < self._grace_epochs or not others or max(curve.values()) >= statistics.median(others)
 
 
 def make_rule(search: Search, curves: Iterable[tuple[int, Mapping[int, Scores]]]) -> Rule | None:
@@ -130,8 +128,15 @@ class EpochScheduler(FIFOScheduler):  # type: ignore[misc]
 
         A starting point is never stopped, but its scores are there for the others to compare with.
         """
+        keeps = self._keeps(trial, result) or trial.config["start"]
+        return str(TrialScheduler.CONTINUE if keeps else TrialScheduler.STOP)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:
+        """Note the last epoch, for the others to compare with."""
+        self._keeps(trial, result)
+
+    def _keeps(self, trial: Trial, result: Mapping[str, Any]) -> bool:
         values = [result.get(key, math.nan) for key in self._keys]
-        if not all(map(math.isfinite, values)):
-            return str(TrialScheduler.CONTINUE)
-        keeps = self._rule.keeps(trial.config["number"], result["epoch"], signed(values, self._signs))
-        return str(TrialScheduler.CONTINUE if keeps or trial.config["start"] else TrialScheduler.STOP)
+        if "epoch" not in result or not all(map(math.isfinite, values)):
+            return True
+        return self._rule.keeps(trial.config["number"], result["epoch"], signed(values, self._signs))

@@ -10,16 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.exceptions import StorageInternalError
 from ray.tune.search import Searcher
-from sqlalchemy.exc import SQLAlchemyError
 
 from csmae.settings import did_you_mean
 from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Ending, Listener, Reported, Started
 from csmae.tuning.housekeeping import Housekeeper
-from csmae.tuning.ledger import unusable
-from csmae.tuning.proposals import Proposal, Proposals, SpaceError, violation
+from csmae.tuning.ledger import CONFIRMS, START, STORAGE_ERRORS, curve, eligible, unusable
+from csmae.tuning.proposals import Proposal, Proposals, violation
 
 METRICS = "metrics/"
 """Prefix of an epoch's metrics in a flattened result."""
@@ -49,8 +47,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         ledger = self._ledger
         self._proposals, self._keeper = Proposals(ledger), Housekeeper(ledger)
         self._live: dict[str, _Live] = {}
-        self._num_explored = len(ledger.explored()) - ledger.num_left
-        self._exhausted = self._confirming = False
+        self._confirming = False
+        self.exhausted: str | None = None
+        """Why fewer trials were proposed than the study asks for."""
         self._failures: list[str] | None = [] if not ledger.ranked() else None
         self.ending: Ending | None = None
         """Why it makes no sense to go on, or is impossible."""
@@ -69,45 +68,48 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
         None asks Tune to come again later: the best are known when all trials are over.
         """
-        with self._writing():
+        with self.writing():
             return self._suggest(trial_id)
         return str(Searcher.FINISHED)
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        resumed = self._ledger.num_left > 0
-        try:
-            proposal = self._next()
-        except SpaceError as error:
-            self.ending = Ending("hopeless", str(error))
-            return str(Searcher.FINISHED)
+        proposal = self._next()
         if proposal is None:
             later = self._ledger.study.search.confirm and not self._confirming
             return None if later else str(Searcher.FINISHED)
         trial, config = proposal.trial, proposal.config
-        self._live[trial_id] = _Live(trial, max(self._ledger.frozen(trial).intermediate_values, default=0))
+        self._live[trial_id] = _Live(trial, max(curve(self._ledger.frozen(trial)), default=0))
         self._budget.begin(trial)
-        self._listener(Started(trial.number, proposal.values, config.train.epochs, resumed))
+        self._listener(Started(trial.number, proposal.values, config.train.epochs, proposal.resumed))
         return {
             "number": trial.number,
-            "start": trial.user_attrs.get("start", False),
+            "start": START in trial.user_attrs,
             "run_dir": str(self._ledger.run_dir(trial.number)),
             "config": config.model_dump(mode="json"),
         }
 
     def _next(self) -> Proposal | None:
-        if self._ledger.num_left:
-            self._num_explored += 1
-            return self._proposals.left()
-        if self._num_explored < self._ledger.study.search.num_trials and not self._exhausted:
-            proposal = self._proposals.new()
-            if proposal:
-                self._num_explored += 1
+        while self._ledger.num_left:
+            if proposal := self._proposals.left():
                 return proposal
-            self._exhausted = True
+        if self.exhausted is None and (proposal := self._new()):
+            return proposal
         if self._live and not self._confirming:
             return None
         self._confirming = True
         return self._proposals.confirmation()
+
+    def _new(self) -> Proposal | None:
+        """A trial that the study still lacks, if there is one to be found."""
+        lacking = self._ledger.study.search.num_trials - len(self._ledger.explored())
+        if lacking <= 0:
+            return None
+        proposal = self._proposals.new()
+        if proposal is None:
+            self.exhausted = f"the space has nothing left to train: {self._proposals.reason}"
+            if not self._ledger.explored():
+                self.ending = Ending("hopeless", self.exhausted)
+        return proposal
 
     # Tune tells.
 
@@ -120,7 +122,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             return
         live.metrics = {key.removeprefix(METRICS): value for key, value in result.items() if key.startswith(METRICS)}
         if epoch > live.epoch:
-            with self._writing():
+            with self.writing():
                 self._record(live, epoch)
 
     def _record(self, live: _Live, epoch: int) -> None:
@@ -128,7 +130,6 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         objectives = self._ledger.study.search.objectives
         if all(name in live.metrics for name in objectives):
             self._ledger.record(live.trial, epoch, tuple(live.metrics[name] for name in objectives))
-        self._budget.count(live.trial)
         self._listener(Reported(live.trial.number, epoch, live.metrics))
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
@@ -138,7 +139,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         failed = "the slot's process died or could not start, again and again" if error else result.get("failed")
         live = self._live.pop(trial_id)
         if not self._stuck:
-            with self._writing():
+            with self.writing():
                 self._end(live, failed, bool(result.get("finished")))
 
     @property
@@ -146,18 +147,20 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         return self.ending is not None and self.ending.kind == "stuck"
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """What cannot be written down ends the search; its trials stay as the ledger last heard of them."""
         try:
             yield
-        except (OSError, SQLAlchemyError, StorageInternalError) as error:
+        except STORAGE_ERRORS as error:
             self.ending = Ending("stuck", unusable(self._ledger.path, error))
 
     def abandon(self, reason: str) -> None:
         """End the trials that still run, as stopped early; their checkpoints stay."""
         for live in self._live.values():
-            live.trial.set_user_attr("reason", reason)
-            self._end(live, None, finished=False)
+            self._budget.end(live.trial)
+            self._judge(live)
+            self._ledger.cut(live.trial, reason)
+            self._tell(live, reason)
         self._live.clear()
 
     def _end(self, live: _Live, failed: str | None, finished: bool) -> None:
@@ -171,11 +174,15 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
                 self._ledger.complete(live.trial, self._values(live))
             else:
                 self._ledger.prune(live.trial)
-        state = self._ledger.frozen(live.trial).state.name
         self._despair(failed)
         self._keeper.tidy()
+        self._tell(live, failed)
+
+    def _tell(self, live: _Live, reason: str | None) -> None:
+        trial = self._ledger.frozen(live.trial)
+        wins = CONFIRMS not in trial.user_attrs and bool(eligible([trial]))
         value = live.metrics.get(self._ledger.study.search.objective)
-        self._listener(Ended(live.trial.number, state, value, failed))
+        self._listener(Ended(trial.number, trial.state.name, value, reason, wins))
 
     def _values(self, live: _Live) -> tuple[float, ...]:
         return tuple(live.metrics[name] for name in self._ledger.study.search.objectives)

@@ -27,7 +27,7 @@ SLIVER = 0.01
 """CPUs of a slot's own process; each worker leaves so much of its share, so that N workers fit on N CPUs."""
 
 GROUP_RESTARTS = 5
-"""Worker deaths after which a slot gives up its ``fit()`` and begins a new one."""
+"""Worker deaths, beyond those that one trial may have, after which a slot gives up its ``fit()`` and begins a new one."""
 
 BEATS = 20
 """Signs of life within the time after which a silent worker is taken for dead."""
@@ -158,7 +158,7 @@ def make_trainer(loop: Callable[[dict[str, Any]], None], config: dict[str, Any],
         run_config=train.RunConfig(
             name=f"slot-{uuid.uuid4().hex[:8]}",
             storage_path=plan.scratch_dir,
-            failure_config=train.FailureConfig(max_failures=GROUP_RESTARTS, controller_failure_limit=3),
+            failure_config=train.FailureConfig(max_failures=plan.retries + GROUP_RESTARTS, controller_failure_limit=3),
         ),
     )
 

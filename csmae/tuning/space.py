@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import Any
 
 import optuna
@@ -12,6 +15,9 @@ import optuna
 from csmae.config import ConfigError
 from csmae.settings import did_you_mean, field_names
 from csmae.tuning.domain import Domain, Scalar
+
+MAX_CANDIDATES = 20
+"""Values of a domain that are all tried to make a condition on it hold."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,9 @@ class Space:
                 if condition.name not in base:
                     hint = did_you_mean(condition.name, list(base))
                     raise ConfigError(f"space key {name!r}: condition on unknown field {condition.name!r}{hint}")
+                others = domains[condition.name].ends if condition.name in domains else [base[condition.name]]
+                if condition.compares and any(isinstance(other, str) for other in others):
+                    raise ConfigError(f"space key {name!r}: condition {condition.text}: {condition.name} is no number")
         return cls(_in_order(domains), base)
 
     def active(self, domain: Domain, values: Mapping[str, Any]) -> bool:
@@ -55,33 +64,42 @@ class Space:
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
         """Values of the active domains, drawn by the study's sampler."""
-        values: dict[str, Scalar] = {}
-        for name, domain in self.domains.items():
-            if self.active(domain, values):
-                values[name] = domain.suggest(trial)
-        return values
+        return self._fill(lambda domain: domain.suggest(trial))
+
+    def draw(self, chance: random.Random) -> dict[str, Scalar]:
+        """Values of the active domains, drawn at random."""
+        return self._fill(lambda domain: domain.draw(chance))
 
     def point(self, fixed: Mapping[str, Any]) -> dict[str, Scalar]:
         """A point with the given values; the other active domains take the base's value, or an end of theirs."""
+
+        def choose(domain: Domain) -> Scalar:
+            own: Scalar = fixed.get(domain.name, self.base[domain.name])
+            return own if domain.name in fixed or own in domain else domain.ends[0]
+
+        return self._fill(choose)
+
+    def _fill(self, choose: Callable[[Domain], Scalar]) -> dict[str, Scalar]:
         values: dict[str, Scalar] = {}
         for name, domain in self.domains.items():
             if self.active(domain, values):
-                own = self.base[name]
-                values[name] = fixed[name] if name in fixed else own if own in domain else domain.ends[0]
+                values[name] = choose(domain)
         return values
 
     def grid(self) -> Iterator[dict[str, Scalar]]:
         """Every point of a space of finite size, in the order of the file."""
-        yield from self._grid(list(self.domains.values()), {})
+        yield from self._grid(list(self.domains.values()), {}, lambda domain: domain.values)
 
-    def _grid(self, domains: list[Domain], values: dict[str, Scalar]) -> Iterator[dict[str, Scalar]]:
+    def _grid(
+        self, domains: list[Domain], values: dict[str, Scalar], of: Callable[[Domain], list[Scalar]]
+    ) -> Iterator[dict[str, Scalar]]:
         if not domains:
             yield values
         elif not self.active(domains[0], values):
-            yield from self._grid(domains[1:], values)
+            yield from self._grid(domains[1:], values, of)
         else:
-            for value in domains[0].values:
-                yield from self._grid(domains[1:], values | {domains[0].name: value})
+            for value in of(domains[0]):
+                yield from self._grid(domains[1:], values | {domains[0].name: value}, of)
 
     def reaching(self, name: str, value: Scalar) -> dict[str, Scalar]:
         """A point in which one domain is active and has the given value.
@@ -89,26 +107,33 @@ class Space:
         Raises:
             ConfigError: Its conditions hold nowhere.
         """
-        fixed: dict[str, Scalar] = {name: value}
-        self._satisfy(self.domains[name], fixed)
-        point = self.point(fixed)
-        if name not in point:
-            raise ConfigError(f"space key {name!r}: its conditions contradict each other: they never hold together")
-        return point
+        domain, before = self.domains[name], self._behind(name)
+        found = (values for values in self._grid(before, {}, self._candidates) if self.active(domain, values))
+        values = next(found, None)
+        if values is None:
+            conditions = " and ".join(condition.text for condition in domain.when)
+            raise ConfigError(f"space key {name!r}: its condition {conditions} never holds")
+        return self.point({**values, name: value})
 
-    def _satisfy(self, domain: Domain, fixed: dict[str, Scalar]) -> None:
-        for condition in domain.when:
-            other = self.domains.get(condition.name)
-            own = self.base[condition.name]
-            candidates = [own] if other is None else ([own] if own in other else []) + other.ends
-            if condition.name in fixed:
-                candidates = [fixed[condition.name]]
-            good = next((c for c in candidates if condition.test(c)), None)
-            if good is None and not any(condition.test(c) for c in candidates):
-                raise ConfigError(f"space key {domain.name!r}: its condition {condition.text} never holds")
-            if other is not None:
-                fixed[condition.name] = good
-                self._satisfy(other, fixed)
+    def _behind(self, name: str) -> list[Domain]:
+        """Domains on which conditions of one depend, and theirs, in order."""
+        needed = {name}
+        for other in reversed(self.domains):
+            if other in needed:
+                needed.update(_needs(self.domains[other]))
+        return [domain for other, domain in self.domains.items() if other in needed and other != name]
+
+    def _candidates(self, domain: Domain) -> list[Scalar]:
+        """Values of a domain among which are some for each condition on it: all, or of many its landmarks."""
+        if domain.size <= MAX_CANDIDATES:
+            return domain.values
+        named = [v for d in self.domains.values() for c in d.when if c.name == domain.name for v in c.named]
+        marks = sorted({float(mark) for mark in (*domain.ends, *named) if isinstance(mark, int | float)})
+        if math.isfinite(domain.size):  # each mark, and a step before and after it
+            near = [heapq.nsmallest(3, domain.values, key=lambda value: abs(value - mark)) for mark in marks]  # type: ignore[operator]
+        else:
+            near = [[low, (low + high) / 2, high] for low, high in pairwise(marks)]
+        return [value for value in (self.base[domain.name], *chain.from_iterable(near)) if value in domain]
 
     @property
     def size(self) -> float:

@@ -65,7 +65,8 @@ class Study:
     def definition(self) -> dict[str, Any]:
         """What makes this study itself: another definition is another study."""
         space = {name: str(domain) for name, domain in self.space.domains.items()}
-        search = {"objectives": self.search.objectives, "constraints": self.search.constraints}
+        goals = [f"{direction} {name}" for name, direction in self.search.objectives.items()]  # their order counts
+        search = {"objectives": goals, "constraints": self.search.constraints}
         return {"base": self.resolve({}).model_dump(mode="json"), "space": space, "search": search}
 
 

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import optuna
+from optuna.study import StudyDirection
 from rich.table import Table
 
 from csmae.tuning.inheritance import study_names
-from csmae.tuning.ledger import NOT_TRAINED, Ledger, last_values, open_storage
+from csmae.tuning.ledger import CONFIRMS, NOT_TRAINED, Ledger, eligible, last_values, open_storage, usable
 from csmae.tuning.standings import importances, standings
 from csmae.tuning.view import number, settings
 
@@ -81,14 +82,14 @@ def studies_table(path: Path) -> Table:
     for column in ("study", "done", "pruned", "failed", "running", "best", "of"):
         table.add_column(column, justify="left" if column in ("study", "of") else "right", no_wrap=True)
     for name in study_names(path):
-        study = optuna.load_study(study_name=name, storage=open_storage(path))
-        trials = [trial for trial in study.get_trials(deepcopy=False) if NOT_TRAINED not in trial.user_attrs]
-        counts = Counter(trial.state.name for trial in trials)
-        states = [str(counts[state]) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
-        goals = study.user_attrs.get("definition", {}).get("search", {}).get("objectives", {})
-        values = [trial.values[0] for trial in trials if trial.state.name == "COMPLETE" and trial.values]
-        best = (min if next(iter(goals.values()), "") == "minimize" else max)(values, default=None)
-        table.add_row(name, *states, number(best), next(iter(goals), ""))
+        with usable(path):
+            study = optuna.load_study(study_name=name, storage=open_storage(path))
+            trials = [trial for trial in study.get_trials(deepcopy=False) if NOT_TRAINED not in trial.user_attrs]
+        states = Counter(trial.state.name for trial in trials)
+        counts = [str(states[state]) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
+        scores = [last_values(t)[0] for t in eligible(trials) if CONFIRMS not in t.user_attrs]
+        best = (max if study.directions[0] is StudyDirection.MAXIMIZE else min)(scores, default=None)
+        table.add_row(name, *counts, number(best), next(iter(study.metric_names or []), ""))
     return table
 
 
