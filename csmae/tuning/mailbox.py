@@ -13,6 +13,9 @@ from typing import Any
 LOOK_EVERY_S = 1.0
 """Between looks at how long the workers have been silent."""
 
+START_S = 300.0
+"""What workers get at least to come in the place of silent ones: their node may be busy."""
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -115,7 +118,7 @@ class Mailbox:
             try:
                 return await asyncio.wait_for(self._events.get(), LOOK_EVERY_S)
             except TimeoutError:
-                if self._course.workers and time.monotonic() - self._heard_at > self._hang_timeout_s:
+                if self._course.workers and time.monotonic() - self._heard_at > self._patience_s:
                     return self._silence()
 
     async def close(self) -> None:
@@ -209,12 +212,17 @@ class Mailbox:
         self._course.workers.clear()
         return True
 
+    @property
+    def _patience_s(self) -> float:
+        replaced = self._course.silent == self._course.groups[-1]
+        return max(self._hang_timeout_s, START_S) if replaced else self._hang_timeout_s
+
     def _silence(self) -> Event:
         course = self._course
         text = f"no sign of life from the workers for {self._hang_timeout_s:g} s"
         if course.silent == course.groups[-1]:
             self._assignment = None
-            return TrialDone(f"{text}, and no others came in their place")
+            return TrialDone(f"{text}, and for {self._patience_s:g} s no others in their place")
         course.silent = course.groups[-1]
         course.complaints.setdefault(course.silent, text)
         self._heard_at = time.monotonic()
