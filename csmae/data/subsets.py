@@ -69,7 +69,11 @@ def write_ben_14k(source: Path, target: Path) -> dict[str, int]:
 
 
 def _names(source: Path) -> dict[str, NDArray[np.bytes_]]:
-    if (source / METADATA).exists():
+    try:
+        has_metadata = (source / METADATA).exists()
+    except OSError as error:
+        raise ArchiveError(f"{source}: cannot be read: {error.strerror}") from None
+    if has_metadata:
         metadata = read_metadata(source / METADATA)
         return {split: metadata.names[metadata.splits == split.encode()] for split in LIST_FILES}
     return {split: read_names(source / file) for split, file in LIST_FILES.items()}

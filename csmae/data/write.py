@@ -98,6 +98,17 @@ def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def require_new(target: Path) -> None:
+    """That nothing stands at a path.
+
+    Raises:
+        ArchiveError: Something does, or that cannot be seen.
+    """
+    with writing(target):
+        if target.exists():
+            raise ArchiveError(f"{target}: is there already; name a new folder")
+
+
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Turn what the file system and LMDB refuse into an error of one line.
