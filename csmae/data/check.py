@@ -18,7 +18,7 @@ from csmae.data.split import copy_runs
 from csmae.data.splits import SPLITS
 from csmae.data.v1 import PickleDecoder, labels
 from csmae.data.v2 import SafetensorsDecoder, header_of, parse_header
-from csmae.data.write import writing
+from csmae.data.write import replacing, writing
 
 S1_RANGE = (-100.0, 60.0)
 """Decibels outside which a value is no backscatter."""
@@ -170,13 +170,8 @@ def _known_sums(file: Path) -> dict[str, int] | None:
 
 
 def _write_sums(file: Path, sums: dict[str, int]) -> None:
-    temporary = file.with_name(f".{file.name}.partial")
-    with writing(file):
-        try:
-            temporary.write_text(json.dumps(sums, indent=0), encoding="utf-8")
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(file), replacing(file) as temporary:
+        temporary.write_text(json.dumps(sums, indent=0), encoding="utf-8")
 
 
 def _compare_sums(known: dict[str, int], sums: dict[str, int], problems: Problems) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from csmae.data.split import Split
-from csmae.data.write import writing
+from csmae.data.write import replacing, writing
 from csmae.sensors import CLASSES, IMAGE_SIZE, S2_RGB
 
 _COLUMNS = 4
@@ -48,13 +48,8 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
         classes = ", ".join(CLASSES[index] for index in np.flatnonzero(labels[number]))
         text = "\n".join([name, *textwrap.wrap(classes, 50, max_lines=5)])
         draw.multiline_text((x, y + IMAGE_SIZE + 2), text, fill="black", font_size=8, spacing=1)
-    temporary = path.parent / f".{path.name}.partial"
-    with writing(path):
-        try:
-            sheet.save(temporary, "PNG")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(path), replacing(path) as temporary:
+        sheet.save(temporary, "PNG")
 
 
 def natural_colour(s2_10m: Tensor) -> NDArray[np.uint8]:
