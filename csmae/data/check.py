@@ -73,7 +73,7 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
     store = archive.store
     check = _PickleCheck() if archive.is_v1 else _SafetensorsCheck()
     sums: dict[str, int] = {}
-    for position in store.in_file_order(np.arange(len(store.index.keys))).tolist():
+    for position in store.announced(store.in_file_order(np.arange(len(store.index.keys)))):
         key = store.key(position)
         try:
             value = store.read(position)
