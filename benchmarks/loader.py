@@ -151,6 +151,8 @@ def rate(passing: Callable[[], int]) -> float:
 def measure(folder: Path, num_pairs: int) -> dict[str, float]:
     """Medians by name; the passes take turns, so that a slow moment does not hit one figure alone."""
     write_archives(folder, num_pairs)
+    # First of all, for what this process has mapped stays in memory.
+    colds = [{f"cold_{name}": cold(folder / name) for name in ("v2", "v1")} for _ in range(3)]
     v2, v1 = (open_archive(Data(path=str(folder / name))).split("train") for name in ("v2", "v1"))
     prepare = Prepare(Data(), 120)
     pair = sum(tensor[0].nbytes for tensor in v2.read([0]))
@@ -166,7 +168,6 @@ def measure(folder: Path, num_pairs: int) -> dict[str, float]:
     }
     with patch_interface("pydantic 2"):
         rounds = [{name: rate(passing) for name, passing in passes.items()} for _ in range(PASSES)]
-    colds = [{f"cold_{name}": cold(folder / name) for name in ("v2", "v1")} for _ in range(3)]
     return {
         name: round(statistics.median(figures[name] for figures in measured), 1)
         for measured in (rounds, colds)

@@ -6,7 +6,9 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -91,11 +93,57 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.
         assert f"{tmp_path / 'file/new'}: cannot be written: " in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_without_permission_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tmp_path.chmod(0o500)
-    assert run("synthesize", tmp_path / "new") == 2
-    assert "cannot be written: Permission denied" in capsys.readouterr().err
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Root may do everything: become nobody for a while."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder that everybody may enter, which pytest's own is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield path
+        for child in path.iterdir():
+            child.chmod(0o700)
+
+
+@pytest.mark.parametrize(("mode", "may_be_seen"), [(0o555, True), (0o000, False)])
+def test_a_folder_without_permission_is_named(
+    shared: Path, capsys: pytest.CaptureFixture[str], mode: int, may_be_seen: bool
+) -> None:
+    write_v2(shared / "v2")
+    write_pickles(shared / "v1")
+    write_v2(shared / "closed/archive")
+    lists = lists_of_summer(shared / "lists")
+    closed = shared / "closed"
+    closed.chmod(mode)
+    written = [
+        ("synthesize", closed / "new", "--size", 8),
+        ("convert", shared / "v1", closed / "new"),
+        ("splits", "ben-14k", lists, closed / "new"),
+        ("show", shared / "v2", "--output", closed / "new"),
+        ("check", shared / "v2", "--checksums", closed / "new"),
+    ]
+    read = [("check", closed / "archive"), ("stats", closed), ("splits", "ben-14k", closed / "archive", shared / "b")]
+    for commands, place in ((written, closed / "new"), (() if may_be_seen else read, closed)):
+        for command in commands:
+            with without_privileges():
+                code = run(*command)
+            text = capsys.readouterr().err
+            assert code == 2, text
+            assert text.startswith(str(place)) and "Permission denied" in text and text.count("\n") == 1, text
+    closed.chmod(0o755)
+    assert contents(closed) == {"archive"}
 
 
 @pytest.fixture
@@ -199,6 +247,12 @@ def test_check_counts_what_is_wrong_and_gives_examples(tmp_path: Path, capsys: p
     assert f"{names_of(2)[0]}: a band of S2 is all zero" in text
     assert f"{S2_NAME}: is in split train and in split validation" in text
     assert "1 of 1 names are not in metadata.parquet: nowhere" in text
+
+
+def test_check_names_a_header_of_absurd_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(write_v2(tmp_path), {S1_NAME: (2**63).to_bytes(8, "little") + bytes(100)})
+    assert run("check", tmp_path) == 1
+    assert f"{S1_NAME}: no safetensors: 108 bytes with a header of {2**63}" in capsys.readouterr().out
 
 
 def test_check_finds_an_attack_without_executing_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,10 +382,30 @@ def test_show_draws_the_pairs_asked_for(tmp_path: Path) -> None:
         assert len(sheet.getcolors(1 << 20) or []) > 1000
 
 
+def test_what_is_skipped_counts_in_no_statistics_and_is_shown_as_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_v2(tmp_path)
+    put(tmp_path, {S1_NAME: b"damaged"})
+    assert run("stats", tmp_path, "--on-error", "skip") == 0
+    found = yaml.safe_load(capsys.readouterr().out)["data"]
+    intact = [0, 2, 3, 4]
+    for sensor, bands in (("s1", S1_BANDS), ("s2", S2_BANDS)):
+        pixels = [np.stack([bands_of(number)[band] for number in intact]).astype(float) for band in bands]
+        assert found[f"{sensor}_mean"] == pytest.approx([band.mean() for band in pixels], rel=1e-5)
+        assert found[f"{sensor}_std"] == pytest.approx([band.std() for band in pixels], rel=1e-5)
+    assert run("show", tmp_path, "--on-error", "skip", "--output", tmp_path / "sheet.png") == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        second = sheet.crop((16 + 256, 16, 16 + 256 + 240, 16 + 120))
+        assert second.getcolors() == [(240 * 120, (255, 255, 255))]
+
+
 def test_show_says_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_v2(tmp_path / "a")
-    assert run("show", tmp_path / "a", "--output", tmp_path / "none/sheet.png") == 2
-    assert "none/sheet.png: cannot be written" in capsys.readouterr().err
+    for place in ("none/sheet.png", "a"):
+        assert run("show", tmp_path / "a", "--output", tmp_path / place) == 2
+        assert f"{tmp_path / place}: cannot be written" in capsys.readouterr().err
+    assert contents(tmp_path) == {"a"}
 
 
 @pytest.mark.skipif(not BEN_14K.exists(), reason=f"no lists in {BEN_14K} (CSMAE_REAL_DATA)")

@@ -7,6 +7,7 @@ import pickle
 import pickletools
 import resource
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,27 @@ def test_flipped_bytes_in_the_tree_are_refused_or_harmless(tmp_path: Path) -> No
         else:
             assert (index.offsets >= 0).all() and (index.offsets + index.sizes <= len(content)).all()
     assert refused > 150
+
+
+def test_pages_whose_pointers_share_a_node_are_refused_in_little_memory(tmp_path: Path) -> None:
+    """A few kilobytes could stand for gigabytes of keys."""
+    with lmdb.open(str(tmp_path), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        for number in range(20_000):
+            transaction.put(f"key {number:06} {'x' * 400}".encode(), b"")
+    file = tmp_path / "data.mdb"
+    content = bytearray(file.read_bytes())
+    for page in range(2 * 4096, len(content), 4096):
+        if content[page + 10] == 2:
+            count = 1700
+            content[page + 12 : page + 14] = (16 + 2 * count).to_bytes(2, "little")
+            content[page + 16 : page + 16 + 2 * count] = (4096 - 420).to_bytes(2, "little") * count
+            content[page + 4096 - 420 : page + 4096] = bytes(6) + (400).to_bytes(2, "little") + bytes(412)
+    file.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(ArchiveError, match="longer than they can be"):
+        read_index(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
 
 
 def header(**changes: Any) -> bytes:

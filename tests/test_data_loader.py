@@ -1,5 +1,7 @@
 """Batches: a permutation that depends on seed and epoch alone, shared by the ranks, read ahead by one thread."""
 
+import ctypes
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -16,6 +18,7 @@ from csmae.data.archive import open_archive
 from csmae.data.layout import DamagedValueError
 from csmae.data.loader import batches, epoch_rows, sequential_rows
 from csmae.data.split import Split
+from csmae.data.synthetic import synthesize
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(0, 60))
 """Ranks, pairs of a rank's batch, pairs more than one step needs."""
@@ -93,16 +96,17 @@ def test_an_error_of_the_thread_reaches_the_loop(tmp_path: Path) -> None:
     assert threading.active_count() == 1 or all(t.name != "csmae-loader" for t in threading.enumerate())
 
 
-def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def own_mb() -> float:
+    """Memory of this process, without the pages of mapped files, which are the system's to take back."""
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) / 1e3
 
 
 def num_open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
 def test_memory_and_open_files_stay_flat_over_20_epochs(split: Split) -> None:
     def epoch(number: int) -> None:
         for _ in batches(split, epoch_rows(len(split), 8, 0, number)):
@@ -110,11 +114,42 @@ def test_memory_and_open_files_stay_flat_over_20_epochs(split: Split) -> None:
 
     for number in range(3):
         epoch(number)
-    memory, files = resident_mb(), num_open_files()
+    memory, files = own_mb(), num_open_files()
     for number in range(20):
         epoch(number)
-    assert resident_mb() - memory < 8
+    assert own_mb() - memory < 8
     assert num_open_files() == files
+
+
+def cached_bytes(file: Path) -> int:
+    """How much of a file is in the system's cache."""
+    size = file.stat().st_size
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, mmap.MAP_PRIVATE) as content:
+        pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+        start = ctypes.addressof(anchor := ctypes.c_char.from_buffer(content))
+        found = ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(size), pages)
+        del anchor
+    assert found == 0
+    return sum(page & 1 for page in pages) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no hints")
+def test_reading_a_few_pairs_of_a_cold_file_brings_no_others_into_memory(tmp_path: Path) -> None:
+    """Or an archive larger than the memory would be read many times over in an epoch."""
+    synthesize(Synthetic(num_train=192, num_validation=1, num_test=1), tmp_path / "a")
+    file = tmp_path / "a/archive.lmdb/data.mdb"
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_bytes(file) > 2e6:
+        pytest.skip("this file system keeps its files in memory")
+    split = open_folder(tmp_path / "a").split("train")
+    before = cached_bytes(file)
+    rows = [np.array([5, 90]), np.array([150])]
+    assert [len(batch.s1) for batch in batches(split, rows)] == [2, 1]
+    assert split.read([40]).s2_10m.any()
+    needed = 4 * sum(tensor[0].nbytes for tensor in split.read([40]))
+    assert needed <= cached_bytes(file) - before + 1e5 < 2 * needed
 
 
 def test_a_split_outlives_the_deletion_of_its_file(tmp_path: Path) -> None:

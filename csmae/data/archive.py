@@ -138,13 +138,14 @@ def open_archive(data: Data) -> Archive:
 def _find_lmdb(folder: Path) -> Path:
     """The one LMDB of an archive's folder."""
     try:
+        next(folder.iterdir(), None)  # glob keeps silent where there is no folder, or none that may be read
         found = sorted(path.parent for path in folder.glob("*/data.mdb"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArchiveError(f"data.path: there is no folder {folder}") from None
     except OSError as error:
         raise ArchiveError(f"{folder}: cannot be read: {error.strerror}") from None
     if len(found) == 1:
         return found[0]
-    if not folder.is_dir():
-        raise ArchiveError(f"data.path: there is no folder {folder}")
     what = f"found {', '.join(path.name for path in found)}" if found else "found none"
     raise ArchiveError(
         f"{folder}: must hold one LMDB (a folder with data.mdb), with {METADATA} (BigEarthNet v2) or"

@@ -17,8 +17,8 @@ from csmae.data.pairs import Buffer, Sensor, allocate
 from csmae.data.split import copy_runs
 from csmae.data.splits import SPLITS
 from csmae.data.v1 import PickleDecoder, labels
-from csmae.data.v2 import SafetensorsDecoder, parse_header
-from csmae.data.write import writing
+from csmae.data.v2 import SafetensorsDecoder, header_of, parse_header
+from csmae.data.write import replacing, writing
 
 S1_RANGE = (-100.0, 60.0)
 """Decibels outside which a value is no backscatter."""
@@ -73,7 +73,7 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
     store = archive.store
     check = _PickleCheck() if archive.is_v1 else _SafetensorsCheck()
     sums: dict[str, int] = {}
-    for position in store.in_file_order(np.arange(len(store.index.keys))).tolist():
+    for position in store.announced(store.in_file_order(np.arange(len(store.index.keys)))):
         key = store.key(position)
         try:
             value = store.read(position)
@@ -126,8 +126,7 @@ class _SafetensorsCheck:
         self._decoders = {sensor: SafetensorsDecoder(bands) for sensor, bands in BANDS_OF.items()}
 
     def __call__(self, value: NDArray[np.uint8]) -> None:
-        length = int.from_bytes(value[:8].tobytes(), "little")
-        entries = parse_header(value[8 : 8 + length].tobytes())
+        entries = parse_header(header_of(value.data))
         for sensor, bands in BANDS_OF.items():
             if not entries.keys().isdisjoint(bands):
                 copy_runs(value, self._decoders[sensor](value.data), self._buffer, 0)
@@ -154,12 +153,14 @@ def check_pixels(buffer: Buffer, sensor: Sensor) -> None:
 
 def _known_sums(file: Path) -> dict[str, int] | None:
     """Sums by key; None where they are yet to be written, which must be possible."""
-    if not file.exists():
-        _write_sums(file, {})
-        file.unlink()
-        return None
     try:
+        if not file.exists():
+            _write_sums(file, {})
+            file.unlink()
+            return None
         known = json.loads(file.read_text(encoding="utf-8"))
+    except ArchiveError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ArchiveError(f"{file}: cannot be read as checksums: {reason}") from None
@@ -169,13 +170,8 @@ def _known_sums(file: Path) -> dict[str, int] | None:
 
 
 def _write_sums(file: Path, sums: dict[str, int]) -> None:
-    temporary = file.with_name(f".{file.name}.partial")
-    with writing(file):
-        try:
-            temporary.write_text(json.dumps(sums, indent=0), encoding="utf-8")
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(file), replacing(file) as temporary:
+        temporary.write_text(json.dumps(sums, indent=0), encoding="utf-8")
 
 
 def _compare_sums(known: dict[str, int], sums: dict[str, int], problems: Problems) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from csmae.config import ConfigError, Data, Synthetic
 from csmae.data.archive import Archive, ArchiveError, open_archive
 from csmae.data.splits import SPLITS
+from csmae.data.write import require_new
 from csmae.terminal import progress, say
 
 
@@ -60,8 +62,7 @@ def _synthesize(options: argparse.Namespace) -> int:
     from csmae.data.synthetic import synthesize
 
     shares = np.array(options.shares)
-    if options.target.exists():
-        raise ArchiveError(f"{options.target}: is there already; name a new folder")
+    require_new(options.target)
     if (shares <= 0).any() or not np.isclose(shares.sum(), 1) or options.seed < 0:
         raise ConfigError(f"--shares must be positive and sum to 1, and --seed be at least 0: found {options.shares}")
     validation, test = (max(1, round(options.size * share)) for share in shares[1:])
@@ -82,10 +83,11 @@ def _check(options: argparse.Namespace) -> int:
     try:
         archive = _open(options)
     except ArchiveError as error:
-        if not Path(options.path).is_dir():
-            raise
-        say(str(error))
-        return 1
+        with suppress(OSError):
+            next(Path(options.path).iterdir(), None)  # a folder that cannot be looked into was not checked
+            say(str(error))
+            return 1
+        raise
     num_values = len(archive.store.index.keys)
     with progress("values", num_values) as advance:
         problems = check_archive(archive, options.checksums, lambda: advance(1))

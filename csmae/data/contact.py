@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from csmae.data.layout import ArchiveError
 from csmae.data.split import Split
+from csmae.data.write import replacing, writing
 from csmae.sensors import CLASSES, IMAGE_SIZE, S2_RGB
 
 _COLUMNS = 4
@@ -33,21 +33,23 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
     """
     chosen = split.take(rows)
     batch, names, labels = chosen.read(range(len(rows))), chosen.names, chosen.labels()
+    damaged = set(chosen.damaged_rows().tolist())
     cell = (_WIDTH + _MARGIN, IMAGE_SIZE + _TEXT)
     columns = min(_COLUMNS, len(rows))
     sheet = Image.new("RGB", (columns * cell[0] + _MARGIN, -(-len(rows) // columns) * cell[1] + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for number, name in enumerate(names):
         x, y = number % columns * cell[0] + _MARGIN, number // columns * cell[1] + _MARGIN
+        if number in damaged:
+            draw.multiline_text((x, y + IMAGE_SIZE + 2), f"{name}\ndamaged", fill="red", font_size=8, spacing=1)
+            continue
         pair = np.concatenate([natural_colour(batch.s2_10m[number]), false_colour(batch.s1[number])], axis=1)
         sheet.paste(Image.fromarray(pair), (x, y))
         classes = ", ".join(CLASSES[index] for index in np.flatnonzero(labels[number]))
         text = "\n".join([name, *textwrap.wrap(classes, 50, max_lines=5)])
         draw.multiline_text((x, y + IMAGE_SIZE + 2), text, fill="black", font_size=8, spacing=1)
-    try:
-        sheet.save(path, "PNG")
-    except OSError as error:
-        raise ArchiveError(f"{path}: cannot be written: {error.strerror}") from None
+    with writing(path), replacing(path) as temporary:
+        sheet.save(temporary, "PNG")
 
 
 def natural_colour(s2_10m: Tensor) -> NDArray[np.uint8]:

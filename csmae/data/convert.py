@@ -16,7 +16,7 @@ from csmae.data.index import read_index
 from csmae.data.layout import ArchiveError
 from csmae.data.split import Split
 from csmae.data.splits import METADATA, SPLITS
-from csmae.data.write import LMDB, PAIR_BYTES, Writer, put_pair, write_metadata, writing
+from csmae.data.write import LMDB, PAIR_BYTES, Writer, put_pair, require_new, write_metadata, writing
 from csmae.sensors import CLASSES
 
 _CHUNK = 128
@@ -41,8 +41,7 @@ def convert(source: Archive, target: Path, progress: Callable[[int], object]) ->
     """
     if not source.is_v1:
         raise ArchiveError(f"{source.store.folder}: is not of BigEarthNet v1: there is nothing to convert")
-    if target.exists():
-        raise ArchiveError(f"{target}: is there already; name a new folder")
+    require_new(target)
     splits = {name: source.split(name) for name in SPLITS if name in source.lists}
     partial = target.with_name(f".{target.name}.partial")
     with writing(target):

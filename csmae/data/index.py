@@ -29,8 +29,10 @@ _META = (8).to_bytes(2, "little")
 _META_BYTES = 152
 _MAGIC_AND_VERSION = struct.pack("<II", 0xBEEFC0DE, 1)
 _MAX_DEPTH = 32
-_BLOCK = 512
-"""Leaf pages that are taken apart at a time: bounds the memory."""
+_MAX_KEY = 511
+"""Bytes, as LMDB is built everywhere."""
+_BLOCK = 128
+"""Pages that are taken apart at a time: bounds the memory."""
 
 _PAGE = np.dtype(
     {"names": ["pgno", "flags", "lower"], "formats": ["<u8", "<u2", "<u2"], "offsets": [0, 10, 12], "itemsize": _HEADER}
@@ -131,11 +133,19 @@ def _leaf_pages(tree: _Tree) -> NDArray[np.int64]:
     visited = 0
     for _ in range(tree.depth - 1):
         visited += len(level)
-        nodes = _nodes(tree, level, _BRANCH)
-        level = nodes.low.astype(np.int64) | nodes.flags.astype(np.int64) << 32
-        if (level < 2).any() or (level >= tree.num_pages).any() or visited + len(level) > tree.num_pages:
+        level = np.concatenate([_children(tree, level[i : i + _BLOCK]) for i in range(0, len(level), _BLOCK)])
+        if visited + len(level) > tree.num_pages or len(np.unique(level)) < len(level):
             raise tree.damaged("its pages do not form a tree")
     return level
+
+
+def _children(tree: _Tree, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers of the pages that branch pages point to."""
+    nodes = _nodes(tree, numbers, _BRANCH)
+    children: NDArray[np.int64] = nodes.low.astype(np.int64) | nodes.flags.astype(np.int64) << 32
+    if (children < 2).any() or (children >= tree.num_pages).any():
+        raise tree.damaged("its pages do not form a tree")
+    return children
 
 
 class _Nodes(NamedTuple):
@@ -178,7 +188,12 @@ def _nodes(tree: _Tree, numbers: NDArray[np.int64], kind: int) -> _Nodes:
     if outside.any():
         raise tree.damaged(f"page {numbers[page[outside]][0]} has a node outside itself")
     heads = pages[page[:, None], start[:, None] + np.arange(_NODE)].view(_NODE_HEAD)[:, 0]
-    return _Nodes(pages, page, start, heads["low"], heads["flags"], heads["key_size"].astype(np.int64))
+    key_size = heads["key_size"].astype(np.int64)
+    # Pointers that share a node, or nodes that overlap, would make much of a little.
+    taken = np.bincount(page, _NODE + key_size) > tree.page_size - lower
+    if taken.any() or key_size.max() > _MAX_KEY:
+        raise tree.damaged(f"the nodes of a page among {numbers[0]} to {numbers[-1]} are longer than they can be")
+    return _Nodes(pages, page, start, heads["low"], heads["flags"], key_size)
 
 
 def _values(tree: _Tree, numbers: NDArray[np.int64]) -> Index:

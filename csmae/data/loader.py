@@ -107,6 +107,9 @@ def _fill(
     ready: queue.Queue[Buffer | BaseException],
 ) -> None:
     try:
+        if not rows:
+            return
+        split.expect(rows[0])
         for batch, following in zip(rows, [*rows[1:], rows[0][:0]], strict=True):
             item = free.get()
             if item is None:

@@ -6,6 +6,8 @@ Shapes: B pairs, 10 m images 120×120, 20 m images 60×60; band orders are those
 from __future__ import annotations
 
 import math
+import mmap
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,6 +53,10 @@ _SHAPES = {
 }
 
 
+_HUGE = 1024 * 1024
+"""Bytes from which memory is worth huge pages."""
+
+
 @dataclass(frozen=True)
 class Buffer:
     """A preallocated batch and the bytes of its rows."""
@@ -75,7 +81,7 @@ def allocate(num_pairs: int, sensors: tuple[Sensor, ...] = BOTH, pin: bool = Fal
     asked = {field for sensor in sensors for field in FIELDS[sensor]}
     sizes = {field: num_pairs * math.prod(shape) * dtype.itemsize for field, (dtype, shape) in _SHAPES.items()}
     # One block for all: blocks of several sizes, epoch after epoch, leave holes in the heap.
-    parts = torch.empty(sum(sizes[field] for field in asked), dtype=torch.uint8, pin_memory=pin)
+    parts = _memory(sum(sizes[field] for field in asked), pin)
     tensors, start = {}, 0
     for field, (dtype, shape) in _SHAPES.items():
         end = start + (sizes[field] if field in asked else 0)
@@ -83,3 +89,14 @@ def allocate(num_pairs: int, sensors: tuple[Sensor, ...] = BOTH, pin: bool = Fal
         start = end
     rows = {field: tensors[field].flatten(1).numpy().view(np.uint8) for field in asked}
     return Buffer(PairBatch(**tensors), rows)
+
+
+def _memory(num_bytes: int, pin: bool) -> Tensor:
+    if pin or num_bytes < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=pin)
+    # In pages of 4 kB, the first use of an epoch's buffers takes as long as reading a thousand pairs; and the heap
+    # would keep holes of such sizes.
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -70,7 +70,7 @@ class Split:
         """
         if self.labels_nc is not None:
             return self.labels_nc
-        return np.stack([self._stored_labels(position) for position in self.sources[0].positions.tolist()])
+        return np.stack([self._stored_labels(position) for position in self.store.announced(self.sources[0].positions)])
 
     def take(self, indices: ArrayLike) -> Split:
         """The pairs at these indices, in their order."""
@@ -87,6 +87,7 @@ class Split:
         """
         rows = np.asarray(rows, np.int64)
         buffer = allocate(len(rows), self.sensors)
+        self.expect(rows)
         self.fill(rows, buffer)
         return buffer.batch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ def band_statistics(split: Split, progress: Callable[[int], object]) -> dict[str
     """Statistics as the configuration takes them.
 
     Args:
-        split: Its pixels at native resolution count, each once.
+        split: Its pixels at native resolution count, each once; those of damaged pairs that were skipped do not.
         progress: Told the number of pairs after each batch.
 
     Returns:
@@ -25,11 +26,12 @@ def band_statistics(split: Split, progress: Callable[[int], object]) -> dict[str
     """
     moments: dict[str, Tensor] = {}
     rows = sequential_rows(len(split), _BATCH)
-    for batch in batches(split, rows):
+    for chosen, batch in zip(rows, batches(split, rows), strict=True):
+        intact = np.delete(np.arange(len(chosen)), split.take(chosen).damaged_rows())
         for name, images in batch._asdict().items():
             if len(images):
                 # float64: a sum of squares over 10^10 pixels
-                pixels = images.double().transpose(0, 1).flatten(1)
+                pixels = images[intact].double().transpose(0, 1).flatten(1)
                 sums = torch.stack([torch.full((len(pixels),), pixels.shape[1]), pixels.sum(1), pixels.square().sum(1)])
                 moments[name] = moments[name] + sums if name in moments else sums
         progress(max(len(images) for images in batch))

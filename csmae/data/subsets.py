@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from csmae.data.layout import ArchiveError
 from csmae.data.splits import LIST_FILES, METADATA, read_metadata, read_names
-from csmae.data.write import writing
+from csmae.data.write import replacing, writing
 
 _TILES = frozenset({"34TCR", "34TCS", "34TEQ", "34TFN", "34TFQ"})
 _MONTHS = frozenset({6, 7, 8})
@@ -62,14 +62,17 @@ def write_ben_14k(source: Path, target: Path) -> dict[str, int]:
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
         for split, chosen in lists.items():
-            temporary = target / f".{LIST_FILES[split]}"
-            temporary.write_text("".join(f"{name}\n" for name in chosen), encoding="utf-8")
-            temporary.replace(target / LIST_FILES[split])
+            with replacing(target / LIST_FILES[split]) as temporary:
+                temporary.write_text("".join(f"{name}\n" for name in chosen), encoding="utf-8")
     return {split: len(chosen) for split, chosen in lists.items()}
 
 
 def _names(source: Path) -> dict[str, NDArray[np.bytes_]]:
-    if (source / METADATA).exists():
+    try:
+        has_metadata = (source / METADATA).exists()
+    except OSError as error:
+        raise ArchiveError(f"{source}: cannot be read: {error.strerror}") from None
+    if has_metadata:
         metadata = read_metadata(source / METADATA)
         return {split: metadata.names[metadata.splits == split.encode()] for split in LIST_FILES}
     return {split: read_names(source / file) for split, file in LIST_FILES.items()}

@@ -55,7 +55,9 @@ def ensure_synthetic(settings: Synthetic) -> Path:
     """
     digest = hashlib.sha256(f"{GENERATOR} {settings.model_dump_json()}".encode()).hexdigest()[:12]
     final = cache_dir() / f"synthetic-{digest}"
-    if not (final / METADATA).exists():
+    with writing(final):
+        there = (final / METADATA).exists()
+    if not there:
         synthesize(settings, final)
     return final
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, interpolate
@@ -81,16 +82,20 @@ class Resize(nn.Module):
     """
 
     matrix: Tensor
-    weights: Tensor
+    """Weights of each pixel that comes out (source, target)."""
     lines: Tensor
+    """Of each line that comes out, those that it is made of (target, 4)."""
+    weights: Tensor
 
     def __init__(self, source: int, target: int) -> None:
         super().__init__()
         matrix = resize_matrix(source, target)
         lines = matrix.abs().topk(min(4, source)).indices.flip(1)
-        self.register_buffer("matrix", matrix, persistent=False)
+        self.register_buffer("matrix", matrix.T.contiguous(), persistent=False)
         self.register_buffer("lines", lines, persistent=False)
         self.register_buffer("weights", matrix.gather(1, lines).float(), persistent=False)
+        self._blocks = _blocks(source, target)
+        self._bags = self.lines, self.weights
 
     def forward(self, images: Tensor) -> Tensor:
         """Resize images.
@@ -101,17 +106,23 @@ class Resize(nn.Module):
         Returns:
             Float32 (B, C, target, target).
         """
-        target, source = self.matrix.shape
-        num_images = images.shape[0] * images.shape[1]
+        source, target = self.matrix.shape
         rows = images.reshape(-1, source)
         wide = rows.new_empty(len(rows), target)
-        for outputs, inputs in _blocks(source, target):
-            torch.mm(rows[:, inputs], self.matrix[outputs, inputs].T, out=wide[:, outputs])
-        first = torch.arange(num_images, device=images.device)[:, None, None] * source
-        lines = (first + self.lines).flatten(0, 1)
-        weights = self.weights.repeat(num_images, 1)
+        _multiply(rows, self.matrix, self._blocks, wide)
+        lines, weights = self._lines_of(images.shape[0] * images.shape[1])
         resized = embedding_bag(lines, wide.float(), mode="sum", per_sample_weights=weights)
         return resized.view(*images.shape[:2], target, target)
+
+    def _lines_of(self, num_images: int) -> tuple[Tensor, Tensor]:
+        """``lines`` and ``weights`` for images one below the other; kept, for the next batch needs the same."""
+        (source, target), (lines, weights) = self.matrix.shape, self._bags
+        num_lines = num_images * target
+        if len(lines) < num_lines or lines.device != self.lines.device:
+            first = torch.arange(num_images, device=self.lines.device)[:, None, None] * source
+            lines, weights = (first + self.lines).flatten(0, 1), self.weights.repeat(num_images, 1)
+            self._bags = lines, weights
+        return lines[:num_lines], weights[:num_lines]
 
 
 def upsample(images: Tensor, size: int) -> Tensor:
@@ -151,8 +162,20 @@ def _prepare(
         out.copy_(resize(native))
 
 
+def _multiply(rows: Tensor, matrix: Tensor, blocks: list[tuple[slice, slice]], out: Tensor) -> None:
+    """Matrix product by blocks; the rest of the matrix is zero."""
+    if rows.device.type == "cpu":
+        # numpy's OpenBLAS: torch's MKL takes twice as long on AMD.
+        a, b, c = rows.numpy(), matrix.numpy(), out.numpy()
+        for outputs, inputs in blocks:
+            np.matmul(a[:, inputs], b[inputs, outputs], out=c[:, outputs])
+    else:
+        for outputs, inputs in blocks:
+            torch.mm(rows[:, inputs], matrix[inputs, outputs], out=out[:, outputs])
+
+
 def _blocks(source: int, target: int, num_blocks: int = 5) -> list[tuple[slice, slice]]:
-    """Ranges of rows of the matrix, and the columns outside which these rows are zero."""
+    """Ranges of pixels that come out, and of those that they are made of."""
     edges = [number * target // num_blocks for number in range(num_blocks + 1)]
     step = (source - 1) / max(target - 1, 1)
     # A pixel of margin for the rounding of positions.

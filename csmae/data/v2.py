@@ -37,13 +37,11 @@ class SafetensorsDecoder:
         Raises:
             DamagedValueError: The value is not safetensors, or a band is missing or not what it must be.
         """
-        length = int.from_bytes(value[:8], "little")
-        if len(value) < 8 or length > min(MAX_HEADER, len(value) - 8):
-            raise DamagedValueError(f"no safetensors: {len(value)} bytes with a header of {length}")
-        seen = (len(value), bytes(value[8 : 8 + length]))
+        header = header_of(value)
+        seen = (len(value), header)
         layout = self._known.get(seen)
         if layout is None:
-            layout = self._parse(seen[1], 8 + length, len(value))
+            layout = self._parse(header, 8 + len(header), len(value))
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             self._known[seen] = layout
@@ -60,9 +58,21 @@ def offsets_60m(value: memoryview) -> dict[str, int]:
     Raises:
         DamagedValueError: The value is not safetensors, or such a band is not what it must be.
     """
-    start = 8 + int.from_bytes(value[:8], "little")
-    entries = parse_header(bytes(value[8:start]))
+    header = header_of(value)
+    start, entries = 8 + len(header), parse_header(header)
     return {name: start + _offset(name, entries, len(value) - start) for name in BANDS_60M if name in entries}
+
+
+def header_of(value: memoryview) -> bytes:
+    """The bytes of a value's header.
+
+    Raises:
+        DamagedValueError: It cannot be as long as the value says.
+    """
+    length = int.from_bytes(value[:8], "little")
+    if len(value) < 8 or length > min(MAX_HEADER, len(value) - 8):
+        raise DamagedValueError(f"no safetensors: {len(value)} bytes with a header of {length}")
+    return bytes(value[8 : 8 + length])
 
 
 def parse_header(header: bytes) -> dict[str, Any]:

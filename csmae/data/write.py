@@ -90,10 +90,28 @@ def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         folder: Of the archive.
         rows: One a pair; columns that are missing are null.
     """
-    temporary = folder / f".{METADATA}.{os.getpid()}"
-    try:
+    with replacing(folder / METADATA) as temporary:
         pq.write_table(pa.Table.from_pylist(list(rows), schema=_SCHEMA), temporary)
-        temporary.replace(folder / METADATA)
+
+
+def require_new(target: Path) -> None:
+    """That nothing stands at a path.
+
+    Raises:
+        ArchiveError: Something does, or that cannot be seen.
+    """
+    with writing(target):
+        if target.exists():
+            raise ArchiveError(f"{target}: is there already; name a new folder")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside a path for a file that takes this path once it is whole."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}"
+    try:
+        yield temporary
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
