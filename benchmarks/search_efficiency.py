@@ -2,13 +2,14 @@
 
 First every point of a small grid is trained once on the synthetic archive, all its epochs; then each strategy searches
 that table with many seeds, through the real ledger, samplers and rules. Prints one JSON line: ``epochs_share`` is the
-median over the seeds of the epochs that tpe+asha needs to reach random's final best, over the epochs that random spent.
+median over the seeds of the epochs that tpe+asha needs to reach random's final best, over the epochs that random spent; null where it never does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import statistics
 import tempfile
@@ -53,7 +54,7 @@ Curve = list[tuple[int, float]]
 
 
 def train_curve(config: Config) -> list[float]:
-    """Scores of a configuration by epoch; the last one is repeated where it diverged."""
+    """Scores of a configuration by epoch; 0 from where it diverged."""
     import torch
 
     torch.set_num_threads(1)
@@ -131,10 +132,11 @@ def summary(curves: dict[str, list[Curve]], table: dict[str, list[float]]) -> di
         epochs_to(ours, random[-1][1]) / random[-1][0]
         for ours, random in zip(curves["tpe+asha"], curves["random"], strict=True)
     ]
+    share = statistics.median(shares)
     finals = {name: round(statistics.median(curve[-1][1] for curve in runs), 4) for name, runs in curves.items()}
     top = max(curve[-1] for curve in table.values())
     return {
-        "epochs_share": round(statistics.median(shares), 3),
+        "epochs_share": round(share, 3) if math.isfinite(share) else None,
         **finals,
         "table_best": round(top, 4),
         "seeds": len(shares),

@@ -104,6 +104,33 @@ def test_a_condition_on_a_field_outside_the_space_reads_the_base(tmp_path: Path)
     refuse(write(tmp_path, space, base=off), "loss.temperature", "loss.mim_weight > 0", "never holds")
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"model.sensor_depth": {"int": [1, 5]}, "optim.lr": {"float": [0.1, 1], "when": {"model.sensor_depth": 3}}},
+        {
+            "model.sensor_depth": {"int": [1, 50]},
+            "optim.lr": {"float": [0.1, 1], "when": {"model.sensor_depth": ">= 17"}},
+        },
+        {
+            "loss.mim_weight": {"float": [0, 4]},
+            "optim.lr": {"float": [0.1, 1], "when": {"loss.mim_weight": "> 1"}},
+            "loss.temperature": {"float": [0.1, 1], "when": {"loss.mim_weight": "< 3", "optim.lr": "> 0.5"}},
+        },
+        {
+            "model.variant": {"choice": ["sesd", "secd", "cecd", "cesd"]},
+            "model.sensor_depth": {"int": [1, 3], "when": {"model.variant": ["secd", "sesd"]}},
+            "optim.lr": {"float": [0.1, 1], "when": {"model.sensor_depth": "> 1", "model.variant": "secd"}},
+        },
+    ],
+)
+def test_conditions_that_hold_somewhere_between_the_ends_are_found(tmp_path: Path, space: dict[str, Any]) -> None:
+    study = load_study(write(tmp_path, space))
+    assert study.space.reaching("optim.lr", 0.3)["optim.lr"] == 0.3
+    for name, domain in study.space.domains.items():
+        assert all(name in study.space.reaching(name, end) for end in domain.ends)
+
+
 @given(st.floats(-5, 5), st.floats(-5, 5))
 @settings(max_examples=50, deadline=None)
 def test_comparisons_in_conditions_mean_what_they_say(bound: float, value: float) -> None:
@@ -158,6 +185,7 @@ def test_start_points_come_first_and_the_rest_of_them_is_the_base(tmp_path: Path
         ({}, ["the space is empty"]),
         ({"optim.lr": {"float": [0.1, 1], "when": {"loss.x": 1}}}, ["unknown field 'loss.x'"]),
         ({"optim.lr": {"float": [0.1, 1], "when": {"loss.mim_weight": "> much"}}}, ["must compare with a number"]),
+        ({"optim.lr": {"float": [0.1, 1], "when": {"model.variant": "> 0"}}}, ["model.variant is no number"]),
         (
             {
                 "optim.lr": {"float": [0.1, 1], "when": {"loss.mim_weight": "> 0"}},
@@ -185,6 +213,8 @@ def test_a_wrong_space_is_refused_in_one_line(tmp_path: Path, space: dict[str, A
         ({"num_trails": 3}, ["search key 'num_trails'", "did you mean 'num_trials'?"]),
         ({"num_trials": 0}, ["search.num_trials", "found 0"]),
         ({"sampler": "tpee"}, ["search.sampler", "'tpee'"]),
+        ({"constraints": {"cost/parms": "<= 1"}}, ["search.constraints", "no epoch reports 'cost/parms'"]),
+        ({"constraints": {"cost/params": "< 1"}}, ["search.constraints", "must be '<= number'"]),
         ({"workers_per_trial": 3}, ["optim.batch_size", "128 on 3 workers"]),
         ({"start_from": [{"optim.lr": 1}]}, ["start_from", "'optim.lr' is not in the space"]),
         ({"start_from": [{"masking.ratio": 0.95}]}, ["start_from", "outside its domain"]),
