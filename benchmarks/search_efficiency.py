@@ -2,7 +2,8 @@
 
 First every point of a small grid is trained once on the synthetic archive, all its epochs; then each strategy searches
 that table with many seeds, through the real ledger, samplers and rules. Prints one JSON line: ``epochs_share`` is the
-median over the seeds of the epochs that tpe+asha needs to reach random's final best, over the epochs that random spent; null where it never does.
+median over the seeds of the epochs that tpe+asha needs to reach random's final best, over the epochs that random spent;
+null where it does not.
 """
 
 from __future__ import annotations
