@@ -14,6 +14,7 @@ import ray
 
 from csmae.config import ConfigError
 from csmae.tuning.options import Search
+from csmae.tuning.reaper import orphans_freed
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Enough for what a search puts there: nothing of size passes through Ray."""
@@ -126,7 +127,8 @@ def ray_running(address: str | None, room: Room | None, verbose: bool) -> Iterat
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"Ray {'at ' + address if address else 'on this machine'} cannot be used: {reason}") from None
     try:
-        yield _room_there(f"the cluster at {address}" if address else "this machine")
+        with orphans_freed():  # after the trials, too: what the last of them left would be missing for the scoring
+            yield _room_there(f"the cluster at {address}" if address else "this machine")
     finally:
         ray.shutdown()
 

@@ -22,7 +22,6 @@ from csmae.tuning.cluster import Share
 from csmae.tuning.events import Ending, Listener
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.options import seconds
-from csmae.tuning.reaper import orphans_freed
 from csmae.tuning.scheduler import EpochScheduler, make_rule
 from csmae.tuning.searcher import METRICS, LedgerSearcher
 from csmae.tuning.slots import PRETRAIN, SLIVER, Slot, SlotPlan
@@ -91,7 +90,7 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
     ledger = budget.ledger
     search, searcher = ledger.study.search, LedgerSearcher(budget, listener)
     warden = Warden(budget, searcher)
-    with _scratch(ledger.folder) as scratch, warden.listening(), orphans_freed():
+    with _scratch(ledger.folder) as scratch, warden.listening():
         plan = SlotPlan(
             workers=search.workers_per_trial,
             cpus_per_worker=share.cpus_per_worker,
