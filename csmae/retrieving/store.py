@@ -119,9 +119,9 @@ def write_store(
             if all(_shard(folder, sensor, start).exists() for sensor in split.sensors):
                 advance(len(rows))
                 continue
-            features = _embed(encoder, split.take(rows), advance)
+            features = retrieval.embed(encoder, split.take(rows), BATCH, advance)
             for sensor, found in features.items():
-                _write(_shard(folder, sensor, start), found.astype(dtype))
+                _write(_shard(folder, sensor, start), found.cpu().numpy().astype(dtype))
     except OSError as error:
         raise StoreError(f"{folder}: cannot be written: {error.strerror}") from None
     return len(split.damaged)
@@ -161,14 +161,6 @@ def _begin(folder: Path, facts: Facts) -> None:
     elif any(folder.iterdir()):
         raise StoreError(f"{folder}: is no feature store and not empty: name a new folder")
     _replace(folder / SETTINGS, json.dumps(facts, indent=2).encode())
-
-
-def _embed(encoder: SensorEncoder, scenes: Split, advance: Callable[[int], object]) -> dict[str, NDArray[np.float32]]:
-    features = retrieval.embed(encoder, scenes, BATCH, advance)
-    damaged = [place for place, name in enumerate(scenes.names) if name in scenes.damaged]
-    for found in features.values():
-        found[damaged] = 0  # what was read is another scene's
-    return {sensor: found.cpu().numpy() for sensor, found in features.items()}
 
 
 def open_store(folder: Path) -> FeatureStore:
