@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csmae import retrieval
+from csmae import nearest, retrieval
 from csmae.config import ConfigError, Data
 from csmae.data.archive import open_archive
 from csmae.data.split import Split
@@ -32,7 +32,7 @@ SHARD = 4096
 """Scenes of a shard: what a kill costs at most."""
 BATCH = 256
 """Scenes that go through the network at once."""
-SHARDS_A_BLOCK = retrieval.ARCHIVE_BLOCK // SHARD
+SHARDS_A_BLOCK = nearest.ARCHIVE_BLOCK // SHARD
 
 Facts = dict[str, Any]
 
@@ -82,7 +82,7 @@ class FeatureStore:
         return Source(data, self.facts["split"], self.sensors)
 
     def blocks(self, sensor: str) -> Iterator[Tensor]:
-        """One sensor's features in float32, as ``retrieval.search`` takes them."""
+        """One sensor's features in float32, as ``nearest.search`` takes them."""
         paths = [_shard(self.folder, sensor, start) for start in range(0, len(self.names), SHARD)]
         for first in range(0, len(paths), SHARDS_A_BLOCK):
             shards = [np.load(path, mmap_mode="r") for path in paths[first : first + SHARDS_A_BLOCK]]
