@@ -6,6 +6,7 @@ float32, a rough similarity with a proven margin leaves few scenes, whose simila
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ TILE_MIN = 1024
 MANY = 32
 """Scenes, or groups of them, that a rough comparison may leave for a query on average; with more it does not pay."""
 CHUNK = 1024
-"""Pairs that are compared exactly at once, and scenes that are roughened at once."""
+"""Scenes that are roughened at once."""
 FEW = 128
 """Queries for which it does not pay either: reading the archive is what takes time."""
 SUM_ERROR = 5e-5
@@ -75,6 +76,7 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
     start = 0
     with _single_threads(), ThreadPoolExecutor(len(memory)) as pool:
         for block in archive:
+            mean_d = mean_d if any(part.rough for part in parts) else None
             shared = Block(block, start, None if mean_d is None else _roughen_all(block, mean_d, pool))
 
             def work(thread: int, shared: Block = shared) -> None:
@@ -106,7 +108,8 @@ def _single_threads() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1, "blas"):
+        with threadpool_limits(1, "blas"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR")  # torch calls it a beta; its answers are tested here
             yield
     finally:
         torch.set_num_threads(before)
@@ -152,16 +155,16 @@ class Part:
         self._queries_qd, self._k = queries_qd, k
         none = queries_qd.new_empty(len(queries_qd), 0)
         self.best = Hits(none, none.long())
-        self._rough = None if mean_d is None else _roughen(queries_qd, mean_d, query=True)
+        self.rough = None if mean_d is None else _roughen(queries_qd, mean_d, query=True)
         self._constants = None if mean_d is None else queries_qd @ mean_d
 
     def compare(self, block: Block, memory: Tensor) -> None:
         """Take what is better in a block."""
         done = 0
-        while self._rough and block.rough and len(block.features_nd) - done >= max(TILE_MIN, GROUP * self._k):
+        while self.rough and block.rough and len(block.features_nd) - done >= max(TILE_MIN, GROUP * self._k):
             tile = range(done, min(done + TILE, len(block.features_nd) // GROUP * GROUP))
             if not self._compare_roughly(block, tile):
-                self._rough = None  # the scenes are too much alike: from here on exactly
+                self.rough = None  # the scenes are too much alike: from here on exactly
                 break
             done = tile.stop
         if done < len(block.features_nd):
@@ -172,8 +175,8 @@ class Part:
 
     def _compare_roughly(self, block: Block, tile: range) -> bool:
         """Take what is better in a part of a block; False where too many scenes may be."""
-        assert self._rough and block.rough
-        similarity_qn = self._rough.features @ block.rough.features[tile.start : tile.stop].T
+        assert self.rough and block.rough
+        similarity_qn = self.rough.features @ block.rough.features[tile.start : tile.stop].T
         groups = similarity_qn.unflatten(1, (-1, GROUP))
         tops = groups.amax(2)
         # rounding keeps the order: what is not below the floor is not below it in bfloat16 either
@@ -185,20 +188,20 @@ class Part:
         row, place = row[which], tile.start + group[which] * GROUP + member
         if len(row) > MANY * len(tops):
             return False
-        parts = zip(row.split(CHUNK), place.split(CHUNK), strict=True)
-        scores = torch.cat([(self._queries_qd[r].mul_(block.features_nd[p])).sum(1) for r, p in parts])
-        self._take(_by_row(row, scores, place, len(tops)), block.start)
+        counts = torch.bincount(row, minlength=len(tops))
+        scores = _products(self._queries_qd, block.features_nd, counts, place)
+        self._take(_by_row(row, counts, scores, place), block.start)
         return True
 
     def _floor(self, block: Rough, tops: Tensor) -> Tensor:
         """Rough similarity that a scene must have to be among the best, for each query."""
-        assert self._rough is not None and self._constants is not None
-        _, norms, errors = self._rough
+        assert self.rough is not None and self._constants is not None
+        _, norms, errors = self.rough
         margin = errors * block.norms.max() + (norms + errors) * block.errors.max() + SUM_ERROR
         if self.best.scores_qk.shape[1] == self._k:
             return self.best.scores_qk[:, -1] - self._constants - margin
         top = tops.topk(self._k, dim=1).values[:, -1].float()
-        return top - top.abs() / 128 - 2 * margin
+        return top - top.abs() / 250 - 2 * margin
 
     def _take(self, found: Hits, start: int) -> None:
         """Merge what was found in a block that begins at ``start``."""
@@ -208,11 +211,19 @@ class Part:
         self.best = Hits(scores, indices.gather(1, order))
 
 
-def _by_row(row: Tensor, scores: Tensor, place: Tensor, num_rows: int) -> Hits:
+def _products(queries_qd: Tensor, block_nd: Tensor, counts: Tensor, place: Tensor) -> Tensor:
+    """Similarities of each query with so many scenes at these places, in float32."""
+    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    shape = (len(queries_qd), len(block_nd))
+    wanted = torch.sparse_csr_tensor(ends, place, torch.zeros(len(place)), shape, check_invariants=False)
+    found: Tensor = torch.sparse.sampled_addmm(wanted, queries_qd, block_nd.T, beta=0.0).values()
+    return found
+
+
+def _by_row(row: Tensor, counts: Tensor, scores: Tensor, place: Tensor) -> Hits:
     """Hits of ascending rows, filled up with what is never taken."""
-    counts = torch.bincount(row, minlength=num_rows)
     column = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    shape = (num_rows, int(counts.max()))
+    shape = (len(counts), int(counts.max()))
     hits = Hits(torch.full(shape, -torch.inf), torch.zeros(shape, dtype=torch.long))
     hits.scores_qk[row, column] = scores
     hits.indices_qk[row, column] = place
