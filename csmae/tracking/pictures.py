@@ -116,7 +116,8 @@ def retrieval_picture(panels: Sequence[Retrieval], title: str) -> Figure:
         for axes in row[1 + len(panel.hits) :]:
             axes.set_axis_off()
     labels = "; ".join(panels[0].labels) or "its classes are not known"
-    lines = [title, *textwrap.wrap(f"query: {labels}", int(11.5 * figure.get_figwidth()))]
+    width = int(11 * figure.get_figwidth())
+    lines = [*textwrap.wrap(title, width), *textwrap.wrap(f"query: {labels}", width)]
     figure.suptitle("\n".join(lines), fontsize=11)
     return figure
 
