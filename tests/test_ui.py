@@ -145,9 +145,8 @@ def test_two_trials_compare_by_their_explored_parameters(
 
 def listed(browser: Any, name: str) -> bool:
     """Whether an open list offers that name."""
-    return any(
-        option.text == name for option in browser.find_elements("css selector", "[role=option], .ant-select-item")
-    )
+    script = "return [...document.querySelectorAll('[class*=select-item-option]')].map(option => option.textContent)"
+    return name in browser.execute_script(script)
 
 
 @pytest.mark.parametrize("picture", ["parallel", "history", "slices"])
