@@ -4,39 +4,23 @@ Q queries, N archive scenes, D width, K retrieved scenes, C classes. A direction
 features and ranks S2 features.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from csmae.data.archive import Split
 from csmae.data.loader import batches, sequential_rows
 from csmae.encoders import SensorEncoder
+from csmae.nearest import ARCHIVE_BLOCK, search
 
 DIRECTIONS = ("s1_to_s1", "s1_to_s2", "s2_to_s1", "s2_to_s2")
 
 BLOCK = 512
-"""Queries that a thread ranks at once, at most."""
-ARCHIVE_BLOCK = 16384
-"""Archive scenes that are compared at once: with ``BLOCK`` it bounds a thread's memory, 32 MiB of similarities."""
-GROUP = 64
-"""Similarities of which only the largest is looked at first."""
-
-
-class Hits(NamedTuple):
-    """What was found for each query, the most similar first."""
-
-    scores_qk: Tensor
-    """Cosine similarities."""
-    indices_qk: Tensor
-    """Places in the archive."""
+"""Queries that are scored at once."""
 
 
 @torch.no_grad()
@@ -82,85 +66,6 @@ def rank_archive(queries_qd: Tensor, archive_nd: Tensor, k: int) -> Tensor:
         (Q, K) archive indices, the most similar first.
     """
     return search(queries_qd, archive_nd.split(ARCHIVE_BLOCK), k).indices_qk
-
-
-def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
-    """Exact nearest neighbours by cosine similarity in an archive that need not fit into memory.
-
-    Each block is read once and compared with all queries, so memory grows with Q·(D + K) and not with N. On a CPU the
-    queries are shared by as many threads as torch has.
-
-    Args:
-        queries_qd: L2-normalised features.
-        archive: The archive's L2-normalised features, in blocks of ``ARCHIVE_BLOCK`` scenes at most, on the same device.
-        k: Scenes to retrieve, at most N.
-    """
-    num_threads = torch.get_num_threads() if queries_qd.device.type == "cpu" else 1
-    parts = _even_parts(queries_qd, num_threads)
-    best = [Hits(part.new_empty(len(part), 0), part.new_empty(len(part), 0, dtype=torch.long)) for part in parts]
-    tiles = [queries_qd.new_empty(len(parts[0]) * ARCHIVE_BLOCK) for _ in parts[:num_threads]]
-    with _single_threads(), ThreadPoolExecutor(len(tiles)) as pool:
-        start = 0
-        for block in archive:
-
-            def work(thread: int, block: Tensor = block, start: int = start) -> None:
-                for number in range(thread, len(parts), len(tiles)):
-                    similarity_qn = tiles[thread][: len(parts[number]) * len(block)].view(-1, len(block))
-                    _compare(parts[number], block, similarity_qn)
-                    best[number] = _merge(best[number], _largest(similarity_qn, min(k, len(block))), start, k)
-
-            list(pool.map(work, range(len(tiles))))
-            start += len(block)
-    return Hits(*(torch.cat(column) for column in zip(*best, strict=True)))
-
-
-def _even_parts(queries_qd: Tensor, num_threads: int) -> tuple[Tensor, ...]:
-    """Blocks of queries, as many for each thread."""
-    rounds = -(-len(queries_qd) // (BLOCK * num_threads))
-    parts: tuple[Tensor, ...] = queries_qd.split(-(-len(queries_qd) // (rounds * num_threads)))
-    return parts
-
-
-@contextmanager
-def _single_threads() -> Iterator[None]:
-    """Numpy and torch work in the calling thread alone: their pools would wait for each other's cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1, "blas"):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _merge(best: Hits, found: Hits, start: int, k: int) -> Hits:
-    """The K best of earlier blocks and of the one that begins at ``start``."""
-    scores = torch.cat([best.scores_qk, found.scores_qk], dim=1)
-    indices = torch.cat([best.indices_qk, found.indices_qk + start], dim=1)
-    scores, order = scores.topk(min(k, scores.shape[1]), dim=1)
-    return Hits(scores, indices.gather(1, order))
-
-
-def _compare(queries_qd: Tensor, block_nd: Tensor, out_qn: Tensor) -> None:
-    """Similarities into memory that is used again. On a CPU numpy's OpenBLAS multiplies: torch's MKL is slow on AMD."""
-    if queries_qd.device.type == "cpu":
-        np.matmul(queries_qd.numpy(), block_nd.numpy().T, out=out_qn.numpy())
-    else:
-        torch.matmul(queries_qd, block_nd.T, out=out_qn)
-
-
-def _largest(similarity_qn: Tensor, k: int) -> Hits:
-    """The K largest of each row: they lie in the K groups whose largest are largest, or in the rest behind the groups."""
-    num_groups = similarity_qn.shape[1] // GROUP
-    if num_groups <= 2 * k:
-        return Hits(*similarity_qn.topk(k, dim=1))
-    whole = num_groups * GROUP
-    groups = similarity_qn[:, :whole].unflatten(1, (num_groups, GROUP)).amax(2).topk(k, dim=1, sorted=False).indices
-    members = torch.arange(GROUP, device=groups.device)
-    rest = torch.arange(whole, similarity_qn.shape[1], device=groups.device).expand(len(groups), -1)
-    places = torch.cat([(groups[:, :, None] * GROUP + members).flatten(1), rest], dim=1)
-    scores, order = similarity_qn.gather(1, places).topk(k, dim=1)
-    return Hits(scores, places.gather(1, order))
 
 
 def label_scores(query_labels_qc: Tensor, archive_labels_nc: Tensor, ranked_qk: Tensor) -> dict[str, float]:

@@ -10,7 +10,7 @@ FLOORS = [
     {"csmae.sensors", "csmae.config", "csmae.settings", "csmae.terminal"},
     {"csmae.model"},
     {"csmae.data"},
-    {"csmae.encoders"},
+    {"csmae.encoders", "csmae.nearest"},
     {"csmae.retrieval"},
     {"csmae.training"},
     {"csmae.tuning"},

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,11 +28,29 @@ def epoch(number: int, epoch: int, **metrics: float) -> Event:
 
 def test_events_come_back_as_they_went_in_nan_and_infinity_too(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox.jsonl")
-    outbox.append(epoch(3, 1, loss=math.inf, f1=0.25), durable=True)
+    outbox.append(epoch(3, 1, loss=math.inf, f1=0.25))
     outbox.append(epoch(3, 2, loss=math.nan))
     events, _ = outbox.read(0, 10)
     assert events[1] == epoch(3, 1, loss=math.inf, f1=0.25)
     assert math.isnan(events[2].body["metrics"]["loss"])
+
+
+def test_many_events_share_one_fsync_and_none_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox, gate, kept = Outbox(tmp_path / "outbox.jsonl"), threading.Event(), []
+
+    def slow(file: int) -> None:
+        gate.wait(10)
+        kept.append(os.fstat(file).st_size)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    done = [outbox.append(epoch(0, number, loss=1.0)) for number in range(50)]
+    sizes = outbox.path.stat().st_size
+    assert not any(each.done() for each in done)
+    gate.set()
+    outbox.close()
+    assert all(each.done() for each in done)
+    assert kept[-1] == sizes
+    assert len(kept) <= 2
 
 
 def test_reading_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
@@ -93,10 +112,10 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 outbox = Outbox(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))
 for number in range(20):
-    outbox.append(Event("epoch", number, 0, {"epoch": 1, "metrics": {}}), durable=True)
+    outbox.append(Event("epoch", number, 0, {"epoch": 1, "metrics": {}}))
 print(outbox.path.stat().st_size <= 1000, outbox.count(0))
 resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
-outbox.append(Event("epoch", 20, 0, {"epoch": 1, "metrics": {}}), durable=True)
+outbox.append(Event("epoch", 20, 0, {"epoch": 1, "metrics": {}}))
 print([event.number for event in outbox.read(0, 100)[0]])
 """
 

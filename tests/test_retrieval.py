@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from csmae import retrieval
+from csmae import nearest, retrieval
 
 
 def features(seed: int, count: int) -> dict[str, Tensor]:
@@ -35,7 +35,7 @@ def naive_scores(query: Tensor, archive: Tensor, ranked: Tensor) -> dict[str, fl
 
 
 def test_ranking_equals_sorting_every_similarity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "BLOCK", 7)
+    monkeypatch.setattr(nearest, "BLOCK", 7)
     queries, archive = features(0, 30)["s1"], features(1, 50)["s2"]
     naive = [sorted(range(50), key=lambda i, q=q: -float(q @ archive[i]))[:10] for q in queries]  # type: ignore[misc]
     assert retrieval.rank_archive(queries, archive, 10).tolist() == naive
@@ -43,19 +43,52 @@ def test_ranking_equals_sorting_every_similarity(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("count", [50, 200, 1024, 1100])
 def test_searching_block_by_block_equals_sorting_every_similarity(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "BLOCK", 7)
-    monkeypatch.setattr(retrieval, "ARCHIVE_BLOCK", 300)
-    monkeypatch.setattr(retrieval, "GROUP", 8)
+    monkeypatch.setattr(nearest, "BLOCK", 7)
+    monkeypatch.setattr(nearest, "ARCHIVE_BLOCK", 300)
+    monkeypatch.setattr(nearest, "GROUP", 8)
     queries, archive = features(0, 30)["s1"], features(1, count)["s2"]
     naive = (queries @ archive.T).sort(dim=1, descending=True)
-    hits = retrieval.search(queries, archive.split(300), 10)
+    hits = nearest.search(queries, archive.split(300), 10)
     assert hits.indices_qk.tolist() == naive.indices[:, :10].tolist()
     torch.testing.assert_close(hits.scores_qk, naive.values[:, :10])
 
 
+@pytest.mark.parametrize(
+    ("spread", "rough"),
+    [(100.0, True), (1.0, True), (0.2, True), (1e-3, False)],
+    ids=["free", "cone", "narrow", "alike"],
+)
+def test_a_rough_comparison_loses_no_neighbour(spread: float, rough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "_rough_pays", lambda *_: True)
+    monkeypatch.setattr(nearest, "BLOCK", 50)
+    monkeypatch.setattr(nearest, "TILE", 1024)
+    tiles: list[bool] = []
+    compare = nearest.Part._compare_roughly
+
+    def watched(part: nearest.Part, block: nearest.Block, tile: range) -> bool:
+        tiles.append(compare(part, block, tile))
+        return tiles[-1]
+
+    monkeypatch.setattr(nearest.Part, "_compare_roughly", watched)
+    g = torch.Generator().manual_seed(0)
+    axis, centres = torch.randn(256, generator=g), torch.randn(5, 256, generator=g)
+    queries, archive = (
+        normalize(axis + spread * (centres[torch.arange(n) % 5] + torch.randn(n, 256, generator=g)), dim=1)
+        for n in (120, 5003)
+    )
+    if spread >= 1:  # far from the others, a damaged scene widens the margin
+        archive[17] = 0
+    hits = nearest.search(queries, archive.split(2500), 10)
+    exact = queries.double() @ archive.double().T
+    torch.testing.assert_close(hits.scores_qk.double(), exact.topk(10).values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(exact.gather(1, hits.indices_qk), exact.topk(10).values, atol=1e-6, rtol=0)
+    assert all(len(set(row)) == 10 for row in hits.indices_qk.tolist())
+    assert all(tiles) == rough
+
+
 def test_an_archive_smaller_than_k_blocks_gives_all_it_has() -> None:
     queries, archive = features(0, 3)["s1"], features(1, 5)["s2"]
-    assert sorted(retrieval.search(queries, archive.split(2), 5).indices_qk[0].tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(nearest.search(queries, archive.split(2), 5).indices_qk[0].tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_label_scores_equal_a_loop_over_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,24 @@ def test_a_study_whose_parameters_grew_goes_on(place: str, tmp_path: Path) -> No
     study = runs(place, tmp_path)[tmp_path.name]
     assert study.data.params == {"search.num_trials": "3", "search.seed": "1"}
     assert study.data.tags["csmae.command"] == "again"
+
+
+def test_an_epoch_waits_for_the_disk_to_hold_its_trials_last_one_and_for_nothing_else(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda _: gate.wait(30))
+    tracker.trial(0, {})
+    tracker.epoch(0, 1, {"train/loss": 2.0})
+    tracker.epoch(1, 1, {"train/loss": 2.0})
+    second = threading.Thread(target=tracker.epoch, args=(0, 2, {"train/loss": 1.0}))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive()
+    gate.set()
+    second.join(10)
+    assert not second.is_alive()
+    tracker.close(30)
 
 
 def test_nan_infinity_and_forbidden_characters_break_nothing(tracker: Tracker, place: str, tmp_path: Path) -> None:

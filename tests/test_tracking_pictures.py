@@ -108,7 +108,9 @@ def test_the_four_directions_and_their_mean_are_lines_of_one_picture() -> None:
     assert [line.get_label() for line in lines] == ["S1 → S1", "S1 → S2", "S2 → S1", "S2 → S2", "mean"]
 
 
-@pytest.mark.parametrize(("direction", "best"), [("maximize", [0.3, 0.3, 0.5]), ("minimize", [0.3, 0.2, 0.2])])
+@pytest.mark.parametrize(
+    ("direction", "best"), [("maximize", [0.3, 0.3, 0.5, 0.5]), ("minimize", [0.3, 0.2, 0.2, 0.2])]
+)
 def test_the_best_so_far_never_gets_worse(direction: str, best: list[float]) -> None:
     record = study([0.3, 0.2, 0.5, math.nan], direction)
     line = next(line for line in history_picture(record).axes[0].lines if line.get_label() == "best so far")
@@ -145,6 +147,8 @@ def test_every_picture_of_a_study_is_drawn_even_of_one_trial(tmp_path: Path) -> 
         assert imread(save_png(figure, tmp_path / f"{name}.png")).shape[2] == 4
     assert len(list(tmp_path.iterdir())) == 6
     assert list(study_pictures(study([math.nan]))) == []
+    record.trials[0].state = record.trials[1].state = "PRUNED"
+    assert len(list(study_pictures(record))) == 6
 
 
 def training_arrays(path: Path) -> None:
@@ -213,6 +217,15 @@ def test_a_record_holds_what_the_outbox_says(folder: Path) -> None:
     assert record.explored() == ["masking.ratio"]
 
 
+def test_what_is_kept_of_a_trial_later_does_not_lengthen_it(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox.jsonl")
+    outbox.append(Event("trial", 0, 1_000, {"params": {}}))
+    outbox.append(Event("end", 0, 2_000, {"state": "COMPLETE", "reason": None, "step": 1, "metrics": {}}))
+    outbox.append(Event("artifact", 0, 9_000, {"path": "/", "artifact_path": ""}))
+    outbox.close()
+    assert read_record(tmp_path).trials[0].seconds == 1
+
+
 def test_the_report_is_one_page_that_needs_nothing_else(folder: Path) -> None:
     page, summary, *pictures = write_report(folder)
     text = page.read_text()
@@ -233,8 +246,8 @@ def test_the_report_is_one_page_that_needs_nothing_else(folder: Path) -> None:
 
 def test_the_summary_ranks_the_trials_and_shows_the_protocol_scores(folder: Path) -> None:
     text = markdown(read_record(folder))
-    assert text.index("| 1 | trained to its end | 0.6 |") < text.index("| 0 | trained to its end | 0.3 |")
-    assert "| champion | 0.61 |" in text
+    assert text.index("| 1 | trained to the end | 0.6 |") < text.index("| 0 | trained to the end | 0.3 |")
+    assert "| champion | f1 | 0.61 | – |" in text
     assert "| masking.ratio | 100% |" in text
 
 

@@ -123,8 +123,15 @@ def test_two_trials_compare_by_their_explored_parameters(
     text = visit(f"/compare-runs?runs={chosen}&experiments={experiments}", "Parallel Coordinates Plot", "masking.ratio")
     assert "Comparing 2 Runs" in text
     axes = "return [...document.querySelectorAll('.axis-title')].map(title => title.textContent)"
-    wanted = {"loss.mim_weight", "masking.ratio", "optim.lr", "val/f1_mean"}
-    wait_until(browser, lambda: wanted <= set(browser.execute_script(axes)))
+    shown = {"loss.mim_weight", "loss.temperature", "masking.ratio"}
+    wait_until(browser, lambda: shown <= set(browser.execute_script(axes)))
+    boxes = browser.find_elements("css selector", "input[role=combobox]")
+    for box, name in zip(boxes, ("optim.lr", "val/f1_mean"), strict=True):  # the page begins with three parameters
+        box.send_keys(name)
+        wait_until(browser, lambda name=name: listed(browser, name))  # type: ignore[misc]
+        box.send_keys("\ue007")  # Enter
+        shown.add(name)
+        wait_until(browser, lambda: shown <= set(browser.execute_script(axes)))
     rows = "return [...document.querySelectorAll('tr, [role=row]')].map(row => row.innerText)"
     for name in ("masking.ratio", "optim.lr"):
         values = [run.data.params[name][:6] for run in finished[:2]]
@@ -134,6 +141,12 @@ def test_two_trials_compare_by_their_explored_parameters(
                 name in row and all(value in row for value in values) for row in browser.execute_script(rows)
             ),
         )
+
+
+def listed(browser: Any, name: str) -> bool:
+    """Whether an open list offers that name."""
+    script = "return [...document.querySelectorAll('[class*=select-item-option]')].map(option => option.textContent)"
+    return name in browser.execute_script(script)
 
 
 @pytest.mark.parametrize("picture", ["parallel", "history", "slices"])

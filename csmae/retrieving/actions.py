@@ -21,7 +21,7 @@ from csmae.retrieving.store import FeatureStore, Source, open_store, write_store
 from csmae.terminal import progress, say
 from csmae.tracking.pictures import retrieval_picture, save_png
 
-CLASS_WIDTH = 30
+CLASS_WIDTH = 27
 """Characters of a class's name; two are far longer than a terminal has room for."""
 
 
@@ -86,13 +86,14 @@ def score(options: argparse.Namespace) -> int:
     for direction in DIRECTIONS:
         scores.add_row(direction, *(f"{100 * result.scores[f'{name}/{direction}']:.2f}" for name in names))
     scores.add_row("mean", f"{100 * result.scores['f1_mean']:.2f}")
-    classes = Table("hits with the class, in %", "queries", "in archive", *DIRECTIONS, box=None)
+    arrows = [direction.upper().replace("_TO_", "→") for direction in DIRECTIONS]
+    classes = Table("hits with the class, in %", "queries", "in archive", *arrows, box=None)
     for row in result.classes:
         shares = [f"{100 * share:.1f}" if math.isfinite(share) else "–" for share in row.shares]
         classes.add_row(row.name, str(row.num_queries), f"{100 * row.in_archive:.1f}", *shares)
     for table in (scores, classes):
         table.columns[0].no_wrap, table.columns[0].max_width = True, CLASS_WIDTH
         for column in table.columns[1:]:
-            column.justify, column.no_wrap = "right", True
+            column.justify = "right"
         Console(highlight=False).print("", table, sep="\n")
     return 0

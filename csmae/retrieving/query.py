@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from csmae import retrieval
+from csmae import nearest
 from csmae.data.archive import open_archive
 from csmae.data.pairs import PairBatch
 from csmae.encoders import SensorEncoder
@@ -86,7 +86,7 @@ def search(query: Query, store: FeatureStore, k: int) -> Iterator[Found]:
     if not 1 <= k <= len(store.names):
         raise StoreError(f"--top must be between 1 and the {len(store.names)} scenes of {store.folder}: found {k}")
     for sensor in store.sensors:
-        hits = retrieval.search(query.feature_d[None], store.blocks(sensor), k)
+        hits = nearest.search(query.feature_d[None], store.blocks(sensor), k)
         yield Found(f"{query.sensor}_to_{sensor}", hits.indices_qk[0].tolist(), hits.scores_qk[0].tolist())
 
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csmae import retrieval
+from csmae import nearest, retrieval
 from csmae.config import ConfigError, Data
 from csmae.data.archive import open_archive
 from csmae.data.split import Split
@@ -32,7 +32,7 @@ SHARD = 4096
 """Scenes of a shard: what a kill costs at most."""
 BATCH = 256
 """Scenes that go through the network at once."""
-SHARDS_A_BLOCK = retrieval.ARCHIVE_BLOCK // SHARD
+SHARDS_A_BLOCK = nearest.ARCHIVE_BLOCK // SHARD
 
 Facts = dict[str, Any]
 
@@ -82,7 +82,7 @@ class FeatureStore:
         return Source(data, self.facts["split"], self.sensors)
 
     def blocks(self, sensor: str) -> Iterator[Tensor]:
-        """One sensor's features in float32, as ``retrieval.search`` takes them."""
+        """One sensor's features in float32, as ``nearest.search`` takes them."""
         paths = [_shard(self.folder, sensor, start) for start in range(0, len(self.names), SHARD)]
         for first in range(0, len(paths), SHARDS_A_BLOCK):
             shards = [np.load(path, mmap_mode="r") for path in paths[first : first + SHARDS_A_BLOCK]]
@@ -119,9 +119,9 @@ def write_store(
             if all(_shard(folder, sensor, start).exists() for sensor in split.sensors):
                 advance(len(rows))
                 continue
-            features = _embed(encoder, split.take(rows), advance)
+            features = retrieval.embed(encoder, split.take(rows), BATCH, advance)
             for sensor, found in features.items():
-                _write(_shard(folder, sensor, start), found.astype(dtype))
+                _write(_shard(folder, sensor, start), found.cpu().numpy().astype(dtype))
     except OSError as error:
         raise StoreError(f"{folder}: cannot be written: {error.strerror}") from None
     return len(split.damaged)
@@ -161,14 +161,6 @@ def _begin(folder: Path, facts: Facts) -> None:
     elif any(folder.iterdir()):
         raise StoreError(f"{folder}: is no feature store and not empty: name a new folder")
     _replace(folder / SETTINGS, json.dumps(facts, indent=2).encode())
-
-
-def _embed(encoder: SensorEncoder, scenes: Split, advance: Callable[[int], object]) -> dict[str, NDArray[np.float32]]:
-    features = retrieval.embed(encoder, scenes, BATCH, advance)
-    damaged = [place for place, name in enumerate(scenes.names) if name in scenes.damaged]
-    for found in features.values():
-        found[damaged] = 0  # what was read is another scene's
-    return {sensor: found.cpu().numpy() for sensor, found in features.items()}
 
 
 def open_store(folder: Path) -> FeatureStore:

@@ -52,10 +52,11 @@ def model_card(title: str, settings: dict[str, Any], facts: dict[str, str], metr
         title: Heading.
         settings: Content of the encoder's ``config.json``.
         facts: ``study``, ``trial``, ``data`` and ``sha256``.
-        metrics: Scores by name.
+        metrics: By name; the scores among them are shown, those by the published protocol first.
     """
     model, bands = settings.get("model", {}), settings.get("bands", {})
     s1, s2 = (list(bands.get(sensor, ())) for sensor in ("s1", "s2"))
+    scores = [(name, metrics[name]) for part in ("test/", "val/") for name in metrics if name.startswith(part)]
     shown = ("variant", "size", "embed_dim", "sensor_depth", "cross_depth", "patch_size", "pooling")
     return CARD.format(
         title=title,
@@ -65,7 +66,7 @@ def model_card(title: str, settings: dict[str, Any], facts: dict[str, str], metr
         s2=" ".join(s2),
         num_s1=len(s1),
         num_s2=len(s2),
-        scores="\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items()),
+        scores="\n".join(f"| {name} | {value:.4f} |" for name, value in scores),
     )
 
 

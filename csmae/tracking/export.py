@@ -79,8 +79,11 @@ def export_encoder(source: str, folder: Path, title: str) -> None:
     settings = read_settings(folder)
     facts = {name: str(details.get(name, "not said")) for name in ("study", "trial", "data")}
     facts["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    scores = {name: value for name, value in details.get("metrics", {}).items() if name.startswith(("val/", "test/"))}
-    card = FRONT + model_card(title, settings, facts, scores) + BACK.format(statistics=_statistics(settings))
+    card = (
+        FRONT
+        + model_card(title, settings, facts, details.get("metrics", {}))
+        + BACK.format(statistics=_statistics(settings))
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

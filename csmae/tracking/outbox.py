@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -56,7 +57,8 @@ class Event:
 class Outbox:
     """An append-only file of events with one writing process; its end is repaired when it is opened.
 
-    A full disk ends nothing: lines that could not be written stay in memory and go with the next event.
+    A full disk ends nothing: lines that could not be written stay in memory and go with the next event. A thread has
+    the disk keep what was written, many events at once: an fsync behind a database's may take a second.
 
     Args:
         path: The file; made, with its folder, where there is none.
@@ -69,6 +71,8 @@ class Outbox:
         self.path = path
         self._unwritten = b""
         self._lock = threading.Lock()
+        self._disk = ThreadPoolExecutor(1, "fsync")
+        self._kept: Future[None] | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -91,23 +95,30 @@ class Outbox:
         header = next(iter(self.read(0, 1)[0]), None)
         if header is None:
             header = Event(HEADER, None, 0, {"study_id": uuid.uuid4().hex})
-            self.append(header, durable=True)
+            self.append(header).result()
         if header.kind != HEADER:
             raise TrackingError(f"{self.path}: is no outbox: its first line does not name the study")
         return str(header.body["study_id"])
 
-    def append(self, event: Event, durable: bool = False) -> None:
-        """Write an event at the end; ``durable`` returns once it would survive a power cut."""
+    def append(self, event: Event) -> Future[None]:
+        """Write an event at the end; it survives the process at once, and a power cut when the result is done."""
         with self._lock:
             told = bool(self._unwritten)
             self._unwritten += event.to_line()
             try:
                 self._write(self._unwritten)
-                if durable:
-                    os.fsync(self._file)
             except OSError as error:
                 if not told:
                     log.warning("%s: cannot be written (%s): events wait in memory", self.path, error.strerror)
+            if self._kept is None or self._kept.running() or self._kept.done():  # else it will find this event too
+                self._kept = self._disk.submit(self._keep)
+            return self._kept
+
+    def _keep(self) -> None:
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            log.warning("%s: may not survive a power cut: %s", self.path, error.strerror)
 
     def _write(self, lines: bytes) -> None:
         written = 0
@@ -157,6 +168,7 @@ class Outbox:
 
     def close(self) -> None:
         """Let another process write."""
+        self._disk.shutdown()
         os.close(self._file)
 
 

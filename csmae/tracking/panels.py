@@ -48,7 +48,7 @@ def draw_trial(trial: Trial, folder: Path) -> Path:
     save_png(direction_picture(trial.curves, f"F1 of {name}"), pictures / "f1.png")
     for path in _start_middle_end(sorted((folder / "arrays").glob("epoch-*.npz"))):
         with np.load(path, allow_pickle=False) as arrays:
-            for kind, figure in _figures(arrays, f"{name}, {path.stem.replace('-', ' ')}"):
+            for kind, figure in _figures(arrays, f"{name}, epoch {int(path.stem[6:])}"):
                 save_png(figure, pictures / f"{path.stem}-{kind}.png")
     return pictures
 

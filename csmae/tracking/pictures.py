@@ -75,7 +75,7 @@ def plain(axes: Axes) -> None:
 
 def reconstruction_picture(scenes: Sequence[Reconstruction], title: str) -> Figure:
     """One row a scene and sensor: original, masked, uni-modal, cross-modal; one stretch a row."""
-    headings = ("original", "what the encoder sees", "predicted from the same sensor", "from the other sensor")
+    headings = ("original", "what the encoder sees", "from the same sensor", "from the other sensor")
     figure = Figure(figsize=(8.4, 2.05 * len(scenes) + 0.7), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(scenes), len(headings), squeeze=False)
     for row, scene in zip(grid, scenes, strict=True):
@@ -116,7 +116,8 @@ def retrieval_picture(panels: Sequence[Retrieval], title: str) -> Figure:
         for axes in row[1 + len(panel.hits) :]:
             axes.set_axis_off()
     labels = "; ".join(panels[0].labels) or "its classes are not known"
-    lines = [title, *textwrap.wrap(f"query: {labels}", int(11.5 * figure.get_figwidth()))]
+    width = int(11 * figure.get_figwidth())
+    lines = [*textwrap.wrap(title, width), *textwrap.wrap(f"query: {labels}", width)]
     figure.suptitle("\n".join(lines), fontsize=11)
     return figure
 

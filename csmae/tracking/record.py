@@ -119,7 +119,8 @@ def _add(record: StudyRecord, event: Event) -> None:
 def _add_to_trial(record: StudyRecord, number: int, event: Event) -> None:
     body = event.body
     trial = record.trials.setdefault(number, Trial(number, {}, event.time_ms, event.time_ms))
-    trial.end_ms = max(trial.end_ms, event.time_ms)
+    if event.kind in ("trial", "epoch", "end"):  # pictures and encoders come when all trials have ended
+        trial.end_ms = max(trial.end_ms, event.time_ms)
     if event.kind == "trial":
         trial.params, trial.state, trial.reason = body["params"], "RUNNING", None
     elif event.kind == "end":

@@ -9,13 +9,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from csmae.tracking.panels import draw_trial
-from csmae.tracking.pictures import save_png
+from csmae.tracking.pictures import DIRECTIONS, readable, save_png
 from csmae.tracking.record import StudyRecord, Trial, read_record
 from csmae.tracking.study_pictures import STATES, study_pictures
 from csmae.tracking.tracker import Tracker
 
 NUM_BEST = 3
 """Trials whose pictures are drawn."""
+
+SCORES = ("f1", "precision", "recall", "mean_pair_f1")
 
 CITATION = (
     "J. Hackstein, G. Sumbul, K. N. Clasen, B. Demir: Exploring Masked Autoencoders for Sensor-Agnostic Image "
@@ -125,7 +127,7 @@ def _tables(record: StudyRecord) -> Iterator[tuple[str, Row, list[Row]]]:
 
 
 def _scores(record: StudyRecord) -> tuple[Row, list[Row]] | None:
-    """The candidates' scores, from the summary's ``scores/CANDIDATE/METRIC``."""
+    """The candidates' scores, from the summary's ``scores/CANDIDATE/test/SCORE/DIRECTION``."""
     table: dict[str, dict[str, float]] = {}
     for name, value in record.summary.items():
         if name.startswith("scores/"):
@@ -133,9 +135,19 @@ def _scores(record: StudyRecord) -> tuple[Row, list[Row]] | None:
             table.setdefault(candidate, {})[metric] = value
     if not table:
         return None
-    metrics = list(dict.fromkeys(metric for scores in table.values() for metric in scores))
-    rows = [[name, *(_number(scores.get(metric, math.nan)) for metric in metrics)] for name, scores in table.items()]
-    return ["encoder", *metrics], rows
+    rows = [
+        [name, score, *(_number(value) for value in values)]
+        for score in SCORES
+        for name, scores in table.items()
+        if not all(map(math.isnan, values := _by_direction(scores, score)))
+    ]
+    return ["encoder", "score", "mean", *map(readable, DIRECTIONS)], rows
+
+
+def _by_direction(scores: dict[str, float], score: str) -> list[float]:
+    """The mean over the directions and each of them; NaN where there is none."""
+    values = [scores.get(f"test/{score}/{direction}", math.nan) for direction in DIRECTIONS]
+    return [scores.get(f"test/{score}_mean", sum(values) / len(values)), *values]
 
 
 def _trial_row(record: StudyRecord, trial: Trial, explored: list[str]) -> Row:

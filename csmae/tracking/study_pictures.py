@@ -19,7 +19,7 @@ from csmae.tracking.record import StudyRecord, Trial
 
 LOOKS = {"COMPLETE": ("o", BLUE), "PRUNED": ("x", GREY), "RUNNING": ("^", ORANGE)}
 """Mark and colour of a trial's state."""
-STATES = {"COMPLETE": "trained to its end", "PRUNED": "stopped early", "RUNNING": "not ended", "FAIL": "failed"}
+STATES = {"COMPLETE": "trained to the end", "PRUNED": "stopped early", "RUNNING": "not ended", "FAIL": "failed"}
 COLOURS = "viridis"
 
 
@@ -51,7 +51,9 @@ def history_picture(record: StudyRecord) -> Figure:
         axes.plot(failed, [low] * len(failed), "|", color=RED, markersize=12, clip_on=False, label=STATES["FAIL"])
     numbers = sorted(t.number for t in record.ranked())
     best = _best_so_far(record, [record.trials[number] for number in numbers])
-    axes.step(numbers, best, where="post", color=GREEN, linewidth=2, label="best so far", zorder=1)
+    if best:
+        numbers.append(max(record.trials))
+        axes.step(numbers, [*best, best[-1]], where="post", color=GREEN, linewidth=2, label="best so far", zorder=1)
     axes.set(xlabel="trial", ylabel=record.objective)
     _dress(figure, axes, f"{record.name}: objective by trial")
     return figure
@@ -66,7 +68,8 @@ def budget_picture(record: StudyRecord) -> Figure:
     done = [(int(cost), t) for cost, t in zip(epochs, trials, strict=True) if t in record.ranked()]
     costs = [cost for cost, _ in done]
     best = _best_so_far(record, [trial for _, trial in done])
-    axes.step([*costs, int(epochs[-1])], [*best, *best[-1:]], where="post", color=GREEN, linewidth=2)
+    if best:
+        axes.step([*costs, int(epochs[-1])], [*best, best[-1]], where="post", color=GREEN, linewidth=2)
     axes.set(xlabel="epochs trained by all trials together", ylabel=f"best {record.objective}", xlim=(0, None))
     _dress(figure, axes, f"{record.name}: what the budget bought")
     return figure
@@ -122,7 +125,7 @@ def scale_of(record: StudyRecord, name: str) -> Scale:
     """Numbers keep their order, logarithmic where they span more than one magnitude; anything else gets a place each."""
     values = [trial.params[name] for trial in record.trials.values() if trial.params.get(name) is not None]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        log = min(values) > 0 and max(values) / min(values) >= 20
+        log = min(values) > 0 and max(values) / min(values) > 10
         return Scale(name, {}, log, lambda value: math.nan if value is None else float(value))
     places = {text: float(place) for place, text in enumerate(sorted({str(value) for value in values}))}
     ticks = {place: text for text, place in places.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,7 @@ class Tracker:
         shown(uri)
         self._outbox = Outbox(folder / OUTBOX)
         self._epochs: dict[int, dict[int, int]] = {}  # trial, epoch: when
+        self._kept: dict[int, Future[None]] = {}  # trial: whether the disk holds its last epoch
         self._spent: dict[int, dict[str, float]] = {}  # trial: sums
         self._num_finished = 0
         self._objective: dict[str, str] = {}
@@ -71,10 +73,17 @@ class Tracker:
         self._add("trial", number, {"params": params})
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Report an epoch; returns once it would survive a power cut. A second report of an epoch is left out."""
+        """Report an epoch; a second report of it is left out.
+
+        It survives this process at once, and a power cut before the trial's next epoch is taken.
+        """
         epochs = self._epochs.setdefault(number, {})
         if epoch not in epochs:
-            epochs[epoch] = self._add("epoch", number, {"epoch": epoch, "metrics": _floats(metrics)}, durable=True)
+            if number in self._kept:
+                self._kept[number].result()
+            epochs[epoch], self._kept[number] = self._add(
+                "epoch", number, {"epoch": epoch, "metrics": _floats(metrics)}
+            )
             self._spend(number, metrics)
 
     def _spend(self, number: int, metrics: dict[str, float]) -> None:
@@ -94,7 +103,7 @@ class Tracker:
         """
         step = max(self._epochs.get(number, {}), default=0)
         spent = {"step": step, "metrics": dict(self._spent.get(number, {}))}
-        self._add("end", number, {"state": state, "reason": reason, **spent}, durable=True)
+        self._add("end", number, {"state": state, "reason": reason, **spent})
 
     def artifact(self, number: int | None, path: Path, artifact_path: str = "") -> None:
         """Show a file or folder with a trial, or with the study where ``number`` is None.
@@ -122,7 +131,7 @@ class Tracker:
         Raises:
             TrackingError: The folder holds no encoder.
         """
-        self._add("champion", number, self._encoder_body(number, encoder_dir, metrics, tags), durable=True)
+        self._add("champion", number, self._encoder_body(number, encoder_dir, metrics, tags))[1].result()
 
     def _encoder_body(
         self, number: int, encoder_dir: Path, metrics: dict[str, float], tags: dict[str, str]
@@ -145,7 +154,7 @@ class Tracker:
         for spent in self._spent.values():
             for name, value in spent.items():
                 budget[name] = budget.get(name, 0.0) + value
-        self._add("finish", None, {"step": self._num_finished, "metrics": budget | _floats(summary)}, durable=True)
+        self._add("finish", None, {"step": self._num_finished, "metrics": budget | _floats(summary)})[1].result()
 
     @property
     def page(self) -> str | None:
@@ -160,10 +169,10 @@ class Tracker:
         """
         return self._uploader.close(timeout_s)
 
-    def _add(self, kind: str, number: int | None, body: dict[str, object], durable: bool = False) -> int:
+    def _add(self, kind: str, number: int | None, body: dict[str, object]) -> tuple[int, Future[None]]:
+        """When it was, and what is done once it would survive a power cut."""
         event = Event(kind, number, time.time_ns() // 1_000_000, body)
-        self._outbox.append(event, durable)
-        return event.time_ms
+        return event.time_ms, self._outbox.append(event)
 
 
 def replay(folder: Path, uri: str, timeout_s: float, anew: bool = False) -> int:
