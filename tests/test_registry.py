@@ -56,7 +56,7 @@ def search(place: str, folder: Path, score: float, tags: dict[str, str], **optio
     tracker.start({}, {}, options.get("metric", "val/f1_mean"), options.get("direction", "maximize"))
     tracker.trial(number, {})
     tracker.epoch(number, 4, {options.get("metric", "val/f1_mean"): score})
-    tracker.champion(number, files, {options.get("metric", "val/f1_mean"): score, "protocol/f1_mean": score / 2}, tags)
+    tracker.champion(number, files, {options.get("metric", "val/f1_mean"): score, "test/f1_mean": score / 2}, tags)
     assert tracker.close(30) == 0
     return files
 
@@ -124,12 +124,12 @@ def test_a_version_says_study_trial_data_and_scores(place: str, tmp_path: Path) 
     version = holder(place)
     says = {"csmae.study": "masking", "csmae.trial": "50", "csmae.data": "BigEarthNet v2", "csmae.score": "0.5"}
     assert says.items() <= version.tags.items()
-    assert "| protocol/f1_mean | 0.2500 |" in version.description
+    assert "| test/f1_mean | 0.2500 |" in version.description
     assert "S2 bands | B02 B03" in version.description
     assert (fetch_encoder("models:/csmae-encoder@champion", place) / "README.md").read_text() == version.description
     client = mlflow.MlflowClient(place)
     models = client.search_logged_models([client.get_run(version.run_id).info.experiment_id])
-    assert {metric.key: metric.value for metric in models[0].metrics} == {"val/f1_mean": 0.5, "protocol/f1_mean": 0.25}
+    assert {metric.key: metric.value for metric in models[0].metrics} == {"val/f1_mean": 0.5, "test/f1_mean": 0.25}
 
 
 def test_a_better_champion_moves_the_alias_and_a_worse_one_does_not(
