@@ -33,7 +33,7 @@ STUDY: dict[str, Any] = {
         "data": {"synthetic": {"num_train": 256, "num_validation": 192, "num_test": 16}},
         "model": {"size": "nano", "patch_size": 30, "sensor_depth": 1, "cross_depth": 1},
         "optim": {"batch_size": 16, "warmup_epochs": 1, "lr": 1e-4},
-        "train": {"epochs": 9},
+        "train": {"epochs": 27},
     },
     "space": {
         "optim.lr": {"choice": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
@@ -41,6 +41,7 @@ STUDY: dict[str, Any] = {
         "loss.mim_weight": {"choice": [0.0, 0.25, 1.0, 4.0]},
         "loss.temperature": {"choice": [0.1, 0.5], "when": {"loss.mim_weight": "> 0"}},
     },
+    "search": {"grace_epochs": 3},  # as many as the losses need to leave their first plateau
 }
 
 STRATEGIES = {
@@ -163,7 +164,7 @@ def main() -> None:
     """Train the table, search it, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=15)
-    parser.add_argument("--epochs", type=int, default=270, help="that each search may spend")
+    parser.add_argument("--epochs", type=int, default=810, help="that each search may spend")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path("build/search_efficiency.json"))
     parser.add_argument("--plot", type=Path, default=Path("build/search_efficiency.png"))

@@ -1,5 +1,6 @@
 """The ledger (a real Optuna study in SQLite), the searcher in front of it, and the rules of early stopping."""
 
+import io
 import math
 import shutil
 import sqlite3
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
+from rich.console import Console
 
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
@@ -27,6 +29,7 @@ from csmae.tuning.scheduler import Asha, Median, make_rule
 from csmae.tuning.searcher import LedgerSearcher
 from csmae.tuning.standings import standings
 from csmae.tuning.study import Study, load_study
+from csmae.tuning.tables import best_table
 from test_study import BASE, write
 
 SPACE = {"masking.ratio": {"float": [0.3, 0.9]}, "masking.strategy": {"choice": ["random", "disjoint"]}}
@@ -344,6 +347,22 @@ def test_checkpoints_of_all_but_the_best_are_removed(tmp_path: Path) -> None:
         searcher.on_trial_complete(str(index), result(4, score, finished=True))
     kept = {path.parent.name for path in tmp_path.glob("study/trials/*/checkpoint.pt")}
     assert kept == {path.parent.name for path in tmp_path.glob("study/trials/*/encoder")} == {"0", "1", "3"}
+
+
+def test_the_best_trials_fit_eighty_columns(tmp_path: Path) -> None:
+    wide = {
+        name: {"float": [0.1, 0.9]} for name in ("masking.ratio", "loss.mim_weight", "loss.temperature", "optim.lr")
+    }
+    study = make_study(tmp_path, wide, sampler="random", num_trials=3)
+    searcher, _ = make_searcher(study, tmp_path)
+    for index in range(3):
+        searcher.suggest(str(index))
+        searcher.on_trial_complete(str(index), result(4, index / 10, finished=True))
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(best_table(Ledger(study, tmp_path)))
+    _, header, best, *_ = console.export_text().splitlines()
+    assert header.split() == ["trial", "val/f1_mean", "settings"]
+    assert best.split()[:2] == ["2", "0.2"] and best.split()[2].startswith("masking.ratio=0.")
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "nsga2"])

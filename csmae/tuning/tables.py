@@ -48,6 +48,7 @@ def best_table(ledger: Ledger) -> Table:
     search, front = ledger.study.search, {trial.number for trial in ledger.front()}
     several = len(search.objectives) > 1
     table = _table(f"best trials; {len(front)} on the Pareto front (*)" if several else "best trials")
+    table.expand = True  # so that the settings give way, not the scores
     table.add_column("trial", justify="right", no_wrap=True)
     for objective in search.objectives:
         table.add_column(objective, justify="right", no_wrap=True)
