@@ -21,7 +21,7 @@ from test_search import ROOT, processes
 
 ROUNDS = 20
 
-NUM_TRIALS = 12
+NUM_TRIALS = 24
 """To begin with; the search is extended until it was killed often enough."""
 
 
@@ -65,7 +65,7 @@ def run_under_fire(folder: Path, kill: Callable[[subprocess.Popen[str], random.R
         if driver.poll() is None:
             rounds += kill(driver, chance)
         if driver.poll() is not None:
-            num_trials += 2 * (driver.returncode == 0)
+            num_trials += 8 * (driver.returncode == 0)
             assert driver.returncode in (0, -signal.SIGKILL), (folder / "log").read_text()[-2000:]
             driver = start(folder, num_trials)
     assert driver.wait(600) == 0, (folder / "log").read_text()[-2000:]
