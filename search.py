@@ -207,7 +207,7 @@ def _crown(tracker: Tracker, ledger: Ledger, found: list[Candidate], scores: lis
     confirmed = {"confirm/mean": best.mean, "confirm/spread": best.spread} if best.num_seeds > 1 else {}
     tags = {"csmae.study": ledger.study.name, "csmae.data": data_name(champion.config.data)}
     for trial in ledger.ranked()[: ledger.study.search.keep]:
-        folder = ledger.run_dir(trial.number) / "encoder"
+        folder = ledger.encoder_dir(trial.number)
         if trial.number != champion.trial.number and folder.exists():
             tracker.encoder(trial.number, folder, saved_metrics(folder), tags)
     metrics = saved_metrics(champion.encoder_dir) | scores[-1] | confirmed

@@ -32,17 +32,16 @@ def candidates(ledger: Ledger) -> list[Candidate]:
     Returns:
         Worst expected first; empty where no trial came to its end.
     """
-    there = (s for s in standings(ledger) if (ledger.run_dir(s.trial.number) / "encoder").exists())
+    there = (s for s in standings(ledger) if ledger.encoder_dir(s.trial.number).exists())
     best = next(there, None)
     if best is None:
         return []
     study = ledger.study
     found = [Candidate("untrained encoder", study.resolve({}), None, None)]
     base = study.space.point({})
-    default = [trial for trial in ledger.explored() if trial.params == base and trial.state is TrialState.COMPLETE]
-    for name, trial in (*(("default configuration", trial) for trial in default), ("champion", best.trial)):
-        folder = ledger.run_dir(trial.number) / "encoder"
-        if folder.exists():
+    default = next((t for t in ledger.explored() if t.params == base and t.state is TrialState.COMPLETE), None)
+    for name, trial in (("default configuration", default), ("champion", best.trial)):
+        if trial is not None and (folder := ledger.encoder_dir(trial.number)).exists():
             found.append(Candidate(name, study.resolve(trial.params), trial, folder))
     return found
 

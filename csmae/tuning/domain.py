@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import operator
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -131,17 +130,6 @@ class Domain:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         return bool(self.distribution._contains(self.distribution.to_internal_repr(value)))
-
-    def draw(self, chance: random.Random) -> Scalar:
-        """A value at random, even over the range or its logarithm."""
-        domain = self.distribution
-        if math.isfinite(self.size) and not getattr(domain, "log", False):
-            return chance.choice(self.values)
-        assert isinstance(domain, FloatDistribution | IntDistribution)
-        low, high = (math.log(domain.low), math.log(domain.high)) if domain.log else (domain.low, domain.high)
-        value = chance.uniform(low, high)
-        value = min(max(math.exp(value) if domain.log else value, domain.low), domain.high)
-        return round(value) if isinstance(domain, IntDistribution) else value
 
     def suggest(self, trial: optuna.Trial) -> Scalar:
         """The trial's value, drawn by the study's sampler."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-
-import optuna
+from itertools import islice
 
 from csmae.config import ConfigError
 from csmae.model.cost import cost
@@ -43,10 +42,7 @@ def _lines(study: Study, room: Room | None) -> Iterator[str]:
 
 
 def _samples(study: Study) -> Iterator[str]:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.RandomSampler(seed=study.search.seed)
-    random = optuna.create_study(sampler=sampler)
-    points = [study.space.point({}), *(study.space.suggest(random.ask()) for _ in range(NUM_SAMPLES))]
+    points = [study.space.point({}), *islice(study.space.samples(study.search.seed), NUM_SAMPLES)]
     for point in points:
         try:
             spent = cost(study.resolve(point))

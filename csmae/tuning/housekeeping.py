@@ -33,9 +33,8 @@ class Housekeeper:
         for trial in self._ledger.trials():
             if trial.state.is_finished() and trial.number not in self._gone | best and not _stays(trial):
                 self._gone.add(trial.number)
-                run_dir = self._ledger.run_dir(trial.number)
-                (run_dir / "checkpoint.pt").unlink(missing_ok=True)
-                shutil.rmtree(run_dir / "encoder", ignore_errors=True)
+                (self._ledger.run_dir(trial.number) / "checkpoint.pt").unlink(missing_ok=True)
+                shutil.rmtree(self._ledger.encoder_dir(trial.number), ignore_errors=True)
 
 
 def _stays(trial: FrozenTrial) -> bool:

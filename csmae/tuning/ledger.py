@@ -112,6 +112,10 @@ class Ledger:
         """Of a trial."""
         return self.folder / "trials" / str(number)
 
+    def encoder_dir(self, number: int) -> Path:
+        """Of a trial, where it has left its encoder."""
+        return self.run_dir(number) / "encoder"
+
     def all_trials(self) -> list[FrozenTrial]:
         """Everything that Optuna knows, in order of the numbers."""
         return self.optuna.get_trials(deepcopy=False)

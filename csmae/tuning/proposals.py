@@ -17,14 +17,13 @@ from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
 from csmae.tuning.ledger import CONFIRMS, NOT_TRAINED, ORIGIN, START, Ledger
 from csmae.tuning.options import bound
+from csmae.tuning.study import MAX_GRID
 
 MAX_REFUSED = 20
 """Proposals of the sampler in a row that are refused before a point is drawn at random from those that are not."""
 
 MAX_DRAWN = 1000
-"""Points drawn, or of a finite space MAX_LISTED, before there is held to be none left."""
-
-MAX_LISTED = 10_000
+"""Points of a large space that are drawn before there is held to be none left; of one that is no larger than a grid, all."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Proposals:
         self._ledger, self._study = ledger, ledger.study
         self._own: dict[str, int] = {}
         self._inherited: dict[str, int] = {}
-        self._untried = self._points(random.Random(self._study.search.seed))
+        self._untried = self._points()
         self.reason = ""
         """Of the last refusal."""
         for trial in ledger.all_trials():
@@ -133,23 +132,21 @@ class Proposals:
     def _line_up(self) -> bool:
         """Put the next point of the lot in line that may be trained; returns whether there was one."""
         known = self._inherited | self._own
-        for point in islice(self._untried, MAX_LISTED if self._study.space.size <= MAX_LISTED else MAX_DRAWN):
+        for point in islice(self._untried, None if self._study.space.size <= MAX_GRID else MAX_DRAWN):
             self.reason = self._objection(point, known)[0]
             if not self.reason:
                 self._ledger.enqueue(point)
                 return True
         return False
 
-    def _points(self, chance: random.Random) -> Iterator[dict[str, Any]]:
+    def _points(self) -> Iterator[dict[str, Any]]:
         """Every point of a small space in random order; of a large one random points without end."""
-        space = self._study.space
-        if space.size <= MAX_LISTED:
-            points = list(space.grid())
-            chance.shuffle(points)
-            yield from points
-        else:
-            while True:
-                yield space.draw(chance)
+        space, seed = self._study.space, self._study.search.seed
+        if space.size > MAX_GRID:
+            return space.samples(seed)
+        points = list(space.grid())
+        random.Random(seed).shuffle(points)
+        return iter(points)
 
 
 def known_metrics(config: Config) -> dict[str, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
@@ -66,9 +65,12 @@ class Space:
         """Values of the active domains, drawn by the study's sampler."""
         return self._fill(lambda domain: domain.suggest(trial))
 
-    def draw(self, chance: random.Random) -> dict[str, Scalar]:
-        """Values of the active domains, drawn at random."""
-        return self._fill(lambda domain: domain.draw(chance))
+    def samples(self, seed: int) -> Iterator[dict[str, Scalar]]:
+        """Points at random, without end."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        chance = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        while True:
+            yield self.suggest(chance.ask())
 
     def point(self, fixed: Mapping[str, Any]) -> dict[str, Scalar]:
         """A point with the given values; the other active domains take the base's value, or an end of theirs."""
