@@ -16,6 +16,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,15 @@ from csmae.tuning.study import Study, load_study
 STUDY: dict[str, Any] = {
     "base": {
         "data": {"synthetic": {"num_train": 256, "num_validation": 192, "num_test": 16}},
-        "model": {"size": "nano", "patch_size": 30, "sensor_depth": 1, "cross_depth": 1},
+        "model": {"size": "nano", "img_size": 60, "patch_size": 15, "sensor_depth": 1, "cross_depth": 1},
         "optim": {"batch_size": 16, "warmup_epochs": 1, "lr": 1e-4},
         "train": {"epochs": 27},
     },
     "space": {
-        "optim.lr": {"choice": [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
+        "optim.lr": {"choice": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
         "masking.ratio": {"float": [0.2, 0.8], "step": 0.3},
-        "loss.mim_weight": {"choice": [0.0, 0.25, 1.0, 4.0]},
-        "loss.temperature": {"choice": [0.1, 0.5], "when": {"loss.mim_weight": "> 0"}},
+        "loss.mim_weight": {"choice": [0.0, 0.25, 2.0]},
+        "loss.temperature": {"choice": [0.05, 0.2, 1.0], "when": {"loss.mim_weight": "> 0"}},
     },
     "search": {"grace_epochs": 3},  # as many as the losses need to leave their first plateau
 }
@@ -100,27 +101,28 @@ def search_table(study: Study, table: dict[str, list[float]], folder: Path) -> I
         yield spent, best
 
 
-def run_strategies(path: Path, table: dict[str, list[float]], seeds: int, epochs: int) -> dict[str, list[Curve]]:
-    """Each strategy with each seed, until it has spent its epochs."""
-    curves: dict[str, list[Curve]] = {name: [] for name in STRATEGIES}
-    for name, (sampler, scheduler) in STRATEGIES.items():
-        for seed in range(seeds):
-            settings = {
-                "sampler": sampler,
-                "scheduler": scheduler,
-                "seed": 1000 * seed,
-                "num_trials": 999,
-                "start_from": "[]",
-            }
-            study = load_study(path, assignments=[f"search.{key}={value}" for key, value in settings.items()])
-            with tempfile.TemporaryDirectory() as folder:
-                curve: Curve = []
-                for spent, best in search_table(study, table, Path(folder)):
-                    curve.append((spent, best))
-                    if spent >= epochs:
-                        break
-            curves[name].append(curve)
-    return curves
+def run_strategy(path: Path, table: dict[str, list[float]], epochs: int, name: str, seed: int) -> Curve:
+    """A strategy with a seed, until it has spent its epochs."""
+    sampler, scheduler = STRATEGIES[name]
+    settings = {"sampler": sampler, "scheduler": scheduler, "seed": seed, "num_trials": 999, "start_from": "[]"}
+    study = load_study(path, assignments=[f"search.{key}={value}" for key, value in settings.items()])
+    curve: Curve = []
+    with tempfile.TemporaryDirectory() as folder:
+        for spent, best in search_table(study, table, Path(folder)):
+            curve.append((spent, best))
+            if spent >= epochs:
+                break
+    return curve
+
+
+def run_strategies(
+    path: Path, table: dict[str, list[float]], seeds: int, epochs: int, processes: int
+) -> dict[str, list[Curve]]:
+    """Each strategy with each seed."""
+    names, numbers = zip(*((name, 1000 * seed) for name in STRATEGIES for seed in range(seeds)), strict=True)
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        runs = list(pool.map(partial(run_strategy, path, table, epochs), names, numbers))
+    return {name: runs[i * seeds : (i + 1) * seeds] for i, name in enumerate(STRATEGIES)}
 
 
 def epochs_to(curve: Curve, score: float) -> float:
@@ -163,7 +165,7 @@ def plot(curves: dict[str, list[Curve]], path: Path, epochs: int) -> None:
 def main() -> None:
     """Train the table, search it, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=15)
+    parser.add_argument("--seeds", type=int, default=9)
     parser.add_argument("--epochs", type=int, default=810, help="that each search may spend")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path("build/search_efficiency.json"))
@@ -174,7 +176,7 @@ def main() -> None:
         path = Path(folder) / "study.yaml"
         path.write_text(yaml.safe_dump(STUDY, sort_keys=False))
         table = train_table(load_study(path), options.table, options.processes)
-        curves = run_strategies(path, table, options.seeds, options.epochs)
+        curves = run_strategies(path, table, options.seeds, options.epochs, options.processes)
     plot(curves, options.plot, options.epochs)
     print(json.dumps(summary(curves, table)))
 

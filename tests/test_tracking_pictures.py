@@ -122,7 +122,13 @@ def test_the_budget_counts_the_epochs_of_failed_trials_too() -> None:
     assert np.asarray(line.get_xdata()).tolist() == [2, 6, 6]
 
 
-def test_a_parameter_over_more_than_a_magnitude_gets_a_logarithmic_axis() -> None:
+def test_an_axis_is_logarithmic_where_the_space_is() -> None:
+    record = study([0.1, 0.2], optim__lr=[1e-3, 2e-3], loss__mim_weight=[0.001, 4.0])
+    record.params = {"space.optim.lr": "float 0.0001 to 0.005, log", "space.loss.mim_weight": "float 0 to 4"}
+    assert [scale_of(record, name).log for name in record.explored()] == [True, False]
+
+
+def test_choices_over_more_than_a_magnitude_get_a_logarithmic_axis() -> None:
     record = study(
         [0.1, 0.2], optim__lr=[1e-4, 5e-3], masking__ratio=[0.2, 0.8], masking__strategy=["random", "disjoint"]
     )

@@ -53,7 +53,7 @@ class StudyRecord:
     direction: str = "maximize"
     trials: dict[int, Trial] = field(default_factory=dict)
     summary: dict[str, float] = field(default_factory=dict)
-    """Figures of the last finish; ``importance/NAME`` are the parameters' shares in the objective's variance."""
+    """Figures of the last finish; ``importance/NAME`` are the parameters' shares in what made trials good."""
     champion: dict[str, Any] | None = None
     """The last champion: ``number``, ``metrics``, ``tags``, ``encoder_dir``, ``sha256``."""
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from csmae.tracking.pictures import BLUE, DPI, GREEN, GREY, ORANGE, RED, plain
 from csmae.tracking.record import StudyRecord, Trial
@@ -95,14 +95,14 @@ def pareto_picture(record: StudyRecord) -> Figure:
 
 
 def importance_picture(record: StudyRecord) -> Figure:
-    """Each parameter's share in the variance of the objective."""
+    """Each parameter's share in what tells good trials from all (PED-ANOVA)."""
     shares = record.importance()
     names = list(shares)[::-1]
     figure = Figure(figsize=(7.2, 0.38 * len(names) + 1.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(names, [shares[name] for name in names], color=BLUE)
     axes.bar_label(bars, fmt="{:.0%}", padding=3, fontsize=9)
-    axes.set(xlabel="share in the objective's variance", xlim=(0, 1.1 * max(shares.values())))
+    axes.set(xlabel="share of the difference between good trials and all", xlim=(0, 1.1 * max(shares.values())))
     plain(axes)
     axes.grid(visible=False)
     figure.suptitle(f"{record.name}: which parameters matter", fontsize=12)
@@ -122,10 +122,12 @@ class Scale:
 
 
 def scale_of(record: StudyRecord, name: str) -> Scale:
-    """Numbers keep their order, logarithmic where they span more than one magnitude; anything else gets a place each."""
+    """Numbers keep their order, logarithmic as the space says, or choices of several magnitudes; the rest get a place each."""
     values = [trial.params[name] for trial in record.trials.values() if trial.params.get(name) is not None]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        log = min(values) > 0 and max(values) / min(values) > 10
+        domain = str(record.params.get(f"space.{name}", ""))
+        choices = not domain.startswith(("float", "int"))
+        log = ", log" in domain or (choices and min(values) > 0 and max(values) / min(values) > 10)
         return Scale(name, {}, log, lambda value: math.nan if value is None else float(value))
     places = {text: float(place) for place, text in enumerate(sorted({str(value) for value in values}))}
     ticks = {place: text for text, place in places.items()}
@@ -145,10 +147,11 @@ def slices_picture(record: StudyRecord) -> Figure:
         axes.set_xlabel(name, fontsize=9)
         if scale.log:
             axes.set_xscale("log")
-            axes.xaxis.set_minor_locator(NullLocator())
             low, high = axes.get_xlim()
-            ticks = np.geomspace(low, high, 5)[1:-1]
-            axes.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks], fontsize=8)
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high < 100 * low else (1,)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.tick_params(axis="x", labelsize=8)
         if scale.ticks:
             axes.set_xticks(list(scale.ticks), list(scale.ticks.values()), rotation=25, ha="right", fontsize=8)
             axes.margins(x=0.2)
