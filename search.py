@@ -232,7 +232,8 @@ def _say_what_next(console: Console, options: argparse.Namespace, study: str, ch
         console.print(f"compare:  mlflow ui --backend-store-uri {uri}", soft_wrap=True)
     else:
         console.print(f"compare:  {uri}", soft_wrap=True)
-    console.print(f"extend:   {command()} --num-trials N", soft_wrap=True)
+    again = re.sub(r" --num-trials[ =]\S+", "", command())
+    console.print(f"extend:   {again} --num-trials N", soft_wrap=True)
 
 
 def _close(tracker: Tracker, console: Console) -> None:

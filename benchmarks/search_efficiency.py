@@ -32,15 +32,15 @@ from csmae.tuning.study import Study, load_study
 STUDY: dict[str, Any] = {
     "base": {
         "data": {"synthetic": {"num_train": 256, "num_validation": 192, "num_test": 16}},
-        "model": {"size": "nano", "img_size": 60, "patch_size": 15, "sensor_depth": 1, "cross_depth": 1},
-        "optim": {"batch_size": 16, "warmup_epochs": 1, "lr": 1e-4},
+        "model": {"variant": "cecd", "size": "nano", "img_size": 60, "patch_size": 15, "sensor_depth": 0, "cross_depth": 2},
+        "optim": {"batch_size": 8, "warmup_epochs": 1, "lr": 1e-4},
         "train": {"epochs": 27},
     },
     "space": {
         "optim.lr": {"choice": [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2]},
         "masking.ratio": {"float": [0.2, 0.8], "step": 0.3},
         "loss.mim_weight": {"choice": [0.0, 0.25, 2.0]},
-        "loss.temperature": {"choice": [0.05, 0.2, 1.0], "when": {"loss.mim_weight": "> 0"}},
+        "loss.temperature": {"choice": [0.2, 1.0], "when": {"loss.mim_weight": "> 0"}},
     },
     "search": {"grace_epochs": 3},  # as many as the losses need to leave their first plateau
 }
@@ -165,7 +165,7 @@ def plot(curves: dict[str, list[Curve]], path: Path, epochs: int) -> None:
 def main() -> None:
     """Train the table, search it, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=9)
+    parser.add_argument("--seeds", type=int, default=7)
     parser.add_argument("--epochs", type=int, default=810, help="that each search may spend")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--table", type=Path, default=Path("build/search_efficiency.json"))

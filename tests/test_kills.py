@@ -46,10 +46,10 @@ def kill_worker(driver: subprocess.Popen[str], chance: random.Random) -> bool:
 
 
 def kill_driver(driver: subprocess.Popen[str], chance: random.Random) -> bool:
-    """Kill the driver and wait until nothing of its Ray is left."""
+    """Kill the driver and wait until nothing of its Ray is left: its agents look for their raylet now and then."""
     driver.kill()
     driver.wait()
-    for _ in range(300):
+    for _ in range(1200):
         if not processes(driver.pid):
             return True
         time.sleep(0.1)

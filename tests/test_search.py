@@ -124,7 +124,7 @@ def processes(session: int) -> dict[int, str]:
         try:
             state, *numbers = stat.read_text().rpartition(")")[2].split()[:4]
             if int(numbers[2]) == session and state != "Z":
-                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text()
+                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().rstrip("\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -144,9 +144,10 @@ def test_a_search_is_interrupted_goes_on_and_ends_with_a_champion_that_loads(
     assert "stopped in order; to go on: python" in log and "Traceback" not in log
     assert not processes(driver.pid)
 
-    driver = start(tmp_path)
+    driver = start(tmp_path, "--num-trials", "2")
     assert driver.wait(200) == 0, (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
+    assert log.count("--num-trials") == 1 and "--num-trials N" in log
     assert "trial 0 goes on" in log and "trial 0 epoch 1/4" not in log and "trial 1 starts" in log
     assert "untrained encoder" in log and "champion: trial" in log
     assert all(len(line) <= 80 for line in log.splitlines() if " trial " in line[:20])
