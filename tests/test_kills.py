@@ -21,6 +21,9 @@ from test_search import ROOT, processes
 
 ROUNDS = 20
 
+Kill = Callable[[subprocess.Popen[str], random.Random], bool]
+"""Kills something of a driver's, with the chance to choose; returns whether there was anything."""
+
 NUM_TRIALS = 24
 """To begin with; the search is extended until it was killed often enough."""
 
@@ -56,12 +59,12 @@ def kill_driver(driver: subprocess.Popen[str], chance: random.Random) -> bool:
     raise AssertionError(f"left behind: {processes(driver.pid)}")
 
 
-def run_under_fire(folder: Path, kill: Callable[[subprocess.Popen[str], random.Random], bool], seed: int) -> int:
-    """Run a search that is killed again and again; returns the trials it was extended to."""
+def run_under_fire(folder: Path, kill: Kill, peace_s: float, seed: int) -> int:
+    """Run a search that is killed again and again, after so long at most; returns the trials it was extended to."""
     chance, rounds, num_trials = random.Random(seed), 0, NUM_TRIALS
     driver = start(folder, num_trials)
     while rounds < ROUNDS:
-        time.sleep(chance.uniform(2, 30))
+        time.sleep(chance.uniform(2, peace_s))
         if driver.poll() is None:
             rounds += kill(driver, chance)
         if driver.poll() is not None:
@@ -88,9 +91,9 @@ def losses(folder: Path) -> dict[int, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
-@pytest.mark.parametrize("kill", [kill_worker, kill_driver])
+@pytest.mark.parametrize(("kill", "peace_s"), [(kill_worker, 30), (kill_driver, 45)])  # a driver starts for long
 def test_a_search_under_fire_ends_as_one_left_in_peace(
-    tmp_path: Path, kill: Callable[[subprocess.Popen[str], random.Random], bool], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kill: Kill, peace_s: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"workers_per_trial": 2, "sampler": "tpe", "startup_trials": 4, "scheduler": "asha", "retries": 20}
     space = {"masking.ratio": {"float": [0.3, 0.7]}, "optim.lr": {"float": [1e-4, 1e-2], "log": True}}
@@ -99,7 +102,7 @@ def test_a_search_under_fire_ends_as_one_left_in_peace(
     for folder in (fire, peace):
         folder.mkdir()
         (folder / "kills.yaml").write_text(content)
-    num_trials = run_under_fire(fire, kill, seed=0)
+    num_trials = run_under_fire(fire, kill, peace_s, seed=0)
     assert start(peace, num_trials).wait(900) == 0
 
     found, expected = trials_of(fire), trials_of(peace)
