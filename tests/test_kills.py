@@ -27,6 +27,9 @@ Kill = Callable[[subprocess.Popen[str], random.Random], bool]
 NUM_TRIALS = 24
 """To begin with; the search is extended until it was killed often enough."""
 
+LEAVE_S = 120
+"""After which nothing of a dead driver may be left: Ray's agents stay for a minute to tell what became of their raylet."""
+
 
 def start(folder: Path, num_trials: int) -> subprocess.Popen[str]:
     options = ["--storage", str(folder / "runs"), "--num-trials", str(num_trials)]
@@ -49,29 +52,29 @@ def kill_worker(driver: subprocess.Popen[str], chance: random.Random) -> bool:
 
 
 def kill_driver(driver: subprocess.Popen[str], chance: random.Random) -> bool:
-    """Kill the driver and wait until nothing of its Ray is left: its agents look for their raylet now and then."""
+    """Kill the driver; the next one starts at once."""
     driver.kill()
     driver.wait()
-    for _ in range(1200):
-        if not processes(driver.pid):
-            return True
-        time.sleep(0.1)
-    raise AssertionError(f"left behind: {processes(driver.pid)}")
+    return True
 
 
 def run_under_fire(folder: Path, kill: Kill, peace_s: float, seed: int) -> int:
     """Run a search that is killed again and again, after so long at most; returns the trials it was extended to."""
     chance, rounds, num_trials = random.Random(seed), 0, NUM_TRIALS
-    driver = start(folder, num_trials)
+    drivers = [start(folder, num_trials)]
     while rounds < ROUNDS:
         time.sleep(chance.uniform(2, peace_s))
-        if driver.poll() is None:
-            rounds += kill(driver, chance)
-        if driver.poll() is not None:
-            num_trials += 8 * (driver.returncode == 0)
-            assert driver.returncode in (0, -signal.SIGKILL), (folder / "log").read_text()[-2000:]
-            driver = start(folder, num_trials)
-    assert driver.wait(600) == 0, (folder / "log").read_text()[-2000:]
+        if drivers[-1].poll() is None:
+            rounds += kill(drivers[-1], chance)
+        if drivers[-1].poll() is not None:
+            num_trials += 8 * (drivers[-1].returncode == 0)
+            assert drivers[-1].returncode in (0, -signal.SIGKILL), (folder / "log").read_text()[-2000:]
+            drivers.append(start(folder, num_trials))
+    assert drivers[-1].wait(600) == 0, (folder / "log").read_text()[-2000:]
+    deadline = time.monotonic() + LEAVE_S
+    while left := [processes(driver.pid) for driver in drivers if processes(driver.pid)]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(1)
     return num_trials
 
 
