@@ -1,7 +1,8 @@
 """How a training step scales from one worker to two, one thread each, every worker with the same share of pairs.
 
-One JSON line: for each size ``one`` and ``two`` (pairs/s of one worker alone, and of two together) and ``scaling``, two
-over twice one. One and two take turns; each figure is the median over the turns.
+One JSON line: for each size ``one``, ``two`` and ``apart``, pairs/s of one worker alone, of two together and of two that train
+side by side without exchanging anything; ``scaling``, two over twice one, and ``machine``, the same of those apart: what the
+cores and their memory allow. All take turns; each figure is the median over the turns.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ SHARES = {"tiny": 32, "quickstart": 8}
 STEPS = {"tiny": 1, "quickstart": 40}
 """Timed steps of a turn."""
 
+WAYS = {"one": (1, 1), "two": (2, 2), "apart": (2, 1)}
+"""Processes, and how many of them make a group."""
+
 
 def main() -> None:
     """Measure and print."""
@@ -40,31 +44,33 @@ def main() -> None:
     options = parser.parse_args()
     result: dict[str, Any] = {"pairs_of_a_worker": SHARES, "turns": options.turns}
     for size in SIZES:
-        found: dict[int, list[float]] = {1: [], 2: []}
+        found: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(options.turns):
-            for workers in found:
-                found[workers].append(pairs_per_s(size, workers))
-        ratios = [two / one / 2 for one, two in zip(found[1], found[2], strict=True)]
-        one, two = (round(statistics.median(speeds), 2) for speeds in found.values())
-        result[size] = {"one": one, "two": two, "scaling": round(statistics.median(ratios), 3)}
+            for way, (processes, workers) in WAYS.items():
+                found[way].append(pairs_per_s(size, processes, workers))
+        result[size] = {way: round(statistics.median(speeds), 2) for way, speeds in found.items()}
+        for name, way in (("scaling", "two"), ("machine", "apart")):
+            ratios = [both / one / 2 for both, one in zip(found[way], found["one"], strict=True)]
+            result[size][name] = round(statistics.median(ratios), 3)
     print(json.dumps(result))
 
 
-def pairs_per_s(size: str, workers: int) -> float:
-    """Speed of a group of new processes."""
+def pairs_per_s(size: str, processes: int, workers: int) -> float:
+    """Speed of new processes, of which so many make a group."""
     with socket.socket() as s, tempfile.TemporaryDirectory() as folder:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
         s.close()
-        spawn(work, (workers, port, size, folder), nprocs=workers)
-        return SHARES[size] * workers / float((Path(folder) / "seconds").read_text())
+        spawn(work, (workers, port, size, folder), nprocs=processes)
+        return sum(SHARES[size] / float(path.read_text()) for path in Path(folder).iterdir())
 
 
 def work(rank: int, workers: int, port: int, size: str, folder: str) -> None:
     """One worker: warm up, then time each step."""
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=workers)
+    if workers > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        dist.init_process_group("gloo", rank=rank, world_size=workers)
     share = SHARES[size]
     config = Config.model_validate({"model": SIZES[size], "optim": {"batch_size": share * workers}})
     torch.manual_seed(0)
@@ -77,9 +83,9 @@ def work(rank: int, workers: int, port: int, size: str, folder: str) -> None:
         start = time.perf_counter()
         step(s1, s2, noise)
         taken.append(time.perf_counter() - start)
-    if rank == 0:
-        (Path(folder) / "seconds").write_text(str(statistics.median(taken)))
-    dist.destroy_process_group()
+    (Path(folder) / str(rank)).write_text(str(statistics.median(taken)))
+    if workers > 1:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,14 @@ from csmae.tuning.study import Study, load_study
 STUDY: dict[str, Any] = {
     "base": {
         "data": {"synthetic": {"num_train": 256, "num_validation": 192, "num_test": 16}},
-        "model": {"variant": "cecd", "size": "nano", "img_size": 60, "patch_size": 15, "sensor_depth": 0, "cross_depth": 2},
+        "model": {
+            "variant": "cecd",
+            "size": "nano",
+            "img_size": 60,
+            "patch_size": 15,
+            "sensor_depth": 0,
+            "cross_depth": 2,
+        },
         "optim": {"batch_size": 8, "warmup_epochs": 1, "lr": 1e-4},
         "train": {"epochs": 27},
     },
