@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in the storage folder")
     add("--logger", choices=("mlflow", "wandb"), default="mlflow", help="wandb: --mlflow-uri names the project")
     add("--address", help="of a Ray cluster to join, such as auto; default: this machine alone")
+    add("--insecure", action="store_true", help="join a cluster that asks nobody for a token")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="such as optim.lr=1e-4, search.sampler=gp")
     add("--fork", metavar="NEW", help="begin a study of this name with what still fits from the one before")
     add("--warm-start-from", metavar="STUDY", help="begin with what fits from another study")
@@ -88,6 +89,8 @@ def _search(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     if options.study is None:
         raise ConfigError("name a study file, such as spaces/quickstart.yaml (--list shows the studies there are)")
+    if options.insecure and not options.address:
+        raise ConfigError("--insecure: is of a cluster to join: name it with --address")
     study = load_study(options.study, options.fork or options.name, _assignments(options))
     room = None if options.address else this_machine()
     if room:
@@ -103,7 +106,7 @@ def _search(options: argparse.Namespace) -> int:
             console.print(f"{take_over(ledger, old)} trials of study {old.study_name} taken over")
         tracker = Tracker(ledger.folder, study.name, _uri(options))
         try:
-            with ray_running(options.address, room, options.verbose) as there:
+            with ray_running(options.address, room, options.verbose, options.insecure) as there:
                 return _explore(options, ledger, tracker, share(study.search, there))
         finally:
             _close(tracker, console)

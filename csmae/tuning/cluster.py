@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import ray
 
 from csmae.config import ConfigError
+from csmae.tuning.door import enter, find
 from csmae.tuning.options import Search
 from csmae.tuning.reaper import orphans_freed
 
@@ -91,28 +92,32 @@ def share(search: Search, room: Room) -> Share:
 
 
 @contextmanager
-def ray_running(address: str | None, room: Room | None, verbose: bool) -> Iterator[Room]:
+def ray_running(address: str | None, room: Room | None, verbose: bool, insecure: bool = False) -> Iterator[Room]:
     """Ray for as long as the block lasts.
 
     Args:
         address: Of a cluster to join; None starts one here that ends with the block.
         room: What the Ray of our own may use; None where one is joined.
         verbose: Whether Ray may speak.
+        insecure: Whether to join a cluster that asks nobody for a token.
 
     Yields:
         What Ray has.
 
     Raises:
-        ConfigError: There is no cluster at the address.
+        ConfigError: There is no cluster at the address, it does not let us in, or it lets everybody in.
     """
     os.environ.update(SETTINGS if address else SETTINGS | OWN_SETTINGS)
     level = logging.INFO if verbose else logging.CRITICAL
     quiet = {"logging_level": level, "log_to_driver": verbose}
     if not verbose:
         _hush()
+    there = find(address) if address else None
+    if there:
+        enter(there, insecure)
     try:
-        if address:
-            ray.init(address=address, **quiet)
+        if there:
+            ray.init(address=there, **quiet)
         else:
             assert room is not None
             ray.init(

@@ -1,0 +1,107 @@
+"""The door of a Ray cluster: who answers there, whether it asks for a token, whether it takes ours."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.services import canonicalize_bootstrap_address
+
+from csmae.config import ConfigError
+
+CONNECT_TIMEOUT_S = 10.0
+KNOCK_TIMEOUT_S = 40.0
+
+REFUSED = 3
+
+KNOCK = f"""
+import os, sys
+from ray._raylet import AuthenticationTokenLoader, GcsClient
+from ray.exceptions import AuthenticationError
+if os.environ["RAY_AUTH_MODE"] == "token" and not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
+    sys.exit({REFUSED})
+try:
+    GcsClient(address=sys.argv[1])
+except AuthenticationError:
+    sys.exit({REFUSED})
+"""
+"""A process of its own: Ray reads its authentication mode once a process, and takes half a minute over a refusal."""
+
+
+def find(address: str) -> str:
+    """Where the cluster's books (GCS) answer.
+
+    Args:
+        address: ``auto``, which is ``RAY_ADDRESS`` or a Ray that runs on this machine, or ``host:port``.
+
+    Returns:
+        ``host:port``.
+
+    Raises:
+        ConfigError: Nobody is there.
+    """
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"--address {address}: a search runs on a node of its cluster: log in there and use --address auto"
+        )
+    try:
+        found = canonicalize_bootstrap_address(address)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--address {address}: no Ray there: {_one_line(error)}") from None
+    if found is None:
+        raise ConfigError(f"--address {address}: names no cluster: leave it out to search on this machine alone")
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"--address {address}: nothing answers at {found}: {error.strerror or error}: does Ray run there "
+            "(`ray status`), on that port?"
+        ) from None
+    return str(found)
+
+
+def enter(gcs_address: str, insecure: bool) -> None:
+    """Make sure that a cluster keeps strangers out and lets this process in, and have Ray show the token.
+
+    Args:
+        gcs_address: From ``find``.
+        insecure: Whether a cluster may be joined that lets everybody in.
+
+    Raises:
+        ConfigError: It lets everybody in, does not take our token, or is no Ray.
+    """
+    if _lets_in(gcs_address, "disabled"):
+        if not insecure:
+            raise ConfigError(
+                f"the cluster at {gcs_address} asks nobody for a token: whoever reaches it can run programs on it: start "
+                "it with RAY_AUTH_MODE=token (docs/security.md), or accept that with --insecure"
+            )
+        return
+    if not _lets_in(gcs_address, "token"):
+        raise ConfigError(
+            f"the cluster at {gcs_address} does not take the token of this account: copy ~/.ray/auth_token of its head, "
+            "closed to others (chmod 600), or name it in RAY_AUTH_TOKEN_PATH"
+        )
+    os.environ.pop("RAY_AUTH_MODE", None)
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray does so for the address `auto` only
+
+
+def _lets_in(gcs_address: str, mode: str) -> bool:
+    command = [sys.executable, "-c", KNOCK, gcs_address]
+    environment = os.environ | {"RAY_AUTH_MODE": mode}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=KNOCK_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"what answers at {gcs_address} is no head of a Ray cluster: name the head's port") from None
+    if done.returncode not in (0, REFUSED):
+        reason = (done.stderr.strip().splitlines() or ["no reason"])[-1][:200]
+        raise ConfigError(f"the cluster at {gcs_address} cannot be asked whether it wants a token: {reason}")
+    return done.returncode == 0
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

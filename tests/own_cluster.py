@@ -1,0 +1,95 @@
+"""Real Ray clusters on this machine for tests: each node is a `ray start` in a session of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+RAY = str(Path(sys.prefix) / "bin/ray")
+
+TOKEN = "0123456789abcdef" * 4
+
+START_S = 90.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class OwnCluster:
+    """A head, and nodes that are added to it.
+
+    Args:
+        folder: Of the token and the logs.
+        mode: ``token`` or ``disabled``.
+    """
+
+    def __init__(self, folder: Path, mode: str) -> None:
+        self._stack, self._folder = ExitStack(), folder
+        self._scratch = Path(tempfile.mkdtemp(prefix="csmae-ray-"))  # short: sockets lie below it
+        self._stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+        self.token = folder / "token"
+        self.token.touch(mode=0o600)
+        self.token.write_text(TOKEN)
+        self.address = f"127.0.0.1:{free_port()}"
+        self.environment = {
+            "RAY_AUTH_MODE": mode,
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_TMPDIR": str(self._scratch),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        self._num_nodes = 0
+
+    def start_head(self, num_cpus: int) -> None:
+        port = self.address.rpartition(":")[2]
+        self.start_node(num_cpus, ["--head", f"--port={port}", "--include-dashboard=false"])
+
+    def add_node(self, num_cpus: int, wrapper: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """A node that joins; ``wrapper`` goes before the command, such as ``unshare --mount``."""
+        return self.start_node(num_cpus, [f"--address={self.address}"], wrapper)
+
+    def start_node(self, num_cpus: int, options: list[str], wrapper: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        self._num_nodes += 1
+        log = self._folder / f"node-{self._num_nodes}.log"
+        command = [*wrapper, RAY, "start", *options, f"--num-cpus={num_cpus}", "--node-ip-address=127.0.0.1"]
+        command += ["--object-store-memory=80000000", "--block"]
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command, env=os.environ | self.environment, stdout=file, stderr=file, start_new_session=True
+            )
+        self._stack.callback(end, process)
+        deadline = time.monotonic() + START_S
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        return process
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a node with all that it started."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def own_cluster(folder: Path, mode: str = "token", num_cpus: int = 2) -> Iterator[OwnCluster]:
+    cluster = OwnCluster(folder, mode)
+    try:
+        cluster.start_head(num_cpus)
+        yield cluster
+    finally:
+        cluster.close()
