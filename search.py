@@ -10,18 +10,20 @@ from pathlib import Path
 from ray.exceptions import RayError
 from rich.console import Console
 
-from csmae.config import ConfigError
+from csmae.config import Config, ConfigError
 from csmae.data.name import data_name
 from csmae.settings import flatten
 from csmae.tracking.provenance import command
 from csmae.tracking.tracker import Tracker, shown, tracking_uri
 from csmae.tuning.budget import Budget
 from csmae.tuning.champion import Candidate, candidates, saved_metrics, score_all
+from csmae.tuning.checks import needed, require
 from csmae.tuning.cluster import Share, ray_running, share, this_machine
 from csmae.tuning.dry_run import describe
 from csmae.tuning.events import Ending, Event, Reported, Started
 from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
+from csmae.tuning.nodes import survey
 from csmae.tuning.progress import Progress
 from csmae.tuning.run import only_driver, run_search
 from csmae.tuning.standings import importances, standings
@@ -107,6 +109,8 @@ def _search(options: argparse.Namespace) -> int:
         tracker = Tracker(ledger.folder, study.name, _uri(options))
         try:
             with ray_running(options.address, room, options.verbose, options.insecure) as there:
+                if options.address:
+                    require(needed(survey(options.storage, _first(study).data)))
                 return _explore(options, ledger, tracker, share(study.search, there))
         finally:
             _close(tracker, console)
@@ -121,7 +125,7 @@ def _check_data(study: Study) -> None:
     from csmae.training.engine import check  # seconds of torch, which a mistake in the file need not wait for
     from csmae.training.scoring import validation_split
 
-    config = study.resolve(next(study.starts(), {}))
+    config = _first(study)
     validation = validation_split(check(config), config)
     wanted = [name for name in study.search.objectives if LABELLED.match(name)]
     if wanted and not validation.take(range(min(NUM_LABELLED, len(validation)))).labels().any():
@@ -129,6 +133,10 @@ def _check_data(study: Study) -> None:
             f"{config.data.path}: holds no labels, which {wanted[0]} needs: use search.objectives "
             "{val/recall_at_1: maximize}, which needs none"
         )
+
+
+def _first(study: Study) -> Config:
+    return study.resolve(next(study.starts(), {}))
 
 
 def _ancestors(options: argparse.Namespace) -> list[str]:

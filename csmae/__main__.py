@@ -6,12 +6,13 @@ import argparse
 import sys
 
 import csmae.data.commands
+import csmae.doctor
 import csmae.retrieving.commands
 import csmae.tracking.commands
 import csmae.tracking.export
 from csmae.config import ConfigError
 
-ROOMS = (csmae.data.commands, csmae.retrieving.commands, csmae.tracking.commands, csmae.tracking.export)
+ROOMS = (csmae.data.commands, csmae.retrieving.commands, csmae.tracking.commands, csmae.tracking.export, csmae.doctor)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -95,6 +95,16 @@ def test_a_port_that_is_not_rays_is_told_apart() -> None:
             enter(find(f"127.0.0.1:{other.getsockname()[1]}"), insecure=True)
 
 
+def test_a_token_that_is_made_for_a_ray_of_ones_own_is_closed_to_others(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import os; os.umask(0); from csmae.tuning.door import have_token; have_token()"]
+    subprocess.run(command, check=True, cwd=ROOT)
+    made = tmp_path / ".ray/auth_token"
+    assert (made.parent.stat().st_mode & 0o777, made.stat().st_mode & 0o777) == (0o700, 0o600)
+    token = made.read_text()
+    subprocess.run(command, check=True, cwd=ROOT)
+    assert made.read_text() == token
+
+
 def test_insecure_is_of_a_cluster(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "search.py"), str(write(tmp_path)), "--insecure"]
     done = subprocess.run(command, capture_output=True, text=True)

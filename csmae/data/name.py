@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 from csmae.config import Data
 from csmae.data.archive import open_archive
 from csmae.data.splits import SPLITS
@@ -21,3 +23,14 @@ def data_name(data: Data) -> str:
     if data.path == "synthetic":
         return f"synthetic, {counts} pairs, seed {data.synthetic.seed}"
     return f"BigEarthNet {'v1' if archive.is_v1 else 'v2'}, {counts} pairs"
+
+
+def fingerprint(data: Data) -> str:
+    """The name, and a checksum over the keys and sizes of all values: alike where copies of an archive are alike.
+
+    Raises:
+        ArchiveError: As of ``data_name``.
+    """
+    index = open_archive(data).store.index
+    checksum = zlib.crc32(index.sizes.tobytes(), zlib.crc32(index.keys.tobytes()))
+    return f"{data_name(data)}, checksum {checksum:08x}"

@@ -59,6 +59,16 @@ def check_server(uri: str) -> None:
         raise MlflowException(f"runs MLflow {found[0]}, which has known security holes: update it to {oldest} or later")
 
 
+def ask(uri: str) -> None:
+    """Ask a place for its first experiment, to see whether it answers.
+
+    Raises:
+        Exception: It does not, or not well.
+    """
+    check_server(uri)
+    MlflowClient(uri).search_experiments(max_results=1)
+
+
 def view(metric: str, larger: bool) -> dict[str, Any]:
     """MLflow's state of a table of runs: best first, the metric beside the explored parameters.
 

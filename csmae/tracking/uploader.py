@@ -110,7 +110,7 @@ class Uploader(threading.Thread):
         self._sink = None
         self._failures = min(self._failures + 1, 10)
         if self._failures == 1:
-            log.warning("%s: %s; events wait in %s", self._place, _reason(error), self._outbox.path)
+            log.warning("%s: %s; events wait in %s", self._place, reason(error), self._outbox.path)
 
     def _recovered(self) -> None:
         if self._failures:
@@ -151,7 +151,8 @@ REASONS = {
 """What a server's failure means, by a part of its text."""
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a server's failure means, in words."""
     text = " ".join(str(error).split())
     return next((reason for part, reason in REASONS.items() if part in text), text[:200] or type(error).__name__)
 

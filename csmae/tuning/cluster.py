@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import ray
 
 from csmae.config import ConfigError
-from csmae.tuning.door import enter, find
+from csmae.tuning.door import enter, find, have_token
 from csmae.tuning.options import Search
 from csmae.tuning.reaper import orphans_freed
 
@@ -120,6 +120,7 @@ def ray_running(address: str | None, room: Room | None, verbose: bool, insecure:
             ray.init(address=there, **quiet)
         else:
             assert room is not None
+            have_token()
             ray.init(
                 num_cpus=int(room.cpus),
                 num_gpus=int(room.gpus),

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+from ray._private.authentication.authentication_token_setup import (
+    AuthenticationTokenLoader,
+    maybe_enable_token_auth_if_token_available,
+)
 from ray._private.services import canonicalize_bootstrap_address
 
 from csmae.config import ConfigError
@@ -64,12 +70,15 @@ def find(address: str) -> str:
     return str(found)
 
 
-def enter(gcs_address: str, insecure: bool) -> None:
+def enter(gcs_address: str, insecure: bool) -> bool:
     """Make sure that a cluster keeps strangers out and lets this process in, and have Ray show the token.
 
     Args:
         gcs_address: From ``find``.
         insecure: Whether a cluster may be joined that lets everybody in.
+
+    Returns:
+        Whether it asks for a token.
 
     Raises:
         ConfigError: It lets everybody in, does not take our token, or is no Ray.
@@ -80,7 +89,7 @@ def enter(gcs_address: str, insecure: bool) -> None:
                 f"the cluster at {gcs_address} asks nobody for a token: whoever reaches it can run programs on it: start "
                 "it with RAY_AUTH_MODE=token (docs/security.md), or accept that with --insecure"
             )
-        return
+        return False
     if not _lets_in(gcs_address, "token"):
         raise ConfigError(
             f"the cluster at {gcs_address} does not take the token of this account: copy ~/.ray/auth_token of its head, "
@@ -88,6 +97,20 @@ def enter(gcs_address: str, insecure: bool) -> None:
         )
     os.environ.pop("RAY_AUTH_MODE", None)
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray does so for the address `auto` only
+    return True
+
+
+def have_token() -> None:
+    """See that a Ray of our own has a token which this account alone may read: Ray makes one that the umask opens."""
+    loader = AuthenticationTokenLoader.instance()
+    if "RAY_AUTH_MODE" in os.environ or loader.has_token(ignore_auth_mode=True):
+        return
+    path = Path.home() / ".ray/auth_token"
+    with suppress(OSError):  # another process was quicker, or Ray itself will say what is wrong
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    loader.reset_cache()
 
 
 def _lets_in(gcs_address: str, mode: str) -> bool:
