@@ -27,6 +27,7 @@ from csmae.tuning.nodes import survey
 from csmae.tuning.progress import Progress
 from csmae.tuning.run import only_driver, run_search
 from csmae.tuning.standings import importances, standings
+from csmae.tuning.storage import bring_home, fetched, local, opened
 from csmae.tuning.study import Study, load_study
 from csmae.tuning.tables import best_table, importance_lines, scores_table, studies_table
 from csmae.tuning.view import View, settings
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.list:
-            Console(highlight=False).print(studies_table(options.storage / DATABASE))
+            Console(highlight=False).print(studies_table(fetched(options.storage) / DATABASE))
             return 0
         return _search(options)
     except ConfigError as error:
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpu-hours", type=float, metavar="X", help="for the whole study: hours of all GPUs, or of CPU workers")
     add("--workers-per-trial", type=int, metavar="N", help="DDP workers that train one trial together")
     add("--gpus-per-worker", type=float, metavar="X", help="default: 1 where there are GPUs")
-    add("--storage", type=Path, default=Path("runs"), help="folder of all studies (default: runs)")
+    add("--storage", default="runs", help="of all studies: a folder (default: runs), s3://BUCKET/… or gs://BUCKET/…")
     add("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in the storage folder")
     add("--logger", choices=("mlflow", "wandb"), default="mlflow", help="wandb: --mlflow-uri names the project")
     add("--address", help="of a Ray cluster to join, such as auto; default: this machine alone")
@@ -100,17 +101,18 @@ def _search(options: argparse.Namespace) -> int:
     if options.dry_run:
         console.print(describe(study, room))
         return 0
+    folder = local(options.storage).absolute()
     _check_data(study)
-    with only_driver(options.storage.absolute() / study.name):
-        ancestors = [ancestor(options.storage.absolute() / DATABASE, name, study) for name in _ancestors(options)]
-        ledger = Ledger(study, options.storage)
+    with opened(options.storage) as files, only_driver(folder / study.name):
+        ancestors = [ancestor(folder / DATABASE, name, study) for name in _ancestors(options)]
+        ledger = Ledger(study, folder, files)
         for old in ancestors:
             console.print(f"{take_over(ledger, old)} trials of study {old.study_name} taken over")
         tracker = Tracker(ledger.folder, study.name, _uri(options))
         try:
             with ray_running(options.address, room, options.verbose, options.insecure) as there:
                 if options.address:
-                    require(needed(survey(options.storage, _first(study).data)))
+                    require(needed(survey(files.bucket if files else folder, _first(study).data)))
                 return _explore(options, ledger, tracker, share(study.search, there))
         finally:
             _close(tracker, console)
@@ -145,7 +147,7 @@ def _ancestors(options: argparse.Namespace) -> list[str]:
 
 
 def _uri(options: argparse.Namespace) -> str:
-    return tracking_uri(options.mlflow_uri, options.storage, options.logger)
+    return tracking_uri(options.mlflow_uri, local(options.storage), options.logger)
 
 
 def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share) -> int:
@@ -183,12 +185,13 @@ def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part:
     console = Console(highlight=False)
     if ending.reason:
         console.print(f"ended early: {ending.reason}", soft_wrap=True)
+    bring_home(ledger)
     found = candidates(ledger)
     if not found:
         console.print(f"no champion: {_last_reason(ledger)}", soft_wrap=True)
         return FAILED
     try:
-        scores = score_all(found, part)
+        scores = score_all(found, part, ledger.files)
     except RayError as error:
         console.print(f"the published protocol could not be computed: {str(error).splitlines()[-1]}", soft_wrap=True)
         scores = [{} for _ in found]

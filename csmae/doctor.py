@@ -24,7 +24,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     add = parser.add_argument
     add("study", type=Path, nargs="?", help="YAML file: its archive and the room that a trial takes are looked at, too")
     add("--address", help="of a Ray cluster, such as auto; default: this machine alone")
-    add("--storage", type=Path, default=Path("runs"), help="folder of all studies (default: runs)")
+    add("--storage", default="runs", help="of all studies: a folder (default: runs), s3://BUCKET/… or gs://BUCKET/…")
     add("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in the storage folder")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="as of search.py")
     parser.set_defaults(run=_doctor)
@@ -32,11 +32,12 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _doctor(options: argparse.Namespace) -> int:
     from csmae.tuning.checks import check  # Ray and torch take their time
+    from csmae.tuning.storage import local
     from csmae.tuning.study import load_study
 
     study = load_study(options.study, None, options.set) if options.study else None
     checks = _of_ray(options, study)
-    uri = tracking_uri(options.mlflow_uri, options.storage)
+    uri = tracking_uri(options.mlflow_uri, local(options.storage))
     start = "start it there (`mlflow server`), or name another with --mlflow-uri"
     wrong = unreachable(uri)
     checks.append(check("MLflow", wrong, "" if wrong else f"{shown(uri)} answers, or will be made", start))
@@ -53,9 +54,14 @@ def _of_ray(options: argparse.Namespace, study: Study | None) -> list[Check]:
     from csmae.tuning.cluster import ray_running, this_machine
     from csmae.tuning.door import enter, find
     from csmae.tuning.nodes import survey
+    from csmae.tuning.storage import place
 
     room = None if options.address else this_machine()
     checks: list[Check] = []
+    try:
+        storage = place(options.storage)
+    except ConfigError as error:
+        return [from_error("storage", error)]
     try:
         if options.address:
             there = find(options.address)
@@ -63,7 +69,7 @@ def _of_ray(options: argparse.Namespace, study: Study | None) -> list[Check]:
             start = "start Ray with RAY_AUTH_MODE=token on all nodes (docs/security.md)"
             checks.append(check("door", wrong, f"{there} asks for the token", start))
         with ray_running(options.address, room, verbose=False, insecure=True) as found:
-            seen = survey(options.storage, study.resolve(next(study.starts(), {})).data if study else None)
+            seen = survey(storage, study.resolve(next(study.starts(), {})).data if study else None)
             checks += [*needed(seen), *advisable(seen)]
             if study:
                 checks.append(placement(study.search, found))

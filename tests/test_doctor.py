@@ -70,7 +70,9 @@ def test_one_machine_where_much_is_not_well(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     wrong = {name: text for name, (mark, text) in found.items() if mark == "✗"}
     assert set(wrong) == {"storage", "data", "token", "placement", "MLflow"}, done.stdout
-    assert "runs cannot be written: Not a directory" in wrong["storage"] and "no folder /no-such-folder" in wrong["data"]
+    assert (
+        "runs cannot be written: Not a directory" in wrong["storage"] and "no folder /no-such-folder" in wrong["data"]
+    )
     assert "others may read it (0644)" in wrong["token"] and "chmod 600" in wrong["token"]
     assert "needs 512 CPUs" in wrong["placement"] and "lower --workers-per-trial" in wrong["placement"]
     assert "nothing answers there" in wrong["MLflow"]

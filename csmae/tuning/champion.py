@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import ray
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import Config
+from csmae.tuning.bucket import patiently
 from csmae.tuning.cluster import Share
+from csmae.tuning.file_set import Files, FileSet
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.standings import standings
 
@@ -52,17 +55,27 @@ def saved_metrics(encoder_dir: Path) -> dict[str, float]:
     return dict(content["details"]["metrics"])
 
 
-def score_all(found: list[Candidate], share: Share) -> list[dict[str, float]]:
+def score_all(found: list[Candidate], share: Share, files: Files | None = None) -> list[dict[str, float]]:
     """Score by the published protocol, side by side on Ray's machines.
+
+    Args:
+        found: What to score.
+        share: What each may take.
+        files: Where their encoders are, if not in a folder that all nodes share.
 
     Returns:
         For each candidate ``test/f1_mean``, ``test/f1/s1_to_s1`` and the like.
     """
     task = ray.remote(num_cpus=share.cpus_per_worker, num_gpus=share.gpus_per_worker)(_score)
-    return list(ray.get([task.remote(candidate.config, candidate.encoder_dir) for candidate in found]))
+    there = [(c, files.of(c.encoder_dir.parent) if files and c.encoder_dir else None) for c in found]
+    return list(ray.get([task.remote(c.config, c.encoder_dir, trial) for c, trial in there]))
 
 
-def _score(config: Config, folder: Path | None) -> dict[str, float]:
+def _score(config: Config, folder: Path | None, files: FileSet | None) -> dict[str, float]:
     from csmae.training.scoring import score
 
-    return score(config, folder)
+    if files is None:
+        return score(config, folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        patiently(lambda: files.fetch(Path(scratch), files.manifest(), lambda name: name.startswith("encoder/")))
+        return score(config, Path(scratch) / "encoder")

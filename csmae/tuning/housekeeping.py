@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 from optuna.trial import FrozenTrial
 
+from csmae.tuning.bucket import reason
 from csmae.tuning.ledger import CONFIRMS, START, Ledger, was_cut
 from csmae.tuning.standings import standings
+
+log = logging.getLogger(__name__)
 
 
 class Housekeeper:
@@ -23,6 +28,7 @@ class Housekeeper:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._gone: set[int] = set()
+        self._bucket = ThreadPoolExecutor(1, "tidy")
 
     def tidy(self) -> None:
         """Look through the trials that are over."""
@@ -33,8 +39,26 @@ class Housekeeper:
         for trial in self._ledger.trials():
             if trial.state.is_finished() and trial.number not in self._gone | best and not _stays(trial):
                 self._gone.add(trial.number)
-                (self._ledger.run_dir(trial.number) / "checkpoint.pt").unlink(missing_ok=True)
-                shutil.rmtree(self._ledger.encoder_dir(trial.number), ignore_errors=True)
+                self._remove(trial.number)
+
+    def _remove(self, number: int) -> None:
+        run_dir = self._ledger.run_dir(number)
+        (run_dir / "checkpoint.pt").unlink(missing_ok=True)
+        shutil.rmtree(self._ledger.encoder_dir(number), ignore_errors=True)
+        if self._ledger.files:
+            self._bucket.submit(self._ledger.files.of(run_dir).delete)  # the search waits for no bucket
+
+    def sweep(self) -> None:
+        """Remove what a bucket got of such trials after they were over, or could not remove at the time."""
+        self._bucket.shutdown(cancel_futures=True)  # the loop below removes the rest, or gives up at once
+        files = self._ledger.files
+        if files is None:
+            return
+        try:
+            for number in sorted(self._gone):
+                files.of(self._ledger.run_dir(number)).delete()
+        except OSError as error:
+            log.warning("%s: %s: files of trials that nobody needs stay there", files.bucket.url, reason(error))
 
 
 def _stays(trial: FrozenTrial) -> bool:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from csmae.config import ConfigError
 from csmae.settings import flatten
+from csmae.tuning.file_set import Files
 from csmae.tuning.ranking import order, undominated
 from csmae.tuning.samplers import make_sampler
 from csmae.tuning.study import Study
@@ -53,13 +54,14 @@ class Ledger:
     Args:
         study: Opened under its name, or made.
         storage: Folder of ``studies.db``, which many studies share, and of their own folders.
+        files: Where the trials' files are, if not in that folder.
 
     Raises:
         ConfigError: The database cannot be used, or holds a study of this name with another definition.
     """
 
-    def __init__(self, study: Study, storage: Path) -> None:
-        self.study, self.path = study, storage.absolute() / DATABASE
+    def __init__(self, study: Study, storage: Path, files: Files | None = None) -> None:
+        self.study, self.path, self.files = study, storage.absolute() / DATABASE, files
         with usable(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.optuna = optuna.create_study(

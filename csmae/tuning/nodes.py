@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import secrets
 import shutil
 import stat
 import subprocess
@@ -13,7 +12,6 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,13 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from csmae.config import ConfigError, Data
+from csmae.tuning.bucket import Bucket
+from csmae.tuning.meeting import Meeting, meeting
 
 ANSWER_S = 180.0
 """For all nodes to answer: a process must start, and import torch perhaps from a slow disk."""
 
 CUDA = "import torch; torch.cuda.init(); print(torch.cuda.device_count())"
-
-WORD = "driver"
-"""The file in which the driver leaves a word in the storage."""
 
 
 @dataclass(frozen=True)
@@ -78,46 +75,31 @@ class Survey:
     nodes: list[Node]
 
 
-def survey(storage: Path, data: Data | None) -> Survey:
+def survey(storage: Path | Bucket, data: Data | None) -> Survey:
     """Look at all nodes of the Ray that runs.
 
     Args:
-        storage: Folder that all must share.
+        storage: What all must share.
         data: The archive that all must read; None looks at none.
     """
-    with _meeting(storage) as (folder, trouble):
+    with meeting(storage.absolute() if isinstance(storage, Path) else storage) as (place, trouble):
         there = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        asked = {_ask(node_id, folder, data): node_id for node_id in there}
+        asked = {_ask(node_id, place, data): node_id for node_id in there}
         answers = dict(_answers(asked))
         names = _names(there)
         nodes = []
         for node_id, (facts, text, received) in answers.items():
             gpus = int(there[node_id]["Resources"].get("GPU", 0))
             ahead = facts.clock - received if facts else 0.0
-            nodes.append(Node(names[node_id], gpus, _answered(facts, folder, node_id, trouble), text, ahead))
-        driver = look(folder, "driver again", data)
+            nodes.append(Node(names[node_id], gpus, _heard(facts, place, node_id, trouble), text, ahead))
+        driver = look(place, "driver again", data)
     return Survey(driver, sorted(nodes, key=lambda node: node.name))
 
 
-@contextmanager
-def _meeting(storage: Path) -> Iterator[tuple[Path, str | None]]:
-    """A folder in the storage where the driver leaves a word and each node answers; or why there can be none."""
-    folder, trouble = storage.absolute() / f".meeting-{secrets.token_hex(8)}", None
-    try:
-        folder.mkdir(parents=True)
-        (folder / WORD).write_text(folder.name)
-    except OSError as error:
-        trouble = f"{storage.absolute()} cannot be written: {error.strerror}"
-    try:
-        yield folder, trouble
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _ask(node_id: str, folder: Path, data: Data | None) -> Any:
+def _ask(node_id: str, place: Meeting, data: Data | None) -> Any:
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(look)
-    return task.remote(folder, node_id, data)
+    return task.remote(place, node_id, data)
 
 
 def _answers(asked: dict[Any, str]) -> Iterator[tuple[str, tuple[Facts | None, str, float]]]:
@@ -144,36 +126,33 @@ def _names(there: dict[str, Any]) -> dict[str, str]:
     return {i: name if seen.count(name) == 1 else f"{name} ({i[:6]})" for i, name in addresses.items()}
 
 
-def _answered(facts: Facts | None, folder: Path, node_id: str, trouble: str | None) -> Facts | None:
+def _heard(facts: Facts | None, place: Meeting, node_id: str, trouble: str | None) -> Facts | None:
     """The facts, with what is wrong with the storage as the driver sees it."""
     if facts is None:
         return None
-    if trouble is None and facts.storage is None:
-        try:
-            heard = (folder / node_id).read_text() == folder.name
-        except OSError:
-            heard = False
-        trouble = None if heard else f"what it writes to {folder.parent} does not come to the driver"
+    if not (trouble or facts.storage or place.hears(node_id)):
+        trouble = f"what it writes to {place} does not come to the driver"
     return Facts(**vars(facts) | {"storage": trouble or facts.storage})
 
 
-def look(folder: Path, name: str, data: Data | None) -> Facts:
+def look(place: Meeting, name: str, data: Data | None) -> Facts:
     """What this process finds on its machine.
 
     Args:
-        folder: Where the driver left a word.
+        place: Where the driver left a word.
         name: Of the answer beside it.
         data: The archive to open.
     """
     fingerprint, trouble = _read(data) if data else (None, None)
-    gpus = _gpus()
+    gpus, temporary = _gpus(), Path(tempfile.gettempdir())
+    places = (place.storage, temporary) if isinstance(place.storage, Path) else (temporary,)
     return Facts(
         versions=versions(),
         token=_token(),
         gpus=gpus,
         cuda=_cuda_trouble() if gpus else None,
-        disks={str(place): _disk(place) for place in (folder.parent, Path(tempfile.gettempdir()))},
-        storage=_answer(folder, name),
+        disks={str(folder): _disk(folder) for folder in places},
+        storage=place.answer(name),
         data=fingerprint,
         data_trouble=trouble,
         clock=time.time(),
@@ -225,18 +204,6 @@ def _disk(folder: Path) -> tuple[int, float]:
     place = next(path for path in (folder, *folder.parents) if path.exists())
     usage = shutil.disk_usage(place)
     return usage.free, usage.used / max(1, usage.used + usage.free)
-
-
-def _answer(folder: Path, name: str) -> str | None:
-    """Answer the driver's word; why it is impossible."""
-    try:
-        heard = (folder / WORD).read_text() == folder.name
-        (folder / name).write_text(folder.name)
-    except FileNotFoundError:
-        return f"does not see what the driver writes to {folder.parent}"
-    except OSError as error:
-        return f"{folder.parent} cannot be written: {error.strerror}"
-    return None if heard else f"reads something else in {folder.parent} than the driver wrote"
 
 
 def _read(data: Data) -> tuple[str | None, str | None]:

@@ -90,7 +90,7 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
     ledger = budget.ledger
     search, searcher = ledger.study.search, LedgerSearcher(budget, listener)
     warden = Warden(budget, searcher)
-    with _scratch(ledger.folder) as scratch, warden.listening():
+    with _scratch(None if ledger.files else ledger.folder) as scratch, warden.listening():
         plan = SlotPlan(
             workers=search.workers_per_trial,
             cpus_per_worker=share.cpus_per_worker,
@@ -99,6 +99,7 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
             hang_timeout_s=seconds(search.hang_timeout),
             scratch_dir=scratch,
             pretrain=pretrain,
+            files=ledger.files,
         )
         _tuner(plan, searcher, warden, share.slots, ledger).fit()
     ending = warden.ending
@@ -106,18 +107,23 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
         budget.write()
         if ending.kind in ("budget", "hopeless"):
             searcher.abandon(ending.reason)
+    searcher.keeper.sweep()
     if searcher.ending and searcher.ending.kind == "stuck":
         return searcher.ending
     return Ending("done", searcher.exhausted) if ending.kind == "done" and searcher.exhausted else ending
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[str]:
-    """A place for Tune's and Train's own notes; what a killed driver left of the kind is removed."""
-    for stale in folder.glob("tune-*"):
+def _scratch(folder: Path | None) -> Iterator[str]:
+    """A place for Tune's and Train's own notes; what a killed driver left of the kind is removed.
+
+    Args:
+        folder: That all nodes share; None is each node's own temporary folder.
+    """
+    for stale in folder.glob("tune-*") if folder else ():
         shutil.rmtree(stale, ignore_errors=True)
     try:
-        scratch = tempfile.TemporaryDirectory(prefix="tune-", dir=folder)
+        scratch = tempfile.TemporaryDirectory(prefix="tune-" if folder else "csmae-tune-", dir=folder)
     except OSError as error:
         raise ConfigError(f"--storage: {folder} cannot be written: {error.strerror}") from None
     with scratch as name:

@@ -45,7 +45,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         super().__init__()
         self._ledger, self._budget, self._listener = budget.ledger, budget, listener
         ledger = self._ledger
-        self._proposals, self._keeper = Proposals(ledger), Housekeeper(ledger)
+        self._proposals, self.keeper = Proposals(ledger), Housekeeper(ledger)
         self._live: dict[str, _Live] = {}
         self._confirming = False
         self.exhausted: str | None = None
@@ -175,7 +175,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             else:
                 self._ledger.prune(live.trial)
         self._despair(failed)
-        self._keeper.tidy()
+        self.keeper.tidy()
         self._tell(live, failed)
 
     def _tell(self, live: _Live, reason: str | None) -> None:

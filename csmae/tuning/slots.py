@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 
 from csmae.config import Config, ConfigError
+from csmae.tuning.file_set import Files
 from csmae.tuning.mailbox import Assignment, EpochDone, Event, GroupLost, Mailbox, Silence, TrialDone
+from csmae.tuning.working_copy import mark_of, saved_epoch, working_copy
 
 PRETRAIN = "csmae.training.engine:pretrain"
 
@@ -48,6 +50,8 @@ class SlotPlan:
     """Silence after which workers are taken for dead."""
     scratch_dir: str
     """Where Ray Train leaves its own notes."""
+    files: Files | None = None
+    """The bucket that holds the trials' files; None where their folder is shared."""
     pretrain: str = PRETRAIN
     """Module and name of the generator that trains."""
 
@@ -219,21 +223,38 @@ class _Rank:
 
     def _epochs(self, assignment: Assignment) -> bool:
         """Train as long as the verdict allows; returns whether the training came to its end."""
-        run_dir, first = Path(assignment.run_dir), self.number == 0
-        if first and (saved := saved_epoch(run_dir)):
-            ray.get(self.mailbox.replay.remote(assignment.ticket, self.group, *saved))
-        for epoch in self._generator(assignment):
-            metrics = epoch.metrics if first else None
-            if not ray.get(self.mailbox.tell.remote(assignment.ticket, self.group, epoch.number, metrics)):
-                return False
+        first = self.number == 0
+        with self._files(assignment) as (run_dir, mirror):
+            if first and (saved := saved_epoch(run_dir)):
+                ray.get(self.mailbox.replay.remote(assignment.ticket, self.group, *saved))
+            for epoch in self._generator(assignment, run_dir):
+                mirror()
+                metrics = epoch.metrics if first else None
+                if not ray.get(self.mailbox.tell.remote(assignment.ticket, self.group, epoch.number, metrics)):
+                    return False
         return True
 
-    def _generator(self, assignment: Assignment) -> Iterator[Any]:
+    @contextmanager
+    def _files(self, assignment: Assignment) -> Iterator[tuple[Path, Callable[[], object]]]:
+        """The trial's folder as this rank sees it, and what to call between epochs."""
+        if self.plan.files is None:
+            yield Path(assignment.run_dir), _nothing
+            return
+        files = self.plan.files.of(Path(assignment.run_dir))
+        folder = Path(self.plan.scratch_dir) / "work" / files.key / f"rank-{self.number}"
+
+        def beat() -> None:
+            self.mailbox.beat.remote(assignment.ticket, self.group)
+
+        with working_copy(files, folder, mark_of(assignment.config), self.number == 0, beat) as mirror:
+            yield folder, mirror
+
+    def _generator(self, assignment: Assignment, run_dir: Path) -> Iterator[Any]:
         from ray.train.torch import get_device
 
         module, _, name = self.plan.pretrain.partition(":")
         pretrain: Callable[..., Iterator[Any]] = getattr(importlib.import_module(module), name)
-        config, run_dir = Config.model_validate(assignment.config), Path(assignment.run_dir)
+        config = Config.model_validate(assignment.config)
         return pretrain(config, run_dir, str(get_device()), self._beats(assignment.ticket))
 
     def _beats(self, ticket: int) -> Callable[[int, int], None]:
@@ -252,10 +273,5 @@ class _Rank:
         ray.get(self.mailbox.end.remote(assignment.ticket, self.group, failed, stuck))
 
 
-def saved_epoch(run_dir: Path) -> tuple[int, dict[str, float]] | None:
-    """The epoch of the last checkpoint with its metrics: its report may have been lost with the process."""
-    path = run_dir / "encoder" / "config.json"
-    if not path.exists():
-        return None
-    details = json.loads(path.read_text(encoding="utf-8"))["details"]
-    return details["epoch"], details["metrics"]
+def _nothing() -> None:
+    """What is to be done between epochs where the storage is a folder."""

@@ -1,0 +1,235 @@
+"""The storage of all studies: a folder, or a bucket of which the driver keeps a copy."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from csmae.config import ConfigError
+from csmae.tuning.bucket import SCHEMES, Bucket, patiently, reason
+from csmae.tuning.file_set import Files, FileSet
+from csmae.tuning.ledger import DATABASE, Ledger
+from csmae.tuning.run import only_driver
+
+EVERY_S = 20.0
+"""Between looks at what changed; what the loss of the driver's machine may cost."""
+
+LEASE_S = 120.0
+"""Silence of a driver on another machine after which it counts as dead."""
+
+CLOSE_S = 60.0
+
+COPIES = Path("runs")
+"""Where copies of buckets are kept."""
+
+OWNER = ".owner"
+"""The file in a copy that tells it from copies on other machines."""
+
+CHECKPOINT = "checkpoint.pt"
+
+NOTES = ("driver.lock",)
+"""Files of this machine alone."""
+
+log = logging.getLogger(__name__)
+
+
+def local(where: str) -> Path:
+    """The folder that stands for a storage on this machine: itself, or the copy of a bucket."""
+    if not where.startswith(SCHEMES):
+        if "://" in where:
+            raise ConfigError(f"--storage {where}: must be a folder, s3://BUCKET/… or gs://BUCKET/…")
+        return Path(where)
+    return COPIES / re.sub(r"[^\w.-]+", "-", where.partition("?")[0]).strip("-")
+
+
+def place(where: str) -> Path | Bucket:
+    """What all nodes must share.
+
+    Raises:
+        ConfigError: The bucket cannot be used.
+    """
+    if not where.startswith(SCHEMES):
+        return local(where)
+    bucket = Bucket(where)
+    bucket.check()
+    return bucket
+
+
+@contextmanager
+def opened(where: str) -> Iterator[Files | None]:
+    """Keep a storage open for a driver.
+
+    Args:
+        where: A folder, or a URL.
+
+    Yields:
+        Where the trials' files are; None where they are in the folder.
+
+    Raises:
+        ConfigError: The bucket cannot be used, or a driver on another machine uses it.
+    """
+    if not where.startswith(SCHEMES):
+        yield None
+        return
+    bucket, folder = Bucket(where), local(where).absolute()
+    bucket.check()
+    with only_driver(folder):
+        mirror = Mirror(FileSet(bucket, "driver"), folder)
+        mirror.take_over()
+        mirror.start()
+        try:
+            yield Files(bucket, folder)
+        finally:
+            mirror.close()
+
+
+def fetched(where: str) -> Path:
+    """The folder that stands for a storage, with what a bucket holds of its studies, for looking only."""
+    folder = local(where)
+    if where.startswith(SCHEMES):
+        bucket = Bucket(where)
+        bucket.check()
+        files = FileSet(bucket, "driver")
+        state = files.manifest()
+        if state.note.get("owner") != _owner(folder):
+            files.fetch(folder, state)
+    return folder
+
+
+def bring_home(ledger: Ledger) -> None:
+    """Fetch what a bucket holds of the trials, checkpoints excepted, to the driver's copy.
+
+    Raises:
+        ConfigError: The bucket does not answer.
+    """
+    files = ledger.files
+    if files is None:
+        return
+    trials = ledger.run_dir(0).parent
+    try:
+        for name in patiently(lambda: files.bucket.names(trials.relative_to(files.folder).as_posix())):
+            trial = files.of(trials / name)
+            state = patiently(trial.manifest)
+            patiently(partial(trial.fetch, trials / name, state, lambda path: path != CHECKPOINT))
+    except OSError as error:
+        raise ConfigError(f"--storage {files.bucket.url}: {reason(error)}: run again when it does") from None
+
+
+class Mirror(threading.Thread):
+    """Sends the database of studies and the studies' own files to a bucket, now and then and at the end.
+
+    Args:
+        files: In the bucket.
+        folder: The driver's copy.
+    """
+
+    def __init__(self, files: FileSet, folder: Path) -> None:
+        super().__init__(name="mirror", daemon=True)
+        self._files, self._folder, self._closing = files, folder, threading.Event()
+        self._told = False
+
+    def take_over(self) -> None:
+        """Bring the copy up to the bucket, where another machine's driver was the last to write to it.
+
+        Raises:
+            ConfigError: That driver is still at it, or the bucket fails.
+        """
+        try:
+            state = self._files.manifest()
+            note, owner = state.note, _owner(self._folder)
+            if note and note["owner"] != owner:
+                age = time.time() - note["time"]
+                if note["open"] and age < LEASE_S:
+                    raise ConfigError(
+                        f"--storage {self._files.bucket.url}: {note['who']} runs a search on it, and was heard of {age:.0f} s "
+                        f"ago: wait for its end, or {LEASE_S:.0f} s after its machine is gone"
+                    )
+                for path in (self._folder / name for name in _names(self._folder)):
+                    path.unlink()  # of a search that another machine took over since
+                self._files.fetch(self._folder, state)
+            elif not (self._folder / DATABASE).exists():
+                self._files.fetch(self._folder, state)
+            self._push(True)
+        except OSError as error:
+            raise ConfigError(f"--storage {self._files.bucket.url}: {reason(error)}") from None
+
+    def run(self) -> None:
+        """Send until closed."""
+        while not self._closing.wait(EVERY_S):
+            self._try(True)
+
+    def close(self) -> None:
+        """Send the last, for a while."""
+        self._closing.set()
+        self.join()
+        deadline = time.monotonic() + CLOSE_S
+        while not self._try(False):
+            if time.monotonic() > deadline:
+                log.warning(
+                    "what %s has yet to get waits in %s for the next start", self._files.bucket.url, self._folder
+                )
+                return
+            time.sleep(1)
+
+    def _try(self, is_open: bool) -> bool:
+        try:
+            self._push(is_open)
+        except (OSError, sqlite3.Error) as error:
+            if not self._told:
+                log.warning("%s: %s; the search goes on", self._files.bucket.url, reason(error))
+            self._told = True
+            return False
+        if self._told:
+            log.warning("%s answers again", self._files.bucket.url)
+        self._told = False
+        return True
+
+    def _push(self, is_open: bool) -> None:
+        who = f"process {os.getpid()} on {socket.gethostname()}"
+        note: dict[str, Any] = {"owner": _owner(self._folder), "who": who, "time": time.time(), "open": is_open}
+        with tempfile.TemporaryDirectory() as name:
+            _copy(self._folder, Path(name))
+            self._files.push(Path(name), note)
+
+
+def _owner(folder: Path) -> str:
+    """The name of a copy."""
+    path = folder / OWNER
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(8))
+    return path.read_text()
+
+
+def _names(folder: Path) -> list[str]:
+    """The database, and the files directly in each study's folder."""
+    found = [path for path in (folder / DATABASE, *sorted(folder.glob("*/*"))) if path.is_file()]
+    kept = (path for path in found if path.name not in NOTES and not path.name.startswith("."))
+    return [path.relative_to(folder).as_posix() for path in kept if path.suffix != ".new"]
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """Files as they are at one moment each; the database through SQLite, for it may be in the middle of something."""
+    for name in _names(folder):
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = (folder / name).stat().st_mtime_ns  # before it is read: what comes after will be sent again
+        if name == DATABASE:
+            with closing(sqlite3.connect(folder / name)) as source, closing(sqlite3.connect(path)) as copy:
+                source.backup(copy)
+        else:
+            shutil.copyfile(folder / name, path)
+        os.utime(path, ns=(written, written))

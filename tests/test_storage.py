@@ -1,0 +1,204 @@
+"""Storage in a bucket: a real server of S3's protocol, which goes away and comes back."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import boto3
+import optuna
+import pytest
+from moto.server import ThreadedMotoServer
+
+import csmae
+from csmae.config import ConfigError
+from csmae.tuning import storage
+from csmae.tuning.bucket import Bucket
+from csmae.tuning.file_set import FileSet, Manifest
+from own_cluster import free_port
+from test_kills import kill_worker
+from test_search import ROOT, write
+
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+class Server:
+    """A server that can be gone for a while; what it holds stays."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._server = self._started()
+
+    def _started(self) -> ThreadedMotoServer:
+        server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
+        server.start()
+        return server
+
+    def url(self, path: str) -> str:
+        return f"s3://{path}?endpoint_override=127.0.0.1:{self.port}&scheme=http"
+
+    @contextmanager
+    def gone(self) -> Iterator[None]:
+        self._server.stop()
+        yield
+        self._server = self._started()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    patch = pytest.MonkeyPatch()
+    for name, value in KEYS.items():
+        patch.setenv(name, value)
+    running = Server()
+    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{running.port}").create_bucket(Bucket="lab")
+    yield running
+    running.stop()
+    patch.undo()
+
+
+def write_files(folder: Path, **contents: str) -> Path:
+    for name, content in contents.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_state_of_files_comes_back_as_it_was_whatever_is_pushed_meanwhile(server: Server, tmp_path: Path) -> None:
+    files, here = (
+        FileSet(Bucket(server.url("lab/one")), "trial"),
+        write_files(tmp_path / "a", model="1", encoder__x="1"),
+    )
+    assert files.manifest() == Manifest()
+    first = files.push(here, {"epoch": 1})
+    write_files(here, model="22")
+    second = files.push(here, {"epoch": 2})
+    assert first.files["encoder/x"] == second.files["encoder/x"] and first.files["model"] != second.files["model"]
+    files.fetch(tmp_path / "b", files.manifest())
+    assert contents(tmp_path / "b") == {"model": "22", "encoder/x": "1"}
+    with pytest.raises(FileNotFoundError):
+        files.fetch(tmp_path / "c", first)
+    files.delete()
+    assert Bucket(server.url("lab/one")).names("trial/encoder") == [] and files.manifest() == Manifest()
+
+
+def test_a_manifest_that_names_files_elsewhere_is_refused(server: Server, tmp_path: Path) -> None:
+    bucket = Bucket(server.url("lab/two"))
+    for name in ("../../escape", "/tmp/escape"):
+        bucket.put_bytes("trial/manifest.json", json.dumps({"files": {name: "x.1"}, "note": {}}).encode())
+        with pytest.raises(ConfigError, match="a file elsewhere"):
+            FileSet(bucket, "trial").manifest()
+    bucket.put_bytes("trial/manifest.json", b"[]")
+    with pytest.raises(ConfigError, match="is damaged"):
+        FileSet(bucket, "trial").manifest()
+
+
+def test_a_bucket_that_cannot_be_used_is_told_in_one_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {
+        server.url("absent/x"): "there is no such bucket",
+        f"s3://lab/x?endpoint_override=127.0.0.1:{free_port()}&scheme=http": "does not answer",
+        "s3://lab/x?endpoint=1": "endpoint",
+    }
+    for url, text in wrong.items():
+        with pytest.raises(ConfigError, match=text) as caught:
+            Bucket(url).check()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="must be a folder, s3://"):
+        storage.local("ftp://lab/x")
+
+
+def test_a_copy_gives_way_to_what_another_machine_wrote_since(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, outbox = server.url("lab/three"), Path(storage.local(server.url("lab/three"))) / "study" / "outbox.jsonl"
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, text in ((here, "1"), (there, "2"), (here, "3")):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        with storage.opened(url):
+            assert (outbox.read_text() if outbox.exists() else "") == {"1": "", "2": "1", "3": "12"}[text]
+            outbox.parent.mkdir(exist_ok=True)
+            with outbox.open("a") as file:
+                file.write(text)
+
+
+def test_two_machines_do_not_drive_one_storage_at_a_time(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.url("lab/four")
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with storage.opened(url):
+        with pytest.raises(ConfigError, match="is being run by process"), storage.opened(url):
+            pass
+        monkeypatch.chdir(tmp_path / "there")
+        with pytest.raises(ConfigError, match="runs a search on it"), storage.opened(url):
+            pass
+    with storage.opened(url):
+        pass
+
+
+def start(folder: Path, url: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "search.py"), str(write(folder, workers_per_trial=2, scheduler="none"))]
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            [*command, "--storage", url],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=folder,
+            start_new_session=True,
+        )
+
+
+def wait_for(driver: subprocess.Popen[str], folder: Path, text: str) -> None:
+    while text not in (folder / "log").read_text():
+        assert driver.poll() is None, (folder / "log").read_text()
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_search_goes_on_elsewhere_from_a_bucket_that_is_gone_for_a_while(server: Server, tmp_path: Path) -> None:
+    url, here, there = server.url("lab/studies"), tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    driver = start(here, url)
+    wait_for(driver, here, "trial 0 epoch 2/4")
+    os.killpg(driver.pid, signal.SIGINT)
+    assert driver.wait(120) == 130, (here / "log").read_text()
+
+    driver = start(there, url)
+    wait_for(driver, there, "trial 0 epoch 3/4")
+    with server.gone():
+        assert kill_worker(driver, random.Random(0))
+        time.sleep(15)
+    assert driver.wait(300) == 0, (there / "log").read_text()
+    log = (there / "log").read_text()
+    assert "trial 0 goes on" in log and "trial 0 epoch 1/4" not in log and "champion: trial" in log
+
+    copy = there / storage.local(url)
+    trials = optuna.load_study(study_name="small", storage=f"sqlite:///{copy}/studies.db").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
+    assert all(sorted(trial.intermediate_values) == [1, 2, 3, 4] for trial in trials)
+    for trial in trials:
+        state = FileSet(Bucket(url), f"small/trials/{trial.number}").manifest()
+        assert state.note["epoch"] == 4 and {"checkpoint.pt", "encoder/config.json"} < set(state.files)
+        assert sum(name.startswith("arrays/") for name in state.files) == 3
+        assert csmae.load_encoder(copy / "small" / "trials" / str(trial.number) / "encoder").width
+    assert (copy / "small" / "report.html").exists()
+    assert not list(Path("/tmp").glob("csmae-tune-*/work"))
