@@ -21,6 +21,9 @@ from csmae.config import ConfigError
 from csmae.tuning import storage
 from csmae.tuning.bucket import Bucket
 from csmae.tuning.file_set import FileSet, Manifest
+from csmae.tuning.inheritance import study_names
+from csmae.tuning.ledger import DATABASE, Ledger
+from csmae.tuning.study import load_study
 from own_cluster import free_port
 from test_kills import kill_worker
 from test_search import ROOT, write
@@ -118,6 +121,10 @@ def test_a_bucket_that_cannot_be_used_is_told_in_one_line(server: Server, monkey
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="must be a folder, s3://"):
         storage.local("ftp://lab/x")
+    for url in ("s3://key:hunter2@lab/x", "s3://lab/x?access_key=key&secret_key=hunter2"):
+        with pytest.raises(ConfigError, match="AWS_PROFILE") as caught, storage.opened(url):
+            pass
+        assert "hunter2" not in str(caught.value)
 
 
 def test_a_copy_gives_way_to_what_another_machine_wrote_since(
@@ -150,6 +157,36 @@ def test_two_machines_do_not_drive_one_storage_at_a_time(
             pass
     with storage.opened(url):
         pass
+
+
+def test_a_driver_that_is_lost_gives_way_after_a_while(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.url("lab/five")
+    lost = {"owner": "another", "who": "process 1 on elsewhere", "open": True}
+    (tmp_path / "nothing").mkdir()
+    monkeypatch.chdir(tmp_path)
+    files = FileSet(Bucket(url), "driver")
+    files.push(tmp_path / "nothing", lost | {"time": time.time() - storage.LEASE_S + 60})
+    with pytest.raises(ConfigError, match="process 1 on elsewhere runs a search on it"), storage.opened(url):
+        pass
+    files.push(tmp_path / "nothing", lost | {"time": time.time() - storage.LEASE_S})
+    with storage.opened(url):
+        assert files.manifest().note["owner"] != "another"
+
+
+def test_the_studies_of_a_bucket_are_listed_anywhere(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, study = server.url("lab/six"), load_study(write(tmp_path))
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with storage.opened(url) as files:
+        assert files
+        Ledger(study, files.folder, files)
+    monkeypatch.chdir(tmp_path / "there")
+    assert study_names(storage.fetched(url) / DATABASE) == ["small"]
 
 
 def start(folder: Path, url: str) -> subprocess.Popen[str]:

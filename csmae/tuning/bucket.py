@@ -73,10 +73,10 @@ class Bucket:
             raise ConfigError(f"--storage {self.url}: what is written there is not what is read again")
 
     def put(self, key: str, path: Path) -> None:
-        """Write a file's content; an object appears whole or not at all.
+        """Write a file's content.
 
         Raises:
-            OSError: The bucket does not take it now.
+            OSError: The bucket does not take it now; a part of it may be there.
         """
         files, root = _open(self.url)
         with path.open("rb") as source, files.open_output_stream(f"{root}/{key}") as target:

@@ -47,11 +47,20 @@ log = logging.getLogger(__name__)
 
 
 def local(where: str) -> Path:
-    """The folder that stands for a storage on this machine: itself, or the copy of a bucket."""
+    """The folder that stands for a storage on this machine: itself, or the copy of a bucket.
+
+    Raises:
+        ConfigError: The URL is of no bucket, or holds a password, which would be shown and logged.
+    """
     if not where.startswith(SCHEMES):
         if "://" in where:
             raise ConfigError(f"--storage {where}: must be a folder, s3://BUCKET/… or gs://BUCKET/…")
         return Path(where)
+    if "@" in where or "secret_key" in where:
+        raise ConfigError(
+            "--storage: holds a password, which would be shown and logged: leave it out and set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
     return COPIES / re.sub(r"[^\w.-]+", "-", where.partition("?")[0]).strip("-")
 
 
@@ -61,8 +70,9 @@ def place(where: str) -> Path | Bucket:
     Raises:
         ConfigError: The bucket cannot be used.
     """
+    folder = local(where)
     if not where.startswith(SCHEMES):
-        return local(where)
+        return folder
     bucket = Bucket(where)
     bucket.check()
     return bucket
@@ -84,7 +94,7 @@ def opened(where: str) -> Iterator[Files | None]:
     if not where.startswith(SCHEMES):
         yield None
         return
-    bucket, folder = Bucket(where), local(where).absolute()
+    folder, bucket = local(where).absolute(), Bucket(where)
     bucket.check()
     with only_driver(folder):
         mirror = Mirror(FileSet(bucket, "driver"), folder)
@@ -97,15 +107,22 @@ def opened(where: str) -> Iterator[Files | None]:
 
 
 def fetched(where: str) -> Path:
-    """The folder that stands for a storage, with what a bucket holds of its studies, for looking only."""
+    """The folder that stands for a storage, with what a bucket holds of its studies, for looking only.
+
+    Raises:
+        ConfigError: The bucket cannot be used.
+    """
     folder = local(where)
     if where.startswith(SCHEMES):
         bucket = Bucket(where)
         bucket.check()
         files = FileSet(bucket, "driver")
-        state = files.manifest()
-        if state.note.get("owner") != _owner(folder):
-            files.fetch(folder, state)
+        try:
+            state = files.manifest()
+            if state.note.get("owner") != _owner(folder):
+                files.fetch(folder, state)
+        except OSError as error:
+            raise ConfigError(f"--storage {where}: {reason(error)}") from None
     return folder
 
 
