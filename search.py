@@ -10,7 +10,7 @@ from pathlib import Path
 from ray.exceptions import RayError
 from rich.console import Console
 
-from csmae.config import Config, ConfigError
+from csmae.config import ConfigError
 from csmae.data.name import data_name
 from csmae.settings import flatten
 from csmae.tracking.provenance import command
@@ -112,7 +112,7 @@ def _search(options: argparse.Namespace) -> int:
         try:
             with ray_running(options.address, room, options.verbose, options.insecure) as there:
                 if options.address:
-                    require(needed(survey(files.bucket if files else folder, _first(study).data)))
+                    require(needed(survey(files.bucket if files else folder, study.first().data)))
                 return _explore(options, ledger, tracker, share(study.search, there))
         finally:
             _close(tracker, console)
@@ -127,7 +127,7 @@ def _check_data(study: Study) -> None:
     from csmae.training.engine import check  # seconds of torch, which a mistake in the file need not wait for
     from csmae.training.scoring import validation_split
 
-    config = _first(study)
+    config = study.first()
     validation = validation_split(check(config), config)
     wanted = [name for name in study.search.objectives if LABELLED.match(name)]
     if wanted and not validation.take(range(min(NUM_LABELLED, len(validation)))).labels().any():
@@ -135,10 +135,6 @@ def _check_data(study: Study) -> None:
             f"{config.data.path}: holds no labels, which {wanted[0]} needs: use search.objectives "
             "{val/recall_at_1: maximize}, which needs none"
         )
-
-
-def _first(study: Study) -> Config:
-    return study.resolve(next(study.starts(), {}))
 
 
 def _ancestors(options: argparse.Namespace) -> list[str]:

@@ -52,7 +52,6 @@ def _of_ray(options: argparse.Namespace, study: Study | None) -> list[Check]:
     """All that is seen through Ray, and why no more."""
     from csmae.tuning.checks import advisable, check, from_error, needed, placement
     from csmae.tuning.cluster import ray_running, this_machine
-    from csmae.tuning.door import enter, find
     from csmae.tuning.nodes import survey
     from csmae.tuning.storage import place
 
@@ -63,13 +62,12 @@ def _of_ray(options: argparse.Namespace, study: Study | None) -> list[Check]:
     except ConfigError as error:
         return [from_error("storage", error)]
     try:
-        if options.address:
-            there = find(options.address)
-            wrong = None if enter(there, insecure=True) else f"{there} asks nobody for a token"
-            start = "start Ray with RAY_AUTH_MODE=token on all nodes (docs/security.md)"
-            checks.append(check("door", wrong, f"{there} asks for the token", start))
         with ray_running(options.address, room, verbose=False, insecure=True) as found:
-            seen = survey(storage, study.resolve(next(study.starts(), {})).data if study else None)
+            if options.address:
+                wrong = None if found.asks_for_token else f"{found.where} asks nobody for a token"
+                start = "start Ray with RAY_AUTH_MODE=token on all nodes (docs/security.md)"
+                checks.append(check("door", wrong, f"{found.where} asks for the token", start))
+            seen = survey(storage, study.first().data if study else None)
             checks += [*needed(seen), *advisable(seen)]
             if study:
                 checks.append(placement(study.search, found))

@@ -1,6 +1,7 @@
 """What several test files share: a small archive and a configuration that trains on it in seconds."""
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,13 @@ SMALL: dict[str, Any] = {
     "eval": {"k": 3, "batch_size": 16},
 }
 """Sections of a configuration that trains an epoch in well under a second."""
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,19 +12,13 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from conftest import SMALL
+from conftest import SMALL, free_port
 from csmae.config import Loss, Masking
 from csmae.model.csmae import CSMAE
 from test_csmae import VARIANTS, batch, tiny
 
 LOSS = Loss(mde_weight=0.5)
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def model_of(variant: str) -> CSMAE:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from archives import write_v2
+from conftest import free_port
 from csmae.tuning.checks import advisable, needed
 from csmae.tuning.nodes import Facts, Node, Survey
-from own_cluster import TOKEN, free_port, own_cluster
+from own_cluster import TOKEN, own_cluster
 from test_search import ROOT, write
 
 APART = """

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from conftest import free_port
 from csmae.config import ConfigError
 from csmae.tuning.door import enter, find
-from own_cluster import OwnCluster, free_port, own_cluster
+from own_cluster import OwnCluster, own_cluster
 from test_search import ROOT, write
 
 

@@ -72,7 +72,7 @@ def run_under_fire(folder: Path, kill: Kill, peace_s: float, seed: int) -> int:
             drivers.append(start(folder, num_trials))
     assert drivers[-1].wait(600) == 0, (folder / "log").read_text()[-2000:]
     deadline = time.monotonic() + LEAVE_S
-    while left := [processes(driver.pid) for driver in drivers if processes(driver.pid)]:
+    while left := [found for driver in drivers if (found := processes(driver.pid))]:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(1)
     return num_trials

@@ -13,11 +13,10 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from conftest import small_config
+from conftest import free_port, small_config
 from csmae.config import Config, ConfigError
 from csmae.training.checkpoint import CHECKPOINT
 from csmae.training.engine import pretrain
-from test_ddp import free_port
 
 KILLS = 20
 

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 import csmae
+from conftest import free_port
 from csmae.config import ConfigError
 from csmae.tuning import storage
 from csmae.tuning.bucket import Bucket
@@ -24,9 +24,8 @@ from csmae.tuning.file_set import FileSet, Manifest
 from csmae.tuning.inheritance import study_names
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.study import load_study
-from own_cluster import free_port
 from test_kills import kill_worker
-from test_search import ROOT, write
+from test_search import start, write
 
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -189,19 +188,6 @@ def test_the_studies_of_a_bucket_are_listed_anywhere(
     assert study_names(storage.fetched(url) / DATABASE) == ["small"]
 
 
-def start(folder: Path, url: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "search.py"), str(write(folder, workers_per_trial=2, scheduler="none"))]
-    with (folder / "log").open("w") as log:
-        return subprocess.Popen(
-            [*command, "--storage", url],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=folder,
-            start_new_session=True,
-        )
-
-
 def wait_for(driver: subprocess.Popen[str], folder: Path, text: str) -> None:
     while text not in (folder / "log").read_text():
         assert driver.poll() is None, (folder / "log").read_text()
@@ -212,14 +198,15 @@ def wait_for(driver: subprocess.Popen[str], folder: Path, text: str) -> None:
 @pytest.mark.timeout(600)
 def test_a_search_goes_on_elsewhere_from_a_bucket_that_is_gone_for_a_while(server: Server, tmp_path: Path) -> None:
     url, here, there = server.url("lab/studies"), tmp_path / "here", tmp_path / "there"
-    here.mkdir()
-    there.mkdir()
-    driver = start(here, url)
+    for folder in (here, there):
+        folder.mkdir()
+        write(folder, workers_per_trial=2, scheduler="none")
+    driver = start(here, "--storage", url)
     wait_for(driver, here, "trial 0 epoch 2/4")
     os.killpg(driver.pid, signal.SIGINT)
     assert driver.wait(120) == 130, (here / "log").read_text()
 
-    driver = start(there, url)
+    driver = start(there, "--storage", url)
     wait_for(driver, there, "trial 0 epoch 3/4")
     with server.gone():
         assert kill_worker(driver, random.Random(0))

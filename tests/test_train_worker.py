@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import train_worker
-from conftest import SMALL, small_config
+from conftest import SMALL, free_port, small_config
 from csmae import load_encoder
 from csmae.training.checkpoint import CHECKPOINT
 from csmae.training.engine import pretrain
-from test_ddp import ROOT, free_port
+from test_ddp import ROOT
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,14 +12,14 @@ import urllib.request
 from pathlib import Path
 from typing import Self
 
+from conftest import free_port
+
 
 class Server:
     """An ``mlflow server`` of its own process group, with its database and files in a folder."""
 
     def __init__(self, folder: Path, *options: str, **environment: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         self._command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db"]

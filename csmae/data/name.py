@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 
 from csmae.config import Data
-from csmae.data.archive import open_archive
+from csmae.data.archive import Archive, open_archive
 from csmae.data.splits import SPLITS
 
 
@@ -15,14 +15,7 @@ def data_name(data: Data) -> str:
     Raises:
         ArchiveError: The archive cannot be opened, or a split is missing.
     """
-    archive = open_archive(data)
-    sizes = {name: len(archive.split(name)) for name in SPLITS}
-    if data.max_train_pairs and data.max_train_pairs < sizes["train"]:
-        sizes["train"] = data.max_train_pairs
-    counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
-    if data.path == "synthetic":
-        return f"synthetic, {counts} pairs, seed {data.synthetic.seed}"
-    return f"BigEarthNet {'v1' if archive.is_v1 else 'v2'}, {counts} pairs"
+    return _name(open_archive(data), data)
 
 
 def fingerprint(data: Data) -> str:
@@ -31,6 +24,17 @@ def fingerprint(data: Data) -> str:
     Raises:
         ArchiveError: As of ``data_name``.
     """
-    index = open_archive(data).store.index
+    archive = open_archive(data)
+    index = archive.store.index
     checksum = zlib.crc32(index.sizes.tobytes(), zlib.crc32(index.keys.tobytes()))
-    return f"{data_name(data)}, checksum {checksum:08x}"
+    return f"{_name(archive, data)}, checksum {checksum:08x}"
+
+
+def _name(archive: Archive, data: Data) -> str:
+    sizes = {name: len(archive.split(name)) for name in SPLITS}
+    if data.max_train_pairs and data.max_train_pairs < sizes["train"]:
+        sizes["train"] = data.max_train_pairs
+    counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
+    if data.path == "synthetic":
+        return f"synthetic, {counts} pairs, seed {data.synthetic.seed}"
+    return f"BigEarthNet {'v1' if archive.is_v1 else 'v2'}, {counts} pairs"

@@ -47,6 +47,8 @@ class Room:
     where: str
     cpus_per_gpu: float | None = None
     """The fewest CPUs that a node has for each of its GPUs; None where all is one node."""
+    asks_for_token: bool = True
+    """Whether strangers are kept out."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,7 @@ def ray_running(address: str | None, room: Room | None, verbose: bool, insecure:
     if not verbose:
         _hush()
     there = find(address) if address else None
-    if there:
-        enter(there, insecure)
+    asks = enter(there, insecure) if there else True
     try:
         if there:
             ray.init(address=there, **quiet)
@@ -134,16 +135,16 @@ def ray_running(address: str | None, room: Room | None, verbose: bool, insecure:
         raise ConfigError(f"Ray {'at ' + address if address else 'on this machine'} cannot be used: {reason}") from None
     try:
         with orphans_freed():  # after the trials, too: what the last of them left would be missing for the scoring
-            yield _room_there(f"the cluster at {address}" if address else "this machine")
+            yield _room_there(f"the cluster at {address}" if address else "this machine", asks)
     finally:
         ray.shutdown()
 
 
-def _room_there(where: str) -> Room:
+def _room_there(where: str, asks_for_token: bool) -> Room:
     there: Mapping[str, float] = ray.cluster_resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     per_gpu = min((node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU")), default=None)
-    return Room(there.get("CPU", 0), there.get("GPU", 0), where, per_gpu)
+    return Room(there.get("CPU", 0), there.get("GPU", 0), where, per_gpu, asks_for_token)
 
 
 def _hush() -> None:

@@ -62,6 +62,10 @@ class Study:
         """Points to try before the sampler's own; where the base lies outside a domain, an end of it stands in."""
         yield from (self.space.point(entry) for entry in self.search.start_from)
 
+    def first(self) -> Config:
+        """The configuration to try first; the base where no point is named."""
+        return self.resolve(next(self.starts(), {}))
+
     def definition(self) -> dict[str, Any]:
         """What makes this study itself: another definition is another study."""
         space = {name: str(domain) for name, domain in self.space.domains.items()}
