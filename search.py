@@ -44,7 +44,7 @@ LABELLED = re.compile(r"val/(f1|mean_pair_f1|precision|recall/)")
 NUM_LABELLED = 64
 """Validation scenes of which one has a label where an archive has labels."""
 
-SEARCH_OPTIONS = ("num_trials", "workers_per_trial", "gpus_per_worker", "time_limit", "gpu_hours")
+SEARCH_OPTIONS = ("num_trials", "workers_per_trial", "gpus_per_worker", "accelerator_type", "time_limit", "gpu_hours")
 """Options that stand for ``--set search.…``."""
 
 
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpu-hours", type=float, metavar="X", help="for the whole study: hours of all GPUs, or of CPU workers")
     add("--workers-per-trial", type=int, metavar="N", help="DDP workers that train one trial together")
     add("--gpus-per-worker", type=float, metavar="X", help="default: 1 where there are GPUs")
+    add("--accelerator-type", metavar="T", help="of the GPUs where a cluster has several, such as A10G or H100")
     add("--storage", default="runs", help="of all studies: a folder (default: runs), s3://BUCKET/… or gs://BUCKET/…")
     add("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in the storage folder")
     add("--logger", choices=("mlflow", "wandb"), default="mlflow", help="wandb: --mlflow-uri names the project")

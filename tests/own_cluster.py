@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from conftest import free_port
@@ -50,9 +50,12 @@ class OwnCluster:
         port = self.address.rpartition(":")[2]
         self.start_node(num_cpus, ["--head", f"--port={port}", "--include-dashboard=false"])
 
-    def add_node(self, num_cpus: int, wrapper: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    def add_node(
+        self, num_cpus: int, wrapper: Sequence[str] = (), accelerator_type: str | None = None
+    ) -> subprocess.Popen[bytes]:
         """A node that joins; ``wrapper`` goes before the command, such as ``unshare --mount``."""
-        return self.start_node(num_cpus, [f"--address={self.address}"], wrapper)
+        kind = [f'--resources={{"accelerator_type:{accelerator_type}": 1}}'] if accelerator_type else []
+        return self.start_node(num_cpus, [f"--address={self.address}", *kind], wrapper)
 
     def start_node(self, num_cpus: int, options: list[str], wrapper: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         self._num_nodes += 1
@@ -63,7 +66,7 @@ class OwnCluster:
             process = subprocess.Popen(
                 command, env=os.environ | self.environment, stdout=file, stderr=file, start_new_session=True
             )
-        self._stack.callback(end, process)
+        self._stack.callback(stop, process)
         deadline = time.monotonic() + START_S
         while "Ray runtime started" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
@@ -74,9 +77,10 @@ class OwnCluster:
         self._stack.close()
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End a node with all that it started."""
-    os.killpg(process.pid, signal.SIGKILL)
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a node with all that it started, where it has not ended yet."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

@@ -66,7 +66,8 @@ def score_all(found: list[Candidate], share: Share, files: Files | None = None) 
     Returns:
         For each candidate ``test/f1_mean``, ``test/f1/s1_to_s1`` and the like.
     """
-    task = ray.remote(num_cpus=share.cpus_per_worker, num_gpus=share.gpus_per_worker)(_score)
+    kind = share.accelerator_type
+    task = ray.remote(num_cpus=share.cpus_per_worker, num_gpus=share.gpus_per_worker, accelerator_type=kind)(_score)
     there = [(c, files.of(c.encoder_dir.parent) if files and c.encoder_dir else None) for c in found]
     return list(ray.get([task.remote(c.config, c.encoder_dir, trial) for c, trial in there]))
 

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import ray
 
@@ -20,6 +20,9 @@ from csmae.tuning.reaper import orphans_freed
 OBJECT_STORE_BYTES = 256 * 2**20
 """Enough for what a search puts there: nothing of size passes through Ray."""
 
+ACCELERATOR = "accelerator_type:"
+"""How Ray calls the resource of a node that has a type of accelerator."""
+
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the other output cannot be silenced
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative data.path means the same in every process
@@ -29,6 +32,7 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # slots that start at a time; the searcher knows how many there may be
     "TUNE_GLOBAL_CHECKPOINT_S": "31536000",  # Tune's own snapshots are not used, and grow with the trials
 }
 
@@ -49,6 +53,8 @@ class Room:
     """The fewest CPUs that a node has for each of its GPUs; None where all is one node."""
     asks_for_token: bool = True
     """Whether strangers are kept out."""
+    kinds: Mapping[str, Room] = field(default_factory=dict)
+    """By Ray's type of accelerator, what the nodes have that bear it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Share:
     slots: int
     cpus_per_worker: float
     gpus_per_worker: float
+    accelerator_type: str | None = None
 
 
 def this_machine() -> Room:
@@ -73,7 +80,14 @@ def share(search: Search, room: Room) -> Share:
     Raises:
         ConfigError: Not even one trial fits, or workers of one trial would share a GPU.
     """
-    workers = search.workers_per_trial
+    workers, kind = search.workers_per_trial, search.accelerator_type
+    if kind:
+        if kind not in room.kinds:
+            found = ", ".join(sorted(room.kinds)) or "none that Ray knows"
+            raise ConfigError(
+                f"search.accelerator_type {kind}: the accelerators of {room.where} are: {found}: name one of them, or none"
+            )
+        room = room.kinds[kind]
     gpus = search.gpus_per_worker if search.gpus_per_worker is not None else float(room.gpus > 0)
     if 0 < gpus < 1 and workers > 1:
         raise ConfigError(
@@ -90,7 +104,7 @@ def share(search: Search, room: Room) -> Share:
     slots = int(min(there // (workers * each) for _, each, there in needs))
     per_gpu = room.cpus_per_gpu or room.cpus / max(room.gpus, 1)
     cpus = max(1.0, gpus * per_gpu // 1) if gpus else 1.0
-    return Share(min(slots, search.num_trials), cpus, gpus)
+    return Share(min(slots, search.num_trials), cpus, gpus, kind)
 
 
 @contextmanager
@@ -135,16 +149,31 @@ def ray_running(address: str | None, room: Room | None, verbose: bool, insecure:
         raise ConfigError(f"Ray {'at ' + address if address else 'on this machine'} cannot be used: {reason}") from None
     try:
         with orphans_freed():  # after the trials, too: what the last of them left would be missing for the scoring
-            yield _room_there(f"the cluster at {address}" if address else "this machine", asks)
+            room = room_there(f"the cluster at {address}" if address else "this machine")
+            yield replace(room, asks_for_token=asks)
     finally:
         ray.shutdown()
 
 
-def _room_there(where: str, asks_for_token: bool) -> Room:
-    there: Mapping[str, float] = ray.cluster_resources()
+def room_there(where: str) -> Room:
+    """What the Ray that runs has at the moment.
+
+    Args:
+        where: Names it in errors.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    types = sorted({key for node in nodes for key in node if key.startswith(ACCELERATOR)})
+    kinds = {
+        key.removeprefix(ACCELERATOR): _sum([node for node in nodes if key in node], f"{where}, with {key},")
+        for key in types
+    }
+    return replace(_sum(nodes, where), kinds=kinds)
+
+
+def _sum(nodes: list[Mapping[str, float]], where: str) -> Room:
     per_gpu = min((node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU")), default=None)
-    return Room(there.get("CPU", 0), there.get("GPU", 0), where, per_gpu, asks_for_token)
+    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+    return Room(cpus, gpus, where, per_gpu)
 
 
 def _hush() -> None:

@@ -105,6 +105,8 @@ class Search(Section):
     """DDP workers that train one trial together; divides ``optim.batch_size``."""
     gpus_per_worker: float | None = Field(None, ge=0)
     """GPUs of a worker; null is one where the machine has GPUs, else none."""
+    accelerator_type: str | None = None
+    """Kind of GPU that all workers must have where a cluster has several, as Ray names it: ``A10G``, ``H100``."""
     retries: int = Field(2, ge=0)
     """Restarts of a trial whose worker died, each from its last checkpoint, before it counts as failed."""
     hang_timeout: Duration = "15m"

@@ -18,6 +18,7 @@ from ray.tune import PlacementGroupFactory, Stopper
 
 from csmae.config import ConfigError
 from csmae.tuning.budget import Budget
+from csmae.tuning.capacity import Capacity
 from csmae.tuning.cluster import Share
 from csmae.tuning.events import Ending, Listener
 from csmae.tuning.ledger import Ledger
@@ -88,7 +89,8 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
     if reason := budget.over():
         return Ending("budget", reason)
     ledger = budget.ledger
-    search, searcher = ledger.study.search, LedgerSearcher(budget, listener)
+    search = ledger.study.search
+    searcher = LedgerSearcher(budget, listener, Capacity(search, share.slots))
     warden = Warden(budget, searcher)
     with _scratch(None if ledger.files else ledger.folder) as scratch, warden.listening():
         plan = SlotPlan(
@@ -100,8 +102,9 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
             scratch_dir=scratch,
             pretrain=pretrain,
             files=ledger.files,
+            accelerator_type=share.accelerator_type,
         )
-        _tuner(plan, searcher, warden, share.slots, ledger).fit()
+        _tuner(plan, searcher, warden, ledger).fit()
     ending = warden.ending
     with searcher.writing():
         budget.write()
@@ -130,7 +133,7 @@ def _scratch(folder: Path | None) -> Iterator[str]:
         yield name
 
 
-def _tuner(plan: SlotPlan, searcher: LedgerSearcher, warden: Warden, slots: int, ledger: Ledger) -> tune.Tuner:
+def _tuner(plan: SlotPlan, searcher: LedgerSearcher, warden: Warden, ledger: Ledger) -> tune.Tuner:
     search = ledger.study.search
     rule = make_rule(search, ledger.curves())
     keys = [METRICS + name for name in search.objectives]
@@ -140,7 +143,6 @@ def _tuner(plan: SlotPlan, searcher: LedgerSearcher, warden: Warden, slots: int,
             search_alg=searcher,
             scheduler=EpochScheduler(rule, keys, search.signs) if rule else None,
             num_samples=-1,
-            max_concurrent_trials=slots,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),

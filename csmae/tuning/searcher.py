@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,10 +39,12 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     Args:
         budget: Counts what the study's trials spend.
         listener: Told of every event after it is on record.
+        capacity: How many trials may run at the moment.
     """
 
-    def __init__(self, budget: Budget, listener: Listener) -> None:
+    def __init__(self, budget: Budget, listener: Listener, capacity: Callable[[], int] | None = None) -> None:
         super().__init__()
+        self._capacity = capacity
         self._ledger, self._budget, self._listener = budget.ledger, budget, listener
         ledger = self._ledger
         self._proposals, self.keeper = Proposals(ledger), Housekeeper(ledger)
@@ -66,8 +68,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What the slot gets: number, whether it is a starting point, folder and configuration.
 
-        None asks Tune to come again later: the best are known when all trials are over.
+        None asks Tune to come again later: there is no room now, or the best are known when all trials are over.
         """
+        if self._capacity and len(self._live) >= self._capacity():
+            return None
         with self.writing():
             return self._suggest(trial_id)
         return str(Searcher.FINISHED)

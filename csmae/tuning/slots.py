@@ -52,6 +52,8 @@ class SlotPlan:
     """Where Ray Train leaves its own notes."""
     files: Files | None = None
     """The bucket that holds the trials' files; None where their folder is shared."""
+    accelerator_type: str | None = None
+    """Of the workers' GPUs, where that matters."""
     pretrain: str = PRETRAIN
     """Module and name of the generator that trains."""
 
@@ -158,6 +160,7 @@ def make_trainer(loop: Callable[[dict[str, Any]], None], config: dict[str, Any],
             num_workers=plan.workers,
             use_gpu=plan.gpus_per_worker > 0,
             resources_per_worker=plan.worker_resources,
+            accelerator_type=plan.accelerator_type,
         ),
         run_config=train.RunConfig(
             name=f"slot-{uuid.uuid4().hex[:8]}",
