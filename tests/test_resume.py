@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from conftest import free_port, small_config
 from csmae.config import Config, ConfigError
 from csmae.training.checkpoint import CHECKPOINT
-from csmae.training.engine import pretrain
+from csmae.training.engine import LOOK_EVERY, StoppedError, pretrain
 
 KILLS = 20
 
@@ -30,13 +31,13 @@ def weights(folder: Path) -> dict[str, Any]:
     return dict(torch.load(folder / CHECKPOINT, weights_only=True)["model"])
 
 
-def change_workers(rank: int, port: int, values: str, folder: str) -> None:
+def change_workers(rank: int, ports: list[int], values: str, folder: str) -> None:
     """Two ranks train two epochs, rank 0 alone the third, both the fourth."""
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     config, told = Config.model_validate_json(values), []
-    for epochs, together in ((2, True), (1, False), (1, True)):
+    for port, epochs, together in zip(ports, (2, 1, 1), (True, False, True), strict=True):
         if together:
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             dist.init_process_group("gloo", rank=rank, world_size=2)
         if together or rank == 0:
             training = pretrain(config, Path(folder))
@@ -52,12 +53,63 @@ def change_workers(rank: int, port: int, values: str, folder: str) -> None:
 def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
     config = small_config(optim__micro_batch_size=3)
     expected = [losses(epoch.metrics) for epoch in pretrain(config)]
-    spawn(change_workers, (free_port(), config.model_dump_json(), str(tmp_path)), nprocs=2)
+    spawn(change_workers, ([free_port() for _ in range(3)], config.model_dump_json(), str(tmp_path)), nprocs=2)
     told = torch.load(tmp_path / "told.pt", weights_only=True)
     assert len(told) == 4
     for a, b in zip(expected, told, strict=True):
         trained = [name for name in a if name.startswith("train/") and name != "train/micro_batch"]
         assert [b[name] for name in trained] == pytest.approx([a[name] for name in trained], rel=1e-5)
+
+
+def stopped_at(step: int) -> Callable[[int, int], bool]:
+    """Ask once, after a step counted over all epochs."""
+    taken = 0
+
+    def on_step(done: int, total: int) -> bool:
+        nonlocal taken
+        taken += 1
+        return taken == step
+
+    return on_step
+
+
+def test_a_run_that_is_asked_to_stop_in_an_epoch_goes_on_from_that_step(tmp_path: Path) -> None:
+    config = small_config(optim__batch_size=1, data__synthetic__num_train=3 * LOOK_EVERY + 5)
+    expected = [losses(epoch.metrics) for epoch in pretrain(config, tmp_path / "whole")]
+    told, epochs = [], pretrain(config, tmp_path / "parts", on_step=stopped_at(3 * LOOK_EVERY + 5 + LOOK_EVERY + 1))
+    with pytest.raises(StoppedError, match=f"after step {2 * LOOK_EVERY} of epoch 2"):
+        told.extend(losses(epoch.metrics) for epoch in epochs)
+    steps: list[int] = []
+    rest = pretrain(config, tmp_path / "parts", on_step=lambda done, total: steps.append(done))
+    told += [losses(next(rest).metrics)]
+    assert steps == list(range(2 * LOOK_EVERY + 1, 3 * LOOK_EVERY + 6))
+    told += [losses(epoch.metrics) for epoch in rest]
+    assert told == expected
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
+
+
+def stop_together(rank: int, port: int, values: str, folder: str) -> None:
+    """Two ranks begin, of which one is asked to stop; rank 0 alone ends the epoch."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    config = Config.model_validate_json(values)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    with pytest.raises(StoppedError):
+        next(pretrain(config, Path(folder), on_step=stopped_at(3) if rank else None))
+    dist.destroy_process_group()
+    if rank == 0:
+        torch.save(losses(next(pretrain(config, Path(folder))).metrics), Path(folder) / "told.pt")
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_when_one_is_asked_to_and_their_sums_are_not_lost(tmp_path: Path) -> None:
+    config = small_config(optim__batch_size=2, data__synthetic__num_train=2 * LOOK_EVERY + 6)
+    expected = losses(next(pretrain(config)).metrics)
+    spawn(stop_together, (free_port(), config.model_dump_json(), str(tmp_path)), nprocs=2)
+    told = torch.load(tmp_path / "told.pt", weights_only=True)
+    trained = [name for name in expected if name.startswith("train/")]
+    assert [told[name] for name in trained] == pytest.approx([expected[name] for name in trained], rel=1e-5)
 
 
 def train_apart(rank: int, port: int, values: str, folder: str) -> None:

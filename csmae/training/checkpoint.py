@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from csmae.config import Config, ConfigError
 from csmae.settings import flatten
 
 CHECKPOINT = "checkpoint.pt"
 
-FORMAT = "csmae-checkpoint-1"
+FORMAT = "csmae-checkpoint-2"
 
 FREE = ("data.path", "data.splits_dir", "train.checkpoint_every", "train.precision", "train.compile", "eval.")
 """Fields in which a resumed run may differ: they change where bytes come from or go to, not what is learned."""
@@ -28,14 +31,28 @@ class FullDiskError(ConfigError):
     """What a training must write cannot be written; no fault of its configuration."""
 
 
-def save_checkpoint(folder: Path, config: Config, epoch: int, parts: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Done:
+    """How far a training is."""
+
+    epochs: int = 0
+    """Whole epochs."""
+    steps: int = 0
+    """Steps of the epoch after them."""
+    seconds: float = 0.0
+    """That those steps took."""
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of the loss terms over those steps, (ranks,) each."""
+
+
+def save_checkpoint(folder: Path, config: Config, done: Done, parts: dict[str, Any]) -> None:
     """Write ``checkpoint.pt`` under a temporary name, flush it to the disk, and rename it.
 
     Args:
         folder: The run's folder.
         config: Compared when resuming.
-        epoch: Epochs done. With ``train.seed`` it is the whole state of the randomness: every step draws from a
-            generator seeded by (seed, step), on any number of workers.
+        done: With ``train.seed`` it is the whole state of the randomness: every step draws from a generator seeded by
+            (seed, step), on any number of workers.
         parts: State of the model, optimiser and gradient scaler, by name.
 
     Raises:
@@ -44,9 +61,10 @@ def save_checkpoint(folder: Path, config: Config, epoch: int, parts: dict[str, A
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{CHECKPOINT}.tmp"
     states = {name: part.state_dict() for name, part in parts.items()}
+    content = {"format": FORMAT, "config": config.model_dump_json(), "done": vars(done) | {"sums": dict(done.sums)}}
     try:
         with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, "config": config.model_dump_json(), "epoch": epoch} | states, file)
+            torch.save(content | states, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(folder / CHECKPOINT)
@@ -54,18 +72,18 @@ def save_checkpoint(folder: Path, config: Config, epoch: int, parts: dict[str, A
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any], device: torch.device) -> int:
+def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any], device: torch.device) -> Done:
     """Restore what ``save_checkpoint`` wrote.
 
     Returns:
-        Epochs done; 0 where the folder has no checkpoint.
+        How far it is; nothing where the folder has no checkpoint.
 
     Raises:
         CheckpointError: The file is damaged or was written for another configuration.
     """
     path = folder / CHECKPOINT
     if not path.exists():
-        return 0
+        return Done()
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         if content["format"] != FORMAT:
@@ -79,7 +97,7 @@ def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any], device:
     for name, part in parts.items():
         if content[name]:  # a gradient scaler that was off leaves nothing
             part.load_state_dict(content[name])
-    return int(content["epoch"])
+    return Done(**content["done"])
 
 
 def _compare(path: Path, written: dict[str, Any], config: Config) -> None:

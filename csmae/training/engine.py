@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +24,23 @@ from csmae.data.loader import batches, epoch_rows
 from csmae.data.pairs import PairBatch
 from csmae.encoders import SensorEncoder
 from csmae.model.cost import cost
-from csmae.training.checkpoint import CheckpointError, FullDiskError, load_checkpoint, save_checkpoint
+from csmae.training.checkpoint import CheckpointError, Done, FullDiskError, load_checkpoint, save_checkpoint
 from csmae.training.optim import learning_rate
 from csmae.training.scoring import default_device, encoder_of, seeded_model, subset, validation_scores, validation_split
 from csmae.training.snapshots import is_due, write_snapshot
 from csmae.training.step import Stepper
 from csmae.training.usage import Usage
 
-FINITE_CHECK_EVERY = 16
-"""Steps between looks at the loss: each look waits for the device and for the other ranks."""
+LOOK_EVERY = 16
+"""Steps between looks at the loss, and at whether to stop: each look waits for the device and for the other ranks."""
 
 
 class DivergedError(RuntimeError):
     """The loss is not finite any more. Raised on all ranks alike."""
+
+
+class StoppedError(RuntimeError):
+    """A rank was asked to stop in the middle of an epoch; the checkpoint has all until there. Raised on all ranks alike."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def pretrain(
     config: Config,
     run_dir: Path | None = None,
     device: str | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int], bool | None] | None = None,
 ) -> Generator[Epoch, None, None]:
     """Pretrain a CSMAE, one epoch a step of the generator.
 
@@ -64,28 +68,31 @@ def pretrain(
         run_dir: One folder for all ranks; gets ``checkpoint.pt``, ``encoder/`` and ``arrays/``; a checkpoint in it is
             gone on from. Nothing is written where None.
         device: Such as ``cuda:0``; the rank's GPU, or the CPU, where None.
-        on_step: Called after each step with the steps done in this epoch and their number: an epoch may take hours.
+        on_step: Called after each step with the steps done in this epoch and their number: an epoch may take hours. Where
+            it returns True on a rank, all save and stop within ``LOOK_EVERY`` steps.
 
     Yields:
         Each epoch's metrics, from the first that is not in the checkpoint.
 
     Raises:
-        DivergedError: The loss is not finite, on all ranks alike.
+        DivergedError: The loss is not finite, on all ranks alike. ``StoppedError``: ``on_step`` asked for it.
         ConfigError: The archive, the checkpoint or the memory does not fit the configuration; on all ranks alike.
         FullDiskError: The checkpoint cannot be written, on all ranks alike. ``ArchiveError``: A pair is damaged; on the rank that reads it.
     """
     run = _Run(config, torch.device(device or default_device()), run_dir)
-    done = run.resume(run_dir) if run_dir else 0
+    done = run.resume(run_dir) if run_dir else Done()
     price = {f"cost/{name}": float(value) for name, value in cost(config)._asdict().items()}
     usage = Usage(run.device)
-    for epoch in range(done, config.train.epochs):
-        start, last = time.perf_counter(), epoch + 1 == config.train.epochs
-        metrics = run.train(epoch, on_step or _silent)
+    for epoch in range(done.epochs, config.train.epochs):
+        last = epoch + 1 == config.train.epochs
+        begun, done = done, Done(epoch + 1)
+        start = time.perf_counter() - begun.seconds
+        metrics = run.train(begun, on_step or _silent)
         if last or (epoch + 1) % config.eval.every == 0:
             metrics |= run.validate()
         metrics |= price | run.spent(time.perf_counter() - start) | usage.measure()
         if run_dir and (last or (epoch + 1) % config.train.checkpoint_every == 0):
-            run.save(run_dir, epoch + 1, metrics)
+            run.save(run_dir, done, metrics)
         if run_dir and run.rank == 0 and is_due(epoch + 1, config.train.epochs):
             path = run_dir / "arrays" / f"epoch-{epoch + 1:04}.npz"
             write_snapshot(path, run.model.eval(), config, run.validation, run.features)
@@ -123,7 +130,7 @@ class _Run:
     """The moving parts of one training on one rank."""
 
     def __init__(self, config: Config, device: torch.device, run_dir: Path | None) -> None:
-        self.config, self.device = config, device
+        self.config, self.device, self.run_dir = config, device, run_dir
         parallel = dist.is_initialized()
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
         archive = check(config, self.world_size)
@@ -144,26 +151,28 @@ class _Run:
         """The network's encoder as users take it home, sharing its weights."""
         return encoder_of(self.model, self.config)
 
-    def train(self, epoch: int, on_step: Callable[[int, int], None]) -> dict[str, float]:
-        """One pass over the training split; returns the means of the loss terms."""
-        start, optim = time.perf_counter(), self.config.optim
+    def train(self, begun: Done, on_step: Callable[[int, int], bool | None]) -> dict[str, float]:
+        """The rest of a pass over the training split; returns the means of the loss terms over the whole."""
+        start, optim, epoch = time.perf_counter() - begun.seconds, self.config.optim, begun.epochs
         rows = epoch_rows(
             len(self.train_split), optim.batch_size, self.config.train.seed, epoch, self.rank, self.world_size
         )
         self.model.train()
         self.features = None
-        sums: dict[str, Tensor] = {}
-        rate = 0.0
-        with closing(batches(self.train_split, rows, pin=self.device.type == "cuda")) as loaded:
-            for index, batch in enumerate(loaded):
+        sums = {name: self._own(ranks) for name, ranks in begun.sums.items()}
+        rate, asked = 0.0, False
+        with closing(batches(self.train_split, rows[begun.steps :], pin=self.device.type == "cuda")) as loaded:
+            for index, batch in enumerate(loaded, start=begun.steps):
                 step = epoch * len(rows) + index
                 rate = self._set_rate(step, len(rows))
                 s1, s2, noise = self._augment(step, batch)
                 for name, term in self.step(s1, s2, noise).items():
                     sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term
-                on_step(index + 1, len(rows))
-                if index % FINITE_CHECK_EVERY == FINITE_CHECK_EVERY - 1:
+                asked = bool(on_step(index + 1, len(rows))) or asked
+                if index % LOOK_EVERY == LOOK_EVERY - 1:
                     self._means(sums, index + 1, epoch)
+                    if self._any(asked):
+                        self._stop(Done(epoch, index + 1, time.perf_counter() - start), sums)
         means = self._means(sums, len(rows), epoch)
         seconds = time.perf_counter() - start
         course = {
@@ -188,47 +197,67 @@ class _Run:
         used = seconds * self.world_size
         return {"time/worker_s": used} | ({"time/gpu_s": used} if self.device.type == "cuda" else {})
 
-    def resume(self, folder: Path) -> int:
-        """Load the folder's checkpoint; returns the epochs done.
+    def resume(self, folder: Path) -> Done:
+        """Load the folder's checkpoint; returns how far it is.
 
         Raises:
             CheckpointError: It does not fit, or the ranks do not see the same; on all ranks alike.
         """
         done = load_checkpoint(folder, self.config, self.parts, self.device)
         if self.world_size > 1:
-            ends = torch.tensor([done, -done], device=self.device)
-            dist.all_reduce(ends, dist.ReduceOp.MAX)
-            latest, earliest = ends[0].item(), -ends[1].item()
-            if latest != earliest:
+            states = self._gathered(torch.tensor([done.epochs, done.steps], device=self.device)).tolist()
+            if min(states) != max(states):
+                (earliest, _), (latest, _) = min(states), max(states)
                 raise CheckpointError(
                     f"{folder}: must be one folder for all workers: they find {earliest} and {latest} epochs in it"
                 )
         return done
 
-    def save(self, folder: Path, epoch: int, metrics: dict[str, float]) -> None:
-        """Write the encoder and the checkpoint, by rank 0.
+    def save(self, folder: Path, done: Done, metrics: dict[str, float] | None = None) -> None:
+        """Write the checkpoint, and the encoder where it has metrics, by rank 0.
 
         Raises:
             FullDiskError: They cannot be written; on all ranks alike.
         """
         failed: FullDiskError | None = None
+        epoch = done.epochs + bool(done.steps)
         if self.rank == 0:
             try:
-                self.encoder().save(folder / "encoder", {"epoch": epoch, "metrics": metrics})
-                save_checkpoint(folder, self.config, epoch, self.parts)
+                if metrics is not None:
+                    self.encoder().save(folder / "encoder", {"epoch": epoch, "metrics": metrics})
+                save_checkpoint(folder, self.config, done, self.parts)
             except (OSError, RuntimeError) as error:  # torch's writer makes the one into the other
                 reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:120]
                 failed = FullDiskError(
                     f"{folder}: epoch {epoch} cannot be written ({reason}): the last good checkpoint is still there; "
                     "make room and run again"
                 )
-        if self.world_size > 1:
-            flag = torch.tensor(float(failed is not None), device=self.device)
-            dist.all_reduce(flag)
-            if flag and failed is None:
-                failed = FullDiskError(f"{folder}: epoch {epoch} cannot be written by rank 0")
-        if failed:
-            raise failed
+        if self._any(failed is not None):
+            raise failed or FullDiskError(f"{folder}: epoch {epoch} cannot be written by rank 0")
+
+    def _stop(self, done: Done, sums: dict[str, Tensor]) -> None:
+        if self.run_dir:
+            ranks = self._gathered(torch.stack(list(sums.values()))).cpu().unbind(1)
+            self.save(self.run_dir, replace(done, sums=dict(zip(sums, ranks, strict=True))))
+        raise StoppedError(f"stopped after step {done.steps} of epoch {done.epochs + 1}")
+
+    def _own(self, ranks: Tensor) -> Tensor:
+        """This rank's part of a sum (ranks,) that a group of perhaps another size left."""
+        if len(ranks) == self.world_size:
+            return ranks[self.rank].to(self.device)
+        return (ranks.sum() * (self.rank == 0) * self.world_size / len(ranks)).to(self.device)
+
+    def _gathered(self, own: Tensor) -> Tensor:
+        """Each rank's tensor, (ranks, …)."""
+        if self.world_size == 1:
+            return own[None]
+        parts = [torch.empty_like(own) for _ in range(self.world_size)]
+        dist.all_gather(parts, own)
+        return torch.stack(parts)
+
+    def _any(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        return bool(self._gathered(torch.tensor(here, dtype=torch.uint8, device=self.device)).any())
 
     def _set_rate(self, step: int, steps_per_epoch: int) -> float:
         optim, train = self.config.optim, self.config.train
