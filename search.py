@@ -20,7 +20,7 @@ from csmae.tuning.champion import Candidate, candidates, saved_metrics, score_al
 from csmae.tuning.checks import needed, require
 from csmae.tuning.cluster import Share, ray_running, share, this_machine
 from csmae.tuning.dry_run import describe
-from csmae.tuning.events import Ending, Event, Reported, Started
+from csmae.tuning.events import Ended, Ending, Event, Reported, Started
 from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.nodes import survey
@@ -173,7 +173,7 @@ def track(tracker: Tracker, event: Event) -> None:
         tracker.trial(event.number, dict(event.values))
     elif isinstance(event, Reported):
         tracker.epoch(event.number, event.epoch, dict(event.metrics))
-    else:
+    elif isinstance(event, Ended):
         tracker.end(event.number, event.state, event.reason)
 
 

@@ -44,7 +44,7 @@ STUDY: dict[str, Any] = {
 }
 
 
-def instant(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], None]) -> Iterator[Epoch]:
+def instant(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
     """A curve that depends on the configuration, without any training."""
     noise = random.Random(config.model_dump_json())
     height = 0.5 - (config.masking.ratio - 0.6) ** 2 - 0.01 * math.log10(config.optim.lr / 1e-3) ** 2

@@ -26,7 +26,7 @@ from csmae.tuning.study import load_study
 QUICKSTART = Path(__file__).resolve().parent.parent / "spaces" / "quickstart.yaml"
 
 
-def clocked(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], None]) -> Iterator[Epoch]:
+def clocked(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
     """The training, noting its start and end, and the seconds of its epochs."""
     start, busy = time.time(), 0.0
     try:

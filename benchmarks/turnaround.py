@@ -22,6 +22,7 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 from ray import tune
+from ray.tune import PlacementGroupFactory
 
 from csmae.config import Config
 from csmae.training.engine import Epoch, pretrain
@@ -29,7 +30,7 @@ from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import Room, ray_running, share
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.run import run_search
-from csmae.tuning.slots import SLIVER, SlotPlan, make_trainer
+from csmae.tuning.slots import SLOT_RESOURCES, SlotPlan, make_trainer
 from csmae.tuning.study import Study, load_study
 
 STUDY = {
@@ -47,7 +48,7 @@ STUDY = {
 ROOM = Room(2, 0, "this machine")
 
 
-def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], None]) -> Iterator[Epoch]:
+def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
     """The training, noting when its first step and the whole of it were done."""
     times: list[float] = []
 
@@ -78,7 +79,7 @@ def stock(study: Study, folder: Path) -> float:
 
     with contextlib.redirect_stdout(sys.stderr):  # Tune tells of each trial
         tune.Tuner(
-            tune.with_resources(trial, {"cpu": SLIVER}),
+            tune.with_resources(trial, PlacementGroupFactory([SLOT_RESOURCES])),
             param_space={"number": tune.grid_search(list(range(study.search.num_trials)))},
             tune_config=tune.TuneConfig(max_concurrent_trials=1),
             run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),

@@ -10,9 +10,17 @@ import csmae.doctor
 import csmae.retrieving.commands
 import csmae.tracking.commands
 import csmae.tracking.export
+import csmae.tuning.notice
 from csmae.config import ConfigError
 
-ROOMS = (csmae.data.commands, csmae.retrieving.commands, csmae.tracking.commands, csmae.tracking.export, csmae.doctor)
+ROOMS = (
+    csmae.data.commands,
+    csmae.retrieving.commands,
+    csmae.tracking.commands,
+    csmae.tracking.export,
+    csmae.doctor,
+    csmae.tuning.notice,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

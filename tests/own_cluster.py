@@ -21,6 +21,13 @@ TOKEN = "0123456789abcdef" * 4
 
 START_S = 90.0
 
+NODE_IDS = """
+import ray, sys
+ray.init(sys.argv[1], logging_level="CRITICAL", log_to_driver=False)
+nodes = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]]
+print(*[node["NodeID"] for node in nodes])
+"""
+
 
 class OwnCluster:
     """A head, and nodes that are added to it.
@@ -72,6 +79,16 @@ class OwnCluster:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         return process
+
+    def run(self, command: Sequence[str]) -> str:
+        """What a command prints that talks to the cluster."""
+        done = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def node_ids(self) -> list[str]:
+        """Of the nodes but the head."""
+        return self.run([sys.executable, "-c", NODE_IDS, self.address]).split()
 
     def close(self) -> None:
         self._stack.close()

@@ -17,7 +17,7 @@ from csmae.training.checkpoint import FullDiskError
 from csmae.training.engine import DivergedError, Epoch
 
 
-def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], None]) -> Iterator[Epoch]:
+def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
     """Epochs of a score that grows towards ``masking.ratio``; goes on from ``run_dir/epoch``.
 
     ``run_dir/../../faults.json`` maps trial numbers to what goes wrong with them, see ``_go_wrong``.

@@ -23,11 +23,11 @@ class Capacity:
         self._search, self._slots, self._looked = search, slots, time.monotonic()
 
     def __call__(self) -> int:
-        """One at least: where nothing fits any more, a trial waits for nodes to come back."""
+        """None where nothing fits any more: trials then wait for nodes to come back."""
         if time.monotonic() - self._looked > LOOK_EVERY_S:
             self._looked = time.monotonic()
             try:
                 self._slots = share(self._search, room_there("the cluster")).slots
             except ConfigError:
-                self._slots = 1
+                self._slots = 0
         return self._slots

@@ -12,7 +12,6 @@ from csmae.config import ConfigError
 from csmae.tuning.cluster import ACCELERATOR, Room, share
 from csmae.tuning.nodes import Facts, Node, Survey
 from csmae.tuning.options import Search
-from csmae.tuning.slots import SLIVER
 
 FREE_BYTES = 5 * 2**30
 """Of a disk, so that logs, checkpoints and encoders have room to begin with."""
@@ -92,9 +91,7 @@ def placement(search: Search, room: Room) -> Check:
         return from_error("placement", error)
     gpus = {"GPU": part.gpus_per_worker} if part.gpus_per_worker else {}
     kind = {f"{ACCELERATOR}{part.accelerator_type}": 0.001} if part.accelerator_type else {}
-    group = placement_group(
-        [{"CPU": part.cpus_per_worker - SLIVER} | gpus | kind] * search.workers_per_trial, strategy="PACK"
-    )
+    group = placement_group([{"CPU": part.cpus_per_worker} | gpus | kind] * search.workers_per_trial, strategy="PACK")
     try:
         fits = group.wait(PLACE_S)
     finally:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import ray
+from ray._private.state import state
 
 from csmae.config import ConfigError
 from csmae.tuning.door import enter, find, have_token
@@ -156,12 +157,13 @@ def ray_running(address: str | None, room: Room | None, verbose: bool, insecure:
 
 
 def room_there(where: str) -> Room:
-    """What the Ray that runs has at the moment.
+    """What the Ray that runs has at the moment, without nodes that will be taken away.
 
     Args:
         where: Names it in errors.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    going = state.get_draining_nodes()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
     types = sorted({key for node in nodes for key in node if key.startswith(ACCELERATOR)})
     kinds = {
         key.removeprefix(ACCELERATOR): _sum([node for node in nodes if key in node], f"{where}, with {key},")

@@ -28,6 +28,14 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A trial goes on, or begins, when there is room."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Ended:
     """A trial is over."""
 
@@ -51,6 +59,6 @@ class Ending:
     reason: str = ""
 
 
-Event = Started | Reported | Ended
+Event = Started | Reported | Waiting | Ended
 
 Listener = Callable[[Event], None]

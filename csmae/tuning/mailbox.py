@@ -8,13 +8,18 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 LOOK_EVERY_S = 1.0
 """Between looks at how long the workers have been silent."""
 
 START_S = 300.0
 """What workers get at least to come in the place of silent ones: their node may be busy."""
+
+
+Outcome = Literal["finished", "failed", "stuck", "roomless"]
+"""Failed is for good. The others can go on later: stuck for a reason outside the trial, such as a full disk, and roomless
+where a cluster has no place for its workers."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,10 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class TrialDone:
-    """The workers trained the assignment to its end, or it failed for good."""
+    """The workers are done with the assignment."""
 
-    failed: str | None = None
-    stuck: bool = False
-    """Whether the reason lies outside the trial, such as in a full disk: it can go on later."""
+    outcome: Outcome
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,10 @@ class GroupLost:
 
     fit: int
     """Which of the slot's fits ended."""
-    reason: str
+    reason: str = ""
+    """Empty where they left of their own accord, with their work saved."""
+    roomless: bool = False
+    """Whether there was no place for them."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class _Course:
     allowed: int = 0
     """Last epoch after which they may go on."""
     groups: list[str] = field(default_factory=list)
-    """Groups that took the assignment: more than one after a worker died."""
+    """Groups that took the assignment since its last epoch: more than one after a worker died."""
     workers: list[Any] = field(default_factory=list)
     """Actors of the last group that took it."""
     silent: str = ""
@@ -86,7 +93,7 @@ class Mailbox:
     """An asynchronous actor; the slot and every rank talk to it, nobody waits for anybody else's process.
 
     Args:
-        retries: Groups that may take an assignment after the first one died with it.
+        retries: Groups that may take an assignment after one died with it, without an epoch in between.
         hang_timeout_s: Silence after which workers are taken for dead.
     """
 
@@ -126,9 +133,9 @@ class Mailbox:
         self._closed, self._assignment = True, None
         await self._notify()
 
-    async def group_lost(self, fit: int, reason: str) -> None:
+    async def group_lost(self, lost: GroupLost) -> None:
         """Tell the slot that one of its fits ended by itself."""
-        self._events.put_nowait(GroupLost(fit, reason))
+        self._events.put_nowait(lost)
 
     # Called by the ranks.
 
@@ -176,6 +183,7 @@ class Mailbox:
         """Tell of an epoch without waiting; one that was told before says nothing new."""
         if self._stands(ticket, group) and epoch > self._course.reported:
             self._course.reported = epoch
+            del self._course.groups[:-1]
             self._events.put_nowait(EpochDone(epoch, metrics))
 
     async def beat(self, ticket: int, group: str) -> None:
@@ -183,11 +191,17 @@ class Mailbox:
         if self._stands(ticket, group):
             self._heard_at = time.monotonic()
 
-    async def end(self, ticket: int, group: str, failed: str | None = None, stuck: bool = False) -> None:
+    async def end(self, ticket: int, group: str, outcome: Outcome, reason: str = "") -> None:
         """Tell that the assignment is done, failed, or cannot go on now; on all ranks alike."""
         if self._stands(ticket, group):
-            self._finish(TrialDone(failed, stuck))
+            self._finish(TrialDone(outcome, reason))
             await self._notify()
+
+    async def leave(self, ticket: int, group: str) -> None:
+        """Tell that the group goes, with its work saved, because a node will be taken away: no attempt that failed."""
+        if self._stands(ticket, group):
+            self._course.groups.pop()
+            self._course.workers.clear()
 
     async def complain(self, ticket: int, group: str, error: str) -> None:
         """Tell of an error on one rank, before it takes the group down."""
@@ -206,7 +220,7 @@ class Mailbox:
             return True
         if len(groups) > self._retries:
             reason = next(iter(self._course.complaints.values()), "a worker's process died")
-            self._finish(TrialDone(f"{reason} (in each of {len(groups)} attempts)"))
+            self._finish(TrialDone("failed", f"{reason} (in each of {len(groups)} attempts)"))
             return False
         groups.append(group)
         self._course.workers.clear()
@@ -222,7 +236,7 @@ class Mailbox:
         text = f"no sign of life from the workers for {self._hang_timeout_s:g} s"
         if course.silent == course.groups[-1]:
             self._assignment = None
-            return TrialDone(f"{text}, and for {self._patience_s:g} s no others in their place")
+            return TrialDone("failed", f"{text}, and for {self._patience_s:g} s no others in their place")
         course.silent = course.groups[-1]
         course.complaints.setdefault(course.silent, text)
         self._heard_at = time.monotonic()

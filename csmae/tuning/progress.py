@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from csmae.tuning.budget import Budget
-from csmae.tuning.events import Ended, Event, Reported, Started
+from csmae.tuning.events import Ended, Event, Reported, Started, Waiting
 from csmae.tuning.ledger import last_values
 
 
@@ -64,8 +64,8 @@ class Progress:
 
     @property
     def running(self) -> list[TrialProgress]:
-        """Trials at work, in order of their numbers."""
-        return [trial for _, trial in sorted(self.trials.items()) if trial.state == "running"]
+        """Trials at work, or waiting for room to go on, in order of their numbers."""
+        return [trial for _, trial in sorted(self.trials.items()) if trial.state in ("running", "waiting")]
 
     @property
     def num_ended(self) -> int:
@@ -81,6 +81,9 @@ class Progress:
         if isinstance(event, Reported):
             self._count(event.epoch - trial.epoch if trial.epoch else 1)
             trial.epoch, trial.value = event.epoch, event.metrics.get(self.objective, trial.value)
+            return False
+        if isinstance(event, Waiting):
+            trial.state, trial.reason = "waiting", event.reason
             return False
         return self._end(trial, event)
 
@@ -109,7 +112,7 @@ class Progress:
     @property
     def seconds_left(self) -> float | None:
         """An estimate from the mean length of the trials that ended; None before there is a measure."""
-        rate, ended = self.epochs_per_s, [trial for trial in self.trials.values() if trial.state != "running"]
+        rate, ended = self.epochs_per_s, [trial for trial in self.trials.values() if trial not in self.running]
         if rate is None or not self.trials:
             return None
         lengths = [trial.epoch for trial in ended] or [trial.epochs for trial in self.running]

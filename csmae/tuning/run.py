@@ -25,7 +25,7 @@ from csmae.tuning.ledger import Ledger
 from csmae.tuning.options import seconds
 from csmae.tuning.scheduler import EpochScheduler, make_rule
 from csmae.tuning.searcher import METRICS, LedgerSearcher
-from csmae.tuning.slots import PRETRAIN, SLIVER, Slot, SlotPlan
+from csmae.tuning.slots import PRETRAIN, SLOT_RESOURCES, Slot, SlotPlan
 
 SLOT_RESTARTS = 2
 """Times that a trial may be started again because its slot's own process died."""
@@ -138,7 +138,7 @@ def _tuner(plan: SlotPlan, searcher: LedgerSearcher, warden: Warden, ledger: Led
     rule = make_rule(search, ledger.curves())
     keys = [METRICS + name for name in search.objectives]
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(Slot, plan=plan), PlacementGroupFactory([{"CPU": SLIVER}])),
+        tune.with_resources(tune.with_parameters(Slot, plan=plan), PlacementGroupFactory([SLOT_RESOURCES])),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=EpochScheduler(rule, keys, search.signs) if rule else None,

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from csmae.settings import did_you_mean
 from csmae.tuning.budget import Budget
-from csmae.tuning.events import Ended, Ending, Listener, Reported, Started
+from csmae.tuning.events import Ended, Ending, Listener, Reported, Started, Waiting
 from csmae.tuning.housekeeping import Housekeeper
 from csmae.tuning.ledger import CONFIRMS, START, STORAGE_ERRORS, curve, eligible, unusable
 from csmae.tuning.proposals import Proposal, Proposals, violation
@@ -28,9 +28,13 @@ NUM_ALIKE = 3
 
 @dataclass
 class _Live:
-    trial: optuna.Trial
+    proposal: Proposal
     epoch: int
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def trial(self) -> optuna.Trial:
+        return self.proposal.trial
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
@@ -49,6 +53,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         ledger = self._ledger
         self._proposals, self.keeper = Proposals(ledger), Housekeeper(ledger)
         self._live: dict[str, _Live] = {}
+        self._waiting: list[_Live] = []
+        """Trials that found no room."""
         self._confirming = False
         self.exhausted: str | None = None
         """Why fewer trials were proposed than the study asks for."""
@@ -82,7 +88,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             later = self._ledger.study.search.confirm and not self._confirming
             return None if later else str(Searcher.FINISHED)
         trial, config = proposal.trial, proposal.config
-        self._live[trial_id] = _Live(trial, max(curve(self._ledger.frozen(trial)), default=0))
+        self._live[trial_id] = _Live(proposal, max(curve(self._ledger.frozen(trial)), default=0))
         self._budget.begin(trial)
         self._listener(Started(trial.number, proposal.values, config.train.epochs, proposal.resumed))
         return {
@@ -93,6 +99,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         }
 
     def _next(self) -> Proposal | None:
+        if self._waiting:
+            return replace(self._waiting.pop(0).proposal, resumed=True)
         while self._ledger.num_left:
             if proposal := self._proposals.left():
                 return proposal
@@ -137,14 +145,18 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self._listener(Reported(live.trial.number, epoch, live.metrics))
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Write down how a trial ended: to its end, stopped by the scheduler, or failed."""
+        """Write down how a trial ended: to its end, stopped by the scheduler, or failed; one without room has not."""
         result = result or {}
         self.on_trial_result(trial_id, result)
         failed = "the slot's process died or could not start, again and again" if error else result.get("failed")
         live = self._live.pop(trial_id)
-        if not self._stuck:
+        if "roomless" in result:
+            self._budget.end(live.trial)
+            self._waiting.append(live)
+            self._listener(Waiting(live.trial.number, result["roomless"]))
+        elif not self._stuck:
             with self.writing():
-                self._end(live, failed, bool(result.get("finished")))
+                self._end(live, failed, "finished" in result)
 
     @property
     def _stuck(self) -> bool:
@@ -162,10 +174,12 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         """End the trials that still run, as stopped early; their checkpoints stay."""
         for live in self._live.values():
             self._budget.end(live.trial)
+        for live in (*self._live.values(), *self._waiting):
             self._judge(live)
             self._ledger.cut(live.trial, reason)
             self._tell(live, reason)
         self._live.clear()
+        self._waiting.clear()
 
     def _end(self, live: _Live, failed: str | None, finished: bool) -> None:
         failed = failed or (self._missing(live) if finished else None)

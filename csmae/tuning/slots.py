@@ -17,16 +17,18 @@ import ray
 from ray import train, tune
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from csmae.config import Config, ConfigError
 from csmae.tuning.file_set import Files
-from csmae.tuning.mailbox import Assignment, EpochDone, Event, GroupLost, Mailbox, Silence, TrialDone
+from csmae.tuning.mailbox import Assignment, EpochDone, Event, GroupLost, Mailbox, Outcome, Silence, TrialDone
 from csmae.tuning.working_copy import mark_of, saved_epoch, working_copy
 
 PRETRAIN = "csmae.training.engine:pretrain"
 
-SLIVER = 0.01
-"""CPUs of a slot's own process; each worker leaves so much of its share, so that N workers fit on N CPUs."""
+SLOT_RESOURCES = {"node:__internal_head__": 0.0001}
+"""A slot's own processes wait most of the time. They sit on the head, without which nothing goes on anyway: a node that is
+lost takes workers alone with it."""
 
 GROUP_RESTARTS = 5
 """Worker deaths, beyond those that one trial may have, after which a slot gives up its ``fit()`` and begins a new one."""
@@ -61,7 +63,12 @@ class SlotPlan:
     def worker_resources(self) -> dict[str, float]:
         """What Ray reserves for a worker."""
         gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
-        return {"CPU": self.cpus_per_worker - SLIVER} | gpus
+        return {"CPU": self.cpus_per_worker} | gpus
+
+    @property
+    def group_text(self) -> str:
+        """The workers of a trial in words, such as ``2 x 1 CPU``."""
+        return f"{self.workers} x " + " and ".join(f"{n:g} {name}" for name, n in self.worker_resources.items())
 
 
 class Slot(tune.Trainable):  # type: ignore[misc]
@@ -87,7 +94,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         """Let the workers go on and wait for the epoch they do.
 
         Returns:
-            ``epoch`` and ``metrics`` as flat keys; ``done`` with ``finished``, ``failed`` or ``stuck`` at the end.
+            ``epoch`` and ``metrics`` as flat keys; at the end ``done``, and the reason under the outcome's name.
         """
         event = self._next_event()
         last = self._config.train.epochs
@@ -95,12 +102,8 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             return self._result(event)
         ended = self._next_event() if isinstance(event, EpochDone) else event
         assert isinstance(ended, TrialDone)
-        if ended.stuck:
-            outcome: dict[str, Any] = {"stuck": ended.failed}
-        else:
-            outcome = {"finished": True} if ended.failed is None else {"failed": ended.failed}
         result = self._result(event) if isinstance(event, EpochDone) else {}
-        return {**result, **outcome, "done": True}
+        return {**result, ended.outcome: ended.reason, "done": True}
 
     def cleanup(self) -> None:
         """Send the workers home and wait until their reservation is free."""
@@ -115,6 +118,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             self._start()
 
     def _result(self, event: EpochDone) -> dict[str, Any]:
+        self._losses = 0
         return {"epoch": event.number, "metrics": event.metrics}
 
     def _start(self) -> None:
@@ -123,7 +127,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._thread.start()
 
     def _next_event(self) -> EpochDone | TrialDone:
-        """What the workers tell next; silent ones are killed, and a group that is lost is replaced once a trial."""
+        """What the workers tell next; silent ones are killed, and a group that is lost is replaced once an epoch."""
         while True:
             event: Event = ray.get(self._mailbox.next_event.remote())
             if isinstance(event, Silence):
@@ -132,23 +136,27 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             elif isinstance(event, GroupLost):
                 if event.fit < self._fits:
                     continue  # its successor is at work already
-                self._losses += 1
+                if event.roomless:
+                    return TrialDone("roomless", f"no node has room for {self._plan.group_text}")
+                self._losses += bool(event.reason)
                 if self._losses > 1:
-                    return TrialDone(event.reason)
+                    return TrialDone("failed", event.reason)
                 self._start()
             else:
                 return event
 
     def _fit(self, number: int) -> None:
         """The thread: one ``fit()`` for as long as its workers can be kept alive."""
-        reason = "the workers left"
+        lost = GroupLost(number)
         try:
             make_trainer(serve, {"mailbox": self._mailbox, "plan": self._plan}, self._plan).fit()
         except Exception as error:  # whatever ended the group, the slot must hear of it, not this thread
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            roomless = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+            lost = GroupLost(number, reason, roomless)
         self._ended = number  # before the slot hears of it: an assignment in between starts the successor itself
         if not self._closing:
-            ray.get(self._mailbox.group_lost.remote(number, reason))
+            ray.get(self._mailbox.group_lost.remote(lost))
 
 
 def make_trainer(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], plan: SlotPlan) -> TorchTrainer:
@@ -171,7 +179,7 @@ def make_trainer(loop: Callable[[dict[str, Any]], None], config: dict[str, Any],
 
 
 def serve(setting: dict[str, Any]) -> None:
-    """What each worker does all its life: take an assignment, train it, take the next."""
+    """What each worker does all its life: take an assignment, train it, take the next; or leave where a node will go."""
     import torch
 
     mailbox, plan = setting["mailbox"], setting["plan"]
@@ -182,7 +190,8 @@ def serve(setting: dict[str, Any]) -> None:
     importlib.import_module(plan.pretrain.partition(":")[0])  # seconds, that no trial shall wait for
     done = 0
     while (assignment := ray.get(mailbox.take.remote(group, done, myself))) is not None:
-        rank.train(assignment)
+        if not rank.train(assignment):
+            return
         done = assignment.ticket
         gc.collect()
         if torch.cuda.is_available():
@@ -198,31 +207,38 @@ class _Rank:
     number: int
     plan: SlotPlan
 
-    def train(self, assignment: Assignment) -> None:
+    def train(self, assignment: Assignment) -> bool:
         """Train one assignment until it is done, stopped or failed on all ranks alike.
+
+        Returns:
+            Whether the group stays for the next; on all ranks alike.
 
         Raises:
             Exception: Whatever went wrong on this rank alone; Ray Train then starts the group anew.
         """
         from csmae.training.checkpoint import FullDiskError
-        from csmae.training.engine import DivergedError
+        from csmae.training.engine import DivergedError, StoppedError
 
         try:
             if self._epochs(assignment) and self.number == 0:
-                self._end(assignment, None)
+                self._end(assignment, "finished")
+        except StoppedError:
+            ray.get(self.mailbox.leave.remote(assignment.ticket, self.group))
+            return False
         except DivergedError as error:
             if self.number == 0:
-                self._end(assignment, str(error))
+                self._end(assignment, "failed", str(error))
         except FullDiskError as error:
             if self.number == 0:
-                self._end(assignment, str(error), stuck=True)
+                self._end(assignment, "stuck", str(error))
         except ConfigError as error:  # no attempt would cure it; the other ranks may wait in a collective
-            self._end(assignment, f"rank {self.number}: {error}")
+            self._end(assignment, "failed", f"rank {self.number}: {error}")
             raise
         except Exception as error:
             text = f"{type(error).__name__} on rank {self.number}: {' '.join(str(error).split())[:500]}"
             ray.get(self.mailbox.complain.remote(assignment.ticket, self.group, text))
             raise
+        return True
 
     def _epochs(self, assignment: Assignment) -> bool:
         """Train as long as the verdict allows; returns whether the training came to its end."""
@@ -260,20 +276,23 @@ class _Rank:
         config = Config.model_validate(assignment.config)
         return pretrain(config, run_dir, str(get_device()), self._beats(assignment.ticket))
 
-    def _beats(self, ticket: int) -> Callable[[int, int], None]:
-        """What the training calls after each step: a sign of life now and then."""
-        last = time.monotonic()
+    def _beats(self, ticket: int) -> Callable[[int, int], bool]:
+        """What the training calls after each step: a sign of life now and then; whether a node of the group will go."""
+        from ray.train.v2._internal.execution.context import get_train_context  # the public form is a collective
 
-        def beat(done: int, total: int) -> None:
+        notice, last = get_train_context().preemption_context, time.monotonic()
+
+        def beat(done: int, total: int) -> bool:
             nonlocal last
             if time.monotonic() - last > self.plan.hang_timeout_s / BEATS:
                 last = time.monotonic()
                 self.mailbox.beat.remote(ticket, self.group)
+            return notice.preemption_info is not None
 
         return beat
 
-    def _end(self, assignment: Assignment, failed: str | None, stuck: bool = False) -> None:
-        ray.get(self.mailbox.end.remote(assignment.ticket, self.group, failed, stuck))
+    def _end(self, assignment: Assignment, outcome: Outcome, reason: str = "") -> None:
+        ray.get(self.mailbox.end.remote(assignment.ticket, self.group, outcome, reason))
 
 
 def _nothing() -> None:

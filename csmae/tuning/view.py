@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from csmae.tuning.events import Ended, Event, Reported, Started
+from csmae.tuning.events import Event, Reported, Started, Waiting
 from csmae.tuning.progress import Progress, TrialProgress
 
 LOG_WIDTH = 80
@@ -21,7 +21,7 @@ LOG_WIDTH = 80
 NUM_ENDED_SHOWN = 8
 """Trials that are over and still in the table, the latest."""
 
-STYLES = {"running": "cyan", "COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
+STYLES = {"running": "cyan", "waiting": "yellow", "COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 
 
 class View:
@@ -70,7 +70,8 @@ class View:
         if isinstance(event, Reported):
             value = f"  {objective} {number(trial.value)}" if objective in event.metrics else ""
             return f"trial {event.number} epoch {event.epoch}/{trial.epochs}{value}"
-        assert isinstance(event, Ended)
+        if isinstance(event, Waiting):
+            return f"trial {event.number} waits: {event.reason}"
         what = {"COMPLETE": "done", "PRUNED": f"pruned after epoch {trial.epoch}", "FAIL": "failed"}[event.state]
         tail = f": {event.reason}" if event.reason else f", {number(event.value)}"
         return (
@@ -107,7 +108,7 @@ class View:
         table.add_column("epoch", justify="right", no_wrap=True)
         table.add_column(self._progress.objective, justify="right", no_wrap=True)
         table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
-        ended = [trial for trial in self._progress.trials.values() if trial.state != "running"]
+        ended = [trial for trial in self._progress.trials.values() if trial not in self._progress.running]
         for trial in [*self._progress.running, *reversed(ended[-NUM_ENDED_SHOWN:])]:
             table.add_row(*self._row(trial))
         return table
