@@ -109,6 +109,15 @@ def test_the_head_has_no_gpu_and_a_worker_is_a_spot_machine(name: str) -> None:
     assert "spot" in str(market.get("InstanceMarketOptions") or market["scheduling"]).lower()
 
 
+@pytest.mark.parametrize("name", CLOUDS)
+def test_a_worker_watches_for_its_clouds_notice(name: str) -> None:
+    config = load(name)
+    (command,) = commands(config, STARTS, "notice")
+    words = command[command.index("csmae notice") :].split()
+    assert words[2] == config["provider"]["type"] and "RAY_AUTH_MODE=token" in command
+    assert command in config["worker_start_ray_commands"]
+
+
 def test_the_local_file_starts_the_autoscaler_that_can_start_its_workers() -> None:
     for command in commands(load("clusters/local.yaml"), STARTS, "--head"):
         assert "RAY_enable_autoscaler_v2=0" in command

@@ -108,7 +108,7 @@ class Search(Section):
     accelerator_type: str | None = None
     """Kind of GPU that all workers must have where a cluster has several, as Ray names it: ``A10G``, ``H100``."""
     retries: int = Field(2, ge=0)
-    """Restarts of a trial whose worker died, each from its last checkpoint, before it counts as failed."""
+    """Restarts of a trial whose worker died, each from its last checkpoint and none with a further epoch, before it counts as failed."""
     hang_timeout: Duration = "15m"
     """Silence of a trial's workers after which they are taken for dead; longer than the scoring of an epoch."""
     keep: int = Field(3, ge=1)
