@@ -49,6 +49,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         ledger = self._ledger
         self._proposals, self.keeper = Proposals(ledger), Housekeeper(ledger)
         self._live: dict[str, _Live] = {}
+        self._put_back: set[int] = set()
+        """Trials that were proposed once more after Tune gave them up."""
         self._confirming = False
         self.exhausted: str | None = None
         """Why fewer trials were proposed than the study asks for."""
@@ -68,7 +70,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What the slot gets: number, whether it is a starting point, folder and configuration.
 
-        None asks Tune to come again later: there is no room now, or the best are known when all trials are over.
+        None asks Tune to come again later: there is no room now, a trial may have to be proposed once more, or the best
+        are known when all trials are over.
         """
         if self._capacity and len(self._live) >= self._capacity():
             return None
@@ -80,7 +83,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         proposal = self._next()
         if proposal is None:
             later = self._ledger.study.search.confirm and not self._confirming
-            return None if later else str(Searcher.FINISHED)
+            return None if later or self._starting else str(Searcher.FINISHED)
         trial, config = proposal.trial, proposal.config
         self._live[trial_id] = _Live(trial, max(curve(self._ledger.frozen(trial)), default=0))
         self._budget.begin(trial)
@@ -142,9 +145,25 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.on_trial_result(trial_id, result)
         failed = "the slot's process died or could not start, again and again" if error else result.get("failed")
         live = self._live.pop(trial_id)
-        if not self._stuck:
-            with self.writing():
-                self._end(live, failed, bool(result.get("finished")))
+        if self._stuck:
+            return
+        if error and live.trial.number not in self._put_back:
+            self._again(live)
+            return
+        with self.writing():
+            self._end(live, failed, bool(result.get("finished")))
+
+    def _again(self, live: _Live) -> None:
+        """Propose a trial once more: Tune tries no other slot where one died that had just ended another trial."""
+        self._put_back.add(live.trial.number)
+        with self.writing():
+            self._budget.end(live.trial)
+            self._ledger.put_back(live.trial)
+
+    @property
+    def _starting(self) -> bool:
+        """Whether a slot has yet to tell the first of a trial."""
+        return any(not live.metrics for live in self._live.values())
 
     @property
     def _stuck(self) -> bool:
