@@ -46,7 +46,7 @@ def test_a_worker_host_is_cut_off_for_90_seconds(cluster: str) -> None:
 
 def test_the_raylet_of_a_worker_host_is_stopped(cluster: str) -> None:
     search = WatchedSearch(cluster, "raylet-stopped", num_trials=4)
-    search.begun()
+    search.begun(3)
     host = search.worker_host()
     assert signal_raylet(host, "STOP") == 0
     search.check()

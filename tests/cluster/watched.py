@@ -29,7 +29,7 @@ class WatchedSearch:
         epochs: Of each trial.
     """
 
-    def __init__(self, cluster: str, name: str, num_trials: int = 2, epochs: int = 30) -> None:
+    def __init__(self, cluster: str, name: str, num_trials: int = 2, epochs: int = 40) -> None:
         self.name, self.num_trials, self.epochs = name, num_trials, epochs
         self.saved: dict[str, list[int]] = {}
         """By trial, the epoch of what lay in its folder, each time it was another one."""
@@ -66,10 +66,9 @@ class WatchedSearch:
                 epochs.append(epoch)
 
     def begun(self, num_trials: int = 2) -> None:
-        """Wait until so many trials have saved enough for a loss; the loss follows."""
-        self.watch(
-            300, "trials at work", lambda: [e[-1] >= FIRST_LOSS for e in self.saved.values()] == [True] * num_trials
-        )
+        """Wait until so many trials have saved enough for a loss, which follows."""
+        self.watch(300, "trials at work", lambda: sum(e[-1] >= FIRST_LOSS for e in self.saved.values()) == num_trials)
+        assert min(epochs[-1] for epochs in self.saved.values()) < self.epochs // 2, "nothing left to lose"
         self._lost_at = time.time()
 
     def worker_host(self) -> int:
@@ -98,9 +97,11 @@ class WatchedSearch:
         back = {number: seen for number, seen in self.saved.items() if seen != sorted(seen)}
         assert not back, f"trials that went back behind what they had saved: {back}"
         pauses = [pause for course in times.values() for pause in pairwise(course.values()) if pause[1] > self._lost_at]
-        went_on = max(pauses, key=lambda pause: pause[1] - pause[0])[1]
-        after = [moment - self._lost_at for moment in (went_on, ended_at)]
-        sys.stderr.write(f"\n{self.name}: goes on after {after[0]:.0f} s, ends after {after[1]:.0f} s\n")
+        last, went_on = max(pauses, key=lambda pause: pause[1] - pause[0])
+        sys.stderr.write(
+            f"\n{self.name}: goes on after {went_on - self._lost_at:.0f} s (told nothing for {went_on - last:.0f} s), "
+            f"ends after {ended_at - self._lost_at:.0f} s\n"
+        )
 
     def _times(self) -> dict[str, dict[int, float]]:
         """By MLflow's run of each trial, when each epoch was told; there is one run a trial and one above them."""
