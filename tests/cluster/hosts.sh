@@ -100,11 +100,10 @@ kill_host() {
 
 remove_host() {
   kill_host "$1" 2>/dev/null || true
-  for _ in $(seq 50); do # until the last process is gone
-    if umount "$state/$1/root" 2>/dev/null; then break; fi
+  for _ in $(seq 300); do # until the last process is gone
+    if umount --recursive "$state/$1" 2>/dev/null; then break; fi
     sleep 0.1
   done
-  umount "$state/$1"
   ip netns del "$prefix$1" 2>/dev/null || true
   ip link del "$prefix$1" 2>/dev/null || true
 }
