@@ -15,7 +15,7 @@ test-all: check ## everything, the long checks included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-cluster: .venv/installed ## `ray up` on three hosts made of network namespaces; root, Debian's packages
-	$(BIN)/python -m pytest tests/cluster/real_cluster.py
+	$(BIN)/python -m pytest -s tests/cluster/real_losses.py tests/cluster/real_cluster.py
 
 check: .venv/installed ## formatting, lint and types
 	$(BIN)/ruff format --check .

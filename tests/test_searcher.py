@@ -21,7 +21,7 @@ from rich.console import Console
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
 from csmae.tuning.budget import Budget
-from csmae.tuning.events import Ended, Ending, Event, Reported, Started
+from csmae.tuning.events import Ended, Ending, Event, Reported, Started, Waiting
 from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.ranking import fronts
@@ -64,7 +64,7 @@ def test_outcomes_are_told_truthfully(tmp_path: Path) -> None:
     searcher, told = make_searcher(study, tmp_path)
     for name in "abcdef":
         searcher.suggest(name)
-    assert searcher.suggest("g") == Searcher.FINISHED
+    assert searcher.suggest("g") is None
     searcher.on_trial_result("a", result(1, 0.2))
     searcher.on_trial_complete("a", result(4, 0.4, finished=True))
     searcher.on_trial_complete("b", result(1, 0.1))
@@ -73,6 +73,10 @@ def test_outcomes_are_told_truthfully(tmp_path: Path) -> None:
     searcher.on_trial_complete("d", result(4, math.nan, finished=True))
     searcher.on_trial_complete("e", result(4, None, finished=True))
     searcher.on_trial_complete("f", error=True)
+    once_more = searcher.suggest("g")
+    assert isinstance(once_more, dict) and once_more["number"] == 5
+    searcher.on_trial_complete("g", error=True)
+    assert searcher.suggest("h") == Searcher.FINISHED
     trials = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/studies.db").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "FAIL", "FAIL", "FAIL", "FAIL"]
     assert trials[0].value == 0.4 and trials[0].intermediate_values == {1: 0.2, 4: 0.4}
@@ -83,6 +87,19 @@ def test_outcomes_are_told_truthfully(tmp_path: Path) -> None:
     assert reasons[3] == "val/f1_mean was nan at the end"
     assert reasons[4] == "val/f1_mean was not reported"
     assert [event.state for event in told if isinstance(event, Ended)] == [t.state.name for t in trials]
+
+
+def test_a_trial_without_room_is_proposed_again_and_counts_once(tmp_path: Path) -> None:
+    searcher, told = make_searcher(make_study(tmp_path, num_trials=1), tmp_path)
+    first = searcher.suggest("a")
+    searcher.on_trial_result("a", result(1, 0.2))
+    searcher.on_trial_complete("a", {"roomless": "no node has room", "done": True})
+    assert searcher.suggest("b") == first
+    searcher.on_trial_complete("b", result(4, 0.4, finished=True))
+    assert searcher.suggest("c") == Searcher.FINISHED
+    assert [type(event) for event in told] == [Started, Reported, Waiting, Started, Reported, Ended]
+    (trial,) = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/studies.db").trials
+    assert trial.intermediate_values == {1: 0.2, 4: 0.4}
 
 
 def test_an_epoch_told_twice_is_written_once(tmp_path: Path) -> None:
@@ -105,7 +122,7 @@ def test_a_study_goes_on_with_the_trials_that_a_dead_driver_left(tmp_path: Path)
     assert not [event for event in told if isinstance(event, Reported)]
     third = again.suggest("e")
     assert isinstance(third, dict) and third["number"] == 2
-    assert again.suggest("f") == Searcher.FINISHED
+    assert again.suggest("f") is None
 
 
 def test_a_larger_number_of_trials_extends_a_study(tmp_path: Path) -> None:
@@ -116,7 +133,7 @@ def test_a_larger_number_of_trials_extends_a_study(tmp_path: Path) -> None:
     more, _ = make_searcher(make_study(tmp_path, num_trials=2), tmp_path)
     suggestion = more.suggest("b")
     assert isinstance(suggestion, dict) and suggestion["number"] == 1
-    assert more.suggest("c") == Searcher.FINISHED
+    assert more.suggest("c") is None
 
 
 def test_a_changed_study_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -183,7 +200,7 @@ def test_a_grid_takes_every_point_once(tmp_path: Path) -> None:
     study = make_study(tmp_path, space, sampler="grid", num_trials=99, start_from=[])
     searcher, _ = make_searcher(study, tmp_path)
     suggestions = [searcher.suggest(str(index)) for index in range(13)]
-    assert suggestions[12] == Searcher.FINISHED
+    assert suggestions[12] is None
     configs = [s["config"] for s in suggestions if isinstance(s, dict)]
     points = {
         (round(c["masking"]["ratio"], 9), c["loss"]["mim_weight"], round(c["loss"]["temperature"], 9)) for c in configs
@@ -288,7 +305,7 @@ def test_the_best_are_trained_again_with_other_seeds(tmp_path: Path) -> None:
             assert searcher.suggest("later") is None
         searcher.on_trial_complete(str(index), result(4, score, finished=True))
     again = [searcher.suggest(f"again {index}") for index in range(5)]
-    assert again[4] == Searcher.FINISHED
+    assert again[4] is None
     configs = [s["config"] for s in again if isinstance(s, dict)]
     assert [config["train"]["seed"] for config in configs] == [1, 2, 1, 2]
     for index, score in enumerate((0.3, 0.3, 0.55, 0.57)):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import ray
 from optuna.trial import FrozenTrial
+from ray._private.state import actors
 from ray.util import placement_group_table
 
 from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import Room, ray_running, share
-from csmae.tuning.events import Ending, Event
+from csmae.tuning.events import Ended, Ending, Event, Listener
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.run import run_search
 from csmae.tuning.study import load_study
@@ -33,7 +35,12 @@ def cluster() -> Iterator[Room]:
 
 
 def search(
-    folder: Path, num_trials: int, faults: dict[int, list[Any]], ending: Ending = DONE, **settings: Any
+    folder: Path,
+    num_trials: int,
+    faults: dict[int, list[Any]],
+    ending: Ending = DONE,
+    listener: Listener = lambda event: None,
+    **settings: Any,
 ) -> list[FrozenTrial]:
     """Run a study of quick trainings in which some trials go wrong."""
     base = {"model": {"size": "nano"}, "optim": {"warmup_epochs": 0, "batch_size": 2}, "train": {"epochs": 5}}
@@ -42,8 +49,8 @@ def search(
     study = load_study(write(folder, space, base=base, num_trials=num_trials, **settings))
     (folder / "study").mkdir(exist_ok=True)
     (folder / "study" / "faults.json").write_text(json.dumps(faults))
-    ledger, events = Ledger(study, folder), list[Event]()
-    assert run_search(Budget(ledger), share(study.search, ROOM), events.append, "stub_training:quick") == ending
+    ledger = Ledger(study, folder)
+    assert run_search(Budget(ledger), share(study.search, ROOM), listener, "stub_training:quick") == ending
     return ledger.trials()
 
 
@@ -127,4 +134,20 @@ def test_a_killed_process_costs_time_and_nothing_else(cluster: Room, tmp_path: P
     trials = search(tmp_path, 3, {1: [what, 3, 0, 1]})
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
     assert [line.split()[2] for line in processes(tmp_path, 1, 0)] == ["0", "2"]
+    assert all_is_free()
+
+
+def kill_slots(event: Event) -> None:
+    """Kill the processes of this Ray's slots when the first trial is over."""
+    if isinstance(event, Ended) and event.number == 0:
+        for actor in actors().values():
+            if actor["ActorClassName"].endswith("ResourceTrainable") and actor["State"] == "ALIVE":
+                os.kill(actor["Pid"], signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_slot_that_dies_between_two_trials_costs_neither(cluster: Room, tmp_path: Path) -> None:
+    trials = search(tmp_path, 3, {}, listener=kill_slots)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+    assert processes(tmp_path, 0, 0) != processes(tmp_path, 1, 0)
     assert all_is_free()

@@ -132,7 +132,7 @@ class Ledger:
 
     @property
     def num_left(self) -> int:
-        """Trials in the middle of which an earlier driver ended, not yet taken up again."""
+        """Trials that were left in the middle, by an earlier driver or a lost slot, and not yet taken up again."""
         return len(self._left)
 
     @property
@@ -173,10 +173,14 @@ class Ledger:
         self.optuna.enqueue_trial(dict(point), user_attrs=attributes)
 
     def left(self) -> optuna.Trial:
-        """The first trial that an earlier driver left in the middle."""
+        """The first trial that was left in the middle."""
         left = self._left.pop(0)
         self.optuna.sampler = make_sampler(self.study.search, left.number)
         return optuna.Trial(self.optuna, left._trial_id)
+
+    def put_back(self, trial: optuna.Trial) -> None:
+        """Leave a trial in the middle, to be taken up again by this driver."""
+        self._left.append(self.frozen(trial))
 
     def next(self) -> optuna.Trial:
         """A new trial: the first in line, or the sampler's."""

@@ -42,13 +42,19 @@ def orphans_freed() -> Iterator[None]:
 def free_orphans() -> None:
     """Remove the placement groups of this job whose creator, an actor, is dead.
 
-    Ray keeps them until the whole job ends, and Ray Train's own cleaner needs the dashboard. The table's public form
-    does not name the creator, hence Ray's inner one.
+    Ray keeps them until the whole job ends, and Ray Train's own cleaner needs the dashboard. What an actor reserves in
+    its last moment Ray keeps for longer than the job: it has noted the actor's end before. The table's public form does
+    not name the creator, hence Ray's inner one.
     """
     job = ray.get_runtime_context().get_job_id()
     for data in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(data)
         by_actor = group.creator_actor_id not in (b"", ActorID.nil().binary())
-        dead = by_actor and group.creator_actor_dead and group.state != PlacementGroupTableData.REMOVED
-        if dead and group.creator_job_id.hex() == job:
+        there = group.state != PlacementGroupTableData.REMOVED
+        if by_actor and there and group.creator_job_id.hex() == job and _creator_is_dead(group):
             remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
+def _creator_is_dead(group: PlacementGroupTableData) -> bool:
+    actor = state.actor_table(ActorID(group.creator_actor_id).hex())
+    return bool(group.creator_actor_dead) or actor.get("State") == "DEAD"

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -28,13 +28,9 @@ NUM_ALIKE = 3
 
 @dataclass
 class _Live:
-    proposal: Proposal
+    trial: optuna.Trial
     epoch: int
     metrics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def trial(self) -> optuna.Trial:
-        return self.proposal.trial
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
@@ -53,8 +49,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         ledger = self._ledger
         self._proposals, self.keeper = Proposals(ledger), Housekeeper(ledger)
         self._live: dict[str, _Live] = {}
-        self._waiting: list[_Live] = []
-        """Trials that found no room."""
+        self._put_back: set[int] = set()
+        """Trials that were proposed once more after Tune gave them up."""
         self._confirming = False
         self.exhausted: str | None = None
         """Why fewer trials were proposed than the study asks for."""
@@ -74,7 +70,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What the slot gets: number, whether it is a starting point, folder and configuration.
 
-        None asks Tune to come again later: there is no room now, or the best are known when all trials are over.
+        None asks Tune to come again later: there is no room now, a trial that runs may have to be proposed once more, or the
+        best are known when all are over.
         """
         if self._capacity and len(self._live) >= self._capacity():
             return None
@@ -85,10 +82,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         proposal = self._next()
         if proposal is None:
-            later = self._ledger.study.search.confirm and not self._confirming
-            return None if later else str(Searcher.FINISHED)
+            return None if self._live else str(Searcher.FINISHED)
         trial, config = proposal.trial, proposal.config
-        self._live[trial_id] = _Live(proposal, max(curve(self._ledger.frozen(trial)), default=0))
+        self._live[trial_id] = _Live(trial, max(curve(self._ledger.frozen(trial)), default=0))
         self._budget.begin(trial)
         self._listener(Started(trial.number, proposal.values, config.train.epochs, proposal.resumed))
         return {
@@ -99,8 +95,6 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         }
 
     def _next(self) -> Proposal | None:
-        if self._waiting:
-            return replace(self._waiting.pop(0).proposal, resumed=True)
         while self._ledger.num_left:
             if proposal := self._proposals.left():
                 return proposal
@@ -150,13 +144,22 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self.on_trial_result(trial_id, result)
         failed = "the slot's process died or could not start, again and again" if error else result.get("failed")
         live = self._live.pop(trial_id)
-        if "roomless" in result:
-            self._budget.end(live.trial)
-            self._waiting.append(live)
-            self._listener(Waiting(live.trial.number, result["roomless"]))
-        elif not self._stuck:
-            with self.writing():
+        if self._stuck:
+            return
+        with self.writing():
+            if "roomless" in result:
+                self._again(live)
+                self._listener(Waiting(live.trial.number, result["roomless"]))
+            elif error and live.trial.number not in self._put_back:
+                self._put_back.add(live.trial.number)  # Tune tries no other slot where one died between two trials
+                self._again(live)
+            else:
                 self._end(live, failed, "finished" in result)
+
+    def _again(self, live: _Live) -> None:
+        """Put a trial back, to be proposed once more."""
+        self._budget.end(live.trial)
+        self._ledger.put_back(live.trial)
 
     @property
     def _stuck(self) -> bool:
@@ -174,12 +177,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         """End the trials that still run, as stopped early; their checkpoints stay."""
         for live in self._live.values():
             self._budget.end(live.trial)
-        for live in (*self._live.values(), *self._waiting):
             self._judge(live)
             self._ledger.cut(live.trial, reason)
             self._tell(live, reason)
         self._live.clear()
-        self._waiting.clear()
 
     def _end(self, live: _Live, failed: str | None, finished: bool) -> None:
         failed = failed or (self._missing(live) if finished else None)

@@ -12,11 +12,13 @@
 #   hosts.sh join 2        bring the link back
 #   hosts.sh down          end and remove everything that `up` made
 #
-# State, the SSH key `key` and the shared folder lie in $CSMAE_HOSTS (default /tmp/csmae-hosts).
+# State, the SSH key `key` and the shared folder lie in $CSMAE_HOSTS (default /tmp/csmae-hosts). For a second lab beside
+# another one set that, and $CSMAE_NETWORK (default 10.78.0).
 set -euo pipefail
 state=${CSMAE_HOSTS:-/tmp/csmae-hosts}
-bridge=csmae0
-network=10.78.0
+network=${CSMAE_NETWORK:-10.78.0}
+prefix=csmae${CSMAE_NETWORK:+-${network//./}-}
+bridge=${prefix}0
 
 address() { echo "$network.$((10 + $1))"; }
 
@@ -37,14 +39,13 @@ check() {
 }
 
 make_network() {
-  ip link show "$bridge" >/dev/null 2>&1 && return
   ip link add "$bridge" type bridge
   ip addr add "$network.1/24" dev "$bridge"
   ip link set "$bridge" up
 }
 
 make_host() { # its disk and its network card
-  local dir="$state/$1" name="csmae$1"
+  local dir="$state/$1" name="$prefix$1"
   mkdir -p "$dir"
   mount -t tmpfs -o size=6G tmpfs "$dir"
   mkdir "$dir/written" "$dir/work" "$dir/root"
@@ -69,7 +70,7 @@ END
 }
 
 start_host() { # its link and its processes
-  local root="$state/$1/root" name="csmae$1"
+  local root="$state/$1/root" name="$prefix$1"
   ip link set "$name" up
   ip -n "$name" link set eth0 up
   ip -n "$name" route replace default via "$network.1" # Ray's own address is the one that leads out
@@ -94,24 +95,24 @@ start_host() { # its link and its processes
 
 kill_host() {
   kill -9 -- "-$(cat "$state/$1/pid")" 2>/dev/null || true
-  ip link set "csmae$1" down
+  ip link set "$prefix$1" down
 }
 
 remove_host() {
   kill_host "$1" 2>/dev/null || true
-  for _ in $(seq 50); do # until the last process is gone
-    if umount "$state/$1/root" 2>/dev/null; then break; fi
+  for _ in $(seq 300); do # until the last process is gone
+    if umount --recursive "$state/$1" 2>/dev/null; then break; fi
     sleep 0.1
   done
-  umount "$state/$1"
-  ip netns del "csmae$1" 2>/dev/null || true
-  ip link del "csmae$1" 2>/dev/null || true
+  ip netns del "$prefix$1" 2>/dev/null || true
+  ip link del "$prefix$1" 2>/dev/null || true
 }
 
 case ${1:-} in
   up)
     check
     [ ! -e "$state" ] || { echo "hosts.sh: $state is there already: hosts.sh down" >&2; exit 2; }
+    ! ip link show "$bridge" >/dev/null 2>&1 || { echo "hosts.sh: $network is another lab's: set CSMAE_NETWORK" >&2; exit 2; }
     mkdir -p "$state/shared" "$state/home"
     ssh-keygen -q -t ed25519 -N '' -f "$state/key"
     ssh-keygen -q -t ed25519 -N '' -f "$state/hostkey"
@@ -122,13 +123,13 @@ case ${1:-} in
   run) shift; run "$@" ;;
   kill) kill_host "$2" ;;
   start) start_host "$2" ;;
-  cut) ip link set "csmae$2" down ;;
-  join) ip link set "csmae$2" up ;;
+  cut) ip link set "$prefix$2" down ;;
+  join) ip link set "$prefix$2" up ;;
   down)
     [ -d "$state" ] || exit 0
     for dir in "$state"/[0-9]*; do [ -d "$dir" ] && remove_host "$(basename "$dir")"; done
     ip link del "$bridge" 2>/dev/null || true
     rm -rf --one-file-system "$state"
     ;;
-  *) sed -n '2,16p' "$0"; exit 2 ;;
+  *) sed -n '2,17p' "$0"; exit 2 ;;
 esac
