@@ -19,6 +19,7 @@ from csmae.tuning.cluster import Room, ray_running, share
 from csmae.tuning.events import Ended, Ending, Event, Listener
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.run import run_search
+from csmae.tuning.slots import RENEW_AFTER
 from csmae.tuning.study import load_study
 from test_study import write
 
@@ -40,10 +41,15 @@ def search(
     faults: dict[int, list[Any]],
     ending: Ending = DONE,
     listener: Listener = lambda event: None,
+    compile: bool = False,
     **settings: Any,
 ) -> list[FrozenTrial]:
     """Run a study of quick trainings in which some trials go wrong."""
-    base = {"model": {"size": "nano"}, "optim": {"warmup_epochs": 0, "batch_size": 2}, "train": {"epochs": 5}}
+    base = {
+        "model": {"size": "nano"},
+        "optim": {"warmup_epochs": 0, "batch_size": 2},
+        "train": {"epochs": 5, "compile": compile},
+    }
     space = {"masking.ratio": {"float": [0.3, 0.9]}}
     settings = {"workers_per_trial": 2, "sampler": "random", "scheduler": "none", **settings}
     study = load_study(write(folder, space, base=base, num_trials=num_trials, **settings))
@@ -78,6 +84,16 @@ def test_one_group_serves_all_trials_and_stopped_ones_are_pruned(cluster: Room, 
         if trial.state.name == "PRUNED":
             epoch = int((tmp_path / "study" / "trials" / str(trial.number) / "epoch").read_text())
             assert epoch == max(trial.intermediate_values) < 5
+    assert all_is_free()
+
+
+@pytest.mark.slow
+def test_a_group_that_compiled_many_trials_makes_way_for_a_new_one(cluster: Room, tmp_path: Path) -> None:
+    trials = search(tmp_path, RENEW_AFTER + 2, {}, compile=True)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * (RENEW_AFTER + 2)
+    groups = [processes(tmp_path, number, 0) for number in range(RENEW_AFTER + 2)]
+    assert groups[0] == groups[RENEW_AFTER - 1] != groups[RENEW_AFTER] == groups[RENEW_AFTER + 1]
+    assert all(len(group) == 1 for group in groups)
     assert all_is_free()
 
 

@@ -33,6 +33,9 @@ lost takes workers alone with it."""
 GROUP_RESTARTS = 5
 """Worker deaths, beyond those that one trial may have, after which a slot gives up its ``fit()`` and begins a new one."""
 
+RENEW_AFTER = 8
+"""Compiled trials after which a group's processes make way for new ones: each trial leaves MiB of torch's behind."""
+
 BEATS = 20
 """Signs of life within the time after which a silent worker is taken for dead."""
 
@@ -179,7 +182,7 @@ def make_trainer(loop: Callable[[dict[str, Any]], None], config: dict[str, Any],
 
 
 def serve(setting: dict[str, Any]) -> None:
-    """What each worker does all its life: take an assignment, train it, take the next; or leave where a node will go."""
+    """What each worker does all its life: take an assignment, train it, take the next; or leave for another group to come."""
     import torch
 
     mailbox, plan = setting["mailbox"], setting["plan"]
@@ -188,9 +191,11 @@ def serve(setting: dict[str, Any]) -> None:
     rank = _Rank(mailbox, group, train.get_context().get_world_rank(), plan)
     myself = ray.get_runtime_context().current_actor
     importlib.import_module(plan.pretrain.partition(":")[0])  # seconds, that no trial shall wait for
-    done = 0
+    done = compiled = 0
     while (assignment := ray.get(mailbox.take.remote(group, done, myself))) is not None:
-        if not rank.train(assignment):
+        stays = rank.train(assignment)
+        compiled += assignment.config["train"]["compile"]
+        if not stays or compiled == RENEW_AFTER:
             return
         done = assignment.ticket
         gc.collect()
