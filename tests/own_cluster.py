@@ -21,11 +21,12 @@ TOKEN = "0123456789abcdef" * 4
 
 START_S = 90.0
 
-NODE_IDS = """
+AT_WORK = """
 import ray, sys
+from ray._private.state import actors
 ray.init(sys.argv[1], logging_level="CRITICAL", log_to_driver=False)
-nodes = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]]
-print(*[node["NodeID"] for node in nodes])
+workers = [actor for actor in actors().values() if actor["ActorClassName"] == "RayTrainWorker"]
+print(*[actor["Address"]["NodeID"] for actor in workers if actor["State"] == "ALIVE"])
 """
 
 
@@ -86,9 +87,9 @@ class OwnCluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def node_ids(self) -> list[str]:
-        """Of the nodes but the head."""
-        return self.run([sys.executable, "-c", NODE_IDS, self.address]).split()
+    def nodes_at_work(self) -> list[str]:
+        """Ids of the nodes on which trials train."""
+        return self.run([sys.executable, "-c", AT_WORK, self.address]).split()
 
     def close(self) -> None:
         self._stack.close()

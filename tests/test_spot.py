@@ -23,7 +23,7 @@ from csmae.tuning.capacity import LOOK_EVERY_S
 from own_cluster import OwnCluster, own_cluster, stop
 from test_capacity import start, wait_for
 
-LONG_EPOCHS = ["--set", f"data.synthetic.num_train={40 * LOOK_EVERY}", "--set", "optim.batch_size=2"]
+LONG_EPOCHS = ["--set", f"data.synthetic.num_train={80 * LOOK_EVERY}", "--set", "optim.batch_size=2"]
 
 
 @pytest.fixture
@@ -99,18 +99,20 @@ def test_a_machine_of_no_cloud_is_refused(monkeypatch: pytest.MonkeyPatch, capsy
 def test_a_trial_saves_in_the_middle_of_an_epoch_and_moves_when_its_node_will_go(
     cluster: OwnCluster, metadata: Service, tmp_path: Path
 ) -> None:
-    first = cluster.add_node(1)
-    (leaving,) = cluster.node_ids()
-    driver = start(tmp_path, cluster, "--num-trials", "1", "--set", "train.epochs=3", *LONG_EPOCHS)
-    wait_for(driver, tmp_path, "trial 0 epoch 1/3")
     cluster.add_node(1)
+    cluster.add_node(1)
+    driver = start(tmp_path, cluster, "--num-trials", "1", "--set", "train.epochs=5", *LONG_EPOCHS)
+    wait_for(driver, tmp_path, "trial 0 epoch 1/5")
+    (leaving,) = cluster.nodes_at_work()
     command = [sys.executable, "-m", "csmae", "notice", "aws", "--address", cluster.address, "--node-id", leaving]
     assert cluster.run(command).startswith("this machine goes in 1")
     deadline = time.monotonic() + 60
     while not saved(tmp_path)["done"]["steps"]:
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
-    stop(first)
+    wait_for(driver, tmp_path, "trial 0 epoch 4/5")
+    (home,) = cluster.nodes_at_work()
+    assert home != leaving
     assert driver.wait(400) == 0, (tmp_path / "log").read_text()
     (trial,) = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/runs/studies.db").trials
     config = Config.model_validate_json(saved(tmp_path)["config"])
