@@ -1,4 +1,4 @@
-"""The ledger (a real Optuna study in SQLite), the searcher in front of it, and the rules of early stopping."""
+"""The ledger (a real Optuna study in SQLite) and the searcher in front of it."""
 
 import io
 import math
