@@ -1,7 +1,7 @@
 """Exact nearest neighbours by cosine similarity, block by block.
 
-Q queries, N scenes of a block, D width, K retrieved scenes. On a CPU that multiplies bfloat16 in hardware, twice as fast as
-float32, a rough similarity with a proven margin leaves few scenes, whose similarities are then computed in float32.
+Q queries, N scenes of a block, D width, K retrieved scenes. On a CPU that multiplies bytes or bfloat16 in hardware, bounds from
+such products leave few scenes, whose similarities are then computed in float32.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from csmae.rough import Bounds, Rough, kinds, roughen
+
 BLOCK = 512
 """Queries that a thread ranks at once, at most."""
 ARCHIVE_BLOCK = 16384
@@ -24,17 +26,13 @@ ARCHIVE_BLOCK = 16384
 GROUP = 64
 """Similarities of which only the largest is looked at first."""
 TILE = 8192
-"""Archive scenes of a rough comparison: with ``BLOCK`` 8 MiB, which stay in the cache."""
+"""Archive scenes whose bounds are looked at, at once: with ``BLOCK`` 16 MiB, which stay in the cache."""
 TILE_MIN = 1024
 """With fewer the exact comparison is as fast."""
-MANY = 32
-"""Scenes, or groups of them, that a rough comparison may leave for a query on average; with more it does not pay."""
-CHUNK = 1024
-"""Scenes that are roughened at once."""
+MANY = 128
+"""Scenes that bounds may leave for a query on average; with more they do not pay."""
 FEW = 128
-"""Queries for which it does not pay either: reading the archive is what takes time."""
-SUM_ERROR = 5e-5
-"""More than what adding up a thousand products in float32 can be wrong by."""
+"""Queries for which they do not pay either: reading the archive is what takes time."""
 
 
 class Hits(NamedTuple):
@@ -46,15 +44,15 @@ class Hits(NamedTuple):
     """Places in the archive."""
 
 
-class Rough(NamedTuple):
-    """Features less the queries' mean in bfloat16: the smaller they are, the less rounding takes."""
+class Block(NamedTuple):
+    """A block of the archive."""
 
-    features: Tensor
-    """With two columns more, so that products are similarities but for a constant of each query."""
-    norms: Tensor
-    """Before rounding."""
-    errors: Tensor
-    """Norms of what rounding took."""
+    features_nd: Tensor
+    """L2-normalised."""
+    start: int
+    """Place of its first scene."""
+    bounds: dict[torch.dtype, Bounds]
+    """On its similarities with all queries, from products of these kinds of numbers."""
 
 
 def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
@@ -69,15 +67,22 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
         k: Scenes to retrieve, at most N.
     """
     num_threads = torch.get_num_threads() if queries_qd.device.type == "cpu" else 1
-    mean_d = queries_qd.mean(0) if _rough_pays(queries_qd, k) else None
-    pieces = _even_parts(queries_qd, num_threads)
-    parts = [Part(piece, mean_d, k) for piece in pieces]
-    memory = [queries_qd.new_empty(len(pieces[0]) * ARCHIVE_BLOCK) for _ in pieces[:num_threads]]
+    pays = len(queries_qd) > FEW and 2 * k <= TILE // GROUP
+    parts = [
+        Part(queries_qd, rows, k, kinds(queries_qd.device) if pays else [])
+        for rows in _even_parts(len(queries_qd), num_threads)
+    ]
+    memory = [queries_qd.new_empty(parts[0].size * ARCHIVE_BLOCK) for _ in parts[:num_threads]]
+    mean_d = queries_qd.mean(0)
+    rough: dict[torch.dtype, Rough] = {}
     start = 0
     with _single_threads(), ThreadPoolExecutor(len(memory)) as pool:
         for block in archive:
-            mean_d = mean_d if any(part.rough for part in parts) else None
-            shared = Block(block, start, None if mean_d is None else _roughen_all(block, mean_d, pool))
+            bounds = {}
+            for kind in {kind for part in parts for kind in part.kinds[:1]}:
+                rough[kind] = rough.get(kind) or roughen(queries_qd, mean_d, kind, pool)
+                bounds[kind] = Bounds(rough[kind], mean_d, roughen(block, mean_d, kind, pool))
+            shared = Block(block, start, bounds)
 
             def work(thread: int, shared: Block = shared) -> None:
                 for part in parts[thread :: len(memory)]:
@@ -88,18 +93,11 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
     return Hits(*(torch.cat(column) for column in zip(*(part.best for part in parts), strict=True)))
 
 
-def _rough_pays(queries_qd: Tensor, k: int) -> bool:
-    if queries_qd.device.type != "cpu" or len(queries_qd) <= FEW or 2 * k > TILE // GROUP:
-        return False
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def _even_parts(queries_qd: Tensor, num_threads: int) -> tuple[Tensor, ...]:
+def _even_parts(count: int, num_threads: int) -> list[slice]:
     """Blocks of queries, as many for each thread."""
-    rounds = -(-len(queries_qd) // (BLOCK * num_threads))
-    parts: tuple[Tensor, ...] = queries_qd.split(-(-len(queries_qd) // (rounds * num_threads)))
-    return parts
+    rounds = -(-count // (BLOCK * num_threads))
+    size = -(-count // (rounds * num_threads))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 @contextmanager
@@ -115,96 +113,72 @@ def _single_threads() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _roughen(features_nd: Tensor, mean_d: Tensor, query: bool) -> Rough:
-    """As ``q·a = (q-m)·(a-m) + m·(a-m) + q·m``; the middle term is the two columns, its leading bits and the rest."""
-    centred = features_nd - mean_d
-    rough = centred.bfloat16()
-    offset = torch.ones(len(features_nd)) if query else centred @ mean_d
-    lead = offset.bfloat16()
-    rest = lead if query else (offset - lead).bfloat16()
-    errors = (centred - rough).norm(dim=1)
-    return Rough(torch.cat([rough, lead[:, None], rest[:, None]], dim=1), centred.norm(dim=1), errors)
-
-
-def _roughen_all(features_nd: Tensor, mean_d: Tensor, pool: ThreadPoolExecutor) -> Rough:
-    """In pieces that stay in the threads' caches."""
-    pieces = pool.map(lambda piece: _roughen(piece, mean_d, query=False), features_nd.split(CHUNK))
-    return Rough(*(torch.cat(column) for column in zip(*pieces, strict=True)))
-
-
-class Block(NamedTuple):
-    """A block of the archive."""
-
-    features_nd: Tensor
-    """L2-normalised."""
-    start: int
-    """Place of its first scene."""
-    rough: Rough | None
-
-
 class Part:
     """Some of the queries, and the best that was found for them so far.
 
     Args:
-        queries_qd: L2-normalised.
-        mean_d: Of all queries, where a rough comparison pays.
+        queries_qd: All of them, L2-normalised.
+        rows: Which of them.
         k: Scenes to retrieve.
+        kinds: Numbers from whose products bounds may be taken, the coarsest first.
     """
 
-    def __init__(self, queries_qd: Tensor, mean_d: Tensor | None, k: int) -> None:
-        self._queries_qd, self._k = queries_qd, k
-        none = queries_qd.new_empty(len(queries_qd), 0)
+    def __init__(self, queries_qd: Tensor, rows: slice, k: int, kinds: list[torch.dtype]) -> None:
+        self._queries_qd, self._rows, self._k = queries_qd[rows], rows, k
+        self.size = len(self._queries_qd)
+        none = queries_qd.new_empty(self.size, 0)
         self.best = Hits(none, none.long())
-        self.rough = None if mean_d is None else _roughen(queries_qd, mean_d, query=True)
-        self._constants = None if mean_d is None else queries_qd @ mean_d
+        self.kinds = kinds
+        """Those that may still pay."""
 
     def compare(self, block: Block, memory: Tensor) -> None:
         """Take what is better in a block."""
         done = 0
-        while self.rough and block.rough and len(block.features_nd) - done >= max(TILE_MIN, GROUP * self._k):
-            tile = range(done, min(done + TILE, len(block.features_nd) // GROUP * GROUP))
-            if not self._compare_roughly(block, tile):
-                self.rough = None  # the scenes are too much alike: from here on exactly
+        bounds = block.bounds.get(self.kinds[0]) if self.kinds else None
+        while bounds and len(block.features_nd) - done >= max(TILE_MIN, GROUP * self._k):
+            tile = slice(done, min(done + TILE, len(block.features_nd) // GROUP * GROUP))
+            if not self._compare_some(block, tile, bounds, memory):
+                self.kinds = self.kinds[1:]
                 break
             done = tile.stop
         if done < len(block.features_nd):
-            rest_nd = block.features_nd[done:]
-            similarity_qn = memory[: len(self._queries_qd) * len(rest_nd)].view(-1, len(rest_nd))
-            _multiply(self._queries_qd, rest_nd, similarity_qn)
-            self._take(_largest(similarity_qn, min(self._k, len(rest_nd))), block.start + done)
+            similarity_qn = self._view(memory, len(block.features_nd) - done)
+            _multiply(self._queries_qd, block.features_nd[done:], similarity_qn)
+            self._take(_largest(similarity_qn, min(self._k, similarity_qn.shape[1])), block.start + done)
 
-    def _compare_roughly(self, block: Block, tile: range) -> bool:
-        """Take what is better in a part of a block; False where too many scenes may be."""
-        assert self.rough and block.rough
-        similarity_qn = self.rough.features @ block.rough.features[tile.start : tile.stop].T
-        groups = similarity_qn.unflatten(1, (-1, GROUP))
+    def _compare_some(self, block: Block, tile: slice, bounds: Bounds, memory: Tensor) -> bool:
+        """Take what is better in a tile of a block; False, and nothing taken, where that may be too many."""
+        scenes_nd = block.features_nd[tile]
+        bound_qn = self._view(memory, len(scenes_nd))
+        bounds.fill(self._rows, tile, bound_qn)
+        groups = bound_qn.unflatten(1, (-1, GROUP))
         tops = groups.amax(2)
-        # rounding keeps the order: what is not below the floor is not below it in bfloat16 either
-        floor = self._floor(block.rough, tops).bfloat16()[:, None]
-        row, group = (tops >= floor).nonzero(as_tuple=True)
-        if len(row) > MANY * len(tops):
+        least = bounds.least(self._rows, self._least(scenes_nd, groups, tops))[:, None]
+        row, group = (tops < least).logical_not().nonzero(as_tuple=True)  # what is not a number is kept, too
+        which, member = (groups[row, group] < least[row]).logical_not().nonzero(as_tuple=True)
+        if len(which) > MANY * self.size:
             return False
-        which, member = (groups[row, group] >= floor[row]).nonzero(as_tuple=True)
-        row, place = row[which], tile.start + group[which] * GROUP + member
-        if len(row) > MANY * len(tops):
-            return False
-        counts = torch.bincount(row, minlength=len(tops))
-        scores = _products(self._queries_qd, block.features_nd, counts, place)
-        self._take(_by_row(row, counts, scores, place), block.start)
+        row, place = row[which], group[which] * GROUP + member
+        counts = torch.bincount(row, minlength=self.size)
+        scores = _products(self._queries_qd, scenes_nd, counts, place)
+        self._take(_by_row(row, counts, scores, place), block.start + tile.start)
         return True
 
-    def _floor(self, block: Rough, tops: Tensor) -> Tensor:
-        """Rough similarity that a scene must have to be among the best, for each query."""
-        assert self.rough is not None and self._constants is not None
-        _, norms, errors = self.rough
-        margin = errors * block.norms.max() + (norms + errors) * block.errors.max() + SUM_ERROR
+    def _least(self, scenes_nd: Tensor, groups: Tensor, tops: Tensor) -> Tensor:
+        """Similarity that K scenes are known to have: the best so far, or at first those of the highest bounds."""
         if self.best.scores_qk.shape[1] == self._k:
-            return self.best.scores_qk[:, -1] - self._constants - margin
-        top = tops.topk(self._k, dim=1).values[:, -1].float()
-        return top - top.abs() / 250 - 2 * margin
+            return self.best.scores_qk[:, -1]
+        likely = tops.topk(self._k, dim=1).indices
+        place = likely * GROUP + groups.take_along_dim(likely[:, :, None], 1).argmax(2)
+        counts = torch.full((self.size,), self._k)
+        scores = _products(self._queries_qd, scenes_nd, counts, place.sort(dim=1).values.flatten())
+        return scores.view(-1, self._k).amin(1)
+
+    def _view(self, memory: Tensor, columns: int) -> Tensor:
+        return memory[: self.size * columns].view(-1, columns)
 
     def _take(self, found: Hits, start: int) -> None:
-        """Merge what was found in a block that begins at ``start``."""
+        """Merge what was found among scenes that begin at ``start``."""
         scores = torch.cat([self.best.scores_qk, found.scores_qk], dim=1)
         indices = torch.cat([self.best.indices_qk, found.indices_qk + start], dim=1)
         scores, order = scores.topk(min(self._k, scores.shape[1]), dim=1)

@@ -1,6 +1,7 @@
 """Retrieval against naive loops and the published figures."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -53,37 +54,49 @@ def test_searching_block_by_block_equals_sorting_every_similarity(count: int, mo
     torch.testing.assert_close(hits.scores_qk, naive.values[:, :10])
 
 
+@pytest.mark.parametrize("kinds", [[torch.int8], [torch.bfloat16], [torch.int8, torch.bfloat16]], ids=str)
 @pytest.mark.parametrize(
-    ("spread", "rough"),
-    [(100.0, True), (1.0, True), (0.2, True), (1e-3, False)],
-    ids=["free", "cone", "narrow", "alike"],
+    ("spread", "pays"),
+    [(100.0, True), (1.0, True), (0.2, True), (1e-3, False), (0.0, False)],
+    ids=["free", "cone", "narrow", "alike", "same"],
 )
-def test_a_rough_comparison_loses_no_neighbour(spread: float, rough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "_rough_pays", lambda *_: True)
+def test_bounds_lose_no_neighbour(
+    spread: float, pays: bool, kinds: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nearest, "kinds", lambda _: kinds)
     monkeypatch.setattr(nearest, "BLOCK", 50)
     monkeypatch.setattr(nearest, "TILE", 1024)
+    monkeypatch.setattr(nearest, "GROUP", 32)
     tiles: list[bool] = []
-    compare = nearest.Part._compare_roughly
+    compare = nearest.Part._compare_some
 
-    def watched(part: nearest.Part, block: nearest.Block, tile: range) -> bool:
-        tiles.append(compare(part, block, tile))
+    def watched(part: nearest.Part, *args: Any) -> bool:
+        tiles.append(compare(part, *args))
         return tiles[-1]
 
-    monkeypatch.setattr(nearest.Part, "_compare_roughly", watched)
+    monkeypatch.setattr(nearest.Part, "_compare_some", watched)
     g = torch.Generator().manual_seed(0)
-    axis, centres = torch.randn(256, generator=g), torch.randn(5, 256, generator=g)
+    axis, centres = torch.randn(250, generator=g), torch.randn(5, 250, generator=g)
+    spreads = torch.full((250,), spread).index_fill(0, torch.tensor([7]), 5 * spread)
     queries, archive = (
-        normalize(axis + spread * (centres[torch.arange(n) % 5] + torch.randn(n, 256, generator=g)), dim=1)
-        for n in (120, 5003)
+        normalize(axis + spreads * (centres[torch.arange(n) % 5] + torch.randn(n, 250, generator=g)), dim=1)
+        for n in (150, 5003)
     )
-    if spread >= 1:  # far from the others, a damaged scene widens the margin
-        archive[17] = 0
+    archive[17] = 0  # far from the others, as damaged images are
+    queries[5] = 0
     hits = nearest.search(queries, archive.split(2500), 10)
     exact = queries.double() @ archive.double().T
     torch.testing.assert_close(hits.scores_qk.double(), exact.topk(10).values, atol=1e-6, rtol=0)
     torch.testing.assert_close(exact.gather(1, hits.indices_qk), exact.topk(10).values, atol=1e-6, rtol=0)
     assert all(len(set(row)) == 10 for row in hits.indices_qk.tolist())
-    assert all(tiles) == rough
+    assert tiles and all(tiles) == pays
+
+
+def test_a_feature_that_is_no_number_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "kinds", lambda _: [torch.int8])
+    queries, archive = features(0, 200)["s1"], features(1, 3000)["s2"]
+    archive[40] = torch.nan
+    assert (nearest.search(queries, archive.split(3000), 5).indices_qk == 40).any(1).all()
 
 
 def test_an_archive_smaller_than_k_blocks_gives_all_it_has() -> None:
