@@ -11,7 +11,7 @@ from csmae.config import ConfigError, Loss, Masking, Model
 from csmae.model.blocks import Block
 from csmae.model.csmae import CSMAE
 from csmae.model.losses import nt_xent
-from csmae.model.patches import take_rows
+from csmae.model.masking import draw_masks
 from csmae.training.engine import pretrain
 from test_csmae import VARIANTS, batch, tiny
 from test_training import limit_memory
@@ -49,10 +49,31 @@ def test_a_loss_of_weight_0_costs_no_operation(variant: str) -> None:
         assert whole - no_cmr == whole - no_umr == (whole - alone) // 2, "each loss has passes of its own"
 
 
-def test_a_block_computes_the_rows_it_is_asked_for_as_in_the_whole() -> None:
-    block, tokens = Block(16, 2, qkv_bias=True), torch.randn(2, 9, 16)
-    rows = torch.tensor([[8, 1, 4], [0, 3, 5]])
-    torch.testing.assert_close(block(tokens, rows), take_rows(block(tokens), rows))
+def test_a_block_computes_the_tokens_it_is_asked_for_as_in_the_whole() -> None:
+    block, table = Block(16, 2, qkv_bias=True), torch.randn(7, 16)
+    which = torch.tensor([[0, 1, 4, 5], [2, 3, 5, 6]])
+    whole = block(table[which])
+    torch.testing.assert_close(block(table[which], asked=slice(1, 3)), whole[:, 1:3])
+    torch.testing.assert_close(block(table, which), whole)
+    torch.testing.assert_close(block(table, which, slice(2, None)), whole[:, 2:])
+
+
+def test_what_images_have_in_common_is_projected_once() -> None:
+    """Of the decoder's first block: the hidden patches' queries, keys and values."""
+    model = tiny("cecd", decoder_depth=2)
+    decoder = CSMAE(model, Masking(), Loss()).decoders["common"]
+    flops = []
+    for images in (2, 3):
+        tokens = {s: torch.randn(images, 1 + model.num_patches // 2, model.embed_dim) for s in ("s1", "s2")}
+        masks = draw_masks(torch.rand(images, model.num_patches), torch.empty(0), Masking(strategy="identical"))
+        with FlopCounterMode(display=False) as counter:
+            decoder(tokens, masks)
+        flops.append(counter.get_total_flops())
+    width, visible, everything = model.decoder_embed_dim, 1 + model.num_patches // 2, 1 + model.num_patches
+    embedding = 2 * visible * width * model.embed_dim
+    projections = 2 * visible * 3 * width**2
+    others = 2 * everything * 9 * width**2 + 4 * everything**2 * width
+    assert flops[1] - flops[0] == 2 * (embedding + projections + others)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])

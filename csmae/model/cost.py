@@ -42,14 +42,14 @@ class _Tally:
         for _ in range(depth):
             self.block(rows, rows, width, mlp_ratio, once=once)
 
-    def block(self, rows: int, asked: int, width: int, mlp_ratio: float, *, once: bool) -> None:
-        """A transformer block over ``rows`` tokens, ``asked`` of which are computed."""
+    def block(self, rows: int, asked: int, width: int, mlp_ratio: float, *, once: bool, common: int = 0) -> None:
+        """A transformer block over ``rows`` tokens, ``asked`` of which are computed; all images have ``common`` of them."""
         hidden = int(width * mlp_ratio)
         self.params += 4 * width * once  # two norms
         # Norms' inputs; queries, keys, values, sum; GELU's input.
         self.kept += (rows + asked) * width + 2 * (rows + asked) * width + asked * hidden
-        self.linear(rows, width, 2 * width, once=once)
-        self.linear(asked, width, width, once=once)
+        self.linear(rows - common, width, 2 * width, once=once)
+        self.linear(min(asked, rows - common), width, width, once=once)
         self.kept -= asked * width  # one input of queries, keys and values
         self.flops += 4 * rows * asked * width * (BACKWARD + 1)
         self.linear(asked, width, width, once=once)
@@ -98,7 +98,9 @@ def _trunk(model: Model, tally: _Tally, rows: int, *, once: bool) -> None:
     """A decoder but for its last block, which computes the patches in the loss only, and its heads."""
     width = model.decoder_embed_dim
     tally.linear(rows, model.embed_dim, width, once=once)
-    tally.blocks(model.decoder_depth - 1, model.num_patches + 1, width, model.mlp_ratio, once=once)
+    whole, hidden = model.num_patches + 1, model.num_patches + 1 - rows
+    for index in range(model.decoder_depth - 1):
+        tally.block(whole, whole, width, model.mlp_ratio, once=once, common=0 if index else hidden)
     tally.params += 3 * width * once  # norm and mask token
 
 

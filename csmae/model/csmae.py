@@ -95,7 +95,7 @@ class CSMAE(nn.Module):
         for decoder in self.decoders.values():
             assert isinstance(decoder, Decoder)
             for source, trunk in decoder(tokens, masks).items():
-                decoded = decoder.finish(trunk)
+                decoded = take_rows(decoder.finish(trunk, slice(1, None)), masks[source].restore_bl)
                 for target in decoder.heads:
                     predictions[source, target] = decoder.predict(decoded, target)
         return Reconstruction(masks, dict(zip(tokens, self._pool(tokens), strict=True)), predictions)
@@ -123,8 +123,11 @@ class CSMAE(nn.Module):
             for (source, target), weight in wanted.items():
                 hidden = source == target or self.masking.reconstruction == "disjoint"
                 rows = masks[source].removed_bm if hidden else masks[source].keep_bk
+                seen = 1 + masks[source].keep_bk.shape[1]
                 if (source, hidden) not in decoded:  # both heads of a common decoder may read the same patches
-                    decoded[source, hidden] = decoder.finish(trunk[source], rows)
+                    decoded[source, hidden] = decoder.finish(
+                        trunk[source], slice(seen, None) if hidden else slice(1, seen)
+                    )
                 predicted = decoder.predict(decoded[source, hidden], target)
                 name = f"umr_{target}" if source == target else f"cmr_{source}_to_{target}"
                 terms[name] = weight, reconstruction_loss(predicted, take_rows(patches[target], rows))

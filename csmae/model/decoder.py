@@ -7,13 +7,14 @@ E decoder width.
 from functools import partial
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from csmae.config import Model
 from csmae.model.blocks import make_blocks
 from csmae.model.encoder import NUM_CHANNELS
 from csmae.model.masking import Mask
-from csmae.model.patches import sincos_positions, take_rows
+from csmae.model.patches import look_up, sincos_positions
 
 NORM = partial(nn.LayerNorm, eps=1e-5)
 
@@ -45,25 +46,25 @@ class Decoder(nn.Module):
             masks: By source sensor, where the tokens came from.
 
         Returns:
-            By source sensor, (B, 1 + L, E): ready for ``finish``.
+            By source sensor, (B, 1 + L, E): the class token, the visible patches, the hidden ones; ready for ``finish``.
         """
-        whole = torch.cat([self._unshuffle(t, masks[s]) for s, t in tokens.items()])
-        return dict(zip(tokens, self.blocks[:-1](whole).chunk(len(tokens)), strict=True))
+        embedded = self.embed(torch.cat([t.flatten(0, 1) for t in tokens.values()]))
+        lie = torch.cat([F.pad(masks[s].keep_bk + 1, (1, 0)).flatten() for s in tokens])
+        table = torch.cat([embedded + self.positions[lie], self.mask_token[0] + self.positions[1:]])
+        which, start = [], 0
+        for sensor, t in tokens.items():
+            own = torch.arange(start, start + t.shape[0] * t.shape[1], device=t.device).view(t.shape[:2])
+            which.append(torch.cat([own, masks[sensor].removed_bm + len(embedded)], dim=1))
+            start += own.numel()
+        whole = (self.blocks[0] if len(self.blocks) > 1 else look_up)(table, torch.cat(which))
+        return dict(zip(tokens, self.blocks[1:-1](whole).chunk(len(tokens)), strict=True))
 
-    def finish(self, trunk_bne: Tensor, rows_bm: Tensor | None = None) -> Tensor:
-        """The last block and the norm at the given patches, all where None: (B, M, E), ready for ``predict``."""
-        last = self.blocks[-1]
-        decoded: Tensor = self.norm(last(trunk_bne)[:, 1:] if rows_bm is None else last(trunk_bne, rows_bm + 1))
+    def finish(self, trunk_bne: Tensor, asked: slice) -> Tensor:
+        """The last block and the norm for the tokens that are asked for: (B, M, E), ready for ``predict``."""
+        decoded: Tensor = self.norm(self.blocks[-1](trunk_bne, asked=asked))
         return decoded
 
     def predict(self, decoded_bme: Tensor, target: str) -> Tensor:
         """Values of the target sensor's patches: (B, M, P)."""
         predicted: Tensor = self.heads[target](decoded_bme)
         return predicted
-
-    def _unshuffle(self, tokens_bkd: Tensor, mask: Mask) -> Tensor:
-        """Put visible tokens where they came from and mask tokens elsewhere: (B, 1 + L, E)."""
-        embedded = self.embed(tokens_bkd)
-        hidden = self.mask_token.to(embedded.dtype).expand(len(embedded), mask.removed_bm.shape[1], -1)
-        patches = take_rows(torch.cat([embedded[:, 1:], hidden], dim=1), mask.restore_bl)
-        return torch.cat([embedded[:, :1], patches], dim=1) + self.positions

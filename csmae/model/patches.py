@@ -36,8 +36,12 @@ def take_rows(tokens_bld: Tensor, rows_bk: Tensor) -> Tensor:
     batch, length, width = tokens_bld.shape
     # One index a row copies whole rows; gather reads an index for every value and is several times slower on a CPU.
     first = torch.arange(0, batch * length, length, device=rows_bk.device)
-    rows = tokens_bld.reshape(-1, width).index_select(0, (rows_bk + first[:, None]).flatten())
-    return rows.view(batch, -1, width)
+    return look_up(tokens_bld.reshape(-1, width), rows_bk + first[:, None])
+
+
+def look_up(table_td: Tensor, rows_bk: Tensor) -> Tensor:
+    """The rows of a table: (B, K, D)."""
+    return table_td.index_select(0, rows_bk.flatten()).view(*rows_bk.shape, -1)
 
 
 def sincos_positions(num_patches: int, width: int) -> Tensor:
