@@ -1,6 +1,8 @@
 """Memory of one process that trains one architecture after another, as a warm worker does.
 
-One JSON line: resident memory in MiB after each trial, its growth over the second half, and seconds a trial.
+One JSON line: resident memory in MiB after each trial, its growth over the second half, and seconds a trial. With
+``--search`` the trials are those of a search, in its warm groups of one worker: then it is the most that the trial's process
+took until then.
 """
 
 from __future__ import annotations
@@ -11,15 +13,23 @@ import itertools
 import json
 import logging
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch._dynamo.utils import counters
 
 from csmae.config import Config
 from csmae.training.engine import pretrain
+from csmae.tuning.budget import Budget
+from csmae.tuning.cluster import ray_running, share, this_machine
+from csmae.tuning.events import Ended, Event, Reported, Started
+from csmae.tuning.ledger import Ledger
+from csmae.tuning.run import run_search
+from csmae.tuning.study import load_study
 
 VARIANTS, WIDTHS, PATCHES, RATIOS = ("sesd", "cecd", "secd", "cesd"), (96, 60, 144), (30, 24, 40), (0.5, 0.75, 0.3)
 
@@ -29,23 +39,74 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=30, help="at least 2")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--search", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
+    if not options.search:
+        torch.set_num_threads(1)
+        logging.disable(logging.WARNING)
+    memory, taken = (search if options.search else one_process)(options.compile, options.trials)
+    half = memory[-max(2, len(memory) // 2) :]
+    growth = statistics.linear_regression(range(len(half)), half).slope
+    result: dict[str, Any] = {"compile": options.compile, "trials": options.trials, "rss_mib": memory}
+    result |= {"mib_a_trial": round(growth, 2), "median_s": round(statistics.median(taken), 2)}
+    print(json.dumps(result))
+
+
+def one_process(compiled: bool, trials: int) -> tuple[list[float], list[float]]:
+    """MiB after each trial, and its seconds."""
     memory, taken = [], []
-    for number, config in enumerate(configs(options.compile, options.trials)):
+    for number, config in enumerate(configs(compiled, trials)):
         start = time.perf_counter()
         for _ in pretrain(config):
             pass
         gc.collect()
         taken.append(time.perf_counter() - start)
         memory.append(resident_mib())
-        assert number or options.compile == bool(counters["stats"]["unique_graphs"]), "--compile was not followed"
-    half = memory[-max(2, len(memory) // 2) :]
-    growth = statistics.linear_regression(range(len(half)), half).slope
-    result: dict[str, Any] = {"compile": options.compile, "trials": options.trials, "rss_mib": memory}
-    result |= {"mib_a_trial": round(growth, 2), "median_s": round(statistics.median(taken), 2)}
-    print(json.dumps(result))
+        assert number or compiled == bool(counters["stats"]["unique_graphs"]), "--compile was not followed"
+    return memory, taken
+
+
+def search(compiled: bool, trials: int) -> tuple[list[float], list[float]]:
+    """The same of a search's trials, in the order of their ends."""
+    space = {"variant": VARIANTS, "embed_dim": WIDTHS, "patch_size": PATCHES}
+    settings = {
+        "base": base(compiled),
+        "space": {f"model.{name}": {"choice": list(values)} for name, values in space.items()},
+        "search": {"num_trials": trials, "workers_per_trial": 1, "sampler": "random", "scheduler": "none"},
+    }
+    memory: list[float] = []
+    taken: list[float] = []
+    began: dict[int, float] = {}
+    most: dict[int, float] = {}
+
+    def listen(event: Event) -> None:
+        match event:
+            case Started(number):
+                began[number] = time.perf_counter()
+            case Reported(number, _, metrics):
+                most[number] = round(metrics["system/rss_mb"], 1)
+            case Ended(number, "COMPLETE"):
+                memory.append(most[number])
+                taken.append(time.perf_counter() - began[number])
+
+    room = this_machine()
+    with tempfile.TemporaryDirectory() as name, ray_running(None, room, verbose=False):
+        path = Path(name) / "memory.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        study = load_study(path)
+        run_search(Budget(Ledger(study, Path(name))), share(study.search, room), listen)
+    return memory, taken
+
+
+def base(compiled: bool) -> dict[str, Any]:
+    """What all trials share."""
+    return {
+        "data": {"synthetic": {"num_train": 32, "num_validation": 24, "num_test": 16}},
+        "model": {"size": "nano"},
+        "optim": {"batch_size": 8, "warmup_epochs": 0},
+        "train": {"epochs": 2, "compile": compiled},
+        "eval": {"k": 3},
+    }
 
 
 def configs(compiled: bool, trials: int) -> list[Config]:
@@ -55,12 +116,9 @@ def configs(compiled: bool, trials: int) -> list[Config]:
     return [
         Config.model_validate(
             {
-                "data": {"synthetic": {"num_train": 32, "num_validation": 24, "num_test": 16}},
+                **base(compiled),
                 "model": {"size": "nano", "variant": variant, "embed_dim": width, "patch_size": patch},
                 "masking": {"ratio": ratio},
-                "optim": {"batch_size": 8, "warmup_epochs": 0},
-                "train": {"epochs": 2, "compile": compiled},
-                "eval": {"k": 3},
             }
         )
         for width, patch, ratio, variant in itertools.islice(values, trials)
