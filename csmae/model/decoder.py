@@ -48,6 +48,7 @@ class Decoder(nn.Module):
         Returns:
             By source sensor, (B, 1 + L, E): the class token, the visible patches, the hidden ones; ready for ``finish``.
         """
+        # The distinct tokens: every image's own, then the mask token at each place, which all images have in common.
         embedded = self.embed(torch.cat([t.flatten(0, 1) for t in tokens.values()]))
         lie = torch.cat([F.pad(masks[s].keep_bk + 1, (1, 0)).flatten() for s in tokens])
         table = torch.cat([embedded + self.positions[lie], self.mask_token[0] + self.positions[1:]])
