@@ -67,19 +67,19 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
         k: Scenes to retrieve, at most N.
     """
     num_threads = torch.get_num_threads() if queries_qd.device.type == "cpu" else 1
-    pays = len(queries_qd) > FEW and 2 * k <= TILE // GROUP
-    parts = [
-        Part(queries_qd, rows, k, kinds(queries_qd.device) if pays else [])
-        for rows in _even_parts(len(queries_qd), num_threads)
-    ]
-    memory = [queries_qd.new_empty(parts[0].size * ARCHIVE_BLOCK) for _ in parts[:num_threads]]
+    pays = queries_qd.device.type == "cpu" and queries_qd.dtype == torch.float32
+    pays = pays and len(queries_qd) > FEW and 2 * k <= TILE // GROUP
+    usable = kinds() if pays else ()
+    parts = [Part(queries_qd, rows, k, usable) for rows in _even_parts(len(queries_qd), num_threads)]
+    with torch.inference_mode(False):  # other threads write into it
+        memory = [queries_qd.new_empty(parts[0].size * ARCHIVE_BLOCK) for _ in parts[:num_threads]]
     mean_d = queries_qd.mean(0)
     rough: dict[torch.dtype, Rough] = {}
     start = 0
     with _single_threads(), ThreadPoolExecutor(len(memory)) as pool:
         for block in archive:
             bounds = {}
-            for kind in {kind for part in parts for kind in part.kinds[:1]}:
+            for kind in {kind for part in parts for kind in part.kinds[:1]} if len(block) >= _fewest(k) else ():
                 rough[kind] = rough.get(kind) or roughen(queries_qd, mean_d, kind, pool)
                 bounds[kind] = Bounds(rough[kind], mean_d, roughen(block, mean_d, kind, pool))
             shared = Block(block, start, bounds)
@@ -91,6 +91,11 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
             list(pool.map(work, range(len(memory))))
             start += len(block)
     return Hits(*(torch.cat(column) for column in zip(*(part.best for part in parts), strict=True)))
+
+
+def _fewest(k: int) -> int:
+    """Scenes of the smallest tile whose bounds pay."""
+    return max(TILE_MIN, GROUP * k)
 
 
 def _even_parts(count: int, num_threads: int) -> list[slice]:
@@ -123,7 +128,7 @@ class Part:
         kinds: Numbers from whose products bounds may be taken, the coarsest first.
     """
 
-    def __init__(self, queries_qd: Tensor, rows: slice, k: int, kinds: list[torch.dtype]) -> None:
+    def __init__(self, queries_qd: Tensor, rows: slice, k: int, kinds: tuple[torch.dtype, ...]) -> None:
         self._queries_qd, self._rows, self._k = queries_qd[rows], rows, k
         self.size = len(self._queries_qd)
         none = queries_qd.new_empty(self.size, 0)
@@ -135,7 +140,7 @@ class Part:
         """Take what is better in a block."""
         done = 0
         bounds = block.bounds.get(self.kinds[0]) if self.kinds else None
-        while bounds and len(block.features_nd) - done >= max(TILE_MIN, GROUP * self._k):
+        while bounds and len(block.features_nd) - done >= _fewest(self._k):
             tile = slice(done, min(done + TILE, len(block.features_nd) // GROUP * GROUP))
             if not self._compare_some(block, tile, bounds, memory):
                 self.kinds = self.kinds[1:]
@@ -155,9 +160,10 @@ class Part:
         tops = groups.amax(2)
         least = bounds.least(self._rows, self._least(scenes_nd, groups, tops))[:, None]
         row, group = (tops < least).logical_not().nonzero(as_tuple=True)  # what is not a number is kept, too
-        which, member = (groups[row, group] < least[row]).logical_not().nonzero(as_tuple=True)
-        if len(which) > MANY * self.size:
+        kept = (groups[row, group] < least[row]).logical_not()
+        if kept.count_nonzero() > MANY * self.size:
             return False
+        which, member = kept.nonzero(as_tuple=True)
         row, place = row[which], group[which] * GROUP + member
         counts = torch.bincount(row, minlength=self.size)
         scores = _products(self._queries_qd, scenes_nd, counts, place)

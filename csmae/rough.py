@@ -24,7 +24,7 @@ SPIN = 64
 CHUNK = 1024
 """Features that are roughened at once, in a thread's cache."""
 SUM_ERROR = 5e-5
-"""More than what adding up a thousand products in float32 can be wrong by."""
+"""More than what adding up a thousand products of L2-normalised features in float32 can be wrong by."""
 PRODUCT_ERROR = 2.0**-9
 """Half of what rounding a product to bfloat16 can take, relatively: it is counted with both factors."""
 TINY = 1e-12
@@ -46,11 +46,21 @@ class Rough(NamedTuple):
     """Products with the mean."""
 
 
-def kinds(device: torch.device) -> list[torch.dtype]:
+@cache
+def kinds() -> tuple[torch.dtype, ...]:
     """Numbers that this processor multiplies faster than float32, the fastest and coarsest first."""
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    able = torch.cpu.get_capabilities()
     instructions = {torch.int8: ("avx512_vnni", "amx_int8"), torch.bfloat16: ("avx512_bf16", "amx_bf16")}
-    return [kind for kind, names in instructions.items() if any(able.get(name) for name in names)]
+    found = [kind for kind, names in instructions.items() if any(able.get(name) for name in names)]
+    return tuple(kind for kind in found if kind != torch.int8 or _is_exact())
+
+
+def _is_exact() -> bool:
+    """Whether products of bytes are right. Where oneDNN is told to use older instructions, sums of two overflow."""
+    random = torch.Generator().manual_seed(0)
+    a, b = torch.randint(-LEVELS, LEVELS + 1, (2, 64, 256), generator=random)
+    a[0] = b[0] = LEVELS
+    return torch.equal(torch._int_mm(a.to(torch.int8), b.to(torch.int8).T), (a @ b.T).int())
 
 
 def roughen(features_nd: Tensor, mean_d: Tensor, kind: torch.dtype, threads: Executor) -> Rough:
@@ -87,7 +97,7 @@ class Bounds:
     """What similarities can be at most, in a unit of their own that keeps each query's order.
 
     What rounding takes from a typical query is counted with the scenes, what it takes more from an odd one with that query.
-    So damaged images, far from all others, spoil no bounds but their own.
+    So damaged images, far from all others, spoil no bounds but their own; what is no number spoils all, and bounds no more.
 
     Args:
         queries: All of them.

@@ -54,16 +54,16 @@ def test_searching_block_by_block_equals_sorting_every_similarity(count: int, mo
     torch.testing.assert_close(hits.scores_qk, naive.values[:, :10])
 
 
-@pytest.mark.parametrize("kinds", [[torch.int8], [torch.bfloat16], [torch.int8, torch.bfloat16]], ids=str)
+@pytest.mark.parametrize("kinds", [(torch.int8,), (torch.bfloat16,), (torch.int8, torch.bfloat16)], ids=str)
 @pytest.mark.parametrize(
     ("spread", "pays"),
     [(100.0, True), (1.0, True), (0.2, True), (1e-3, False), (0.0, False)],
     ids=["free", "cone", "narrow", "alike", "same"],
 )
 def test_bounds_lose_no_neighbour(
-    spread: float, pays: bool, kinds: list[torch.dtype], monkeypatch: pytest.MonkeyPatch
+    spread: float, pays: bool, kinds: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nearest, "kinds", lambda _: kinds)
+    monkeypatch.setattr(nearest, "kinds", lambda: kinds)
     monkeypatch.setattr(nearest, "BLOCK", 50)
     monkeypatch.setattr(nearest, "TILE", 1024)
     monkeypatch.setattr(nearest, "GROUP", 32)
@@ -93,10 +93,19 @@ def test_bounds_lose_no_neighbour(
 
 
 def test_a_feature_that_is_no_number_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "kinds", lambda _: [torch.int8])
+    monkeypatch.setattr(nearest, "kinds", lambda: (torch.int8,))
     queries, archive = features(0, 200)["s1"], features(1, 3000)["s2"]
     archive[40] = torch.nan
     assert (nearest.search(queries, archive.split(3000), 5).indices_qk == 40).any(1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_searching_within_inference_mode_and_with_empty_blocks(dtype: torch.dtype) -> None:
+    queries, archive = features(0, 200)["s1"].to(dtype), features(1, 4000)["s2"].to(dtype)
+    expected = (queries @ archive.T).topk(5).indices
+    with torch.inference_mode():
+        hits = nearest.search(queries.clone(), [archive[:3000], archive[:0], archive[3000:]], 5)
+    assert torch.equal(hits.indices_qk, expected)
 
 
 def test_an_archive_smaller_than_k_blocks_gives_all_it_has() -> None:

@@ -1,5 +1,8 @@
 """Bounds hold, also where everything that rounding takes points the same way."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -57,3 +60,17 @@ def test_products_that_are_rounded_down_are_allowed_for() -> None:
     above = leeway(both, both, torch.bfloat16)
     assert above.min() > 0
     assert above.diagonal().max() < 0.01
+
+
+def test_bytes_are_not_used_where_their_products_are_wrong() -> None:
+    """As older instructions compute them, on processors that are asked to do so, or that have no others."""
+    command = (
+        "import torch, csmae.rough as rough\n"
+        "a = torch.randint(-127, 128, (300, 768)).to(torch.int8)\n"
+        "right = torch._int_mm(a, a.T).double().equal(a.double() @ a.double().T)\n"
+        "print(right or torch.int8 not in rough.kinds())"
+    )
+    for instructions in ("AVX2", "AVX512_CORE", "ALL"):
+        environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
+        told = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+        assert told.stdout == "True\n", f"{instructions}: {told.stderr}"

@@ -24,7 +24,7 @@ class Block(PreNormBlock):  # type: ignore[misc]
             tokens: All tokens of each image (B, N, D); or a table (T, D) of the distinct ones.
             which_bn: Rows of the table that each image consists of. What images have in common, as hidden patches have,
                 is projected once.
-            asked: Tokens that are read afterwards. The others' queries and hidden layer are spared.
+            asked: Tokens that are read afterwards. The others' queries (but in a table) and hidden layer are spared.
 
         Returns:
             (B, M, D): the same values as of the whole block at the tokens asked for.

@@ -47,10 +47,10 @@ class _Tally:
         hidden = int(width * mlp_ratio)
         self.params += 4 * width * once  # two norms
         # Norms' inputs; queries, keys, values, sum; GELU's input.
-        self.kept += (rows + asked) * width + 2 * (rows + asked) * width + asked * hidden
+        self.kept += (rows - common + asked) * width + 2 * (rows + asked) * width + asked * hidden
         self.linear(rows - common, width, 2 * width, once=once)
         self.linear(min(asked, rows - common), width, width, once=once)
-        self.kept -= asked * width  # one input of queries, keys and values
+        self.kept -= min(asked, rows - common) * width  # one input of queries, keys and values
         self.flops += 4 * rows * asked * width * (BACKWARD + 1)
         self.linear(asked, width, width, once=once)
         self.linear(asked, width, hidden, once=once)

@@ -122,12 +122,11 @@ class CSMAE(nn.Module):
             decoded: dict[tuple[str, bool], Tensor] = {}
             for (source, target), weight in wanted.items():
                 hidden = source == target or self.masking.reconstruction == "disjoint"
-                rows = masks[source].removed_bm if hidden else masks[source].keep_bk
-                seen = 1 + masks[source].keep_bk.shape[1]
+                keep, removed = masks[source]
+                seen = 1 + keep.shape[1]
+                rows, asked = (removed, slice(seen, None)) if hidden else (keep, slice(1, seen))
                 if (source, hidden) not in decoded:  # both heads of a common decoder may read the same patches
-                    decoded[source, hidden] = decoder.finish(
-                        trunk[source], slice(seen, None) if hidden else slice(1, seen)
-                    )
+                    decoded[source, hidden] = decoder.finish(trunk[source], asked)
                 predicted = decoder.predict(decoded[source, hidden], target)
                 name = f"umr_{target}" if source == target else f"cmr_{source}_to_{target}"
                 terms[name] = weight, reconstruction_loss(predicted, take_rows(patches[target], rows))

@@ -4,6 +4,7 @@ B batch, C channels, H W pixels, L patches, P = patch_size² · C values of a pa
 """
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
@@ -40,7 +41,9 @@ def take_rows(tokens_bld: Tensor, rows_bk: Tensor) -> Tensor:
 
 
 def look_up(table_td: Tensor, rows_bk: Tensor) -> Tensor:
-    """The rows of a table: (B, K, D)."""
+    """The rows of a table, which may repeat: (B, K, D)."""
+    if table_td.is_cuda:  # its backward pass adds up repeated rows in float32, and in the same order each time
+        return F.embedding(rows_bk, table_td)
     return table_td.index_select(0, rows_bk.flatten()).view(*rows_bk.shape, -1)
 
 
