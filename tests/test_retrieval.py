@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from csmae import nearest, retrieval
+from test_rough import BYTES
 
 
 def features(seed: int, count: int) -> dict[str, Tensor]:
@@ -54,7 +55,15 @@ def test_searching_block_by_block_equals_sorting_every_similarity(count: int, mo
     torch.testing.assert_close(hits.scores_qk, naive.values[:, :10])
 
 
-@pytest.mark.parametrize("kinds", [(torch.int8,), (torch.bfloat16,), (torch.int8, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param((torch.int8,), marks=BYTES),
+        (torch.bfloat16,),
+        pytest.param((torch.int8, torch.bfloat16), marks=BYTES),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     ("spread", "pays"),
     [(100.0, True), (1.0, True), (0.2, True), (1e-3, False), (0.0, False)],

@@ -44,13 +44,13 @@ class _Tally:
 
     def block(self, rows: int, asked: int, width: int, mlp_ratio: float, *, once: bool, common: int = 0) -> None:
         """A transformer block over ``rows`` tokens, ``asked`` of which are computed; all images have ``common`` of them."""
-        hidden = int(width * mlp_ratio)
+        hidden, distinct = int(width * mlp_ratio), rows - common
         self.params += 4 * width * once  # two norms
         # Norms' inputs; queries, keys, values, sum; GELU's input.
-        self.kept += (rows - common + asked) * width + 2 * (rows + asked) * width + asked * hidden
-        self.linear(rows - common, width, 2 * width, once=once)
-        self.linear(min(asked, rows - common), width, width, once=once)
-        self.kept -= min(asked, rows - common) * width  # one input of queries, keys and values
+        self.kept += (distinct + asked) * width + 2 * (rows + asked) * width + asked * hidden
+        self.linear(distinct, width, 2 * width, once=once)
+        self.linear(min(asked, distinct), width, width, once=once)
+        self.kept -= min(asked, distinct) * width  # one input of queries, keys and values
         self.flops += 4 * rows * asked * width * (BACKWARD + 1)
         self.linear(asked, width, width, once=once)
         self.linear(asked, width, hidden, once=once)
