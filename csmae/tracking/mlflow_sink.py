@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
+from csmae.lock import opening
 from csmae.tracking.outbox import Event, TrackingError
 from csmae.tracking.quiet import quiet_mlflow
 from csmae.tracking.registry import Registry
@@ -21,6 +23,7 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
 from mlflow.utils.rest_utils import http_request  # noqa: E402
 
+SQLITE = "sqlite:///"
 STUDY_ID, RUN, STATE, REASON = "csmae.study_id", "csmae.run", "csmae.state", "csmae.reason"
 PRIMARY_METRIC = "mlflow.experiment.primaryMetric"
 VIEW_TAG = "mlflow.sharedViewState.trials"
@@ -39,9 +42,9 @@ Item = TypeVar("Item")
 
 def artifact_location(uri: str, study: str) -> str | None:
     """Where an experiment's files go: beside an SQLite file; None leaves it to the server."""
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         return None
-    return (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts" / study).as_uri()
+    return (Path(uri.removeprefix(SQLITE)).absolute().parent / "mlartifacts" / study).as_uri()
 
 
 def check_server(uri: str) -> None:
@@ -59,6 +62,13 @@ def check_server(uri: str) -> None:
         raise MlflowException(f"runs MLflow {found[0]}, which has known security holes: update it to {oldest} or later")
 
 
+def client_of(uri: str) -> MlflowClient:
+    """A client of a tracking server or database; of the processes that open a new SQLite file at once, one makes its tables."""
+    file = opening(Path(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else nullcontext()
+    with file:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
 def ask(uri: str) -> None:
     """Ask a place for its first experiment, to see whether it answers.
 
@@ -66,7 +76,7 @@ def ask(uri: str) -> None:
         Exception: It does not, or not well.
     """
     check_server(uri)
-    MlflowClient(uri).search_experiments(max_results=1)
+    client_of(uri).search_experiments(max_results=1)
 
 
 def view(metric: str, larger: bool) -> dict[str, Any]:
@@ -100,7 +110,7 @@ class MlflowSink:
     def __init__(self, uri: str, study: str, study_id: str) -> None:
         self._study, self._study_id = study, study_id
         check_server(uri)
-        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self._client = client_of(uri)
         self._runs: dict[str, Any] = {}
         self._view: dict[str, Any] = {}
         self.is_new = not self._find_experiment()

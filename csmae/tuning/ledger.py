@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from csmae.config import ConfigError
+from csmae.lock import opening
 from csmae.settings import flatten
 from csmae.tuning.file_set import Files
 from csmae.tuning.ranking import order, undominated
@@ -251,7 +252,8 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
     """The database of studies in a file; SQLite waits for half a minute where another process writes."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 30}})
+    with opening(path):
+        return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 30}})
 
 
 @contextmanager
