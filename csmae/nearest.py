@@ -64,7 +64,11 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
     Args:
         queries_qd: L2-normalised features.
         archive: The archive's L2-normalised features, in blocks of ``ARCHIVE_BLOCK`` scenes at most, on the same device.
+            Rows that are all zero are damaged scenes and are never found.
         k: Scenes to retrieve, at most N.
+
+    Returns:
+        K columns, or fewer where the archive holds fewer intact scenes.
     """
     num_threads = torch.get_num_threads() if queries_qd.device.type == "cpu" else 1
     pays = queries_qd.device.type == "cpu" and queries_qd.dtype == torch.float32
@@ -75,9 +79,10 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
         memory = [queries_qd.new_empty(parts[0].size * ARCHIVE_BLOCK) for _ in parts[:num_threads]]
     mean_d = queries_qd.mean(0)
     rough: dict[torch.dtype, Rough] = {}
+    intact = _Intact()
     start = 0
     with _single_threads(), ThreadPoolExecutor(len(memory)) as pool:
-        for block in archive:
+        for block in map(intact.take, archive):
             bounds = {}
             for kind in {kind for part in parts for kind in part.kinds[:1]} if len(block) >= _fewest(k) else ():
                 rough[kind] = rough.get(kind) or roughen(queries_qd, mean_d, kind, pool)
@@ -90,7 +95,40 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
 
             list(pool.map(work, range(len(memory))))
             start += len(block)
-    return Hits(*(torch.cat(column) for column in zip(*(part.best for part in parts), strict=True)))
+    hits = Hits(*(torch.cat(column) for column in zip(*(part.best for part in parts), strict=True)))
+    return hits._replace(indices_qk=intact.places(hits.indices_qk))
+
+
+class _Intact:
+    """Leaves damaged scenes out of blocks, and knows where the others lay.
+
+    Their features are zero: a similarity of 0, which would rank before every scene that is unlike the query.
+    """
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._damaged: list[Tensor] = []
+
+    def take(self, block_nd: Tensor) -> Tensor:
+        """The block's intact scenes."""
+        suspects = (block_nd[:, 0] == 0).nonzero()[
+            :, 0
+        ]  # reading one column is cheap, and intact scenes have few zeros
+        damaged = suspects[~block_nd[suspects].any(dim=1)]
+        self._damaged.append(damaged + self._seen)
+        self._seen += len(block_nd)
+        if not len(damaged):
+            return block_nd
+        keep = torch.ones(len(block_nd), dtype=torch.bool, device=block_nd.device)
+        keep[damaged] = False
+        return block_nd[keep]
+
+    def places(self, indices_qk: Tensor) -> Tensor:
+        """Places in the whole archive of places among its intact scenes."""
+        damaged = torch.cat(self._damaged) if self._damaged else indices_qk.new_empty(0)
+        # The damaged scene number i has damaged[i] - i intact ones before it.
+        before = damaged - torch.arange(len(damaged), device=damaged.device)
+        return indices_qk + torch.searchsorted(before, indices_qk.contiguous(), right=True)
 
 
 def _fewest(k: int) -> int:

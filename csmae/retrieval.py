@@ -59,11 +59,12 @@ def rank_archive(queries_qd: Tensor, archive_nd: Tensor, k: int) -> Tensor:
     """Exact nearest neighbours by cosine similarity.
 
     Args:
-        queries_qd, archive_nd: L2-normalised features on one device.
+        queries_qd, archive_nd: L2-normalised features on one device; archive rows of damaged scenes are zero and never
+            found.
         k: Scenes to retrieve, at most N.
 
     Returns:
-        (Q, K) archive indices, the most similar first.
+        (Q, K) archive indices, the most similar first; fewer columns where fewer scenes are intact.
     """
     return search(queries_qd, archive_nd.split(ARCHIVE_BLOCK), k).indices_qk
 

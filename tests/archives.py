@@ -77,10 +77,18 @@ def write_v2(folder: Path) -> Path:
     return folder
 
 
-def without_labels(folder: Path) -> Path:
-    """The archive of v2 in a folder, its metadata without the column of labels."""
+def without_labels(folder: Path, splits: tuple[str, ...] = tuple(SPLITS), names: tuple[str, ...] = ()) -> Path:
+    """The archive of v2 in a folder, without the labels of these splits or else names; of all splits without the column."""
     path = folder / "metadata.parquet"
-    pq.write_table(pq.read_table(path).drop_columns(["labels"]), path)
+    table = pq.read_table(path)
+    if splits == tuple(SPLITS) and not names:
+        pq.write_table(table.drop_columns(["labels"]), path)
+        return folder
+    rows = table.to_pylist()
+    for row in rows:
+        if row["patch_id"] in names or (not names and row["split"] in splits):
+            row["labels"] = []
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
     return folder
 
 

@@ -15,7 +15,7 @@ from csmae.config import ConfigError, Data
 from csmae.data.archive import open_archive
 from csmae.encoders import SensorEncoder
 from csmae.retrieval import DIRECTIONS
-from csmae.retrieving.protocol import evaluate
+from csmae.retrieving.protocol import Evaluation, evaluate
 from csmae.retrieving.query import Found, Query, class_names, panel, read_query, search
 from csmae.retrieving.store import FeatureStore, Source, open_store, write_store
 from csmae.terminal import progress, say
@@ -81,6 +81,22 @@ def score(options: argparse.Namespace) -> int:
     with progress("scenes", sum(len(archive.split(name)) for name in ("validation", "test"))) as advance:
         result = evaluate(_encoder(options), archive, options.k, advance)
     say(f"{options.data}: {result.num_queries} validation queries, {result.num_archive} test scenes, k = {options.k}")
+    if missing := result.without_labels:
+        say(f"no labels in the {'split' if len(missing) == 1 else 'splits'} {' and '.join(missing)}: F1 cannot be told")
+        say("the other sensor's image of a test scene, in the test split, needs none:")
+        say(f"recall@1 {100 * result.scores['recall_at_1']:.2f} %, mrr {100 * result.scores['mrr']:.2f} %")
+        return 0
+    if any(result.unlabelled.values()):
+        queries, scenes = result.unlabelled.values()
+        say(
+            f"{queries} of {result.num_queries} queries and {scenes} of {result.num_archive} test scenes carry no label:"
+            " they count as not found"
+        )
+    _show_scores(result)
+    return 0
+
+
+def _show_scores(result: Evaluation) -> None:
     names = ("f1", "precision", "recall", "mean_pair_f1")
     scores = Table("in %", *names, title_justify="left", box=None)
     for direction in DIRECTIONS:
@@ -96,4 +112,3 @@ def score(options: argparse.Namespace) -> int:
         for column in table.columns[1:]:
             column.justify = "right"
         Console(highlight=False).print("", table, sep="\n")
-    return 0

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,8 +39,17 @@ class Evaluation:
     num_queries: int
     num_archive: int
     scores: dict[str, float]
-    """See ``retrieval.retrieval_scores``."""
+    """See ``retrieval.retrieval_scores``; where a split has no labels, ``retrieval.partner_scores`` of the test split."""
     classes: list[ClassRow]
+    """None where a split has no labels."""
+    unlabelled: dict[str, int]
+    """By split, the scenes that carry no label: as queries and as hits they count as not found."""
+
+    @property
+    def without_labels(self) -> list[str]:
+        """Splits in which no scene carries a label."""
+        sizes = {"validation": self.num_queries, "test": self.num_archive}
+        return [name for name, count in self.unlabelled.items() if count == sizes[name]]
 
 
 def evaluate(encoder: SensorEncoder, archive: Archive, k: int, advance: Callable[[int], object]) -> Evaluation:
@@ -47,7 +57,7 @@ def evaluate(encoder: SensorEncoder, archive: Archive, k: int, advance: Callable
 
     Args:
         encoder: On the device that shall compute.
-        archive: With labels and the splits ``validation`` and ``test``.
+        archive: With the splits ``validation`` and ``test``.
         k: Scenes retrieved for each query.
         advance: Told of scenes as they are embedded.
 
@@ -59,13 +69,16 @@ def evaluate(encoder: SensorEncoder, archive: Archive, k: int, advance: Callable
     asked, there = queries.labels_nc, gallery.labels_nc
     if not 1 <= k <= len(there) or not len(asked):
         raise ConfigError(f"--k must be between 1 and the {len(there)} scenes of the test split: found {k}")
+    unlabelled = {name: int((~labels.any(1)).sum()) for name, labels in (("validation", asked), ("test", there))}
+    if not (asked.any() and there.any()):
+        return Evaluation(len(asked), len(there), retrieval.partner_scores(gallery.features), [], unlabelled)
     rankings = retrieval.rank_directions(queries.features, gallery.features, k)
     shares = [retrieval.class_shares(asked, there, ranked).tolist() for ranked in rankings.values()]
     counts, chances = asked.sum(0).tolist(), there.float().mean(0).tolist()
     classes = [
         ClassRow(*row) for row in zip(CLASSES, counts, chances, map(list, zip(*shares, strict=True)), strict=True)
     ]
-    return Evaluation(len(asked), len(there), retrieval.direction_scores(rankings, asked, there), classes)
+    return Evaluation(len(asked), len(there), retrieval.direction_scores(rankings, asked, there), classes, unlabelled)
 
 
 class _Scenes(NamedTuple):
@@ -76,6 +89,6 @@ class _Scenes(NamedTuple):
 def _embed(encoder: SensorEncoder, split: Split, advance: Callable[[int], object]) -> _Scenes:
     """Features and labels of the scenes that are not damaged."""
     features = retrieval.embed(encoder, split, BATCH, advance)
-    rows = [row for row, name in enumerate(split.names) if name not in split.damaged]
-    labels_nc = torch.from_numpy(split.labels()).to(encoder.device)
+    labels_nc = torch.from_numpy(split.labels()).to(encoder.device)  # reading them finds damage, too
+    rows = np.delete(np.arange(len(split)), split.damaged_rows())
     return _Scenes({sensor: found[rows] for sensor, found in features.items()}, labels_nc[rows])

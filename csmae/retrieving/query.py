@@ -78,23 +78,27 @@ def picture(batch: PairBatch, sensor: str, row: int) -> Image:
 
 
 def search(query: Query, store: FeatureStore, k: int) -> Iterator[Found]:
-    """The K scenes of each sensor's part of the archive that are most like the query.
+    """The K scenes of each sensor's part of the archive that are most like the query; damaged ones are left out.
 
     Raises:
-        StoreError: K is not between 1 and the number of scenes.
+        StoreError: K is not between 1 and the number of intact scenes.
     """
     if not 1 <= k <= len(store.names):
         raise StoreError(f"--top must be between 1 and the {len(store.names)} scenes of {store.folder}: found {k}")
     for sensor in store.sensors:
         hits = nearest.search(query.feature_d[None], store.blocks(sensor), k)
+        intact = hits.indices_qk.shape[1]
+        if intact < k:
+            raise StoreError(f"--top must be between 1 and the {intact} intact scenes of {store.folder}: found {k}")
         yield Found(f"{query.sensor}_to_{sensor}", hits.indices_qk[0].tolist(), hits.scores_qk[0].tolist())
 
 
 def panel(query: Query, found: Found, store: FeatureStore) -> Retrieval:
     """The pictures of a query and its hits, read from the archive."""
     target = found.direction[-2:]
-    split = open_archive(store.source.data).split(store.source.split, (target,))
-    batch = split.read(found.places)
+    # By name, for the split may have had missing pairs that the store's embedding skipped.
+    split = open_archive(store.source.data).named(store.names[found.places], str(store.folder), (target,))
+    batch = split.read(range(len(found.places)))
     hits = [picture(batch, target, row) for row in range(len(found.places))]
     shared: list[bool] | None = None
     if query.labels_c is not None:

@@ -92,16 +92,17 @@ def _reconstructions(model: CSMAE, config: Config, batch: PairBatch) -> Arrays:
 
 
 def _retrieval(validation: Split, features: dict[str, Tensor], k: int) -> Arrays:
-    """The first scene as query, and its hits in the half of the split that scores are computed on."""
+    """The first intact scene as query, and its hits in the half of the split that scores are computed on."""
     half = len(validation) // 2
-    labels_nc = validation.take([0, *range(half, len(validation))]).labels()
-    query = validation.read([0])
+    first = int(features["s1"][:half].any(dim=1).int().argmax())  # damaged scenes have features of zero
+    labels_nc = validation.take([first, *range(half, len(validation))]).labels()
+    query = validation.read([first])
     arrays: Arrays = {
         "query_s1": _shown(query.s1)[0],
         "query_s2": _shown(query.s2_10m)[0],
         "labels": np.array(CLASSES)[labels_nc[0]],
     }
-    asking = {sensor: f[:1] for sensor, f in features.items()}
+    asking = {sensor: f[first : first + 1] for sensor, f in features.items()}
     there = {sensor: f[half:] for sensor, f in features.items()}
     for direction, ranked in retrieval.rank_directions(asking, there, k).items():
         places = ranked[0].cpu().numpy()
@@ -113,5 +114,7 @@ def _retrieval(validation: Split, features: dict[str, Tensor], k: int) -> Arrays
 
 def _shown(images_bchw: Tensor) -> NDArray[np.float16]:
     """The bands that pictures show; half precision holds dB and reflectance well enough to look at."""
-    shown: NDArray[np.float16] = images_bchw[:, : max(S2_RGB) + 1].cpu().float().numpy().astype(np.float16)
+    largest = torch.finfo(torch.float16).max  # saturated pixels of S2 have 65,535
+    images = images_bchw[:, : max(S2_RGB) + 1].cpu().float().clamp(-largest, largest)
+    shown: NDArray[np.float16] = images.numpy().astype(np.float16)
     return shown
