@@ -21,12 +21,13 @@ from csmae.tuning.checks import needed, require
 from csmae.tuning.cluster import Share, ray_running, share, this_machine
 from csmae.tuning.dry_run import describe
 from csmae.tuning.events import Ended, Ending, Event, Reported, Started
+from csmae.tuning.importance import importances
 from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.nodes import survey
 from csmae.tuning.progress import Progress
 from csmae.tuning.run import only_driver, run_search
-from csmae.tuning.standings import importances, standings
+from csmae.tuning.standings import standings
 from csmae.tuning.storage import bring_home, fetched, local, opened
 from csmae.tuning.study import Study, load_study
 from csmae.tuning.tables import best_table, importance_lines, scores_table, studies_table

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.tuning.ledger import CONFIRMS, Ledger, last_values
@@ -47,25 +46,3 @@ def standings(ledger: Ledger) -> list[Standing]:
     sign = ledger.study.search.signs[0]
     confirmed.sort(key=lambda standing: -sign * standing.mean)
     return confirmed + [standing for standing in found if standing.num_seeds == 1]
-
-
-MIN_FOR_IMPORTANCE = 8
-"""Finished trials that it takes to say what mattered."""
-
-
-def importances(ledger: Ledger) -> dict[str, float]:
-    """Share of each parameter in what made trials good at the first objective, largest first.
-
-    Empty where there are too few trials, or parameters, to tell. Source: PED-ANOVA (arXiv 2304.10255), which copes
-    with conditions.
-    """
-    trials = [trial for trial in ledger.explored() if trial.state is TrialState.COMPLETE]
-    if len(trials) < MIN_FOR_IMPORTANCE or len(ledger.study.space.domains) < 2:
-        return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    try:
-        return optuna.importance.get_param_importances(
-            ledger.optuna, evaluator=evaluator, target=lambda trial: trial.values[0]
-        )
-    except (ValueError, RuntimeError):  # Optuna's way to say that the values do not differ
-        return {}

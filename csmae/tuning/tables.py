@@ -10,9 +10,10 @@ import optuna
 from optuna.study import StudyDirection
 from rich.table import Table
 
+from csmae.tuning.importance import importances
 from csmae.tuning.inheritance import study_names
 from csmae.tuning.ledger import CONFIRMS, NOT_TRAINED, Ledger, eligible, last_values, open_storage, usable
-from csmae.tuning.standings import importances, standings
+from csmae.tuning.standings import standings
 from csmae.tuning.view import number, settings
 
 NUM_BEST = 5
