@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from ray.exceptions import RayError
-from rich.console import Console
 
 from csmae.config import ConfigError
 from csmae.data.name import data_name
 from csmae.settings import flatten
+from csmae.terminal import console, lasting, printable, say
 from csmae.tracking.provenance import command
 from csmae.tracking.tracker import Tracker, shown, tracking_uri
 from csmae.tuning.budget import Budget
@@ -49,12 +49,14 @@ SEARCH_OPTIONS = ("num_trials", "workers_per_trial", "gpus_per_worker", "acceler
 """Options that stand for ``--set search.…``."""
 
 
+@printable()
+@lasting()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
         if options.list:
-            Console(highlight=False).print(studies_table(fetched(options.storage) / DATABASE))
+            console().print(studies_table(fetched(options.storage) / DATABASE))
             return 0
         return _search(options)
     except ConfigError as error:
@@ -91,7 +93,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _search(options: argparse.Namespace) -> int:
-    console = Console(highlight=False)
     if options.study is None:
         raise ConfigError("name a study file, such as spaces/quickstart.yaml (--list shows the studies there are)")
     if options.insecure and not options.address:
@@ -101,7 +102,7 @@ def _search(options: argparse.Namespace) -> int:
     if room:
         share(study.search, room)
     if options.dry_run:
-        console.print(describe(study, room))
+        say(describe(study, room))
         return 0
     folder = local(options.storage).absolute()
     _check_data(study)
@@ -109,7 +110,7 @@ def _search(options: argparse.Namespace) -> int:
         ancestors = [ancestor(folder / DATABASE, name, study) for name in _ancestors(options)]
         ledger = Ledger(study, folder, files)
         for old in ancestors:
-            console.print(f"{take_over(ledger, old)} trials of study {old.study_name} taken over")
+            say(f"{take_over(ledger, old)} trials of study {old.study_name} taken over")
         tracker = Tracker(ledger.folder, study.name, _uri(options))
         try:
             with ray_running(options.address, room, options.verbose, options.insecure) as there:
@@ -117,7 +118,7 @@ def _search(options: argparse.Namespace) -> int:
                     require(needed(survey(files.bucket if files else folder, study.first().data)))
                 return _explore(options, ledger, tracker, share(study.search, there))
         finally:
-            _close(tracker, console)
+            _close(tracker)
 
 
 def _assignments(options: argparse.Namespace) -> list[str]:
@@ -150,10 +151,10 @@ def _uri(options: argparse.Namespace) -> str:
 
 def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share) -> int:
     """Run the trials, then crown the champion."""
-    console, study, budget = Console(highlight=False), ledger.study, Budget(ledger, part.gpus_per_worker)
+    study, budget = ledger.study, Budget(ledger, part.gpus_per_worker)
     tracker.start(dict(flatten(study.definition())), {}, *next(iter(study.search.objectives.items())))
     progress = Progress.of(budget)
-    with View(study.name, progress, console) as view:
+    with View(study.name, progress, console()) as view:
 
         def listen(event: Event) -> None:
             view(event)
@@ -163,7 +164,7 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
     if ending.kind in ("interrupted", "stuck"):
         for trial in progress.running:
             tracker.end(trial.number, "RUNNING", ending.reason or "interrupted")
-        console.print(f"{ending.reason or 'stopped in order'}; to go on: {command()}", soft_wrap=True)
+        say(f"{ending.reason or 'stopped in order'}; to go on: {command()}")
         return FAILED if ending.reason else INTERRUPTED
     return _finish(options, ledger, tracker, part, ending)
 
@@ -180,29 +181,28 @@ def track(tracker: Tracker, event: Event) -> None:
 
 def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share, ending: Ending) -> int:
     """Score, register and show the champion."""
-    console = Console(highlight=False)
     if ending.reason:
-        console.print(f"ended early: {ending.reason}", soft_wrap=True)
+        say(f"ended early: {ending.reason}")
     bring_home(ledger)
     found = candidates(ledger)
     if not found:
-        console.print(f"no champion: {_last_reason(ledger)}", soft_wrap=True)
+        say(f"no champion: {_last_reason(ledger)}")
         return FAILED
     try:
         scores = score_all(found, part, ledger.files)
     except RayError as error:
-        console.print(f"the published protocol could not be computed: {str(error).splitlines()[-1]}", soft_wrap=True)
+        say(f"the published protocol could not be computed: {str(error).splitlines()[-1]}")
         scores = [{} for _ in found]
     _crown(tracker, ledger, found, scores)
     from csmae.tracking.report import publish  # matplotlib takes its time
 
     publish(tracker, ledger.folder)
     if all(scores):
-        console.print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
-    console.print(best_table(ledger))
+        console().print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
+    console().print(best_table(ledger))
     for line in importance_lines(ledger):
-        console.print(line)
-    _say_what_next(console, options, ledger.study.name, found[-1])
+        say(line)
+    _say_what_next(options, ledger.study.name, found[-1])
     return 0 if all(scores) else FAILED
 
 
@@ -229,29 +229,29 @@ def _crown(tracker: Tracker, ledger: Ledger, found: list[Candidate], scores: lis
     tracker.finish(summary | shares | confirmed)
 
 
-def _say_what_next(console: Console, options: argparse.Namespace, study: str, champion: Candidate) -> None:
+def _say_what_next(options: argparse.Namespace, study: str, champion: Candidate) -> None:
     assert champion.trial is not None and champion.encoder_dir is not None
-    console.print(f"champion: trial {champion.trial.number} with {settings(champion.trial.params)}", soft_wrap=True)
-    console.print(f"encoder:  {champion.encoder_dir}", soft_wrap=True)
-    console.print(f"report:   {champion.encoder_dir.parents[2] / 'report.html'}", soft_wrap=True)
+    say(f"champion: trial {champion.trial.number} with {settings(champion.trial.params)}")
+    say(f"encoder:  {champion.encoder_dir}")
+    say(f"report:   {champion.encoder_dir.parents[2] / 'report.html'}")
     uri = shown(_uri(options))
     mlflow = options.logger == "mlflow"
     name = f"models:/csmae-encoder@champion-{study}" if mlflow else champion.encoder_dir
-    console.print(f'load it:  csmae.load_encoder("{name}")', soft_wrap=True)
+    say(f'load it:  csmae.load_encoder("{name}")')
     if mlflow and uri != DEFAULT_MLFLOW_URI:
-        console.print(f"          with MLFLOW_TRACKING_URI={uri}", soft_wrap=True)
+        say(f"          with MLFLOW_TRACKING_URI={uri}")
     if mlflow and not uri.startswith("http"):
-        console.print(f"compare:  mlflow ui --backend-store-uri {uri}", soft_wrap=True)
+        say(f"compare:  mlflow ui --backend-store-uri {uri}")
     else:
-        console.print(f"compare:  {uri}", soft_wrap=True)
+        say(f"compare:  {uri}")
     again = re.sub(r" --num-trials[ =]\S+", "", command())
-    console.print(f"extend:   {again} --num-trials N", soft_wrap=True)
+    say(f"extend:   {again} --num-trials N")
 
 
-def _close(tracker: Tracker, console: Console) -> None:
+def _close(tracker: Tracker) -> None:
     left = tracker.close(UPLOAD_TIMEOUT_S)
     if left:
-        console.print(f"MLflow does not have {left} events yet: they wait in the outbox for the next start")
+        say(f"MLflow does not have {left} events yet: they wait in the outbox for the next start")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from csmae.config import Config, ConfigError
 from csmae.settings import load_yaml, merge, parse_assignments, parse_config
+from csmae.terminal import lasting, printable
 from csmae.training.engine import DivergedError, Epoch, pretrain
 
 
+@printable()
+@lasting()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,7 +68,7 @@ def process_group() -> Iterator[None]:
 def train(config: Config, out: Path) -> None:
     """Train with a progress bar on rank 0."""
     first = not dist.is_initialized() or dist.get_rank() == 0
-    console = Console(quiet=not first)
+    console = Console(quiet=not first, markup=False, emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not (first and console.is_terminal)) as progress:
         epochs = progress.add_task("epochs", total=config.train.epochs)

@@ -12,6 +12,7 @@ import csmae.tracking.commands
 import csmae.tracking.export
 import csmae.tuning.notice
 from csmae.config import ConfigError
+from csmae.terminal import printable
 
 ROOMS = (
     csmae.data.commands,
@@ -23,6 +24,7 @@ ROOMS = (
 )
 
 
+@printable()
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from csmae.config import ConfigError
+from csmae.terminal import console, say
 from csmae.tracking.reach import unreachable
 from csmae.tracking.tracker import shown, tracking_uri
 
@@ -41,10 +41,9 @@ def _doctor(options: argparse.Namespace) -> int:
     start = "start it there (`mlflow server`), or name another with --mlflow-uri"
     wrong = unreachable(uri)
     checks.append(check("MLflow", wrong, "" if wrong else f"{shown(uri)} answers, or will be made", start))
-    console = Console(highlight=False, markup=False)
-    console.print(_table(checks))
+    console().print(_table(checks))
     if study is None:
-        console.print("no study named: neither its archive nor the room for its trials was looked at")
+        say("no study named: neither its archive nor the room for its trials was looked at")
     return int(any(it.remedy for it in checks))
 
 

@@ -1,18 +1,33 @@
-"""What commands say on the terminal: lines and a progress bar."""
+"""What commands say on the terminal: lines, tables and a progress bar, on whatever the streams of the process are."""
 
 from __future__ import annotations
 
+import codecs
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+STAND_INS = {"✓": "+", "✗": "x", "×": "x", "→": "->", "…": "...", "±": "+-", "–": "-", "—": "-"}
+"""What is printed instead where the stream's encoding lacks a character; of any other, its code."""
+
+REPLACE = "csmae.terminal"
+"""Name of the handler of encoding errors."""
+
+
+def console() -> Console:
+    """A console that prints texts as they are: error messages, paths and names may hold ``[brackets]`` and ``:colons:``."""
+    return Console(highlight=False, markup=False, emoji=False)
+
 
 def say(text: str) -> None:
     """Print a line as it is, however long."""
-    Console(highlight=False, markup=False, soft_wrap=True).print(text)
+    console().print(text, soft_wrap=True)
 
 
 @contextmanager
@@ -27,8 +42,71 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], o
     Yields:
         What moves the bar on by so many.
     """
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(file=sys.stderr)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    errors = Console(file=sys.stderr)
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(what, total=total, completed=done)
         yield lambda steps: bar.advance(task, steps)
+
+
+@contextmanager
+def printable() -> Iterator[None]:
+    """Have the process's streams print every text, whatever their encoding, for as long as the block lasts."""
+    codecs.register_error(REPLACE, _stand_ins)
+    with ExitStack() as stack:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stack.callback(stream.reconfigure, errors=stream.errors)
+                stream.reconfigure(errors=REPLACE)
+        yield
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Have what is printed go nowhere once the terminal is closed, the pipe broken or the log's disk full.
+
+    It lasts as long as the block, and keeps a search from ending with the window that it was started in.
+    """
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Lasting:
+    """A stream that is given up where it fails."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Let the stream's file be ``/dev/null``: what its buffer still holds would fail again, at the latest at the end."""
+        with suppress(OSError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())
+            os.close(null)
+
+
+def _stand_ins(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(STAND_INS.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing), error.end

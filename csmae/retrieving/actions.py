@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import csmae
 from csmae.config import ConfigError, Data
@@ -18,7 +18,7 @@ from csmae.retrieval import DIRECTIONS
 from csmae.retrieving.protocol import Evaluation, evaluate
 from csmae.retrieving.query import Found, Query, class_names, panel, read_query, search
 from csmae.retrieving.store import FeatureStore, Source, open_store, write_store
-from csmae.terminal import progress, say
+from csmae.terminal import console, progress, say
 from csmae.tracking.pictures import retrieval_picture, save_png
 
 CLASS_WIDTH = 27
@@ -70,9 +70,10 @@ def _show_hits(found: Found, query: Query, store: FeatureStore) -> None:
     table.title_justify = "left"
     asked = class_names(query.labels_c)
     for rank, (place, cosine) in enumerate(zip(found.places, found.cosines, strict=True), start=1):
-        names = [f"[bold]{n}[/bold]" if n in asked else n for n in class_names(store.labels_nc[place])]
-        table.add_row(str(rank), f"{cosine:.4f}", f"{store.names[place].decode()}\n{'; '.join(names)}")
-    Console(highlight=False).print(table)
+        names = [Text(n, "bold" if n in asked else "") for n in class_names(store.labels_nc[place])]
+        scene = Text(f"{store.names[place].decode()}\n") + Text("; ").join(names)
+        table.add_row(str(rank), f"{cosine:.4f}", scene)
+    console().print(table)
 
 
 def score(options: argparse.Namespace) -> int:
@@ -111,4 +112,4 @@ def _show_scores(result: Evaluation) -> None:
         table.columns[0].no_wrap, table.columns[0].max_width = True, CLASS_WIDTH
         for column in table.columns[1:]:
             column.justify = "right"
-        Console(highlight=False).print("", table, sep="\n")
+        console().print("", table, sep="\n")

@@ -70,7 +70,8 @@ class Budget:
     def hours(self) -> float:
         """GPU-hours, or worker-hours where there are no GPUs, the running trials included."""
         now = time.monotonic()
-        return (self._trials + sum(now - since for _, since in self._running.values()) * self._units) / 3600
+        running = tuple(self._running.values())  # at once: the view's thread asks, too
+        return (self._trials + sum(now - since for _, since in running) * self._units) / 3600
 
     def over(self) -> str | None:
         """Which limit is reached, in words; None for none."""

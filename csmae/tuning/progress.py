@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Event, Reported, Started, Waiting
 from csmae.tuning.ledger import last_values
+
+NUM_ENDED = 8
+"""Trials that are over and still known, the latest."""
 
 
 @dataclass
@@ -30,6 +33,9 @@ class TrialProgress:
 class Progress:
     """Follows the events of one run of a search.
 
+    Another thread may read while an event is taken in: the collections are replaced, never changed. What it reads is of
+    the trials that run and of a few that ended, however many there were.
+
     Args:
         objective: Metric shown for each trial.
         sign: 1 where a larger objective is better, else -1.
@@ -37,15 +43,24 @@ class Progress:
         counts: Trials by state, those of earlier runs included.
         best: The best trial so far.
         budget: Of the study.
+        running: Trials at work, or waiting for room to go on, in order of their numbers.
+        ended: The latest of those that are over.
+        num_ended_here: Trials that ended in this run.
+        ended_epochs: Their epochs together.
+        epochs_done: Since the first epoch of this run.
+        first_epoch_at: When that one was done.
     """
 
     objective: str
     sign: int
     num_trials: int
-    counts: Counter[str]
+    counts: Mapping[str, int]
     best: TrialProgress | None
     budget: Budget
-    trials: dict[int, TrialProgress] = field(default_factory=dict)
+    running: tuple[TrialProgress, ...] = ()
+    ended: tuple[TrialProgress, ...] = ()
+    num_ended_here: int = 0
+    ended_epochs: int = 0
     epochs_done: int = 0
     first_epoch_at: float | None = None
 
@@ -63,11 +78,6 @@ class Progress:
         return cls(search.objective, search.signs[0], search.num_trials + repetitions, states, shown, budget)
 
     @property
-    def running(self) -> list[TrialProgress]:
-        """Trials at work, or waiting for room to go on, in order of their numbers."""
-        return [trial for _, trial in sorted(self.trials.items()) if trial.state in ("running", "waiting")]
-
-    @property
     def num_ended(self) -> int:
         """Trials that are over, those of earlier runs included."""
         return sum(self.counts.values())
@@ -75,9 +85,10 @@ class Progress:
     def follow(self, event: Event) -> bool:
         """Take in an event; returns whether it made a new best trial."""
         if isinstance(event, Started):
-            self.trials[event.number] = TrialProgress(event.number, event.values, event.epochs)
+            trial = TrialProgress(event.number, event.values, event.epochs)
+            self.running = tuple(sorted((*self._others(trial.number), trial), key=lambda running: running.number))
             return False
-        trial = self.trials[event.number]
+        trial = self.trial(event.number)
         if isinstance(event, Reported):
             self._count(event.epoch - trial.epoch if trial.epoch else 1)
             trial.epoch, trial.value = event.epoch, event.metrics.get(self.objective, trial.value)
@@ -87,6 +98,14 @@ class Progress:
             return False
         return self._end(trial, event)
 
+    def trial(self, number: int) -> TrialProgress:
+        """A trial that runs, or one of those that ended last; one that was not told of before has nothing but its number."""
+        found = (trial for trial in (*self.running, *reversed(self.ended)) if trial.number == number)
+        return next(found, TrialProgress(number, {}, 0))
+
+    def _others(self, number: int) -> Iterator[TrialProgress]:
+        return (trial for trial in self.running if trial.number != number)
+
     def _count(self, epochs: int) -> None:
         if self.first_epoch_at is None:
             self.first_epoch_at = time.monotonic()
@@ -95,7 +114,9 @@ class Progress:
 
     def _end(self, trial: TrialProgress, event: Ended) -> bool:
         trial.state, trial.value, trial.reason = event.state, event.value, event.reason
-        self.counts[event.state] += 1
+        self.running, self.ended = tuple(self._others(trial.number)), (*self.ended, trial)[-NUM_ENDED:]
+        self.num_ended_here, self.ended_epochs = self.num_ended_here + 1, self.ended_epochs + trial.epoch
+        self.counts = {**self.counts, event.state: self.counts.get(event.state, 0) + 1}
         better = self.best is None or (self.sign * (event.value or 0) > self.sign * (self.best.value or 0))
         if event.state == "COMPLETE" and event.may_win and better:
             self.best = trial
@@ -112,10 +133,9 @@ class Progress:
     @property
     def seconds_left(self) -> float | None:
         """An estimate from the mean length of the trials that ended; None before there is a measure."""
-        rate, ended = self.epochs_per_s, [trial for trial in self.trials.values() if trial not in self.running]
-        if rate is None or not self.trials:
+        rate, running, num_ended = self.epochs_per_s, self.running, self.num_ended_here
+        if rate is None or not (running or num_ended):
             return None
-        lengths = [trial.epoch for trial in ended] or [trial.epochs for trial in self.running]
-        mean = sum(lengths) / len(lengths)
-        to_start = max(0, self.num_trials - self.num_ended - len(self.running))
-        return (to_start * mean + sum(max(0.0, mean - trial.epoch) for trial in self.running)) / rate
+        mean = self.ended_epochs / num_ended if num_ended else sum(trial.epochs for trial in running) / len(running)
+        to_start = max(0, self.num_trials - self.num_ended - len(running))
+        return (to_start * mean + sum(max(0.0, mean - trial.epoch) for trial in running)) / rate

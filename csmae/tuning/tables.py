@@ -9,6 +9,7 @@ from pathlib import Path
 import optuna
 from optuna.study import StudyDirection
 from rich.table import Table
+from rich.text import Text
 
 from csmae.tuning.importance import importances
 from csmae.tuning.inheritance import study_names
@@ -40,7 +41,7 @@ def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     for name in columns:
         table.add_column(name.removeprefix("f1/").removeprefix("f1_"), justify="right", no_wrap=True)
     for name, scores in rows.items():
-        table.add_row(name, *(f"{100 * scores[f'test/{direction}']:.2f}" for direction in columns))
+        table.add_row(Text(name), *(f"{100 * scores[f'test/{direction}']:.2f}" for direction in columns))
     return table
 
 
@@ -61,7 +62,8 @@ def best_table(ledger: Ledger) -> Table:
             score = f"{standing.mean:.4f} ± {standing.spread:.4f} ({standing.num_seeds} seeds)"
         else:
             score = number(first)
-        table.add_row(f"{mark}{standing.trial.number}", score, *map(number, others), settings(standing.trial.params))
+        params = Text(settings(standing.trial.params))
+        table.add_row(f"{mark}{standing.trial.number}", score, *map(number, others), params)
     return table
 
 
@@ -91,9 +93,9 @@ def studies_table(path: Path) -> Table:
         counts = [str(states[state]) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
         scores = [last_values(t)[0] for t in eligible(trials) if CONFIRMS not in t.user_attrs]
         best = (max if study.directions[0] is StudyDirection.MAXIMIZE else min)(scores, default=None)
-        table.add_row(name, *counts, number(best), next(iter(study.metric_names or []), ""))
+        table.add_row(Text(name), *counts, number(best), Text(next(iter(study.metric_names or []), "")))
     return table
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    return Table(title=Text(title, "bold"), title_justify="left", box=None, pad_edge=False, header_style="dim")

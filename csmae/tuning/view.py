@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -18,14 +20,15 @@ from csmae.tuning.progress import Progress, TrialProgress
 
 LOG_WIDTH = 80
 
-NUM_ENDED_SHOWN = 8
-"""Trials that are over and still in the table, the latest."""
+log = logging.getLogger(__name__)
 
 STYLES = {"running": "cyan", "waiting": "yellow", "COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 
 
 class View:
     """Shows a search while it runs. A listener, and a context manager for as long as it shows.
+
+    An error in showing is logged and ends nothing: neither the search nor what comes after it.
 
     Args:
         name: Of the study.
@@ -38,33 +41,46 @@ class View:
         self._live = (
             Live(get_renderable=self._screen, console=console, refresh_per_second=2) if terminal(console) else None
         )
+        self._failed = False
 
     def __enter__(self) -> Self:
         if self._live:
-            self._live.start()
+            with self._showing():
+                self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live:
-            self._live.stop()
+            with self._showing():
+                self._live.stop()
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
         best = self._progress.follow(event)
-        if self._live is None:
-            self._line(self._say(event))
-        if best and (trial := self._progress.best):
-            self._line(f"best so far: trial {trial.number}, {number(trial.value)} with {settings(trial.values)}")
+        with self._showing():
+            if self._live is None:
+                self._line(self._say(event))
+            if best and (trial := self._progress.best):
+                self._line(f"best so far: trial {trial.number}, {number(trial.value)} with {settings(trial.values)}")
+
+    @contextmanager
+    def _showing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, the trials are worth more than their table
+            if not self._failed:
+                log.warning("the view of the search failed (%s: %s); the search goes on", type(error).__name__, error)
+            self._failed = True
 
     def _line(self, text: str) -> None:
         first = f"{time.strftime('%H:%M:%S')} "
         wrapped = textwrap.fill(text, LOG_WIDTH, initial_indent=first, subsequent_indent=" " * len(first))
-        self._console.print(wrapped, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(wrapped, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def _say(self, event: Event) -> str:
-        trial, objective = self._progress.trials[event.number], self._progress.objective
+        trial, objective = self._progress.trial(event.number), self._progress.objective
         if isinstance(event, Started):
             return f"trial {event.number} {'goes on' if event.resumed else 'starts'}: {settings(event.values)}"
         if isinstance(event, Reported):
@@ -80,7 +96,8 @@ class View:
 
     def _counts(self) -> str:
         counts, total = self._progress.counts, self._progress.num_trials
-        parts = [f"{counts['COMPLETE']} done", f"{counts['PRUNED']} pruned", f"{counts['FAIL']} failed"]
+        words = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
+        parts = [f"{counts.get(state, 0)} {word}" for state, word in words.items()]
         return f"{self._progress.num_ended}/{total}: {', '.join(parts)}"
 
     def _left(self) -> str:
@@ -94,7 +111,13 @@ class View:
         hours = f", {budget.hours:.2f} of {search.gpu_hours:g} {budget.unit}-hours" if search.gpu_hours else ""
         return f"{duration(budget.seconds)}{limit} spent{hours}"
 
-    def _screen(self) -> Group:
+    def _screen(self) -> RenderableType:
+        """Called by a thread of its own, which an error would end."""
+        with self._showing():
+            return self._search()
+        return Text("")
+
+    def _search(self) -> Group:
         progress = self._progress
         rate = f", {progress.epochs_per_s:.2g} epochs/s" if progress.epochs_per_s else ""
         head = Text(f"study {self._name}  {self._counts()}", style="bold", overflow="ellipsis", no_wrap=True)
@@ -108,14 +131,13 @@ class View:
         table.add_column("epoch", justify="right", no_wrap=True)
         table.add_column(self._progress.objective, justify="right", no_wrap=True)
         table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
-        ended = [trial for trial in self._progress.trials.values() if trial not in self._progress.running]
-        for trial in [*self._progress.running, *reversed(ended[-NUM_ENDED_SHOWN:])]:
+        for trial in [*self._progress.running, *reversed(self._progress.ended)]:
             table.add_row(*self._row(trial))
         return table
 
-    def _row(self, trial: TrialProgress) -> tuple[str, Text, str, str, str]:
+    def _row(self, trial: TrialProgress) -> tuple[str, Text, str, str, Text]:
         state = Text(trial.state.lower(), style=STYLES[trial.state])
-        told = trial.reason or settings(trial.values)
+        told = Text(trial.reason or settings(trial.values))
         return str(trial.number), state, f"{trial.epoch}/{trial.epochs}", number(trial.value), told
 
     def _foot(self) -> Text:
@@ -128,8 +150,8 @@ class View:
 
 
 def terminal(console: Console) -> bool:
-    """Whether a table can renew itself there."""
-    return console.is_terminal and not console.is_dumb_terminal
+    """Whether a table can renew itself there: in ASCII its shortened lines would be too long."""
+    return console.is_terminal and not console.is_dumb_terminal and not console.options.ascii_only
 
 
 def settings(values: Mapping[str, Any]) -> str:
