@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,26 @@ from csmae.config import Config, ConfigError
 from csmae.settings import load_yaml, merge, parse_assignments, parse_config
 from csmae.terminal import lasting, printable
 from csmae.training.engine import DivergedError, Epoch, pretrain
+
+
+def run() -> NoReturn:
+    """Run the command line and end the process.
+
+    After an error nothing waits for the other ranks. Destroying or aborting the process group, and the interpreter's own
+    end, would: they wait until collectives that were started are done, and the others may never join these
+    (``torch.distributed.destroy_process_group`` calls ``shutdown`` of each backend).
+    """
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if dist.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 @printable()
@@ -51,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that torchrun started; a process by itself joins none."""
+    """Join the processes that torchrun started; a process by itself joins none. After an error the group stays, see ``run``."""
     if "RANK" not in os.environ:
         yield
         return
@@ -59,10 +81,8 @@ def process_group() -> Iterator[None]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
 
 
 def train(config: Config, out: Path) -> None:
@@ -91,4 +111,4 @@ def summary(epoch: Epoch, num_epochs: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

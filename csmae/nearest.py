@@ -81,7 +81,7 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
     rough: dict[torch.dtype, Rough] = {}
     intact = _Intact()
     start = 0
-    with _single_threads(), ThreadPoolExecutor(len(memory)) as pool:
+    with _single_threads(), ThreadPoolExecutor(len(memory), initializer=_use, initargs=(queries_qd.device,)) as pool:
         for block in map(intact.take, archive):
             bounds = {}
             for kind in {kind for part in parts for kind in part.kinds[:1]} if len(block) >= _fewest(k) else ():
@@ -129,6 +129,12 @@ class _Intact:
         # The damaged scene number i has damaged[i] - i intact ones before it.
         before = damaged - torch.arange(len(damaged), device=damaged.device)
         return indices_qk + torch.searchsorted(before, indices_qk.contiguous(), right=True)
+
+
+def _use(device: torch.device) -> None:
+    """Let a thread compute on a device: it begins with GPU 0, whichever the one that started it uses."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def _fewest(k: int) -> int:

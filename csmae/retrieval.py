@@ -44,7 +44,7 @@ def embed(
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     rows = sequential_rows(len(split), batch_size, rank, world_size)
     found = torch.zeros(len(split.sensors), len(split), encoder.width, device=encoder.device)
-    for row, batch in zip(rows, batches(split, rows, pin=encoder.device.type == "cuda"), strict=True):
+    for row, batch in zip(rows, batches(split, rows, encoder.device), strict=True):
         features = encoder.embed(batch)
         found[:, torch.as_tensor(row, device=encoder.device)] = torch.stack([features[s] for s in split.sensors])
         if advance:

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from archives import names_of, open_folder, put, write_v2
 from csmae.config import ConfigError, Data, Synthetic
+from csmae.data import loader
 from csmae.data.archive import open_archive
 from csmae.data.layout import DamagedValueError
 from csmae.data.loader import batches, epoch_rows, sequential_rows
+from csmae.data.pairs import allocate
 from csmae.data.split import Split
 from csmae.data.synthetic import synthesize
 
@@ -160,9 +162,30 @@ def test_a_split_outlives_the_deletion_of_its_file(tmp_path: Path) -> None:
     assert torch.equal(split.read([0]).s1, before)
 
 
+class Recorded:
+    """Stands in for a CUDA event, and tells which thread waited on which device."""
+
+    def __init__(self, told: list[tuple[str, object]]) -> None:
+        self.told = told
+
+    def synchronize(self) -> None:
+        self.told.append(("wait", threading.current_thread().name))
+
+
+def test_the_thread_chooses_the_gpu_before_it_waits_for_copies(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread begins with GPU 0, whichever the one that started it uses."""
+    told: list[tuple[str, object]] = []
+    monkeypatch.setattr(loader, "allocate", lambda num_pairs, sensors, pin: allocate(num_pairs, sensors))  # no GPU here
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: told.append((threading.current_thread().name, device)))
+    monkeypatch.setattr(loader, "_copies_until_now", lambda *device: Recorded(told))
+    assert len(list(batches(split, epoch_rows(40, 4, 0, 0), "cuda:1"))) == 10
+    assert told[0] == ("csmae-loader", torch.device("cuda:1"))
+    assert set(told[1:]) == {("wait", "csmae-loader")}
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_pinned_batches_survive_asynchronous_copies(split: Split) -> None:
     rows = epoch_rows(40, 4, 0, 0)
-    copies = [batch.to("cuda", non_blocking=True) for batch in batches(split, rows, pin=True)]
+    copies = [batch.to("cuda", non_blocking=True) for batch in batches(split, rows, "cuda")]
     for row, copy in zip(rows, copies, strict=True):
         assert torch.equal(copy.s1.cpu(), split.read(row).s1)

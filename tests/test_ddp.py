@@ -1,5 +1,6 @@
 """Two workers compute what one computes with the same global batch."""
 
+import ast
 import json
 import os
 import subprocess
@@ -92,3 +93,81 @@ def test_torchrun_with_two_workers_gives_the_losses_of_one(tmp_path: Path) -> No
     assert len(a) == 4
     assert a[0].startswith("epoch 1/4  loss ")
     assert a == b
+
+
+ARGUMENTS = {
+    "module",
+    "device_ids",
+    "output_device",
+    "dim",
+    "broadcast_buffers",
+    "process_group",
+    "bucket_cap_mb",
+    "find_unused_parameters",
+    "check_reduction",
+    "gradient_as_bucket_view",
+    "static_graph",
+}
+"""Those of ``DistributedDataParallel`` in torch 2.0 and in every torch since."""
+
+
+def test_the_network_is_wrapped_with_arguments_that_every_torch_knows() -> None:
+    used = set()
+    for path in (ROOT / "csmae").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "DistributedDataParallel":
+                used |= {str(keyword.arg) for keyword in node.keywords}
+    assert "gradient_as_bucket_view" in used
+    assert used <= ARGUMENTS
+
+
+RAISING = """
+import os, sys, time
+import torch
+import torch.distributed as dist
+import train_worker
+
+def train(config, out):
+    dist.all_reduce(torch.ones(1))
+    if os.environ["RANK"] == "0":
+        time.sleep(60)  # never comes to the second
+    dist.all_reduce(torch.ones(1), async_op=True)  # as a backward pass leaves its first gradients
+    raise {error}
+
+train_worker.train = train
+sys.argv = ["train_worker.py", os.environ["RUN_YAML"]]
+train_worker.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        ("train_worker.ConfigError('a damaged archive, say')", 2, "a damaged archive, say\n"),
+        ("RuntimeError('a bug, say')", 1, "RuntimeError: a bug, say\n"),
+    ],
+)
+def test_a_rank_that_raises_leaves_at_once_while_others_wait(
+    error: str, status: int, text: str, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(json.dumps(SMALL))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    shared |= {"RUN_YAML": str(tmp_path / "run.yaml"), "PYTHONPATH": str(ROOT)}
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, "-c", RAISING.format(error=error)],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    )
+    try:
+        assert second.wait(40) == status
+        assert first.poll() is None, "the other one still waits"
+        assert second.stderr is not None
+        assert second.stderr.read().endswith(text)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conftest import small_config
+from csmae.training import usage
 from csmae.training.engine import pretrain
 from csmae.training.usage import Usage
 
@@ -19,11 +20,11 @@ def burn(seconds: float) -> None:
 
 
 def test_a_process_that_sleeps_takes_less_than_one_that_works() -> None:
-    usage = Usage(torch.device("cpu"))
+    own = Usage(torch.device("cpu"))
     time.sleep(0.3)
-    idle = usage.measure()["system/cpu_percent"]
+    idle = own.measure()["system/cpu_percent"]
     burn(0.3)
-    busy = usage.measure()["system/cpu_percent"]
+    busy = own.measure()["system/cpu_percent"]
     assert idle < busy
 
 
@@ -31,6 +32,31 @@ def test_the_memory_is_the_systems_own_figure() -> None:
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     found = Usage(torch.device("cpu")).measure()["system/rss_mb"]
     assert found == pytest.approx(int(peak.split()[1]) / 1024, rel=0.05)
+
+
+def test_memory_that_an_earlier_trial_took_is_not_counted() -> None:
+    """As in a worker that trains one trial after another."""
+    earlier = Usage(torch.device("cpu"))
+    taken = torch.ones(64 * 2**20)  # 256 MiB
+    peak = earlier.measure()["system/rss_mb"]
+    del taken
+    later = Usage(torch.device("cpu"))
+    assert later.measure()["system/rss_mb"] < peak - 200
+    taken = torch.ones(64 * 2**20)
+    del taken
+    assert later.measure()["system/rss_mb"] > peak - 50, "a peak between two measurements counts"
+
+
+def test_memory_is_measured_where_the_system_forgets_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "CLEAR_REFS", Path("/proc/self/no such file"))
+    found = Usage(torch.device("cpu"))
+    before = found.measure()["system/rss_mb"]
+    taken = torch.ones(64 * 2**20)
+    during = found.measure()["system/rss_mb"]
+    del taken
+    assert during > before + 200
+    assert found.measure()["system/rss_mb"] == during, "the largest so far"
+    assert Usage(torch.device("cpu")).measure()["system/rss_mb"] < during - 200
 
 
 def test_each_epoch_of_a_training_tells_it() -> None:

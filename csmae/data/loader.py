@@ -66,13 +66,14 @@ def sequential_rows(num_pairs: int, batch_size: int, rank: int = 0, world_size: 
     return [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
 
 
-def batches(split: Split, rows: Iterable[Rows], pin: bool = False) -> Generator[PairBatch, None, None]:
+def batches(split: Split, rows: Iterable[Rows], device: torch.device | str = "cpu") -> Generator[PairBatch, None, None]:
     """Read batches ahead, in one thread, into memory that is used again and again.
 
     Args:
         split: Where the pairs come from.
         rows: Indices into the split, for each batch.
-        pin: Page-lock the memory; asynchronous copies to the current CUDA device are waited for before it is reused.
+        device: Where the batches are copied to. For a CUDA device the memory is page-locked, and asynchronous copies on
+            its current stream are waited for before memory is used again.
 
     Yields:
         A batch, good until the next is asked for.
@@ -80,13 +81,14 @@ def batches(split: Split, rows: Iterable[Rows], pin: bool = False) -> Generator[
     Raises:
         ArchiveError: A pair is damaged, see ``Split.fill``.
     """
-    rows = list(rows)
+    rows, device = list(rows), torch.device(device)
+    pin = device.type == "cuda"
     largest = max((len(batch) for batch in rows), default=0)
     free: queue.Queue[tuple[Buffer, torch.cuda.Event | None] | None] = queue.Queue()
     ready: queue.Queue[Buffer | BaseException] = queue.Queue()
     for _ in range(min(_NUM_BUFFERS, len(rows))):
         free.put((allocate(largest, split.sensors, pin), None))
-    thread = threading.Thread(target=_fill, args=(split, rows, free, ready), name="csmae-loader", daemon=True)
+    thread = threading.Thread(target=_fill, args=(split, rows, device, free, ready), name="csmae-loader", daemon=True)
     thread.start()
     try:
         for batch in rows:
@@ -94,7 +96,7 @@ def batches(split: Split, rows: Iterable[Rows], pin: bool = False) -> Generator[
             if isinstance(buffer, BaseException):
                 raise buffer
             yield buffer.head(len(batch))
-            free.put((buffer, _copies_until_now() if pin else None))
+            free.put((buffer, _copies_until_now(device) if pin else None))
     finally:
         free.put(None)
         thread.join()
@@ -103,12 +105,16 @@ def batches(split: Split, rows: Iterable[Rows], pin: bool = False) -> Generator[
 def _fill(
     split: Split,
     rows: list[Rows],
+    device: torch.device,
     free: queue.Queue[tuple[Buffer, torch.cuda.Event | None] | None],
     ready: queue.Queue[Buffer | BaseException],
 ) -> None:
     try:
         if not rows:
             return
+        if device.type == "cuda":
+            # A thread begins with GPU 0: waiting would take memory there, and may fail where the event is another GPU's.
+            torch.cuda.set_device(device)
         split.expect(rows[0])
         for batch, following in zip(rows, [*rows[1:], rows[0][:0]], strict=True):
             item = free.get()
@@ -124,7 +130,6 @@ def _fill(
         ready.put(error)
 
 
-def _copies_until_now() -> torch.cuda.Event:
-    event = torch.cuda.Event()
-    event.record()
+def _copies_until_now(device: torch.device) -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.current_stream(device).record_event()
     return event

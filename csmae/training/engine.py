@@ -79,10 +79,11 @@ def pretrain(
         ConfigError: The archive, the checkpoint or the memory does not fit the configuration; on all ranks alike.
         FullDiskError: The checkpoint cannot be written, on all ranks alike. ``ArchiveError``: A pair is damaged; on the rank that reads it.
     """
-    run = _Run(config, torch.device(device or default_device()), run_dir)
+    place = torch.device(device or default_device())
+    usage = Usage(place)
+    run = _Run(config, place, run_dir)
     done = run.resume(run_dir) if run_dir else Done()
     price = {f"cost/{name}": float(value) for name, value in cost(config)._asdict().items()}
-    usage = Usage(run.device)
     for epoch in range(done.epochs, config.train.epochs):
         last = epoch + 1 == config.train.epochs
         begun, done = done, Done(epoch + 1)
@@ -161,7 +162,7 @@ class _Run:
         self.features = None
         sums = {name: self._own(ranks) for name, ranks in begun.sums.items()}
         rate, asked = 0.0, False
-        with closing(batches(self.train_split, rows[begun.steps :], pin=self.device.type == "cuda")) as loaded:
+        with closing(batches(self.train_split, rows[begun.steps :], self.device)) as loaded:
             for index, batch in enumerate(loaded, start=begun.steps):
                 step = epoch * len(rows) + index
                 rate = self._set_rate(step, len(rows))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -57,10 +58,13 @@ class Stepper:
         self.parallel: DistributedDataParallel | None = None
         if world_size > 1:
             ids = [self.device] if self.device.type == "cuda" else None
-            # Buffers are constants: nothing to broadcast.
-            self.parallel = DistributedDataParallel(
-                model, ids, forward_sync_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():
+                # Its replacement, forward_sync_buffers, exists in torch 2.13 and newer only.
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                # Buffers are constants: nothing to broadcast.
+                self.parallel = DistributedDataParallel(
+                    model, ids, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
 
     def __call__(self, s1: Tensor, s2: Tensor, noise_2rl: Tensor) -> dict[str, Tensor]:
         """One optimiser step; returns the loss terms, detached.
