@@ -11,12 +11,14 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from archives import FILES, SPLITS, bands_of, labels_of, names_of, open_folder, put, splits_of, write_pickles, write_v2
 from csmae.config import Data, Synthetic
 from csmae.data.archive import ArchiveError, open_archive
 from csmae.data.layout import DamagedValueError
 from csmae.data.loader import batches, sequential_rows
+from csmae.data.store import Store
 from csmae.sensors import CLASSES, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
 from v1_pickles import pickled, write_v1
 
@@ -150,3 +152,48 @@ def test_the_real_archives_of_both_versions_hold_the_same_pixels() -> None:
     a, b = (archive.named(np.array(names, "S"), "names").read(range(len(names))) for archive in (v1, v2))
     assert all(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
     assert v2.split("test").labels().sum() > 6
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of keys whenever a store looks for some."""
+    asked: list[int] = []
+    find = Store.find
+
+    def counted(self: Store, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        asked.append(len(keys))
+        return find(self, keys)
+
+    monkeypatch.setattr(Store, "find", counted)
+    return asked
+
+
+def test_a_worker_finds_the_splits_of_its_archive_once(folder: Path, looked_up: list[int]) -> None:
+    first = {name: open_folder(folder).split(name) for name in SPLITS}
+    assert looked_up
+    looked_up.clear()
+    for name, split in first.items():
+        again = open_folder(folder).split(name)
+        assert again.names == split.names
+        assert np.array_equal(again.labels(), split.labels())
+    assert looked_up == []
+
+
+def test_a_split_is_found_again_when_what_decides_it_has_changed(folder: Path, looked_up: list[int]) -> None:
+    names = open_folder(folder).split("test").names
+    (folder / "test.csv").write_text(f"{names[1]}\n")
+    assert open_folder(folder).split("test").names == names[1:]
+    (folder / "test.csv").write_text(f"{names[0]}\n")
+    os.utime(folder / "test.csv", ns=(1, 1))
+    assert open_folder(folder).split("test").names == names[:1]
+    assert open_folder(folder).split("test", ("s1",)).sensors == ("s1",)
+    assert open_folder(folder, on_error="skip").split("test").on_error == "skip"
+
+
+def test_what_was_found_damaged_in_one_training_is_not_known_to_the_next(folder: Path) -> None:
+    put(folder, {names_of(2)[0]: b"damaged", names_of(2)[1]: b"damaged"})
+    archive = open_folder(folder, on_error="skip")
+    split = archive.split("train")
+    split.read(range(len(split)))
+    assert len(split.damaged) == 1
+    assert archive.split("train").damaged == {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,13 @@ __all__ = ["Archive", "ArchiveError", "Split", "open_archive"]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+_ARCHIVES = 4
+"""Archives whose splits a process remembers: a worker trains many trials on one."""
+
+
+@dataclass(frozen=True, eq=False)
 class Archive:
-    """An open archive."""
+    """An open archive; one a process, version of its files and options, see ``open_archive``."""
 
     store: Store
     is_v1: bool
@@ -37,15 +42,22 @@ class Archive:
     on_error: str
 
     def split(self, name: str, sensors: tuple[Sensor, ...] = BOTH) -> Split:
-        """A split.
+        """A split. Its pairs are found once a process and version of the files: in a large archive that takes a second.
 
         Args:
             name: ``train``, ``validation`` or ``test``.
             sensors: Those whose images are wanted, for an archive may hold only one.
 
+        Returns:
+            With no pair known to be damaged, whatever an earlier reader found.
+
         Raises:
             ArchiveError: There is no such split, it is empty, or the archive lacks some of its patches.
         """
+        return replace(_split(self, name, sensors, _state(self.lists.get(name))), damaged={})
+
+    def find(self, name: str, sensors: tuple[Sensor, ...]) -> Split:
+        """What ``split`` returns, found anew."""
         if name not in SPLITS:
             raise ArchiveError(f"{self.store.folder}: has the splits {', '.join(SPLITS)}, not {name!r}")
         if name in self.lists:
@@ -132,7 +144,28 @@ def open_archive(data: Data) -> Archive:
     lists = {name: lists_dir / file for name, file in LIST_FILES.items()}
     if data.splits_dir is None:
         lists = {name: path for name, path in lists.items() if path.exists()}
-    return Archive(store, is_v1, metadata, lists, data.on_error)
+    return _archive(store, is_v1, metadata, tuple(lists.items()), data.on_error)
+
+
+@lru_cache(maxsize=_ARCHIVES)
+def _archive(
+    store: Store, is_v1: bool, metadata: Metadata | None, lists: tuple[tuple[str, Path], ...], on_error: str
+) -> Archive:
+    return Archive(store, is_v1, metadata, dict(lists), on_error)
+
+
+@lru_cache(maxsize=_ARCHIVES * len(SPLITS))
+def _split(archive: Archive, name: str, sensors: tuple[Sensor, ...], _state: tuple[int, ...]) -> Split:
+    return archive.find(name, sensors)
+
+
+def _state(path: Path | None) -> tuple[int, ...]:
+    """What changes when a file does; nothing where there is none."""
+    try:
+        state = path.stat() if path else None
+    except OSError:  # named when it is read
+        state = None
+    return (state.st_ino, state.st_mtime_ns, state.st_size) if state else ()
 
 
 def _find_lmdb(folder: Path) -> Path:

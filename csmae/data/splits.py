@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +25,9 @@ METADATA = "metadata.parquet"
 _COLUMNS = ("patch_id", "s1_name", "split")
 
 
-class Metadata(NamedTuple):
-    """The table of BigEarthNet v2, N rows."""
+@dataclass(frozen=True, eq=False)
+class Metadata:
+    """The table of BigEarthNet v2, N rows; one a process and version of the file, see ``read_metadata``."""
 
     path: Path
     names: NDArray[np.bytes_]
