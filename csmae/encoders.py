@@ -73,15 +73,29 @@ class SensorEncoder(nn.Module):
         """Where the weights are, and where the features will be."""
         return self.network.norm.weight.device
 
+    def forward(
+        self, s1: np.ndarray | Tensor | None = None, s2: np.ndarray | Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Encode images as ``encode`` does, with gradients.
+
+        Returns:
+            By sensor that was given, features (B, D): a dictionary, for an exported program knows no other class of ours.
+        """
+        given = {"s1": s1, "s2": s2}
+        images = {s: self._normalise(s, image) for s, image in given.items() if image is not None}
+        if not images:
+            raise EncoderError("encode: give s1=, s2= or both")
+        return self._features(images)
+
     @torch.no_grad()
     def encode(self, s1: np.ndarray | Tensor | None = None, s2: np.ndarray | Tensor | None = None) -> Features:
-        """Encode upright images as the archives hold them; either sensor alone works.
+        """Encode upright images as the archives hold them, without gradients; either sensor alone works.
 
         Args:
             s1: (B, 2, H, H) backscatter in dB, order VH VV.
             s2: (B, 10, H, H) reflectance times 10,000, order B02 B03 B04 B08 B05 B06 B07 B11 B12 B8A, all at 10 m.
 
-        Images of another size than the network's are resized to it.
+        Images of another size than the network's are resized to it. The sensors' batches may differ in size.
 
         Returns:
             Features of the sensors that were given; not L2-normalised.
@@ -89,11 +103,7 @@ class SensorEncoder(nn.Module):
         Raises:
             EncoderError: No image, or one of the wrong shape.
         """
-        given = {"s1": s1, "s2": s2}
-        images = {s: self._normalise(s, image) for s, image in given.items() if image is not None}
-        if not images:
-            raise EncoderError("encode: give s1=, s2= or both")
-        features = self._features(images)
+        features = self.forward(s1, s2)
         return Features(features.get("s1"), features.get("s2"))
 
     @torch.no_grad()
@@ -102,13 +112,14 @@ class SensorEncoder(nn.Module):
         images = dict(zip(BANDS, self.prepare(batch.to(self.device)), strict=True))
         return self._features({s: image for s, image in images.items() if len(image)})
 
-    def save(self, folder: Path, details: dict[str, Any] | None = None) -> None:
+    def save(self, folder: str | Path, details: dict[str, Any] | None = None) -> None:
         """Write ``encoder.safetensors`` and ``config.json``, each under a temporary name and renamed.
 
         Args:
             folder: Made where it does not exist.
             details: Where the encoder comes from: study, trial, scores; anything JSON can hold.
         """
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights, settings = self._content()
         _replace(folder / WEIGHTS, weights)

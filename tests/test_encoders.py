@@ -109,3 +109,100 @@ def test_a_file_that_holds_no_published_weights_is_refused(tmp_path: Path) -> No
     (tmp_path / "weights.ckpt").write_bytes(b"not a checkpoint")
     with pytest.raises(EncoderError, match="is no published checkpoint"):
         load_published(tmp_path / "weights.ckpt", tmp_path / "cfg.yaml")
+
+
+def images(num: int, side: int = 120) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(num)
+    return torch.randn(num, 2, side, side) * 5 - 15, torch.rand(num, 10, side, side) * 4000
+
+
+def test_calling_the_encoder_gives_what_encode_gives(encoder: SensorEncoder) -> None:
+    s1, s2 = images(3)
+    called, encoded = encoder(s1=s1, s2=s2), encoder.encode(s1=s1.numpy(), s2=s2.numpy())
+    for sensor, feature in encoded._asdict().items():
+        assert torch.equal(called[sensor], feature)
+        assert called[sensor].requires_grad
+        assert not feature.requires_grad
+
+
+def test_batches_of_different_sizes_are_not_mixed_up(encoder: SensorEncoder) -> None:
+    s1, s2 = images(5)
+    both = encoder.encode(s1=s1[:2], s2=s2)
+    torch.testing.assert_close(both.s1, encoder.encode(s1=s1[:2]).s1)
+    torch.testing.assert_close(both.s2, encoder.encode(s2=s2).s2)
+
+
+@pytest.mark.parametrize("side", [120, 60])
+@pytest.mark.parametrize("given", [("s1",), ("s1", "s2")])
+def test_an_exported_encoder_takes_batches_of_any_size(
+    encoder: SensorEncoder, given: tuple[str, ...], side: int
+) -> None:
+    batch = torch.export.Dim("batch")
+    example = {sensor: image for sensor, image in zip(("s1", "s2"), images(3, side), strict=True) if sensor in given}
+    shapes = {sensor: {0: batch} for sensor in given}
+    program = torch.export.export(encoder.eval(), (), example, dynamic_shapes=shapes, strict=False).module()
+    for num in (1, 2, 7):
+        new = {s: image for s, image in zip(("s1", "s2"), images(num, side), strict=True) if s in given}
+        expected = encoder.encode(**new)
+        for sensor in given:
+            found = program(**new)[sensor]
+            torch.testing.assert_close(found, getattr(expected, sensor), rtol=1e-4, atol=1e-4)
+
+
+def test_a_loaded_encoder_can_be_fine_tuned(folder: Path) -> None:
+    """A few steps with a linear head on one batch: every weight that the sensor uses learns, and the loss falls."""
+    encoder = load_encoder(folder).train()
+    head = torch.nn.Linear(encoder.width, 19)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-3)
+    before = {name: p.detach().clone() for name, p in encoder.named_parameters()}
+    s2, labels = images(4)[1], torch.eye(19)[:4]
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(head(encoder(s2=s2)["s2"]), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == sorted(losses, reverse=True)
+    same = {name for name, p in encoder.named_parameters() if torch.equal(p, before[name])}
+    assert same and all("s1" in name for name in same), "only what reads radar has learnt nothing"
+
+
+def radar_features(folder: Path, s1: torch.Tensor) -> torch.Tensor:
+    feature = load_encoder(folder).encode(s1=s1).s1
+    assert feature is not None
+    return feature
+
+
+def test_a_fine_tuned_encoder_is_saved_and_loaded_like_any_other(folder: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(folder)
+    s1 = images(2)[0]
+    torch.nn.functional.mse_loss(encoder(s1=s1)["s1"], torch.zeros(2, encoder.width)).backward()
+    torch.optim.SGD(encoder.parameters(), lr=0.1).step()
+    encoder.save(tmp_path / "tuned")
+    assert torch.equal(radar_features(tmp_path / "tuned", s1), encoder(s1=s1)["s1"])
+    assert not torch.equal(radar_features(folder, s1), encoder(s1=s1)["s1"])
+
+
+@pytest.mark.parametrize("side", [120, 60])
+def test_a_gradient_reaches_the_image(encoder: SensorEncoder, side: int) -> None:
+    s1 = images(1, side)[0].requires_grad_()
+    encoder(s1=s1)["s1"][:, 0].sum().backward()
+    assert s1.grad is not None
+    assert s1.grad.abs().sum() > 0
+
+
+def test_the_documented_fine_tuning_and_export_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    (block,) = (part.partition("```")[0] for part in text.split("```python\n")[1:] if "fine-tuned" in part)
+    block = block.replace("models:/csmae-encoder@champion", str(folder))
+    monkeypatch.chdir(tmp_path)
+    labels = torch.eye(19)[:2]
+    exec(block, {"loader": [(images(2)[1], labels)] * 2})
+    assert load_encoder(tmp_path / "fine-tuned").width == 96
+    program = torch.export.load(tmp_path / "encoder.pt2").module()
+    s2 = images(3)[1]
+    tuned = load_encoder(tmp_path / "fine-tuned").encode(s2=s2)
+    torch.testing.assert_close(program(s2=s2)["s2"], tuned.s2, rtol=1e-4, atol=1e-4)

@@ -45,7 +45,7 @@ class Encoder(nn.Module):
         """Encode what is visible.
 
         Args:
-            patches: By sensor, (B, L, P); one sensor alone will do.
+            patches: By sensor, (B, L, P); one sensor alone will do, and B may differ.
             keep: By sensor, indices (B, K) of the visible patches; all where None.
 
         Returns:
@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         if len(set(lengths)) > 1:
             return {s: self.norm(self.cross_blocks(t)) for s, t in tokens.items()}
         shared = self.norm(self.cross_blocks(torch.cat(list(tokens.values()))))
-        return dict(zip(tokens, shared.chunk(len(tokens)), strict=True))
+        return dict(zip(tokens, shared.split([t.shape[0] for t in tokens.values()]), strict=True))
 
     def pool(self, tokens_bkd: Tensor) -> Tensor:
         """One feature an image, (B, D), from the tokens that ``forward`` gives."""
@@ -76,7 +76,9 @@ class Encoder(nn.Module):
         if keep_bk is not None:
             patches_blp, positions = take_rows(patches_blp, keep_bk), positions[keep_bk]
         tokens = self.patch_embed[sensor](patches_blp) + positions
-        cls = (self.cls_token[sensor] + self.positions[:1]).expand(len(tokens), -1, -1)
+        cls = (self.cls_token[sensor] + self.positions[:1]).expand(
+            tokens.shape[0], -1, -1
+        )  # len() would fix it in exports
         tokens = torch.cat([cls.to(tokens.dtype), tokens], dim=1)
         if sensor in self.sensor_blocks:
             tokens = self.sensor_norm[sensor](self.sensor_blocks[sensor](tokens))
