@@ -26,7 +26,17 @@ class Section(BaseModel):
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, bool) and field.annotation is not bool:
             raise ValueError(f"{info.field_name} must not be true or false: found {str(value).lower()}")
+        if isinstance(value, str) and field.annotation in (int, int | None):
+            return _whole(value)
         return value
+
+
+def _whole(text: str) -> str | int:
+    """Text as a whole number where it is one: YAML reads 1e3 as text."""
+    try:
+        return int(number) if (number := float(text)).is_integer() else text
+    except (ValueError, OverflowError):
+        return text
 
 
 class Synthetic(Section):

@@ -15,6 +15,7 @@ from rich.console import Console
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
 from csmae.tuning.budget import Budget
+from csmae.tuning.draft import refusals
 from csmae.tuning.events import Ended, Ending, Event, Reported, Started, Waiting
 from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
@@ -131,12 +132,12 @@ def test_a_larger_number_of_trials_extends_a_study(tmp_path: Path) -> None:
 def test_impossible_and_repeated_configurations_cost_no_trial(tmp_path: Path) -> None:
     space = {"model.embed_dim": {"choice": [96, 128]}, "model.num_heads": {"choice": [3, 4]}}
     base = {"model": {"size": "nano", "embed_dim": 96, "num_heads": 4}}
-    study = load_study(write(tmp_path, space, base=base, num_trials=12, sampler="random"))
+    study = load_study(write(tmp_path, space, base=base, num_trials=12, sampler="random", seed=7))
     searcher, _ = make_searcher(study, tmp_path)
     models = [s["config"]["model"] for s in (searcher.suggest(str(i)) for i in range(4)) if isinstance(s, dict)]
     assert sorted((m["embed_dim"], m["num_heads"]) for m in models) == [(96, 3), (96, 4), (128, 4)]
     assert searcher.ending is None
-    reasons = {t.user_attrs["reason"] for t in Ledger(study, tmp_path).all_trials() if t.state is TrialState.FAIL}
+    reasons = {refusal.reason for trial in Ledger(study, tmp_path).all_trials() for refusal in refusals(trial)}
     assert "same configuration as trial 0" in reasons
     assert any("3 does not divide 128" in reason for reason in reasons)
 
@@ -168,8 +169,9 @@ def test_constraints_on_cost_are_kept_without_training(tmp_path: Path) -> None:
     configs = [s["config"] for s in (searcher.suggest(str(i)) for i in range(8)) if isinstance(s, dict)]
     assert len(configs) == 8 and all(cost(Config.model_validate(c)).params <= 1.6e6 for c in configs)
     trials = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/studies.db").trials
-    broken = [trial for trial in trials if trial.constraints and trial.constraints["cost/params"] > 0]
-    assert broken and all("cost/params is" in trial.user_attrs["reason"] for trial in broken)
+    broken = [refusal for trial in trials for refusal in refusals(trial) if refusal.violations]
+    assert broken and all(refusal.violations["cost/params"] > 0 for refusal in broken)
+    assert all("cost/params is" in refusal.reason for refusal in broken)
 
 
 def test_a_trial_that_breaks_a_measured_constraint_cannot_win(tmp_path: Path) -> None:

@@ -136,6 +136,13 @@ def test_choices_over_more_than_a_magnitude_get_a_logarithmic_axis() -> None:
     assert scale_of(record, "masking.strategy").ticks == {0.0: "disjoint", 1.0: "random"}
 
 
+def test_choices_of_lists_have_a_place_each() -> None:
+    record = study([0.1, 0.2, 0.3], optim__betas=[[0.9, 0.95], [0.9, 0.999], [0.9, 0.95]])
+    scale = scale_of(record, "optim.betas")
+    assert [scale.position(trial.params["optim.betas"]) for trial in record.trials.values()] == [0.0, 1.0, 0.0]
+    assert "[0.9, 0.95]" in markdown(record)
+
+
 def test_a_trial_without_a_conditional_parameter_has_a_gap_in_its_line() -> None:
     record = study([0.1, 0.2], loss__mim_weight=[0.0, 1.0])
     record.trials[1].params["loss.temperature"] = 0.5

@@ -42,10 +42,10 @@ def candidates(ledger: Ledger) -> list[Candidate]:
     study = ledger.study
     found = [Candidate("untrained encoder", study.resolve({}), None, None)]
     base = study.space.point({})
-    default = next((t for t in ledger.explored() if t.params == base and t.state is TrialState.COMPLETE), None)
+    default = next((t for t in ledger.explored() if ledger.values(t) == base and t.state is TrialState.COMPLETE), None)
     for name, trial in (("default configuration", default), ("champion", best.trial)):
         if trial is not None and (folder := ledger.encoder_dir(trial.number)).exists():
-            found.append(Candidate(name, study.resolve(trial.params), trial, folder))
+            found.append(Candidate(name, study.resolve(ledger.values(trial)), trial, folder))
     return found
 
 

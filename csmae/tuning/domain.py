@@ -7,16 +7,16 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from decimal import Decimal
+from itertools import combinations
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import BaseModel
 
-from csmae.config import Config, ConfigError
+from csmae.config import ConfigError
 from csmae.settings import did_you_mean
-
-Scalar = str | bool | int | float | None
+from csmae.tuning.values import Scalar, Value, field_types, finite, packed, plain, same, takes_lists, unpacked
 
 KINDS = ("float", "int", "choice")
 
@@ -46,10 +46,13 @@ class Condition:
     def parse(cls, name: str, wanted: Any) -> Condition:
         """Read a list (any of), a comparison such as ``"> 0"``, or a value (equal to).
 
+        A field whose values are lists is compared with one list, or with any of a list of lists.
+
         Raises:
             ConfigError: A comparison with something that is no number.
         """
-        if isinstance(wanted, list):
+        wanted = plain(name, wanted)
+        if isinstance(wanted, list) and (not takes_lists(name) or any(isinstance(item, list) for item in wanted)):
             return cls(name, lambda value: value in wanted, f"{name} in {wanted}", tuple(wanted))
         sign = next((s for s in COMPARISONS if isinstance(wanted, str) and wanted.startswith(s)), None)
         if sign is None:
@@ -92,28 +95,30 @@ class Domain:
         if not isinstance(when, dict):
             raise ConfigError("when must map fields to what they must be, such as {loss.mim_weight: '> 0'}")
         conditions = tuple(Condition.parse(str(other), wanted) for other, wanted in when.items())
-        distribution = _choice(entry["choice"], float in _types(name)) if kind == "choice" else _range(kind, entry)
-        if kind == "float" and float not in _types(name):
+        if kind == "choice":
+            choices = _choices(name, entry["choice"])
+            return cls(name, CategoricalDistribution([packed(choice) for choice in choices]), conditions)
+        distribution = _range(kind, entry)
+        if kind == "float" and float not in field_types(name):
             raise ConfigError("takes no fractions: use int: [low, high] or choice: [...]")
         return cls(name, distribution, conditions)
 
     @property
-    def ends(self) -> list[Scalar]:
+    def ends(self) -> list[Value]:
         """Both ends of a range, or every choice."""
         if isinstance(self.distribution, CategoricalDistribution):
-            return list(self.distribution.choices)
+            return [self.decode(choice) for choice in self.distribution.choices]
         assert isinstance(self.distribution, FloatDistribution | IntDistribution)
-        return [self.distribution.low, self.distribution.high]
+        return [self.decode(self.distribution.low), self.decode(self.distribution.high)]
 
     @property
-    def values(self) -> list[Scalar]:
+    def values(self) -> list[Value]:
         """All values of a domain of finite size."""
         domain = self.distribution
         if isinstance(domain, CategoricalDistribution):
-            return list(domain.choices)
+            return self.ends
         assert isinstance(domain, FloatDistribution | IntDistribution) and domain.step is not None
-        steps = range(int(self.size))
-        return [domain.to_external_repr(min(domain.high, domain.low + step * domain.step)) for step in steps]
+        return [self.decode(domain.low + step * domain.step) for step in range(int(self.size))]
 
     @property
     def size(self) -> float:
@@ -125,13 +130,42 @@ class Domain:
         return math.inf if domain.step is None else round((domain.high - domain.low) / domain.step) + 1
 
     def __contains__(self, value: Any) -> bool:
-        if isinstance(self.distribution, CategoricalDistribution):
-            return any(type(value) is type(choice) and value == choice for choice in self.distribution.choices)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        try:
+            self.fit(value)
+        except ValueError:
             return False
-        return bool(self.distribution._contains(self.distribution.to_internal_repr(value)))
+        return True
 
-    def suggest(self, trial: optuna.Trial) -> Scalar:
+    def fit(self, value: Any) -> Value:
+        """The domain's own value that a given one means: ``"1e-3"`` is 0.001, and a stepped value has the step's digits.
+
+        Raises:
+            ValueError: It lies outside.
+        """
+        value = plain(self.name, value)
+        domain = self.distribution
+        if isinstance(domain, CategoricalDistribution):
+            for choice in self.ends:
+                if same(choice, value):
+                    return choice
+        elif finite(value) is not None and domain._contains(domain.to_internal_repr(value)):
+            return self.decode(value)
+        raise ValueError(f"{self.name} {value} is outside its domain: {self}")
+
+    def decode(self, stored: Any) -> Value:
+        """A value from Optuna's record, where lists stand as text and sums of steps with their rounding errors."""
+        domain = self.distribution
+        if isinstance(domain, CategoricalDistribution):
+            return unpacked(self.name, stored)
+        if isinstance(domain, IntDistribution):
+            return int(stored)
+        assert isinstance(domain, FloatDistribution)
+        if domain.step is None:
+            return float(stored)
+        low, step = Decimal(repr(domain.low)), Decimal(repr(domain.step))
+        return min(domain.high, float(low + round((stored - domain.low) / domain.step) * step))
+
+    def suggest(self, trial: optuna.Trial) -> Value:
         """The trial's value, drawn by the study's sampler."""
         domain = self.distribution
         if isinstance(domain, CategoricalDistribution):
@@ -141,12 +175,12 @@ class Domain:
         else:
             assert isinstance(domain, FloatDistribution)
             value = trial.suggest_float(self.name, domain.low, domain.high, step=domain.step, log=domain.log)
-        return value
+        return self.decode(value)
 
     def __str__(self) -> str:
         domain = self.distribution
         if isinstance(domain, CategoricalDistribution):
-            text = f"one of {', '.join(map(json.dumps, domain.choices))}"
+            text = f"one of {', '.join(map(json.dumps, self.ends))}"
         else:
             assert isinstance(domain, FloatDistribution | IntDistribution)
             kind = "int" if isinstance(domain, IntDistribution) else "float"
@@ -156,16 +190,19 @@ class Domain:
         return text + (f", when {' and '.join(c.text for c in self.when)}" if self.when else "")
 
 
-def _choice(choices: Any, numbers: bool) -> CategoricalDistribution:
+def _choices(name: str, choices: Any) -> list[Value]:
     if not isinstance(choices, list) or not choices:
         raise ConfigError("choice must list at least one value")
-    if numbers:
-        choices = [_number("choice", choice) if isinstance(choice, str) else choice for choice in choices]
-    if not all(choice is None or isinstance(choice, str | bool | int | float) for choice in choices):
-        raise ConfigError(f"choice must list numbers, words, true, false or null, found {choices}")
-    if len({(type(c), c) for c in choices}) < len(choices):
+    choices = plain(name, choices)
+    if not all(_is_scalar(item) for choice in choices for item in (choice if isinstance(choice, list) else [choice])):
+        raise ConfigError(f"choice must list numbers, words, true, false or null, or lists of them, found {choices}")
+    if any(same(one, other) or same(packed(one), packed(other)) for one, other in combinations(choices, 2)):
         raise ConfigError(f"choice names a value twice: {choices}")
-    return CategoricalDistribution(choices)
+    return list(choices)
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)
 
 
 def _range(kind: str, entry: Mapping[str, Any]) -> FloatDistribution | IntDistribution:
@@ -187,11 +224,8 @@ def _range(kind: str, entry: Mapping[str, Any]) -> FloatDistribution | IntDistri
 
 def _number(kind: str, value: Any) -> float:
     """A finite number; YAML reads 1e-5 as a word, which is taken for what it means."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number) or (kind == "int" and number != int(number)):
+    number = finite(value)
+    if number is None or (kind == "int" and number != int(number)):
         raise ConfigError(f"{kind} takes {'whole ' if kind == 'int' else ''}numbers, found {value!r}")
     return number
 
@@ -199,13 +233,3 @@ def _number(kind: str, value: Any) -> float:
 def _short(value: float | None) -> str:
     """A number with all its digits, and no more."""
     return repr(value).removesuffix(".0")
-
-
-def _types(name: str) -> tuple[Any, ...]:
-    """The types that a field of the configuration takes."""
-    model: type[BaseModel] = Config
-    *sections, last = name.split(".")
-    for section in sections:
-        model = model.model_fields[section].annotation  # type: ignore[assignment]
-    annotation = model.model_fields[last].annotation
-    return (annotation, *get_args(annotation))

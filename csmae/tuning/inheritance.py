@@ -15,6 +15,7 @@ from csmae.tuning.ledger import EPOCH, NOT_TRAINED, ORIGIN, Ledger, open_storage
 from csmae.tuning.options import COSTS
 from csmae.tuning.proposals import known_metrics, violation, with_seed
 from csmae.tuning.study import Study
+from csmae.tuning.values import unpacked
 
 FREE = ("train.checkpoint_every", "eval.batch_size")
 """Fields in which a trial may differ from what the new study would train."""
@@ -82,7 +83,8 @@ def study_names(path: Path) -> list[str]:
 def _copy(study: Study, old: optuna.Study, trial: FrozenTrial, origin: list[Any]) -> FrozenTrial | None:
     """An old trial as one of the new study; None where the new one could not have trained it, or not judged it."""
     try:
-        config = parse_config(merge(old.user_attrs["said"], with_seed(trial, trial.params)), "")
+        values = {name: _value(study, name, stored) for name, stored in trial.params.items()}
+        config = parse_config(merge(old.user_attrs["said"], with_seed(trial, values)), "")
         point = study.space.point(dict(flatten(config.model_dump())))
         inside = all(value in study.space.domains[name] for name, value in point.items())
         if not inside or not _same(config, study.resolve(point)):
@@ -96,12 +98,18 @@ def _copy(study: Study, old: optuna.Study, trial: FrozenTrial, origin: list[Any]
     return optuna.create_trial(
         state=trial.state,
         values=trial.values,
-        params=point,
+        params=study.space.encode(point),
         distributions={key: study.space.domains[key].distribution for key in point},
         user_attrs={**curve, NOT_TRAINED: True, ORIGIN: origin},
         intermediate_values=trial.intermediate_values,
         constraints=constraints,
     )
+
+
+def _value(study: Study, name: str, stored: Any) -> Any:
+    """An old trial's value, with the digits that the new study's steps have."""
+    value, domain = unpacked(name, stored), study.space.domains.get(name)
+    return domain.fit(value) if domain and value in domain else value
 
 
 def _same(old: Config, new: Config) -> bool:

@@ -22,6 +22,7 @@ from csmae.tuning.file_set import Files
 from csmae.tuning.ranking import order, undominated
 from csmae.tuning.samplers import make_sampler
 from csmae.tuning.study import Study
+from csmae.tuning.values import Value
 
 DATABASE = "studies.db"
 
@@ -96,6 +97,7 @@ class Ledger:
         there = [trial.user_attrs[START] for trial in self.all_trials() if START in trial.user_attrs]
         for point in self.study.starts():
             if point not in there:
+                there.append(point)
                 self.enqueue(point, start=point)
 
     def _settle_repetitions(self) -> None:
@@ -171,7 +173,7 @@ class Ledger:
 
     def enqueue(self, point: Mapping[str, Any], **attributes: Any) -> None:
         """Put a point in line: it is proposed before any of the sampler's own."""
-        self.optuna.enqueue_trial(dict(point), user_attrs=attributes)
+        self.optuna.enqueue_trial(self.study.space.encode(point), user_attrs=attributes)
 
     def left(self) -> optuna.Trial:
         """The first trial that was left in the middle."""
@@ -184,7 +186,7 @@ class Ledger:
         self._left.append(self.frozen(trial))
 
     def next(self) -> optuna.Trial:
-        """A new trial: the first in line, or the sampler's."""
+        """A new trial: the first in line; where nobody is, one whose values the sampler draws (see also ``Draft``)."""
         self.optuna.sampler = make_sampler(self.study.search, len(self.all_trials()))
         return self.optuna.ask()
 
@@ -242,6 +244,10 @@ class Ledger:
         if CONFIRMS not in frozen.user_attrs:
             start = {START: frozen.user_attrs[START]} if START in frozen.user_attrs else {}
             self.enqueue(frozen.params, **start)
+
+    def values(self, trial: FrozenTrial) -> dict[str, Value]:
+        """A trial's point of the space."""
+        return self.study.space.decode(trial.params)
 
     def frozen(self, trial: optuna.Trial) -> FrozenTrial:
         """What is on record of a trial."""

@@ -72,7 +72,9 @@ class Progress:
         best = next(iter(ledger.ranked()), None)
         search = ledger.study.search
         shown = (
-            TrialProgress(best.number, best.params, 0, value=last_values(best)[0], state="COMPLETE") if best else None
+            TrialProgress(best.number, ledger.values(best), 0, value=last_values(best)[0], state="COMPLETE")
+            if best
+            else None
         )
         repetitions = search.confirm.top * search.confirm.seeds if search.confirm else 0
         return cls(search.objective, search.signs[0], search.num_trials + repetitions, states, shown, budget)

@@ -15,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
+from csmae.tuning.draft import Draft
 from csmae.tuning.ledger import CONFIRMS, NOT_TRAINED, ORIGIN, START, Ledger
 from csmae.tuning.options import bound
 from csmae.tuning.study import MAX_GRID
@@ -38,7 +39,7 @@ class Proposal:
 
 
 class Proposals:
-    """Draws on the ledger; every refusal is written down there, as not trained.
+    """Draws on the ledger; every refusal is written down there, with the trial that was found in the end.
 
     Args:
         ledger: Of the study.
@@ -59,26 +60,37 @@ class Proposals:
         inherited = ORIGIN in trial.user_attrs
         if trial.state is TrialState.WAITING or (NOT_TRAINED in trial.user_attrs and not inherited):
             return
-        if trial.state is TrialState.RUNNING and trial.params != self._study.space.point(trial.params):
+        values = self._ledger.values(trial)
+        if trial.state is TrialState.RUNNING and values != self._study.space.point(values):
             return
         known = self._inherited if inherited else self._own
         with suppress(ConfigError):  # one that the search's present settings would not allow
-            known.setdefault(_key(self._study.resolve(with_seed(trial, trial.params))), trial.number)
+            known.setdefault(_key(self._study.resolve(with_seed(trial, values))), trial.number)
 
     def left(self) -> Proposal | None:
         """A trial that an earlier driver left in the middle, as it was; None where that one had not yet refused it."""
-        return self._check(self._ledger.left(), resumed=True)
+        trial = self._ledger.left()
+        params, drawn = self._ledger.frozen(trial).params, self._study.space.suggest(trial)
+        exact = {name: value for name, value in params.items() if isinstance(value, float)}
+        return self._check(trial, drawn | exact, resumed=True)  # its checkpoint has them to the last digit
 
     def new(self) -> Proposal | None:
         """A configuration that was not trained before; None when there is none left."""
-        refused = 0
-        while True:
-            by_lot = self._study.search.sampler == "grid" or refused >= MAX_REFUSED
-            if by_lot and not self._ledger.has_line and not self._line_up():
-                return None
-            if proposal := self._check(self._ledger.next()):
+        while self._ledger.has_line:
+            trial = self._ledger.next()
+            if proposal := self._check(trial, self._study.space.suggest(trial)):
                 return proposal
-            refused += 1
+        draft = Draft(self._study, self._ledger.optuna, self._ledger.all_trials())
+        while True:
+            by_lot = self._study.search.sampler == "grid" or len(draft.refused) >= MAX_REFUSED
+            values = self._by_lot() if by_lot else draft.draw()
+            if values is None:
+                return None
+            reason, violations = self._objection(values, self._inherited | self._own)
+            if not reason:
+                return self._proposal(draft.begin(values), values)
+            draft.refuse(values, reason, violations)
+            self.reason = reason
 
     def confirmation(self) -> Proposal | None:
         """A repetition of one of the best trials with another seed; None when all are done."""
@@ -90,24 +102,31 @@ class Proposals:
         for best in self._ledger.ranked()[: confirm.top]:
             first = best.params.get("train.seed", self._study.space.base["train.seed"]) + 1
             for seed in range(first, first + confirm.seeds):
-                if (best.number, seed) not in done and (proposal := self._check(self._ledger.repeat(best, seed))):
+                if (best.number, seed) not in done and (proposal := self._repetition(best, seed)):
                     return proposal
         return None
 
-    def _check(self, trial: optuna.Trial, resumed: bool = False) -> Proposal | None:
-        """The trial as a proposal, or None and refused."""
-        values = with_seed(trial, self._study.space.suggest(trial))
+    def _repetition(self, best: FrozenTrial, seed: int) -> Proposal | None:
+        trial = self._ledger.repeat(best, seed)
+        return self._check(trial, self._study.space.suggest(trial))
+
+    def _check(self, trial: optuna.Trial, values: Mapping[str, Any], resumed: bool = False) -> Proposal | None:
+        """A trial that has a number as a proposal, or None and refused."""
+        values = with_seed(trial, values)
         known = self._own if START in trial.user_attrs else self._inherited | self._own
         reason, violations = self._objection(values, known, trial.number)
         if not reason:
-            config = self._study.resolve(values)
-            self._own.setdefault(_key(config), trial.number)
-            return Proposal(trial, values, config, resumed)
+            return self._proposal(trial, values, resumed)
         for name, over in violations.items():
             trial.set_constraint(name, over)
         self._ledger.refuse(trial, reason, steer=bool(violations))
         self.reason = reason
         return None
+
+    def _proposal(self, trial: optuna.Trial, values: dict[str, Any], resumed: bool = False) -> Proposal:
+        config = self._study.resolve(values)
+        self._own.setdefault(_key(config), trial.number)
+        return Proposal(trial, values, config, resumed)
 
     def _objection(
         self, values: Mapping[str, Any], known: Mapping[str, int], number: int | None = None
@@ -129,15 +148,14 @@ class Proposals:
                 reasons.append(f"{name} is {metrics[name]:.4g}, must be {wanted[name]}")
         return "; ".join(reasons), violations
 
-    def _line_up(self) -> bool:
-        """Put the next point of the lot in line that may be trained; returns whether there was one."""
+    def _by_lot(self) -> dict[str, Any] | None:
+        """The next point of the lot that may be trained, if there is one."""
         known = self._inherited | self._own
         for point in islice(self._untried, None if self._study.space.size <= MAX_GRID else MAX_DRAWN):
             self.reason = self._objection(point, known)[0]
             if not self.reason:
-                self._ledger.enqueue(point)
-                return True
-        return False
+                return point
+        return None
 
     def _points(self) -> Iterator[dict[str, Any]]:
         """Every point of a small space in random order; of a large one random points without end."""

@@ -6,6 +6,11 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, R
 
 from csmae.tuning.options import Search
 
+NUM_GENERATIONS = 5
+"""Generations that nsga2 has within a study, at least: Optuna's own populations of 50 would leave most studies at random."""
+
+MIN_POPULATION, MAX_POPULATION = 4, 50
+
 
 def make_sampler(search: Search, num_trials: int) -> BaseSampler:
     """The sampler that a study asks for, as it draws after so many trials.
@@ -16,10 +21,20 @@ def make_sampler(search: Search, num_trials: int) -> BaseSampler:
     seed, startup = search.seed + num_trials, search.startup_trials
     if search.sampler == "tpe":
         return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True)
-    if search.sampler == "gp":
-        return GPSampler(seed=seed, n_startup_trials=startup)
+    if search.sampler == "gp":  # what it draws at random is said when the search begins
+        return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
     if search.sampler == "nsga2":
-        return NSGAIISampler(seed=seed)
+        return NSGAIISampler(seed=seed, population_size=population_size(search))
     if search.sampler == "qmc":  # counts its points in the database, and their order needs one seed
-        return QMCSampler(seed=search.seed, scramble=True, independent_sampler=RandomSampler(seed=seed))
+        independent = RandomSampler(seed=seed)
+        return QMCSampler(
+            seed=search.seed, scramble=True, independent_sampler=independent, warn_independent_sampling=False
+        )
     return RandomSampler(seed=seed)
+
+
+def population_size(search: Search) -> int:
+    """Trials of a generation of nsga2, which counts those trained to their end: early stopping leaves fewer of them."""
+    stops = search.scheduler in ("asha", "hyperband")
+    complete = search.num_trials // (search.reduction if stops else 1)
+    return min(MAX_POPULATION, max(MIN_POPULATION, complete // NUM_GENERATIONS))

@@ -10,10 +10,12 @@ from itertools import chain, pairwise
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 
 from csmae.config import ConfigError
 from csmae.settings import did_you_mean, field_names
-from csmae.tuning.domain import Domain, Scalar
+from csmae.tuning.domain import Domain
+from csmae.tuning.values import Value, packed
 
 MAX_CANDIDATES = 20
 """Values of a domain that are all tried to make a condition on it hold."""
@@ -61,40 +63,50 @@ class Space:
         """Whether the conditions of a domain hold, where ``values`` has what stands before it."""
         return all(c.test(values.get(c.name, self.base[c.name])) for c in domain.when)
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
+    def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
         """Values of the active domains, drawn by the study's sampler."""
         return self._fill(lambda domain: domain.suggest(trial))
 
-    def samples(self, seed: int) -> Iterator[dict[str, Scalar]]:
+    def encode(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A point as Optuna holds it."""
+        return {name: packed(value) for name, value in values.items()}
+
+    def decode(self, params: Mapping[str, Any]) -> dict[str, Value]:
+        """A point from Optuna's record."""
+        return {name: self.domains[name].decode(stored) for name, stored in params.items()}
+
+    def samples(self, seed: int) -> Iterator[dict[str, Value]]:
         """Points at random, without end."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         chance = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         while True:
             yield self.suggest(chance.ask())
 
-    def point(self, fixed: Mapping[str, Any]) -> dict[str, Scalar]:
+    def point(self, fixed: Mapping[str, Any]) -> dict[str, Value]:
         """A point with the given values; the other active domains take the base's value, or an end of theirs."""
 
-        def choose(domain: Domain) -> Scalar:
-            own: Scalar = fixed.get(domain.name, self.base[domain.name])
-            return own if domain.name in fixed or own in domain else domain.ends[0]
+        def choose(domain: Domain) -> Value:
+            own: Value = fixed.get(domain.name, self.base[domain.name])
+            if own in domain:
+                return domain.fit(own)
+            return own if domain.name in fixed else domain.ends[0]
 
         return self._fill(choose)
 
-    def _fill(self, choose: Callable[[Domain], Scalar]) -> dict[str, Scalar]:
-        values: dict[str, Scalar] = {}
+    def _fill(self, choose: Callable[[Domain], Value]) -> dict[str, Value]:
+        values: dict[str, Value] = {}
         for name, domain in self.domains.items():
             if self.active(domain, values):
                 values[name] = choose(domain)
         return values
 
-    def grid(self) -> Iterator[dict[str, Scalar]]:
+    def grid(self) -> Iterator[dict[str, Value]]:
         """Every point of a space of finite size, in the order of the file."""
         yield from self._grid(list(self.domains.values()), {}, lambda domain: domain.values)
 
     def _grid(
-        self, domains: list[Domain], values: dict[str, Scalar], of: Callable[[Domain], list[Scalar]]
-    ) -> Iterator[dict[str, Scalar]]:
+        self, domains: list[Domain], values: dict[str, Value], of: Callable[[Domain], list[Value]]
+    ) -> Iterator[dict[str, Value]]:
         if not domains:
             yield values
         elif not self.active(domains[0], values):
@@ -103,7 +115,7 @@ class Space:
             for value in of(domains[0]):
                 yield from self._grid(domains[1:], values | {domains[0].name: value}, of)
 
-    def reaching(self, name: str, value: Scalar) -> dict[str, Scalar]:
+    def reaching(self, name: str, value: Value) -> dict[str, Value]:
         """A point in which one domain is active and has the given value.
 
         Raises:
@@ -125,9 +137,9 @@ class Space:
                 needed.update(_needs(self.domains[other]))
         return [domain for other, domain in self.domains.items() if other in needed and other != name]
 
-    def _candidates(self, domain: Domain) -> list[Scalar]:
+    def _candidates(self, domain: Domain) -> list[Value]:
         """Values of a domain among which are some for each condition on it: all, or of many its landmarks."""
-        if domain.size <= MAX_CANDIDATES:
+        if domain.size <= MAX_CANDIDATES or isinstance(domain.distribution, CategoricalDistribution):
             return domain.values
         named = [v for d in self.domains.values() for c in d.when if c.name == domain.name for v in c.named]
         marks = sorted({float(mark) for mark in (*domain.ends, *named) if isinstance(mark, int | float)})
@@ -135,7 +147,7 @@ class Space:
             near = [heapq.nsmallest(3, domain.values, key=lambda value: abs(value - mark)) for mark in marks]  # type: ignore[operator]
         else:
             near = [[low, (low + high) / 2, high] for low, high in pairwise(marks)]
-        return [value for value in (self.base[domain.name], *chain.from_iterable(near)) if value in domain]
+        return [domain.fit(value) for value in (self.base[domain.name], *chain.from_iterable(near)) if value in domain]
 
     @property
     def size(self) -> float:

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from csmae.config import Config, ConfigError
 from csmae.settings import did_you_mean, flatten, load_yaml, merge, parse_assignments, parse_config
-from csmae.tuning.domain import Scalar
 from csmae.tuning.options import Search
 from csmae.tuning.space import Space
+from csmae.tuning.values import Value
 
 PARTS = ("base", "space", "search")
 
@@ -58,7 +58,7 @@ class Study:
             )
         return config
 
-    def starts(self) -> Iterator[dict[str, Scalar]]:
+    def starts(self) -> Iterator[dict[str, Value]]:
         """Points to try before the sampler's own; where the base lies outside a domain, an end of it stands in."""
         yield from (self.space.point(entry) for entry in self.search.start_from)
 
@@ -92,7 +92,7 @@ def load_study(path: Path, name: str | None = None, assignments: list[str] | Non
         fields, search = _split(assignments or [])
         base = merge({}, dict(flatten(content.get("base") or {})) | fields)
         settings = _parse_search({**(content.get("search") or {}), **search})
-        values = dict(flatten(parse_config(base, "base").model_dump()))
+        values = dict(flatten(parse_config(base, "base").model_dump(mode="json")))
         entries = {key: entry for key, entry in (content.get("space") or {}).items() if key not in fields}
         study = Study(name or path.stem, base, Space.parse(entries, values), settings)
         _check_name(study.name)
@@ -178,7 +178,7 @@ def _check_starts(study: Study) -> None:
         _check_point(study, study.space.point(entry), "search.start_from")
 
 
-def _check_point(study: Study, point: Mapping[str, Scalar], where: str) -> None:
+def _check_point(study: Study, point: Mapping[str, Value], where: str) -> None:
     try:
         study.resolve(point)
     except ConfigError as error:

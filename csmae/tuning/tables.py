@@ -62,8 +62,8 @@ def best_table(ledger: Ledger) -> Table:
             score = f"{standing.mean:.4f} ± {standing.spread:.4f} ({standing.num_seeds} seeds)"
         else:
             score = number(first)
-        params = Text(settings(standing.trial.params))
-        table.add_row(f"{mark}{standing.trial.number}", score, *map(number, others), params)
+        values = Text(settings(ledger.values(standing.trial)))
+        table.add_row(f"{mark}{standing.trial.number}", score, *map(number, others), values)
     return table
 
 
