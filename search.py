@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from csmae.data.name import data_name
 from csmae.settings import flatten
 from csmae.terminal import console, lasting, printable, say
 from csmae.tracking.provenance import command
+from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import Tracker, shown, tracking_uri
 from csmae.tuning.budget import Budget
 from csmae.tuning.champion import Candidate, candidates, saved_metrics, score_all
@@ -236,12 +239,12 @@ def _say_what_next(options: argparse.Namespace, study: str, champion: Candidate)
     say(f"report:   {champion.encoder_dir.parents[2] / 'report.html'}")
     uri = shown(_uri(options))
     mlflow = options.logger == "mlflow"
-    name = f"models:/csmae-encoder@champion-{study}" if mlflow else champion.encoder_dir
-    say(f'load it:  csmae.load_encoder("{name}")')
+    name = f"models:/{MODEL}@{study_alias(study)}" if mlflow else str(champion.encoder_dir)
+    say(f"load it:  csmae.load_encoder({json.dumps(name, ensure_ascii=False)})")
     if mlflow and uri != DEFAULT_MLFLOW_URI:
-        say(f"          with MLFLOW_TRACKING_URI={uri}")
+        say(f"          with MLFLOW_TRACKING_URI={shlex.quote(uri)}")
     if mlflow and not uri.startswith("http"):
-        say(f"compare:  mlflow ui --backend-store-uri {uri}")
+        say(f"compare:  mlflow ui --backend-store-uri {shlex.quote(uri)}")
     else:
         say(f"compare:  {uri}")
     again = re.sub(r" --num-trials[ =]\S+", "", command())
@@ -252,6 +255,8 @@ def _close(tracker: Tracker) -> None:
     left = tracker.close(UPLOAD_TIMEOUT_S)
     if left:
         say(f"MLflow does not have {left} events yet: they wait in the outbox for the next start")
+    for text in tracker.refused:
+        say(f"MLflow refused: {text}")
 
 
 if __name__ == "__main__":

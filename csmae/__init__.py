@@ -33,7 +33,7 @@ def load_encoder(where: str | Path, device: str = "cpu") -> SensorEncoder:
 
     folder = Path(where)
     if REMOTE.match(str(where)) and not folder.exists():
-        from csmae.tracking.registry import fetch_encoder
+        from csmae.tracking.fetch import fetch_encoder
 
         folder = fetch_encoder(str(where) if ":/" in str(where) else f"runs:/{where}")
     return SensorEncoder.load(folder).to(device)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from csmae.tracking.mlflow_sink import MlflowSink
 from csmae.tracking.outbox import Bookmark, Event, Outbox, TrackingError
-from csmae.tracking.uploader import RefusedError, Uploader
+from csmae.tracking.uploader import RefusedError, Sink, Uploader
 
 
 def epoch(number: int, epoch: int, **metrics: float) -> Event:
@@ -247,11 +248,12 @@ class Picky:
 
     is_new, page = False, "/"
 
-    def __init__(self) -> None:
+    def __init__(self, refuses: Sequence[int] = (1,)) -> None:
         self.taken: list[Event] = []
+        self._refuses = refuses
 
     def send(self, events: Sequence[Event]) -> None:
-        if any(event.number == 1 for event in events):
+        if any(event.number in self._refuses for event in events):
             raise RefusedError("no such run")
         self.taken.extend(events)
 
@@ -267,3 +269,46 @@ def test_one_refused_event_is_told_and_does_not_hold_up_the_others(
         uploader.step()
     assert [event.number for event in sink.taken] == [None, 0, 2, 3]
     assert "here refused trial 1, epoch 7: no such run" in caplog.text
+    assert uploader.refused == ["trial 1: no such run"]
+
+
+def test_what_was_refused_is_sent_once_more_at_each_start_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox, sink, mark = Outbox(tmp_path / "outbox.jsonl"), Picky(), tmp_path / "mark"
+    for number in (1, 0, 1, 2):
+        outbox.append(epoch(number, 7, loss=1.0))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            uploader = Uploader(outbox, Bookmark(mark, outbox.study_id, "here"), lambda: sink, "here")
+            uploader.step()
+            assert uploader.refused == ["trial 1: no such run (2 events)"]
+    assert len(caplog.messages) == 2
+    assert [event.number for event in sink.taken] == [None, 0, 2]
+    outbox.append(epoch(3, 7, loss=1.0))
+    uploader = Uploader(outbox, Bookmark(mark, outbox.study_id, "here"), lambda: Picky(refuses=()), "here")
+    uploader.step()
+    assert uploader.refused == []
+    assert Bookmark(mark, outbox.study_id, "here").refused == {}
+
+
+class Dead:
+    """A place that never answers; it counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+
+    def __call__(self) -> Sink:
+        self.num_asked += 1
+        raise ConnectionError("nobody there")
+
+
+def test_a_dead_place_is_asked_ever_less_often_while_closing(tmp_path: Path) -> None:
+    outbox, dead = Outbox(tmp_path / "outbox.jsonl"), Dead()
+    outbox.append(epoch(0, 1, loss=1.0))
+    uploader = Uploader(outbox, Bookmark(tmp_path / "mark", outbox.study_id, "here"), dead, "here")
+    uploader.start()
+    before = time.monotonic()
+    assert uploader.close(2.0) == 1
+    assert time.monotonic() - before < 3
+    assert 2 <= dead.num_asked <= 4

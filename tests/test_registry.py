@@ -16,9 +16,12 @@ from safetensors.numpy import save_file
 
 import csmae
 from conftest import small_config
+from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.outbox import TrackingError
-from csmae.tracking.registry import fetch_encoder
-from csmae.tracking.tracker import Tracker
+from csmae.tracking.record import read_record
+from csmae.tracking.registry import checksum, study_alias
+from csmae.tracking.report import reproduction
+from csmae.tracking.tracker import Tracker, replay
 from csmae.training.scoring import encoder_of, seeded_model
 
 REAL = {"csmae.data": "BigEarthNet v2"}
@@ -186,6 +189,49 @@ def test_the_same_champion_twice_is_one_version(place: str, tmp_path: Path) -> N
     tracker.champion(50, files, {"val/f1_mean": 0.5}, REAL)
     assert tracker.close(30) == 0
     assert len(mlflow.MlflowClient(place).search_model_versions("name = 'csmae-encoder'")) == 1
+
+
+def test_uploads_that_fail_leave_no_more_than_one_logged_model(place: str, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "runs" / "mlartifacts" / "a" / "models"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("no folder can be made here")
+    files = encoder(tmp_path / "files", 1)
+    client = mlflow.MlflowClient(place)
+
+    def models() -> list[str]:
+        experiment = client.get_experiment_by_name("a").experiment_id
+        return [str(model.status) for model in client.search_logged_models([experiment])]
+
+    tracker = Tracker(tmp_path / "a", "a", place)
+    tracker.start({}, {}, "val/f1_mean")
+    tracker.trial(0, {})
+    tracker.champion(0, files, {"val/f1_mean": 0.5}, REAL)
+    assert tracker.close(2) > 0
+    assert models() == ["PENDING"]
+    experiment = client.get_experiment_by_name("a").experiment_id
+    run = client.search_runs([experiment], "tags.`csmae.run` = 'trial 0'")[0].info.run_id
+    for _ in range(3):  # release 0.1.0 left one for each attempt
+        client.create_logged_model(experiment, "csmae-encoder", run, {"csmae.sha256": checksum(files)})
+    in_the_way.unlink()
+    assert replay(tmp_path / "a", place, 60) == (0, [])
+    assert models() == ["READY"]
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion-a", place), files)
+    (model,) = client.search_logged_models([experiment])
+    assert [metric.value for metric in model.metrics] == [0.5]
+
+
+@pytest.mark.parametrize("study", ["losses_v1.2", "größe", "a.b-c"])
+def test_the_alias_that_is_printed_is_the_one_that_is_registered(place: str, tmp_path: Path, study: str) -> None:
+    files = search(place, tmp_path / study, 0.5, REAL)
+    assert same_files(fetch_encoder(f"models:/csmae-encoder@{study_alias(study)}", place), files)
+    assert study_alias("losses") == "champion-losses"
+    assert f"models:/csmae-encoder@{study_alias(study)}" in reproduction(read_record(tmp_path / study))
+
+
+def test_studies_whose_names_differ_in_a_forbidden_character_have_an_alias_each(place: str, tmp_path: Path) -> None:
+    files = {study: search(place, tmp_path / study, score, REAL) for study, score in (("a.b", 0.5), ("a-b", 0.4))}
+    for study, encoder_dir in files.items():
+        assert same_files(fetch_encoder(f"models:/csmae-encoder@{study_alias(study)}", place), encoder_dir)
 
 
 def test_a_good_trial_is_a_logged_model_without_being_registered(place: str, tmp_path: Path) -> None:

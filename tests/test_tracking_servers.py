@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from csmae.tracking.registry import fetch_encoder
+from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.tracker import Tracker, replay
 from tracking_server import Server
 
@@ -136,9 +136,9 @@ def test_a_search_that_never_saw_the_server_is_replayed_later(server: Server, tm
     report(tracker, range(2), 5)
     assert tracker.close(1) == 15
     server.start()
-    assert replay(tmp_path / "later", server.uri, 60) == 0
+    assert replay(tmp_path / "later", server.uri, 60) == (0, [])
     assert whole(server.uri, "later", 2, 5)
-    assert replay(tmp_path / "later", server.uri, 60, anew=True) == 0
+    assert replay(tmp_path / "later", server.uri, 60, anew=True) == (0, [])
     assert whole(server.uri, "later", 2, 5)
 
 
@@ -188,7 +188,7 @@ def test_a_refusing_server_delays_nothing_and_loses_nothing(
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith(f"{uri}: {says}")
     place = f"sqlite:///{tmp_path}/mlflow.db"
-    assert replay(tmp_path / "refused", place, 60) == 0
+    assert replay(tmp_path / "refused", place, 60) == (0, [])
     assert whole(place, "refused", 2, 5)
 
 
@@ -221,11 +221,11 @@ def test_a_guarded_server_takes_the_right_password_only(
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
             monkeypatch.delenv(name)
         caplog.clear()
-        assert replay(tmp_path / "guarded", guarded.uri, 5) == 15
+        assert replay(tmp_path / "guarded", guarded.uri, 5) == (15, [])
         assert "takes no such user and password" in caplog.text
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password-1")
-        assert replay(tmp_path / "guarded", guarded.uri, 60) == 0
+        assert replay(tmp_path / "guarded", guarded.uri, 60) == (0, [])
         assert whole(guarded.uri, "guarded", 2, 5)
 
 
@@ -269,7 +269,7 @@ def test_a_server_on_postgresql_holds_each_trial_and_epoch_once(postgres: str, t
         tracker.finish({})
         assert tracker.close(60) == 0
         assert whole(server.uri, "study", 3, 5)
-        assert replay(tmp_path / "study", server.uri, 60, anew=True) == 0
+        assert replay(tmp_path / "study", server.uri, 60, anew=True) == (0, [])
         assert whole(server.uri, "study", 3, 5)
         assert fetch_encoder("models:/csmae-encoder@champion", server.uri).is_dir()
 

@@ -28,11 +28,17 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _sync(options: argparse.Namespace) -> int:
     uri = tracking_uri(options.mlflow_uri, options.runs, options.logger)
-    left = replay(options.runs / options.study, uri, options.timeout, options.all)
+    num_left, refused = replay(options.runs / options.study, uri, options.timeout, options.all)
     place = shown(uri)
-    text = f"{left} events of {options.study} still wait: {place}" if left else f"{options.study} is whole in {place}"
-    say(text)
-    return 1 if left else 0
+    for text in refused:
+        say(f"refused: {text}")
+    if num_left:
+        say(f"{num_left} events of {options.study} still wait: {place}")
+    elif refused:
+        say(f"{options.study} is not whole in {place}: what was refused is sent once more by the next sync")
+    else:
+        say(f"{options.study} is whole in {place}")
+    return 1 if num_left or refused else 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from csmae.config import ConfigError
 from csmae.encoders import WEIGHTS, SensorEncoder, load_published
 from csmae.tracking.card import model_card, read_settings
-from csmae.tracking.registry import fetch_encoder
+from csmae.tracking.fetch import fetch_encoder
 
 FRONT = """---
 library_name: csmae

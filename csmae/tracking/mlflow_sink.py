@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
-from csmae.lock import opening
-from csmae.tracking.outbox import Event, TrackingError
+from csmae.tracking.database import STUDY_ID, artifact_location, client_of, follow
+from csmae.tracking.outbox import HEADER, KINDS, Event, TrackingError
 from csmae.tracking.quiet import quiet_mlflow
 from csmae.tracking.registry import Registry
-from csmae.tracking.uploader import RefusedError
+from csmae.tracking.tracker import shown
+from csmae.tracking.uploader import RefusedError, readable
 
 quiet_mlflow()
 
-from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import Metric, Param, RunTag, ViewType  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
 from mlflow.utils.rest_utils import http_request  # noqa: E402
 
-SQLITE = "sqlite:///"
-STUDY_ID, RUN, STATE, REASON = "csmae.study_id", "csmae.run", "csmae.state", "csmae.reason"
+RUN, STATE, REASON = "csmae.run", "csmae.state", "csmae.reason"
 PRIMARY_METRIC = "mlflow.experiment.primaryMetric"
 VIEW_TAG = "mlflow.sharedViewState.trials"
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "KILLED"}
@@ -40,13 +39,6 @@ OLDEST_SERVER = (3, 11)
 Item = TypeVar("Item")
 
 
-def artifact_location(uri: str, study: str) -> str | None:
-    """Where an experiment's files go: beside an SQLite file; None leaves it to the server."""
-    if not uri.startswith(SQLITE):
-        return None
-    return (Path(uri.removeprefix(SQLITE)).absolute().parent / "mlartifacts" / study).as_uri()
-
-
 def check_server(uri: str) -> None:
     """Refuse a tracking server that is known to be unsafe; one that does not tell its version is taken.
 
@@ -60,13 +52,6 @@ def check_server(uri: str) -> None:
     if found and tuple(map(int, found.groups())) < OLDEST_SERVER:
         oldest = ".".join(map(str, OLDEST_SERVER))
         raise MlflowException(f"runs MLflow {found[0]}, which has known security holes: update it to {oldest} or later")
-
-
-def client_of(uri: str) -> MlflowClient:
-    """A client of a tracking server or database; of the processes that open a new SQLite file at once, one makes its tables."""
-    file = opening(Path(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else nullcontext()
-    with file:
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def ask(uri: str) -> None:
@@ -109,8 +94,10 @@ class MlflowSink:
 
     def __init__(self, uri: str, study: str, study_id: str) -> None:
         self._study, self._study_id = study, study_id
+        self._environment = f"MLFLOW_TRACKING_URI={shlex.quote(shown(uri))}"
         check_server(uri)
         self._client = client_of(uri)
+        follow(uri)
         self._runs: dict[str, Any] = {}
         self._view: dict[str, Any] = {}
         self.is_new = not self._find_experiment()
@@ -126,8 +113,8 @@ class MlflowSink:
         if found is None:
             return False
         if found.lifecycle_stage == "deleted":
-            command = f"mlflow experiments restore -x {found.experiment_id}"
-            raise MlflowException(f"experiment {self._study!r} is deleted: restore it with `{command}`")
+            command = f"`mlflow experiments restore -x {found.experiment_id}`, {self._environment}"
+            raise MlflowException(f"experiment {self._study!r} is deleted: restore it with {command}")
         if found.tags.get(STUDY_ID) != self._study_id:
             raise MlflowException(f"experiment {self._study!r} is another study's: give this one another --name")
         self._experiment = str(found.experiment_id)
@@ -141,9 +128,11 @@ class MlflowSink:
             for event in events:
                 if event.kind == "epoch":
                     metrics.setdefault(_run_name(event), []).extend(_metrics(event, int(event.body["epoch"])))
-                elif event.kind != "outbox":
+                elif event.kind in KINDS:
                     self._send_metrics(metrics)
                     getattr(self, f"_{event.kind}")(event)
+                elif event.kind != HEADER:
+                    raise RefusedError(f"this version knows no event of kind {event.kind!r}")
             self._send_metrics(metrics)
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE":
@@ -193,13 +182,9 @@ class MlflowSink:
         self._client.set_terminated(self._run_id(name), STATUS[state], event.time_ms)
 
     def _artifact(self, event: Event) -> None:
-        path, run_id = Path(event.body["path"]), self._run_id(_run_name(event))
-        if path.is_dir():
-            self._client.log_artifacts(run_id, str(path), event.body["artifact_path"] or None)
-        elif path.is_file():
-            self._client.log_artifact(run_id, str(path), event.body["artifact_path"] or None)
-        else:
-            raise RefusedError(f"{path} is gone")
+        path, run_id = readable(Path(event.body["path"])), self._run_id(_run_name(event))
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        log(run_id, str(path), event.body["artifact_path"] or None)
 
     def _encoder(self, event: Event) -> None:
         self._registry.log_encoder(event, self._run_id(_run_name(event)))
@@ -235,7 +220,8 @@ class MlflowSink:
             self._runs[name] = self._choose(found) if found else self._create(name, start_ms)
         run = self._runs[name]
         if run.info.lifecycle_stage == "deleted":
-            raise RefusedError(f"its run is deleted: restore it with `mlflow runs restore --run-id {run.info.run_id}`")
+            command = f"`mlflow runs restore --run-id {run.info.run_id}`, {self._environment}"
+            raise RefusedError(f"its run is deleted: restore it with {command}")
         return run
 
     def _create(self, name: str, start_ms: int | None) -> Any:

@@ -8,8 +8,9 @@ import logging
 import os
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,8 +21,18 @@ log = logging.getLogger(__name__)
 OUTBOX = "outbox.jsonl"
 """Its name in a study's folder."""
 
+REFUSED = "refused"
+"""In a bookmark's file, what each place did not take."""
+
+KINDS = ("start", "trial", "epoch", "end", "artifact", "encoder", "champion", "finish")
+"""What can happen in a study."""
+
 HEADER = "outbox"
 """Kind of the first event: its body holds the identity of the study."""
+
+
+PATHS = ("path", "encoder_dir")
+"""Parts of a body that name files. In the file they are relative to the study's folder, which may move."""
 
 
 class TrackingError(ConfigError):
@@ -33,7 +44,7 @@ class Event:
     """Something that happened in a study."""
 
     kind: str
-    """What happened: ``start``, ``trial``, ``epoch``, ``end``, ``artifact``, ``encoder``, ``champion`` or ``finish``."""
+    """What happened: one of ``KINDS``."""
     number: int | None
     """The trial; None is the study itself."""
     time_ms: int
@@ -53,6 +64,26 @@ class Event:
         except (ValueError, TypeError):
             return None
 
+    def within(self, folder: Path) -> Self:
+        """The event as it is stored in a study's folder: what names files in the folder is relative to it."""
+        return self._replace(lambda path: path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+    def found_in(self, folder: Path) -> Self:
+        """The event as it is handed out: what names files names them where the study's folder is now."""
+        return self._replace(lambda path: _locate(path, folder))
+
+    def _replace(self, change: Callable[[Path], Path]) -> Self:
+        paths = {name: str(change(Path(self.body[name]))) for name in PATHS if isinstance(self.body.get(name), str)}
+        return replace(self, body={**self.body, **paths}) if paths else self
+
+
+def _locate(path: Path, folder: Path) -> Path:
+    """Where a file is that a study's outbox names; an absolute path was written by release 0.1.0, or is of no study."""
+    if not path.is_absolute():
+        return folder / path
+    inner = (path.parts[at + 1 :] for at, part in enumerate(path.parts) if part == folder.name)
+    return next((there for parts in inner if (there := folder.joinpath(*parts)).exists()), path)
+
 
 class Outbox:
     """An append-only file of events with one writing process; its end is repaired when it is opened.
@@ -68,7 +99,7 @@ class Outbox:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.folder = path, path.parent.absolute()
         self._unwritten = b""
         self._lock = threading.Lock()
         self._disk = ThreadPoolExecutor(1, "fsync")
@@ -104,7 +135,7 @@ class Outbox:
         """Write an event at the end; it survives the process at once, and a power cut when the result is done."""
         with self._lock:
             told = bool(self._unwritten)
-            self._unwritten += event.to_line()
+            self._unwritten += event.within(self.folder).to_line()
             try:
                 self._write(self._unwritten)
             except OSError as error:
@@ -148,7 +179,7 @@ class Outbox:
             if event is None:
                 log.warning("%s: a damaged line before byte %d is left out", self.path, offset)
             else:
-                events.append(event)
+                events.append(event.found_in(self.folder))
         return events, offset
 
     def _lines(self, offset: int, limit: int) -> list[bytes]:
@@ -183,7 +214,11 @@ class Bookmark:
 
     def __init__(self, path: Path, study_id: str, place: str) -> None:
         self._path, self._study_id, self._place = path, study_id, place
-        self.offset = int(self._load().get(place, 0))
+        content = self._load()
+        self.offset = int(content.get(place, 0))
+        refused = content.get(REFUSED, {}).get(place, {})
+        self.refused: dict[int, str] = {int(offset): text for offset, text in refused.items()}
+        """Byte offsets before ``offset`` of events that the place did not take, each with which and why."""
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -193,9 +228,12 @@ class Bookmark:
         return dict(content) if content.get("study_id") == self._study_id else {}
 
     def move(self, offset: int) -> None:
-        """Remember that everything before ``offset`` is uploaded."""
+        """Remember that everything before ``offset`` is uploaded, apart from what was refused."""
         self.offset = offset
-        content = {**self._load(), "study_id": self._study_id, self._place: offset}
+        self.refused = {place: text for place, text in self.refused.items() if place < offset}
+        content = self._load()
+        refused = {**content.get(REFUSED, {}), self._place: self.refused}
+        content |= {"study_id": self._study_id, self._place: offset, REFUSED: refused}
         draft = self._path.with_suffix(".new")
         draft.write_text(json.dumps(content), encoding="utf-8")
         draft.replace(self._path)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+from csmae.sqlite import sqlite_path
 from csmae.tracking.outbox import TrackingError
 from csmae.tracking.tracker import WANDB, shown
 from csmae.tracking.uploader import reason
@@ -22,9 +22,9 @@ def unreachable(uri: str) -> str | None:
         return str(error)
     if uri.startswith(WANDB):
         return None  # only a run of its own would tell
-    path = Path(uri.removeprefix("sqlite:///")).absolute()
-    if uri.startswith("sqlite:///") and not path.exists():
-        folder = next(parent for parent in path.parents if parent.exists())
+    path = sqlite_path(uri)
+    if path and not path.exists():
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
         return None if os.access(folder, os.W_OK) else f"{folder} cannot be written"
     from csmae.tracking.mlflow_sink import ask  # seconds of import
 

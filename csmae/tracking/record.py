@@ -90,7 +90,7 @@ def read_record(folder: Path) -> StudyRecord:
     """
     record = StudyRecord(folder.name)
     for event in _events(folder / OUTBOX):
-        _add(record, event)
+        _add(record, event.found_in(folder.absolute()))
     return record
 
 

@@ -1,21 +1,18 @@
-"""The registry: encoders as logged models, the best ones registered, and the way back from a name to a folder."""
+"""The registry: encoders as logged models, the best ones registered."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import logging
-import os
 import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from csmae.tracking.card import bands_of, model_card, read_settings
 from csmae.tracking.outbox import Event, TrackingError
-from csmae.tracking.quiet import quiet_mlflow
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +20,6 @@ MODEL, ALIAS = "csmae-encoder", "champion"
 WEIGHTS, SETTINGS = "encoder.safetensors", "config.json"
 CHECKSUM, STUDY, TRIAL, DATA = "csmae.sha256", "csmae.study", "csmae.trial", "csmae.data"
 METRIC, SCORE, DIRECTION, BANDS = "csmae.primary_metric", "csmae.score", "csmae.direction", "csmae.bands"
-DEFAULT_DATABASE = Path("runs/mlflow.db")
 SYNTHETIC = "synthetic"
 
 
@@ -42,6 +38,16 @@ def checksum(encoder_dir: Path) -> str:
         except OSError as error:
             raise TrackingError(f"{encoder_dir}: no encoder: {name} cannot be read: {error.strerror}") from None
     return digest.hexdigest()
+
+
+def study_alias(study: str) -> str:
+    """The alias of a study's best encoder; MLflow takes letters, digits, ``-`` and ``_``.
+
+    Names of studies that differ have aliases that differ: where characters are replaced, some of a hash follow.
+    """
+    cleaned = re.sub(r"[^a-zA-Z0-9_-]", "-", study)
+    suffix = "" if cleaned == study else f"-{hashlib.sha256(study.encode()).hexdigest()[:6]}"
+    return f"{ALIAS}-{cleaned}{suffix}"
 
 
 class Registry:
@@ -63,13 +69,15 @@ class Registry:
             The logged model.
         """
         body = event.body
-        for model in self._client.search_logged_models([self._experiment], f"source_run_id = '{run_id}'"):
-            if model.tags.get(CHECKSUM) == body["sha256"] and str(model.status) == "READY":
-                return model
+        model, ghosts = self._choose(run_id, body["sha256"])
+        for ghost in ghosts:
+            self._client.delete_logged_model(ghost.model_id)
+        if model and str(model.status) == "READY":
+            return model
         folder = Path(body["encoder_dir"])
         if checksum(folder) != body["sha256"]:
             raise TrackingError(f"{folder}: has changed since the search handed it in")
-        model = self._client.create_logged_model(
+        model = model or self._client.create_logged_model(
             self._experiment, MODEL, run_id, self._tags(event, folder), model_type=MODEL
         )
         self._client.log_model_artifacts(model.model_id, str(folder))
@@ -79,6 +87,24 @@ class Registry:
         for key, value in body["metrics"].items():
             self._client.log_metric(run_id, key, value, body["step_ms"], body["step"], model_id=model.model_id)
         return self._client.finalize_logged_model(model.model_id, "READY")
+
+    def _choose(self, run_id: str, sha256: str) -> tuple[Any, list[Any]]:
+        """The logged model of a run that has these files, or was to get them, and those of other attempts that broke off."""
+        logged = sorted(self._logged(run_id), key=lambda model: str(model.status) != "READY")
+        chosen = next((model for model in logged if model.tags.get(CHECKSUM) == sha256), None)
+        return chosen, [model for model in logged if str(model.status) != "READY" and model is not chosen]
+
+    def _logged(self, run_id: str) -> Iterator[Any]:
+        """Logged models of a run."""
+        token = None
+        while True:
+            page = self._client.search_logged_models(
+                [self._experiment], f"source_run_id = '{run_id}'", page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
 
     def _tags(self, event: Event, folder: Path) -> dict[str, str]:
         own = {STUDY: self._study, TRIAL: str(event.number), CHECKSUM: event.body["sha256"]}
@@ -102,7 +128,7 @@ class Registry:
         trained on synthetic scenes never takes it from one trained on real ones.
         """
         version = self._version(event, run_id)
-        for alias in (f"{ALIAS}-{re.sub(r'[^a-zA-Z0-9_-]', '-', self._study)}", ALIAS):
+        for alias in (study_alias(self._study), ALIAS):
             self._claim(alias, version)
 
     def _claim(self, alias: str, version: Any) -> None:
@@ -160,83 +186,3 @@ def _why_it_stays(holder: dict[str, str], new: dict[str, str]) -> str | None:
     if (-gain if new[DIRECTION] == "minimize" else gain) > 0:
         return None
     return f"its {new[METRIC]} is {float(holder[SCORE]):.4f}, the new one's {float(new[SCORE]):.4f}"
-
-
-def fetch_encoder(uri: str, tracking_uri: str | None = None) -> Path:
-    """A local folder with an encoder of MLflow, its checksum verified.
-
-    Args:
-        uri: ``models:/csmae-encoder@champion``, ``models:/csmae-encoder/3``, ``models:/m-<logged model id>`` or
-            ``runs:/<run id>``.
-        tracking_uri: The server; by default ``MLFLOW_TRACKING_URI``, or ``runs/mlflow.db`` where it exists.
-
-    Returns:
-        A folder that holds ``encoder.safetensors`` and ``config.json``. It is not yours to change.
-
-    Raises:
-        TrackingError: No server, no such encoder, or files that are not those registered.
-    """
-    quiet_mlflow()
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    place = tracking_uri or _default_uri()
-    client = MlflowClient(tracking_uri=place, registry_uri=place)
-    try:
-        location, sha256 = _find(client, uri)
-        folder = _local_folder(location, sha256, place)
-    except MlflowException as error:
-        raise TrackingError(f"{uri}: {' '.join(str(error).split())[:300]}") from None
-    if checksum(folder) != sha256:
-        raise TrackingError(f"{uri}: {folder} does not hold the files that were registered: its checksum differs")
-    return folder
-
-
-def _default_uri() -> str:
-    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
-        return uri
-    if DEFAULT_DATABASE.exists():
-        return f"sqlite:///{DEFAULT_DATABASE.absolute()}"  # MLflow keeps a store by its URI, whatever the folder is now
-    raise TrackingError(f"no MLflow: set MLFLOW_TRACKING_URI, or start where {DEFAULT_DATABASE} is")
-
-
-def _find(client: Any, uri: str) -> tuple[str, str]:
-    """Where the files of a URI are, and their checksum."""
-    scheme, _, name = uri.partition(":/")
-    name = name.strip("/")
-    if scheme == "runs" and name:
-        models = client.search_logged_models([client.get_run(name).info.experiment_id], f"source_run_id = '{name}'")
-        if not models:
-            raise TrackingError(f"{uri}: this run has no encoder: the best trials' have, and the champion's")
-        model = max(models, key=lambda model: model.creation_timestamp)
-        return model.artifact_location, model.tags.get(CHECKSUM, "")
-    if scheme == "models" and "@" in name:
-        version = client.get_model_version_by_alias(*name.split("@", 1))
-    elif scheme == "models" and "/" in name:
-        version = client.get_model_version(*name.split("/", 1))
-    elif scheme == "models" and name.startswith("m-"):
-        model = client.get_logged_model(name)
-        return model.artifact_location, model.tags.get(CHECKSUM, "")
-    else:
-        raise TrackingError(f"{uri}: must be models:/{MODEL}@{ALIAS}, models:/{MODEL}/VERSION or runs:/RUN_ID")
-    return version.source, version.tags.get(CHECKSUM, "")
-
-
-def _local_folder(location: str, sha256: str, place: str) -> Path:
-    """The files where they are if this machine holds them, else downloaded once."""
-    url = urlparse(location)
-    if url.scheme in ("", "file"):
-        return Path(unquote(url.path))
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "csmae" / (sha256 or "unknown")
-    if not cache.exists():
-        _download(location, cache, place)
-    return cache
-
-
-def _download(location: str, folder: Path, place: str) -> None:
-    from mlflow.artifacts import download_artifacts
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
-        fetched = download_artifacts(artifact_uri=location, dst_path=draft, tracking_uri=place)
-        Path(fetched).replace(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from csmae.tracking.panels import draw_trial
 from csmae.tracking.pictures import DIRECTIONS, readable, save_png
 from csmae.tracking.record import StudyRecord, Trial, read_record
+from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.study_pictures import STATES, study_pictures
 from csmae.tracking.tracker import Tracker
 
@@ -99,12 +100,10 @@ def overview(record: StudyRecord) -> str:
 def reproduction(record: StudyRecord) -> str:
     """Commands that make this study again, and those that use what it found."""
     command = record.tags.get("csmae.command", f"python search.py spaces/{record.name}.yaml")
-    lines = [f"git checkout {record.tags['csmae.git_commit']}"] if "csmae.git_commit" in record.tags else []
-    lines += [
-        command,
-        f"python -c \"import csmae; csmae.load_encoder('models:/csmae-encoder@champion-{record.name}')\"",
-    ]
-    return "\n".join(lines)
+    commit, *changes = record.tags.get("csmae.git_commit", "").split(" ", 1)
+    lines = [f"git checkout {commit}{'  # ' if changes else ''}{''.join(changes)}"] if commit else []
+    load = f"import csmae; csmae.load_encoder('models:/{MODEL}@{study_alias(record.name)}')"
+    return "\n".join([*lines, command, f'python -c "{load}"'])
 
 
 def _tables(record: StudyRecord) -> Iterator[tuple[str, Row, list[Row]]]:

@@ -7,9 +7,10 @@ import time
 from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from csmae.sqlite import SQLITE, sqlite_path, sqlite_url
 from csmae.tracking.outbox import OUTBOX, Bookmark, Event, Outbox, TrackingError
 from csmae.tracking.provenance import provenance
 from csmae.tracking.registry import checksum
@@ -20,6 +21,15 @@ SPENT = {"time/worker_s": "budget/worker_s", "time/gpu_s": "budget/gpu_s"}
 """What an epoch says that it took, and the name of a trial's and the study's sum."""
 SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "wandb")
 WANDB = "wandb://"
+
+
+class Uploaded(NamedTuple):
+    """What came of an upload."""
+
+    num_left: int
+    """Events that are not sent and wait."""
+    refused: list[str]
+    """What the place did not take, and why."""
 
 
 class Tracker:
@@ -165,9 +175,14 @@ class Tracker:
         """Upload what is left, for so long at most.
 
         Returns:
-            Events that are not uploaded; they wait in the outbox for the next start.
+            Events that are not uploaded, those refused left aside; they wait in the outbox for the next start.
         """
         return self._uploader.close(timeout_s)
+
+    @property
+    def refused(self) -> list[str]:
+        """What the server did not take, and why; it is sent once more at the next start."""
+        return self._uploader.refused
 
     def _add(self, kind: str, number: int | None, body: dict[str, object]) -> tuple[int, Future[None]]:
         """When it was, and what is done once it would survive a power cut."""
@@ -175,17 +190,14 @@ class Tracker:
         return event.time_ms, self._outbox.append(event)
 
 
-def replay(folder: Path, uri: str, timeout_s: float, anew: bool = False) -> int:
-    """Upload what the outbox of a study's folder still holds.
+def replay(folder: Path, uri: str, timeout_s: float, anew: bool = False) -> Uploaded:
+    """Upload what the outbox of a study's folder still holds, and what was refused before.
 
     Args:
         folder: Of the study, whose name it bears.
         uri: Of MLflow.
         timeout_s: For so long at most.
         anew: Send everything again, as after a restored run; what is there stays as it is.
-
-    Returns:
-        Events that are not uploaded.
 
     Raises:
         TrackingError: No outbox there, a search is running on it, or an unknown URI.
@@ -198,7 +210,7 @@ def replay(folder: Path, uri: str, timeout_s: float, anew: bool = False) -> int:
     if anew:
         uploader.bookmark.move(0)
     uploader.start()
-    return uploader.close(timeout_s)
+    return Uploaded(uploader.close(timeout_s), uploader.refused)
 
 
 def tracking_uri(given: str | None, storage: Path, logger: str = "mlflow") -> str:
@@ -215,7 +227,7 @@ def tracking_uri(given: str | None, storage: Path, logger: str = "mlflow") -> st
     """
     if logger == "wandb":
         return WANDB + (given or "csmae").removeprefix(WANDB)
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage}/mlflow.db"
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(storage / "mlflow.db")
 
 
 def shown(uri: str) -> str:
@@ -243,8 +255,16 @@ def _uploader(outbox: Outbox, study: str, uri: str) -> Uploader:
 
         return MlflowSink(uri, study, outbox.study_id)
 
-    bookmark = Bookmark(outbox.path.with_suffix(".uploaded"), outbox.study_id, shown(uri))
+    bookmark = Bookmark(outbox.path.with_suffix(".uploaded"), outbox.study_id, _place(uri, outbox.folder))
     return Uploader(outbox, bookmark, connect, shown(uri))
+
+
+def _place(uri: str, folder: Path) -> str:
+    """What a bookmark calls the place: a database in the storage of the study by a path that survives a move of it."""
+    database = sqlite_path(uri)
+    if database and database.absolute().is_relative_to(folder.parent):
+        return f"{SQLITE}../{database.absolute().relative_to(folder.parent).as_posix()}"
+    return shown(uri)
 
 
 def _floats(metrics: dict[str, float]) -> dict[str, float]:

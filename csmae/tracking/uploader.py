@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from csmae.tracking.outbox import Bookmark, Event, Outbox
@@ -18,12 +21,32 @@ PAUSE_S = 1.0
 """Between rounds: many epochs then share one call."""
 LONGEST_WAIT_S = 30.0
 """Between attempts while the server does not answer."""
+LONGEST_WAIT_CLOSING_S = 4.0
+"""The same at the end of a search."""
 PATIENCE_S = 10.0
 """At the end of a search, with a server that did not answer when last asked."""
 
 
+FILES = ("artifact", "encoder", "champion")
+"""Kinds of events about files. The end of a search hands in all that count then: a champion replaces those before it."""
+
+
 class RefusedError(Exception):
-    """The server will never take this event: sending it again would not help."""
+    """The server does not take this event, and the events behind it need not wait for it."""
+
+
+def readable(path: Path) -> Path:
+    """A file or folder that an event names.
+
+    Raises:
+        RefusedError: It is not there, or cannot be read.
+    """
+    if not path.exists():
+        raise RefusedError(f"{path} is gone")
+    for each in (path, *path.rglob("*")):
+        if not os.access(each, os.R_OK):
+            raise RefusedError(f"{each} cannot be read")
+    return path
 
 
 class Sink(Protocol):
@@ -38,7 +61,7 @@ class Sink(Protocol):
         """Store the events.
 
         Raises:
-            RefusedError: The server is well, but one of them can never be stored.
+            RefusedError: The server is well, but does not take one of them.
             Exception: Anything else: try again later, with a new sink.
         """
 
@@ -46,9 +69,11 @@ class Sink(Protocol):
 class Uploader(threading.Thread):
     """Sends what an outbox holds, and what is appended while it runs.
 
+    What a server refuses is remembered, and sent once more at each start.
+
     Args:
         outbox: The events.
-        bookmark: How far they are sent.
+        bookmark: How far they are sent, and what was refused.
         connect: Makes the sink; called in this thread, anew after each failure.
         place: Names the server in messages.
     """
@@ -62,6 +87,7 @@ class Uploader(threading.Thread):
         self.page: str | None = None
         self._deadline = float("inf")
         self._failures = 0
+        self._tried_again = False
 
     def run(self) -> None:
         """Send until closed and done, or until the closing time is over."""
@@ -76,11 +102,13 @@ class Uploader(threading.Thread):
             self._recovered()
             if closing and not sent:
                 return
-            if sent < BATCH:
+            if sent < BATCH and not closing:
                 self._wait(PAUSE_S)
 
     def _wait(self, seconds: float) -> None:
-        self._wake.wait(min(seconds, 0.2) if self._closing else seconds)
+        if self._closing:
+            seconds = min(seconds, LONGEST_WAIT_CLOSING_S, max(self._deadline - time.monotonic(), 0))
+        self._wake.wait(seconds)
         self._wake.clear()
 
     def step(self) -> int:
@@ -90,21 +118,52 @@ class Uploader(threading.Thread):
             self.page = self._sink.page
             if self._sink.is_new and self.bookmark.offset:
                 self.bookmark.move(0)  # the server has lost what it had
-        events, offset = self._outbox.read(self.bookmark.offset, BATCH)
-        if offset > self.bookmark.offset:
-            self._send(self._sink, events)
-            self.bookmark.move(offset)
+        if not self._tried_again:
+            for offset in sorted(self.bookmark.refused):
+                self._send_one(self._sink, offset)
+            self.bookmark.move(self.bookmark.offset)
+            self._tried_again = True
+        start = self.bookmark.offset
+        events, end = self._outbox.read(start, BATCH)
+        if end > start:
+            self._send(self._sink, events, start, end)
+            self.bookmark.move(end)
         return len(events)
 
-    def _send(self, sink: Sink, events: Sequence[Event]) -> None:
+    def _send(self, sink: Sink, events: Sequence[Event], start: int, end: int) -> None:
+        """Send the events between two offsets, and remember which were refused."""
+        refused = self.bookmark.refused
         try:
             sink.send(events)
+            for offset in [offset for offset in refused if offset >= start]:  # of an attempt that broke off
+                del refused[offset]
+        except RefusedError:
+            while start < end:
+                start = self._send_one(sink, start)
+
+    def _send_one(self, sink: Sink, offset: int) -> int:
+        """Send the event at an offset; the next one's offset."""
+        events, following = self._outbox.read(offset, 1)
+        refused = self.bookmark.refused
+        try:
+            sink.send(events)
+            refused.pop(offset, None)
         except RefusedError as refusal:
-            if len(events) == 1:
-                log.warning("%s refused %s: %s", self._place, _name(events[0]), refusal)
-                return
-            for event in events:
-                self._send(sink, [event])
+            (event,) = events
+            if event.kind in FILES and self._is_replaced(following):
+                refused.pop(offset, None)
+                log.info(
+                    "%s lacks %s, which a later end of the search replaced: %s", self._place, _name(event), refusal
+                )
+                return following
+            if offset not in refused:  # else it was told when it was refused first
+                log.warning("%s refused %s: %s", self._place, _name(event), refusal)
+            refused[offset] = f"{_where(event)}: {refusal}"
+        return following
+
+    def _is_replaced(self, offset: int) -> bool:
+        """Whether a search came to its end after this place in the outbox, and named its champion."""
+        return any(event.kind == "champion" for event in self._outbox.read(offset, limit=1 << 62)[0])
 
     def _failed(self, error: Exception) -> None:
         self._sink = None
@@ -117,18 +176,24 @@ class Uploader(threading.Thread):
             log.warning("%s answers again", self._place)
         self._failures = 0
 
+    @property
+    def refused(self) -> list[str]:
+        """What was refused and why, one text for all events of a trial that were refused alike."""
+        counts = Counter(self.bookmark.refused.values())
+        return [text if count == 1 else f"{text} ({count} events)" for text, count in counts.items()]
+
     def close(self, timeout_s: float) -> int:
         """Send what is left, for so long at most, and let go of the outbox.
 
         Returns:
-            Events that are not sent; they wait in the outbox.
+            Events that are not sent, those refused left aside; they wait in the outbox.
         """
         if self._failures:
             timeout_s = min(timeout_s, PATIENCE_S)
         self._deadline = time.monotonic() + timeout_s
         self._closing = True
         self._wake.set()
-        self.join(timeout_s + 0.5)  # it looks at the clock every 0.2 s
+        self.join(timeout_s + 0.5)
         left = self._outbox.count(self.bookmark.offset)
         if not self.is_alive():
             self._outbox.close()  # else a call is still out: nobody else may send before this process has ended
@@ -146,6 +211,9 @@ REASONS = {
     "too many 500": "has an internal error",
     "database or disk is full": "its disk is full",
     "No module named 'psycopg": "needs a driver: pip install psycopg2-binary, and postgresql+psycopg2:// as address",
+    "out-of-date database schema": "its database was written by another version of MLflow: install that version, or back the "
+    "database up and run `mlflow db upgrade` on it",
+    "Can't locate revision": "its database was written by another version of MLflow, or another program: install that version",
     "database is locked": "its database is locked by another program",
 }
 """What a server's failure means, by a part of its text."""
@@ -157,7 +225,10 @@ def reason(error: Exception) -> str:
     return next((reason for part, reason in REASONS.items() if part in text), text[:200] or type(error).__name__)
 
 
+def _where(event: Event) -> str:
+    return "the study" if event.number is None else f"trial {event.number}"
+
+
 def _name(event: Event) -> str:
-    where = "the study" if event.number is None else f"trial {event.number}"
     epoch = f", epoch {event.body['epoch']}" if event.kind == "epoch" else f": {event.kind}"
-    return f"{where}{epoch}"
+    return f"{_where(event)}{epoch}"

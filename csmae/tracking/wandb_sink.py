@@ -8,8 +8,8 @@ from typing import Any
 
 import wandb
 
-from csmae.tracking.outbox import Event
-from csmae.tracking.uploader import RefusedError
+from csmae.tracking.outbox import HEADER, KINDS, Event
+from csmae.tracking.uploader import RefusedError, readable
 
 MODEL = "csmae-encoder"
 
@@ -37,14 +37,22 @@ class WandbSink:
     def send(self, events: Sequence[Event]) -> None:
         """Store events; a run is closed once its trial has ended, and again after a picture that comes late."""
         for event in events:
-            if event.kind == "outbox":
+            if event.kind == HEADER:
                 continue
-            name = _run_name(event.number)
-            if event.kind in ("start", "trial"):
-                self._exit_codes.pop(name, None)
-            getattr(self, f"_{event.kind}")(event)
-            if name in self._exit_codes and name in self._open:
-                self._open.pop(name).finish(exit_code=self._exit_codes[name])
+            if event.kind not in KINDS:
+                raise RefusedError(f"this version knows no event of kind {event.kind!r}")
+            try:
+                self._send(event)
+            except KeyError as error:  # written by another version of this program
+                raise RefusedError(f"the event has no {error}") from error
+
+    def _send(self, event: Event) -> None:
+        name = _run_name(event.number)
+        if event.kind in ("start", "trial"):
+            self._exit_codes.pop(name, None)
+        getattr(self, f"_{event.kind}")(event)
+        if name in self._exit_codes and name in self._open:
+            self._open.pop(name).finish(exit_code=self._exit_codes[name])
 
     def _run(self, number: int | None) -> Any:
         """A trial's run, or the study's, opened where it is not."""
@@ -79,9 +87,7 @@ class WandbSink:
         self._exit_codes[_run_name(event.number)] = int(event.body["state"] == "FAIL")
 
     def _artifact(self, event: Event) -> None:
-        path = Path(event.body["path"])
-        if not path.exists():
-            raise RefusedError(f"{path} is gone")
+        path = readable(Path(event.body["path"]))
         files = [path] if path.is_file() else sorted(path.rglob("*.png"))
         pictures = {f"{event.body['artifact_path']}/{file.stem}": str(file) for file in files if file.suffix == ".png"}
         run = self._run(event.number)
@@ -93,7 +99,7 @@ class WandbSink:
         body = event.body
         details = {**body["tags"], **body["metrics"], "trial": event.number, "csmae.sha256": body["sha256"]}
         files = wandb.Artifact(MODEL, "model", metadata=details)
-        files.add_dir(body["encoder_dir"])
+        files.add_dir(str(readable(Path(body["encoder_dir"]))))
         self._run(event.number).log_artifact(files, aliases=list(aliases))
 
     def _champion(self, event: Event) -> None:

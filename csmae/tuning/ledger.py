@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from csmae.config import ConfigError
 from csmae.lock import opening
 from csmae.settings import flatten
+from csmae.sqlite import sqlite_url
 from csmae.tuning.file_set import Files
 from csmae.tuning.ranking import order, undominated
 from csmae.tuning.samplers import make_sampler
@@ -259,7 +260,7 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     with opening(path):
-        return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 30}})
+        return optuna.storages.RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 30}})
 
 
 @contextmanager

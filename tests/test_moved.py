@@ -1,0 +1,203 @@
+"""A folder of studies that is moved, renamed or copied keeps working, and nothing goes to its old place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+from safetensors.numpy import save_file
+
+from csmae.__main__ import main
+from csmae.tracking.fetch import fetch_encoder
+from csmae.tracking.outbox import Event, Outbox
+from csmae.tracking.tracker import Tracker, replay
+from test_registry import REAL, empty_database, same_files
+
+__all__ = ["empty_database"]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, empty_database: Path) -> Path:
+    """A folder of studies with an empty database."""
+    folder = tmp_path / "old home" / "runs"
+    folder.mkdir(parents=True)
+    shutil.copy(empty_database, folder / "mlflow.db")
+    return folder
+
+
+def place(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def search(folder: Path, number: int) -> Path:
+    """One more trial of the study ``masking``, which becomes its champion; its encoder's folder."""
+    study = folder / "masking"
+    files = study / "trials" / str(number) / "encoder"
+    files.mkdir(parents=True)
+    save_file({"w": np.full(5, number, np.float32)}, files / "encoder.safetensors")
+    settings = {"bands": {"s1": ["VH", "VV"], "s2": ["B02", "B03"]}, "model": {"size": "nano"}}
+    (files / "config.json").write_text(json.dumps(settings))
+    (study / "report.html").write_text(f"<p>{number}</p>")
+    pictures = files.parent / "pictures"
+    pictures.mkdir()
+    (pictures / "epoch.png").write_bytes(b"png")
+    _artifact_repos_cache.clear()  # as in a process of its own: MLflow remembers by run where files go
+    tracker = Tracker(study, "masking", place(folder))
+    tracker.start({}, {"csmae.command": "python search.py"}, "val/f1_mean")
+    tracker.trial(number, {})
+    tracker.epoch(number, 1, {"val/f1_mean": number / 10})
+    tracker.end(number, "COMPLETE")
+    tracker.champion(number, files, {"val/f1_mean": number / 10}, REAL)
+    tracker.finish({})
+    tracker.artifact(None, study / "report.html", "report")
+    tracker.artifact(number, pictures, "pictures")
+    assert tracker.close(30) == 0
+    assert tracker.refused == []
+    return files
+
+
+def files_of(uri: str) -> dict[str, list[str]]:
+    """By run, the artifacts that MLflow finds."""
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("masking").experiment_id])
+    folders = {run.info.run_name: Path(client.download_artifacts(run.info.run_id, "")) for run in runs}
+    return {name: sorted(path.name for path in folder.rglob("*.*")) for name, folder in folders.items()}
+
+
+def logged_models(uri: str) -> list[Any]:
+    client = mlflow.MlflowClient(uri)
+    return list(client.search_logged_models([client.get_experiment_by_name("masking").experiment_id]))
+
+
+def test_after_a_move_encoders_load_and_new_files_go_to_the_new_place(runs: Path, tmp_path: Path) -> None:
+    search(runs, 1)
+    home = tmp_path / "new home"
+    runs.parent.rename(home)
+    (tmp_path / "old home").write_text("a folder cannot be made here")
+    moved = home / "runs"
+    encoder = moved / "masking" / "trials" / "1" / "encoder"
+    (model,) = logged_models(place(moved))
+    for uri in ("models:/csmae-encoder@champion", f"models:/{model.model_id}", f"runs:/{model.source_run_id}"):
+        assert same_files(fetch_encoder(uri, place(moved)), encoder)
+    better = search(moved, 2)
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion", place(moved)), better)
+    assert files_of(place(moved)) == {"masking": ["report.html"], "trial 1": ["epoch.png"], "trial 2": ["epoch.png"]}
+    (location,) = [m.artifact_location for m in logged_models(place(moved)) if m.model_id == model.model_id]
+    assert same_files(Path(mlflow.artifacts.download_artifacts(location)), encoder)
+
+
+def test_nothing_that_is_stored_names_the_old_place_after_a_move(runs: Path, tmp_path: Path) -> None:
+    search(runs, 1)
+    assert str(tmp_path) not in (runs / "masking" / "outbox.jsonl").read_text()
+    assert str(tmp_path) not in (runs / "masking" / "outbox.uploaded").read_text()
+    (tmp_path / "old home").rename(tmp_path / "new home")
+    moved = tmp_path / "new home" / "runs"
+    assert replay(moved / "masking", place(moved), 30) == (0, [])
+    with closing(sqlite3.connect(moved / "mlflow.db")) as database:
+        said = "\n".join(database.iterdump())
+    assert "old%20home" not in said
+    assert "old home" not in said
+    assert "new%20home" in said
+
+
+def test_a_copy_and_its_original_go_on_apart(runs: Path, tmp_path: Path) -> None:
+    search(runs, 1)
+    copy = tmp_path / "copy"
+    shutil.copytree(runs, copy)
+    before = sorted(path for path in runs.rglob("*") if path.is_file())
+    search(copy, 2)
+    assert sorted(path for path in runs.rglob("*") if path.is_file()) == before
+    assert "trial 2" in files_of(place(copy))
+    search(runs, 3)
+    assert set(files_of(place(runs))) == {"masking", "trial 1", "trial 3"}
+    assert set(files_of(place(copy))) == {"masking", "trial 1", "trial 2"}
+
+
+def test_a_database_that_was_copied_without_its_files_finds_the_old_ones(runs: Path, tmp_path: Path) -> None:
+    files = search(runs, 1)
+    (tmp_path / "copy").mkdir()
+    shutil.copy(runs / "mlflow.db", tmp_path / "copy")
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion", place(tmp_path / "copy")), files)
+
+
+def test_a_folder_that_is_reached_through_a_link_has_not_moved(runs: Path, tmp_path: Path) -> None:
+    search(runs, 1)
+    (tmp_path / "link").symlink_to(runs)
+    assert replay(tmp_path / "link" / "masking", place(tmp_path / "link"), 30, anew=True) == (0, [])
+    experiment = mlflow.MlflowClient(place(runs)).get_experiment_by_name("masking")
+    assert experiment.artifact_location == (runs / "mlartifacts" / "masking").as_uri()
+
+
+def test_after_a_move_a_study_is_sent_whole_to_another_place(
+    runs: Path, tmp_path: Path, empty_database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(runs, 1)
+    moved = tmp_path / "moved"
+    runs.rename(moved)
+    shutil.copy(empty_database, tmp_path / "other.db")
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert main(["sync", "masking", "--runs", str(moved), "--mlflow-uri", other]) == 0
+    assert capsys.readouterr().out == f"masking is whole in {other}\n"
+    assert files_of(other) == {"masking": ["report.html"], "trial 1": ["epoch.png"]}
+    encoder = moved / "masking" / "trials" / "1" / "encoder"
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion", other), encoder)
+
+
+def test_absolute_paths_that_an_earlier_release_wrote_are_found_after_a_move(tmp_path: Path) -> None:
+    study = tmp_path / "new" / "masking"
+    (study / "trials" / "1" / "encoder").mkdir(parents=True)
+    outbox = Outbox(study / "outbox.jsonl")
+    outbox.append(Event("champion", 1, 0, {"encoder_dir": "/srv/masking/runs/masking/trials/1/encoder"}))
+    outbox.append(Event("artifact", 1, 0, {"path": "/elsewhere/picture.png"}))
+    champion, picture = outbox.read(0, 9)[0][1:]
+    assert champion.body["encoder_dir"] == str(study / "trials" / "1" / "encoder")
+    assert picture.body["path"] == "/elsewhere/picture.png"
+
+
+def refused(folder: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
+    status = main(["sync", "masking", "--runs", str(folder), "--mlflow-uri", uri])
+    return status, capsys.readouterr().out.splitlines()
+
+
+def test_sync_says_what_was_refused_and_sends_it_once_it_can(
+    runs: Path, tmp_path: Path, empty_database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = search(runs, 1)
+    shutil.copy(empty_database, tmp_path / "other.db")
+    other = f"sqlite:///{tmp_path}/other.db"
+    report, away = runs / "masking" / "report.html", tmp_path / "away"
+    away.mkdir()
+    for path in (report, encoder):
+        path.rename(away / path.name)
+    for _ in range(2):
+        status, lines = refused(runs, other, capsys)
+        assert status == 1
+        assert lines[:2] == [
+            f"refused: trial 1: {encoder}: no encoder: encoder.safetensors cannot be read: No such file or directory",
+            f"refused: the study: {report} is gone",
+        ]
+        assert lines[2].startswith(f"masking is not whole in {other}")
+    for path in (report, encoder):
+        (away / path.name).rename(path)
+    assert refused(runs, other, capsys) == (0, [f"masking is whole in {other}"])
+    assert files_of(other) == {"masking": ["report.html"], "trial 1": ["epoch.png"]}
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion", other), encoder)
+
+
+def test_the_files_of_a_champion_that_was_beaten_since_are_not_missed(
+    runs: Path, tmp_path: Path, empty_database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beaten = search(runs, 1)
+    search(runs, 2)
+    shutil.rmtree(beaten)  # only the best keep their files
+    shutil.copy(empty_database, tmp_path / "other.db")
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert refused(runs, other, capsys) == (0, [f"masking is whole in {other}"])
