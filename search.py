@@ -29,7 +29,7 @@ from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.nodes import survey
 from csmae.tuning.progress import Progress
-from csmae.tuning.run import only_driver, run_search
+from csmae.tuning.run import interruptible, only_driver, run_search
 from csmae.tuning.standings import standings
 from csmae.tuning.storage import bring_home, fetched, local, opened
 from csmae.tuning.study import Study, load_study
@@ -116,7 +116,7 @@ def _search(options: argparse.Namespace) -> int:
             say(f"{take_over(ledger, old)} trials of study {old.study_name} taken over")
         tracker = Tracker(ledger.folder, study.name, _uri(options))
         try:
-            with ray_running(options.address, room, options.verbose, options.insecure) as there:
+            with ray_running(options.address, room, options.verbose, options.insecure) as there, interruptible():
                 if options.address:
                     require(needed(survey(files.bucket if files else folder, study.first().data)))
                 return _explore(options, ledger, tracker, share(study.search, there))

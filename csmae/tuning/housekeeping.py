@@ -43,7 +43,10 @@ class Housekeeper:
 
     def _remove(self, number: int) -> None:
         run_dir = self._ledger.run_dir(number)
-        (run_dir / "checkpoint.pt").unlink(missing_ok=True)
+        try:
+            (run_dir / "checkpoint.pt").unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: cannot be removed: %s", run_dir / "checkpoint.pt", error.strerror)
         shutil.rmtree(self._ledger.encoder_dir(number), ignore_errors=True)
         if self._ledger.files:
             self._bucket.submit(self._ledger.files.of(run_dir).delete)  # the search waits for no bucket

@@ -45,8 +45,8 @@ EPOCH = "epoch "
 MOVABLE = ("base.data.path", "base.data.splits_dir")
 """Parts of a definition that may change: the archive may move between two runs of a study."""
 
-STORAGE_ERRORS = (OSError, SQLAlchemyError, StorageInternalError)
-"""What a database does that is locked, damaged, or on a full disk."""
+DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
+"""What a database raises that is locked, damaged, or on a full disk. An ``OSError`` is of something else: a terminal, a file."""
 
 Values = tuple[float, ...]
 
@@ -272,7 +272,11 @@ def usable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (*STORAGE_ERRORS, RuntimeError) as error:  # RuntimeError: what Optuna says of another version's
+    except (
+        *DATABASE_ERRORS,
+        OSError,
+        RuntimeError,
+    ) as error:  # OSError: of its folder; RuntimeError: what Optuna says of another version's
         raise ConfigError(unusable(path, error)) from None
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -36,6 +36,7 @@ class Warden(Stopper):  # type: ignore[misc]
 
     def __init__(self, budget: Budget, searcher: LedgerSearcher) -> None:
         self._budget, self._searcher = budget, searcher
+        searcher.must_stop = self.stop_all
         self.ending = Ending("done")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,18 +61,40 @@ class Warden(Stopper):  # type: ignore[misc]
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM for as long as the block lasts."""
+        """Take SIGINT, SIGTERM and SIGHUP for as long as the block lasts."""
 
         def ask(number: int, frame: FrameType | None) -> None:
             self.ending = Ending("interrupted")
-            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        interrupt, terminate = signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, ask)
-        try:
+        with _handled(ask, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             yield
-        finally:
-            signal.signal(signal.SIGINT, interrupt)
-            signal.signal(signal.SIGTERM, terminate)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP end the block as Ctrl-C does: what is open is closed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handled(interrupt, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Handle signals for as long as the block lasts; a SIGHUP that ``nohup`` has this process ignore stays ignored."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    if before.get(signal.SIGHUP) is signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old or signal.SIG_DFL)
 
 
 def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str = PRETRAIN) -> Ending:

@@ -16,7 +16,7 @@ from csmae.settings import did_you_mean
 from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Ending, Listener, Reported, Started, Waiting
 from csmae.tuning.housekeeping import Housekeeper
-from csmae.tuning.ledger import CONFIRMS, START, STORAGE_ERRORS, curve, eligible, unusable
+from csmae.tuning.ledger import CONFIRMS, DATABASE_ERRORS, START, curve, eligible, unusable
 from csmae.tuning.proposals import Proposal, Proposals, violation
 
 METRICS = "metrics/"
@@ -57,6 +57,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self._failures: list[str] | None = [] if not ledger.ranked() else None
         self.ending: Ending | None = None
         """Why it makes no sense to go on, or is impossible."""
+        self.must_stop: Callable[[], bool] = lambda: False
+        """Whether the search is to end; asked before each proposal, for Tune waits up to ten minutes for one while no trial
+        is live, and asks nobody else."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: the ledger is what lasts, and Tune's own snapshots are not used."""
@@ -73,6 +76,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         None asks Tune to come again later: there is no room now, a trial that runs may have to be proposed once more, or the
         best are known when all are over.
         """
+        if self.must_stop():
+            return str(Searcher.FINISHED)
         if self._capacity and len(self._live) >= self._capacity():
             return None
         with self.writing():
@@ -167,10 +172,10 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """What cannot be written down ends the search; its trials stay as the ledger last heard of them."""
+        """A database that fails ends the search; its trials stay as the ledger last heard of them."""
         try:
             yield
-        except STORAGE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             self.ending = Ending("stuck", unusable(self._ledger.path, error))
 
     def abandon(self, reason: str) -> None:
