@@ -85,6 +85,9 @@ class Archive:
         """
         rows = np.full(len(names), -1) if self.metadata is None else self.metadata.find(names)
         if self.metadata is not None and (rows >= 0).all():
+            if len(repeated := _repeated(rows)):
+                twice = first_five(self.metadata.names[repeated])
+                raise ArchiveError(f"{where}: {len(repeated)} patches stand twice: {twice}")
             return self._of_rows(self.metadata, rows, where, sensors)
         if self.is_v1:
             return self._assemble({sensors: names}, None, where)
@@ -111,6 +114,9 @@ class Archive:
             where: Named at the start of an error.
         """
         positions = {sensors: self.store.find(names) for sensors, names in keys.items()}
+        if self.is_v1 and len(repeated := _repeated(next(iter(positions.values())))):
+            twice = first_five(self.store.index.keys[repeated])
+            raise ArchiveError(f"{where}: {len(repeated)} patches stand twice: {twice}")
         absent = {sensors: found < 0 for sensors, found in positions.items()}
         decoder = PickleDecoder if self.is_v1 else SafetensorsDecoder
         for sensors, lacking in absent.items():
@@ -126,6 +132,12 @@ class Archive:
             for sensors, found in positions.items()
         )
         return Split(self.store, sources, None if labels_nc is None else labels_nc[there], self.on_error)
+
+
+def _repeated(places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those that occur more than once; -1 stands for none."""
+    unique, counts = np.unique(places[places >= 0], return_counts=True)
+    return unique[counts > 1]
 
 
 def open_archive(data: Data) -> Archive:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,22 +100,45 @@ def _set_labels(labels_nc: NDArray[np.bool_], path: Path, lists: Any) -> None:
 
 
 def read_names(path: Path) -> NDArray[np.bytes_]:
-    """Patch names of a split's list: one a line, without a heading.
+    """Patch names of a split's list: the first column of a CSV, with or without a heading.
 
     Raises:
-        ArchiveError: No such file, no text, no names, or a name stands twice.
+        ArchiveError: No such file, no CSV, no names, or a name stands twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        names = np.array([name for name in (line.strip() for line in lines) if name], "S")
+        names = np.array(_first_column(path, path.read_text(encoding="utf-8-sig")), "S")
+    except csv.Error as error:
+        raise ArchiveError(f"{path}: is no CSV: {error}; {_LIST_RULE}") from None
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ArchiveError(f"{path}: cannot be read: {reason}") from None
     if not len(names):
-        raise ArchiveError(f"{path}: names no patch; it must hold one S2 patch name a line")
+        raise ArchiveError(f"{path}: names no patch; {_LIST_RULE}")
     unique, counts = np.unique(names, return_counts=True)
     if len(unique) < len(names):
         raise ArchiveError(f"{path}: {int((counts > 1).sum())} names stand twice: {first_five(unique[counts > 1])}")
+    return names
+
+
+_LIST_RULE = "it must hold one S2 patch name a line, in the first column"
+
+_HEADINGS = frozenset("patch patches patchid patchname name names key keys id s2 s2name s2patch s2v1name".split())
+"""What a first column is called, in small letters and without what is no letter or digit."""
+
+
+def _first_column(path: Path, text: str) -> list[str]:
+    names, num_columns = [], 0
+    reader = csv.reader(io.StringIO(text), strict=True, skipinitialspace=True)
+    for row in reader:
+        name, num_columns = row[0].strip() if row else "", max(num_columns, len(row))
+        if name:
+            names.append(name)
+        elif any(field.strip() for field in row):
+            raise ArchiveError(f"{path}: line {reader.line_num} has no name in its first column; {_LIST_RULE}")
+    # A lone name is a patch's, whatever it is: a list of one column and one line has no heading.
+    may_head = len(names) > 1 or num_columns > 1
+    if names and may_head and re.sub(r"[^a-z0-9]", "", names[0].lower()) in _HEADINGS:
+        del names[0]
     return names
 
 
