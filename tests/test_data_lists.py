@@ -18,7 +18,7 @@ CONTENTS = {
     "quotes": f'"{A}"\n"{B}"\n"{C}"\n',
     "quotes and further columns that hold commas": f'"{A}","Pastures, Arable land"\n"{B}",""\n"{C}","x ""y"""\n',
     "Windows's line ends": f"{A},x\r\n{B},y\r\n\r\n{C},z\r\n",
-    "a byte order mark": f"\ufeff\"{A}\",x\n{B},y\n{C},z",
+    "a byte order mark": f'\ufeff"{A}",x\n{B},y\n{C},z',
     "a trailing comma": f"{A},\n{B},\n{C},\n",
     "spaces": f' {A} , x\n "{B}", y\n{C}\n',
     "a heading": f"patch_id\n{A}\n{B}\n{C}\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,19 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.config import Data
-from csmae.data.layout import BANDS_OF, ArchiveError
+from csmae.data.layout import BANDS_OF, ArchiveError, DamagedValueError
 from csmae.data.pairs import BOTH, Sensor
 from csmae.data.split import Source, Split
 from csmae.data.splits import LIST_FILES, METADATA, SPLITS, Metadata, first_five, read_metadata, read_names
 from csmae.data.store import MAX_VALUE, Store, open_store
 from csmae.data.synthetic import ensure_synthetic
 from csmae.data.v1 import PickleDecoder
+from csmae.data.v1 import sensors as stored_sensors
 from csmae.data.v2 import SafetensorsDecoder
 
 __all__ = ["Archive", "ArchiveError", "Split", "open_archive"]
 
 log = logging.getLogger(__name__)
 
+_FIRST = 10
+"""Values that tell what an archive is."""
 
 _ARCHIVES = 4
 """Archives whose splits a process remembers: a worker trains many trials on one."""
@@ -41,6 +45,19 @@ class Archive:
     """By split, the list of names that goes before the metadata's column."""
     on_error: str
 
+    @property
+    def sensors(self) -> tuple[Sensor, ...]:
+        """Those whose images the archive holds; both where none can be told, for then none is left out on purpose."""
+        found: set[Sensor] = set()
+        if self.is_v1:
+            for position in range(min(_FIRST, len(self.store.index.keys))):
+                with suppress(DamagedValueError):
+                    found |= stored_sensors(self.store.read(position).data)
+        elif self.metadata is not None:
+            names = {"s1": self.metadata.s1_names, "s2": self.metadata.names}
+            found = {sensor for sensor in BOTH if (self.store.find(names[sensor]) >= 0).any()}
+        return tuple(sorted(found)) or BOTH
+
     def split(self, name: str, sensors: tuple[Sensor, ...] = BOTH) -> Split:
         """A split. Its pairs are found once a process and version of the files: in a large archive that takes a second.
 
@@ -54,7 +71,7 @@ class Archive:
         Raises:
             ArchiveError: There is no such split, it is empty, or the archive lacks some of its patches.
         """
-        return replace(_split(self, name, sensors, _state(self.lists.get(name))), damaged={})
+        return replace(_split(self, name, sensors, _state(self.lists.get(name))), damaged={}, types_told=set())
 
     def find(self, name: str, sensors: tuple[Sensor, ...]) -> Split:
         """What ``split`` returns, found anew."""
@@ -122,7 +139,9 @@ class Archive:
         for sensors, lacking in absent.items():
             if lacking.any():
                 names = keys[sensors][lacking]
-                text = f"{where}: {len(names)} of {len(lacking)} patches are not in {self.store.folder}: {first_five(names)}"
+                others = [other for other in absent if lacking.all() and not absent[other].all()]
+                alone = f"; where {others[0][0]} alone is meant: --sensor {others[0][0]}" if others else ""
+                text = f"{where}: {len(names)} of {len(lacking)} patches are not in {self.store.folder}: {first_five(names)}{alone}"
                 if self.on_error == "raise" or np.any(list(absent.values()), axis=0).all():
                     raise ArchiveError(text)
                 log.warning("%s; skipped", text)
@@ -200,7 +219,7 @@ def _find_lmdb(folder: Path) -> Path:
 
 def _is_v1(store: Store) -> bool:
     """Whether the values are pickles; a safetensors value has ``{`` after its eight bytes of length."""
-    first_values = np.flatnonzero(store.index.sizes[:10] <= MAX_VALUE)
+    first_values = np.flatnonzero(store.index.sizes[:_FIRST] <= MAX_VALUE)
     if not len(first_values):
         raise ArchiveError(f"{store.folder}: holds no patches")
     return all(store.read(position)[8:9].tobytes() != b"{" for position in first_values.tolist())

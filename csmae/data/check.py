@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.data.archive import Archive, ArchiveError
-from csmae.data.layout import BANDS_OF, DamagedValueError
+from csmae.data.layout import BANDS_OF, BandTypeError, DamagedValueError
 from csmae.data.pairs import Buffer, Sensor, allocate
 from csmae.data.split import copy_runs
 from csmae.data.splits import SPLITS
@@ -30,8 +30,18 @@ class Problems:
     """What is wrong: alike texts together, with the first examples."""
 
     def __init__(self) -> None:
-        self.count = 0
         self._kinds: dict[str, tuple[int, list[str]]] = {}
+        self._of_archive: dict[str, tuple[int, str]] = {}
+
+    @property
+    def count(self) -> int:
+        """One for each ``add``, and one for each kind of bands that are of another type."""
+        return len(self._of_archive) + sum(count for count, _ in self._kinds.values())
+
+    def add_type(self, text: str, where: str) -> None:
+        """Note that a value's bands are of another type: most often those of the whole archive are, which is one problem."""
+        count, first = self._of_archive.get(text, (0, where))
+        self._of_archive[text] = count + 1, first
 
     def add(self, text: str, where: str) -> None:
         """Note a problem.
@@ -40,7 +50,6 @@ class Problems:
             text: What is wrong; texts that differ in numbers alone are alike.
             where: A key or file.
         """
-        self.count += 1
         kind = re.sub(r"\d+", "#", text)
         count, examples = self._kinds.get(kind, (0, []))
         if count < _EXAMPLES:
@@ -49,6 +58,8 @@ class Problems:
 
     def lines(self) -> Iterator[str]:
         """The report, the most frequent kind first."""
+        for text, (values, first) in self._of_archive.items():
+            yield f"{values} values: {text}, first in {first}; write S1 as float32 and S2 as uint16, row by row"
         for count, examples in sorted(self._kinds.values(), key=lambda kind: -kind[0]):
             yield f"{count} ×"
             yield from (f"    {example}" for example in examples)
@@ -69,9 +80,10 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
     """
     problems = Problems()
     known = _known_sums(checksums) if checksums else None
-    _check_splits(archive, problems)
+    sensors = archive.sensors
+    _check_splits(archive, sensors, problems)
     store = archive.store
-    check = _PickleCheck() if archive.is_v1 else _SafetensorsCheck()
+    check = _PickleCheck(sensors) if archive.is_v1 else _SafetensorsCheck()
     sums: dict[str, int] = {}
     for position in store.announced(store.in_file_order(np.arange(len(store.index.keys)))):
         key = store.key(position)
@@ -79,6 +91,8 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
             value = store.read(position)
             sums[key] = zlib.crc32(value.data) if checksums else 0
             check(value)
+        except BandTypeError as error:
+            problems.add_type(str(error), key)
         except DamagedValueError as error:
             problems.add(str(error), key)
         progress()
@@ -89,12 +103,12 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
     return problems
 
 
-def _check_splits(archive: Archive, problems: Problems) -> None:
-    """That the splits name patches that are there, and share none."""
+def _check_splits(archive: Archive, sensors: tuple[Sensor, ...], problems: Problems) -> None:
+    """That the splits name patches that are there, of the sensors that the archive holds, and share none."""
     seen: dict[str, str] = {}
     for name in SPLITS:
         try:
-            names = archive.split(name).names
+            names = archive.split(name, sensors).names
         except ArchiveError as error:
             problems.add(str(error), f"split {name}")
             continue
@@ -104,17 +118,18 @@ def _check_splits(archive: Archive, problems: Problems) -> None:
 
 
 class _PickleCheck:
-    """A v1 value: every opcode, every band of the sensors that it holds, the labels."""
+    """A v1 value: every opcode, every band of the sensors that the archive holds, the labels."""
 
-    def __init__(self) -> None:
+    def __init__(self, sensors: tuple[Sensor, ...]) -> None:
+        self._sensors = sensors
         self._buffer = allocate(1)
 
     def __call__(self, value: NDArray[np.uint8]) -> None:
         # A new decoder each time: a known skeleton would spare it the opcodes that are to be checked.
-        decode = PickleDecoder((*BANDS_OF["s1"], *BANDS_OF["s2"]))
+        decode = PickleDecoder(tuple(band for sensor in self._sensors for band in BANDS_OF[sensor]))
         copy_runs(value, decode(value.data), self._buffer, 0)
         labels(value.data)
-        for sensor in BANDS_OF:
+        for sensor in self._sensors:
             check_pixels(self._buffer, sensor)
 
 

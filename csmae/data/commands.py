@@ -10,6 +10,7 @@ import numpy as np
 
 from csmae.config import ConfigError, Data, Synthetic
 from csmae.data.archive import Archive, ArchiveError, open_archive
+from csmae.data.pairs import BOTH, Sensor
 from csmae.data.splits import SPLITS
 from csmae.data.write import require_new
 from csmae.terminal import progress, say
@@ -28,6 +29,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     convert.set_defaults(run=_convert)
     stats = _add_archive(verbs.add_parser("stats", help="mean and deviation of each band"))
     stats.add_argument("--split", choices=SPLITS, default="train")
+    _add_sensor(stats)
     stats.set_defaults(run=_stats)
     splits = verbs.add_parser("splits", help="derive the lists of a known subset")
     splits.add_argument("subset", choices=["ben-14k"])
@@ -42,6 +44,14 @@ def _add_archive(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--splits-dir", help="folder of train.csv, val.csv, test.csv to use instead")
     parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what a damaged pair does")
     return parser
+
+
+def _add_sensor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sensor", choices=[*BOTH, "both"], default="both", help="whose images (default: both)")
+
+
+def _sensors(options: argparse.Namespace) -> tuple[Sensor, ...]:
+    return BOTH if options.sensor == "both" else (options.sensor,)
 
 
 def _open(options: argparse.Namespace) -> Archive:
@@ -92,7 +102,9 @@ def _check(options: argparse.Namespace) -> int:
     with progress("values", num_values) as advance:
         problems = check_archive(archive, options.checksums, lambda: advance(1))
     size = f"{num_values:,} values, {archive.store.index.sizes.sum() / 1e9:.2f} GB"
-    say(f"{archive.store.folder}: BigEarthNet {'v1' if archive.is_v1 else 'v2'}, {size}: {problems.count} problems")
+    kind = f"BigEarthNet {'v1' if archive.is_v1 else 'v2'}"
+    alone = "" if archive.sensors == BOTH else f", {archive.sensors[0]} alone"
+    say(f"{archive.store.folder}: {kind}{alone}, {size}: {problems.count} problems")
     for line in problems.lines():
         say(line)
     return 1 if problems.count else 0
@@ -112,7 +124,7 @@ def _convert(options: argparse.Namespace) -> int:
 def _stats(options: argparse.Namespace) -> int:
     from csmae.data.statistics import band_statistics
 
-    split = _open(options).split(options.split)
+    split = _open(options).split(options.split, _sensors(options))
     with progress("pairs", len(split)) as advance:
         statistics = band_statistics(split, advance)
     say("data:")
@@ -132,6 +144,7 @@ def _splits(options: argparse.Namespace) -> int:
 def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--count", type=int, default=16, help="pairs to draw, spread over the split")
+    _add_sensor(parser)
     parser.add_argument("--output", type=Path, default=Path("pairs.png"), help="PNG (default: pairs.png)")
     parser.set_defaults(run=_show)
 
@@ -139,7 +152,7 @@ def _add_show(parser: argparse.ArgumentParser) -> None:
 def _show(options: argparse.Namespace) -> int:
     from csmae.data.contact import write_contact_sheet
 
-    split = _open(options).split(options.split)
+    split = _open(options).split(options.split, _sensors(options))
     count = min(options.count, len(split))
     if count < 1:
         raise ConfigError(f"--count must be at least 1: found {options.count}")

@@ -16,15 +16,16 @@ from csmae.data.write import replacing, writing
 from csmae.sensors import CLASSES, IMAGE_SIZE, S2_RGB
 
 _COLUMNS = 4
+_CHARACTERS = 25
+"""Of a line below an image."""
 _MARGIN, _TEXT = 16, 68
-_WIDTH = 2 * IMAGE_SIZE
 
 
 def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
-    """Draw pairs, S2 in natural colours beside S1 in false colours.
+    """Draw pairs, S2 in natural colours beside S1 in false colours, or the images of one sensor.
 
     Args:
-        split: Of both sensors.
+        split: Its sensors are drawn.
         rows: Its pairs to draw.
         path: Of the PNG.
 
@@ -34,8 +35,8 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
     chosen = split.take(rows)
     batch, names, labels = chosen.read(range(len(rows))), chosen.names, chosen.labels()
     damaged = set(chosen.damaged_rows().tolist())
-    cell = (_WIDTH + _MARGIN, IMAGE_SIZE + _TEXT)
-    columns = min(_COLUMNS, len(rows))
+    cell = (len(split.sensors) * IMAGE_SIZE + _MARGIN, IMAGE_SIZE + _TEXT)
+    columns, width = min(_COLUMNS, len(rows)), _CHARACTERS * len(split.sensors)
     sheet = Image.new("RGB", (columns * cell[0] + _MARGIN, -(-len(rows) // columns) * cell[1] + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for number, name in enumerate(names):
@@ -43,10 +44,11 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
         if number in damaged:
             draw.multiline_text((x, y + IMAGE_SIZE + 2), f"{name}\ndamaged", fill="red", font_size=8, spacing=1)
             continue
-        pair = np.concatenate([natural_colour(batch.s2_10m[number]), false_colour(batch.s1[number])], axis=1)
-        sheet.paste(Image.fromarray(pair), (x, y))
+        images = [natural_colour(batch.s2_10m[number])] if "s2" in split.sensors else []
+        images += [false_colour(batch.s1[number])] if "s1" in split.sensors else []
+        sheet.paste(Image.fromarray(np.concatenate(images, axis=1)), (x, y))
         classes = ", ".join(CLASSES[index] for index in np.flatnonzero(labels[number]))
-        text = "\n".join([name, *textwrap.wrap(classes, 50, max_lines=5)])
+        text = "\n".join([*textwrap.wrap(name, width + 10), *textwrap.wrap(classes, width, max_lines=5)])
         draw.multiline_text((x, y + IMAGE_SIZE + 2), text, fill="black", font_size=8, spacing=1)
     with writing(path), replacing(path) as temporary:
         sheet.save(temporary, "PNG")

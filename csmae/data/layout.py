@@ -18,6 +18,10 @@ class DamagedValueError(ArchiveError):
     """A stored value that does not hold what it must."""
 
 
+class BandTypeError(DamagedValueError):
+    """A stored value whose pixels are of another type: where all are, it is the archive that is another one."""
+
+
 class Band(NamedTuple):
     """How one band is stored."""
 

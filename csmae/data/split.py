@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from csmae.data import v1, v2
-from csmae.data.layout import DamagedValueError, Layout
+from csmae.data.layout import ArchiveError, BandTypeError, DamagedValueError, Layout
 from csmae.data.pairs import Buffer, PairBatch, Sensor, allocate
 from csmae.data.store import Store
 from csmae.sensors import CLASSES
 
 log = logging.getLogger(__name__)
+
+_LOOKED_AT = 64
+"""Patches, spread over a split, that tell whether one is of another type or all are."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Split:
     on_error: str = "raise"
     damaged: dict[str, str] = field(default_factory=dict)
     """What is wrong, by patch name, with the pairs that were skipped; grows while reading."""
+    types_told: set[str] = field(default_factory=set)
+    """Of bands' types that are not what they must be, those that were reported: all such pairs have the same fault."""
 
     def __len__(self) -> int:
         return len(self.sources[0].positions)
@@ -124,6 +129,8 @@ class Split:
                 value = self.store.read(positions[row])
                 copy_runs(value, source.decode(value.data), buffer, row)
             except DamagedValueError as error:
+                if isinstance(error, BandTypeError):
+                    self._require_few(source, error)
                 faults[row] = self._named(error, positions[row])
         if "s1" in source.sensors:
             with np.errstate(invalid="ignore", over="ignore"):
@@ -131,6 +138,27 @@ class Split:
             for row in np.flatnonzero(~np.isfinite(sums)).tolist():
                 faults.setdefault(row, self._named("S1 holds values that are not finite", positions[row]))
         return faults
+
+    def _require_few(self, source: Source, fault: BandTypeError) -> None:
+        """That bands of another type are the fault of a few patches and not of the whole archive.
+
+        Raises:
+            ArchiveError: Most patches have the same fault.
+        """
+        places = np.linspace(0, len(self) - 1, min(_LOOKED_AT, len(self))).astype(int)
+        count = sum(self._has(fault, source, position) for position in source.positions[places].tolist())
+        if 2 * count > len(places):
+            raise ArchiveError(
+                f"{self.store.folder}: {fault}, in {count} of {len(places)} patches looked at; write S1 as float32 and S2"
+                " as uint16, row by row"
+            )
+
+    def _has(self, fault: BandTypeError, source: Source, position: int) -> bool:
+        try:
+            source.decode(self.store.read(position).data)
+        except DamagedValueError as error:
+            return str(error) == str(fault)
+        return False
 
     def bands_60m(self, row: int) -> dict[str, NDArray[np.uint16]]:
         """S2's bands of 60 m (20, 20) that a pair's value holds, by name; none where it is damaged and skipped.
@@ -164,7 +192,8 @@ class Split:
         return known
 
     def _named(self, fault: object, position: int) -> DamagedValueError:
-        error = DamagedValueError(f"{self.store.folder}: {self.store.key(position)}: {fault}")
+        kind = BandTypeError if isinstance(fault, BandTypeError) else DamagedValueError
+        error = kind(f"{self.store.folder}: {self.store.key(position)}: {fault}")
         if self.on_error == "raise":
             raise error
         return error
@@ -189,7 +218,11 @@ class Split:
         name = self.store.key(position)
         if name not in self.damaged:
             self.damaged[name] = str(error)
-            log.warning("%s; skipped, %d damaged pairs so far", error, len(self.damaged))
+            if not isinstance(error, BandTypeError):
+                log.warning("%s; skipped, %d damaged pairs so far", error, len(self.damaged))
+            elif (fault := str(error).rpartition("band ")[2]) not in self.types_told:
+                self.types_told.add(fault)
+                log.warning("%s; skipped; further ones are counted, not named", error)
 
 
 def copy_runs(value: NDArray[np.uint8], layout: Layout, buffer: Buffer, row: int) -> None:

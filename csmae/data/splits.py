@@ -27,6 +27,8 @@ METADATA = "metadata.parquet"
 
 _COLUMNS = ("patch_id", "s1_name", "split")
 
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.types.is_large_list_view)
+
 
 @dataclass(frozen=True, eq=False)
 class Metadata:
@@ -43,9 +45,12 @@ class Metadata:
     """Multi-hot (N, 19); nowhere true where the table has no labels."""
 
     def find(self, names: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """Rows of S2 patch names of either version; -1 where there is none."""
+        """Rows of S2 patch names of either version, or of S1 names; -1 where there is none."""
         rows = _find(self.names, names)
-        return np.where(rows < 0, _find(self.v1_names, names), rows)
+        for others in (self.v1_names, self.s1_names):
+            if (rows < 0).any():
+                rows = np.where(rows < 0, _find(others, names), rows)
+        return rows
 
 
 def _find(names: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
@@ -75,12 +80,15 @@ def _read(path: Path, *_state: int) -> Metadata:
         table = pq.read_table(path, columns=sorted({*_COLUMNS, v1_name, *({"labels"} & set(present))}))
         if not len(table):
             raise ArchiveError(f"{path}: has no rows")
+        texts = {name: table[name].cast(pa.string()) for name in {*_COLUMNS, v1_name}}
+        _check_names(path, texts["patch_id"])
         names, s1_names, v1_names, splits = (
-            np.array(table[name].to_pylist(), "S") for name in ("patch_id", "s1_name", v1_name, "split")
+            np.array([text or "" for text in texts[name].to_pylist()], "S")
+            for name in ("patch_id", "s1_name", v1_name, "split")
         )
         labels_nc = np.zeros((len(table), len(CLASSES)), bool)
         if "labels" in present:
-            _set_labels(labels_nc, path, table["labels"].combine_chunks())
+            _set_labels(labels_nc, path, table["labels"])
         return Metadata(path, names, s1_names, v1_names, splits, labels_nc)
     except (pa.ArrowException, OSError, UnicodeError, TypeError, ValueError) as error:
         if isinstance(error, ArchiveError):
@@ -88,8 +96,25 @@ def _read(path: Path, *_state: int) -> Metadata:
         raise ArchiveError(f"{path}: cannot be read as metadata: {' '.join(str(error).split())[:200]}") from None
 
 
-def _set_labels(labels_nc: NDArray[np.bool_], path: Path, lists: Any) -> None:
-    names = pc.list_flatten(lists)
+def _check_names(path: Path, names: Any) -> None:
+    """That each row names a patch and no other row names it again: it would be a pair twice."""
+    if names.null_count:
+        raise ArchiveError(f"{path}: {names.null_count} rows have no patch_id")
+    if pc.count_distinct(names).as_py() < len(names):
+        counts = pc.value_counts(names)
+        twice = np.sort(np.array(counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist(), "S"))
+        raise ArchiveError(
+            f"{path}: lists {len(twice)} patches more than once: {first_five(twice)}; leave one row for each"
+        )
+
+
+def _set_labels(labels_nc: NDArray[np.bool_], path: Path, column: Any) -> None:
+    if pa.types.is_null(column.type):
+        return
+    if not any(test(column.type) for test in _LISTS):
+        raise ArchiveError(f"{path}: column 'labels' must hold lists of class names, found {column.type}")
+    lists = column.combine_chunks()
+    names = pc.list_flatten(lists).cast(pa.string())
     if not len(names):
         return
     classes = pc.index_in(names, value_set=pa.array(CLASSES, names.type))
@@ -122,7 +147,23 @@ def read_names(path: Path) -> NDArray[np.bytes_]:
 
 _LIST_RULE = "it must hold one S2 patch name a line, in the first column"
 
-_HEADINGS = frozenset("patch patches patchid patchname name names key keys id s2 s2name s2patch s2v1name".split())
+_HEADINGS = frozenset(
+    [
+        "patch",
+        "patches",
+        "patchid",
+        "patchname",
+        "name",
+        "names",
+        "key",
+        "keys",
+        "id",
+        "s2",
+        "s2name",
+        "s2patch",
+        "s2v1name",
+    ]
+)
 """What a first column is called, in small letters and without what is no letter or digit."""
 
 

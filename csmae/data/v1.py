@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from csmae.data.layout import BANDS, BANDS_60M, DamagedValueError, Layout, plan
+from csmae.data.layout import BANDS, BANDS_60M, BANDS_OF, BandTypeError, DamagedValueError, Layout, plan
 from csmae.data.unpickle import Bytes, Thing, Unpickled, names_nothing, unpickle
 from csmae.sensors import CLASSES
 
@@ -96,7 +96,7 @@ def _offset(name: str, array: Any) -> int:
         found = list(shape[:4]) if _is_flat(shape) else "none"
         raise DamagedValueError(f"band {name} must have shape {[band.size, band.size]}: found {found}")
     if _dtype_name(dtype) != band.dtype or by_column is not False:
-        raise DamagedValueError(f"band {name} must be {band.dtype} in row order: found {_dtype_name(dtype)}")
+        raise BandTypeError(f"band {name} must be {band.dtype} in row order: found {_dtype_name(dtype)}")
     if content.size != band.num_bytes:
         raise DamagedValueError(f"band {name} needs {band.num_bytes} bytes: found {content.size}")
     start: int = content.start
@@ -112,6 +112,16 @@ def offsets_60m(value: memoryview) -> dict[str, int]:
     unpickled = unpickle(value)
     names = [thing.attributes.get("name") for thing in unpickled.bands]
     return band_offsets(unpickled, tuple(name for name in BANDS_60M if name in names))
+
+
+def sensors(value: memoryview) -> set[str]:
+    """Those of which a value holds bands.
+
+    Raises:
+        DamagedValueError: The value is no v1 pickle.
+    """
+    names = [thing.attributes.get("name") for thing in unpickle(value).bands]
+    return {sensor for sensor, bands in BANDS_OF.items() if any(name in bands for name in names)}
 
 
 def _is_flat(shape: Any) -> bool:

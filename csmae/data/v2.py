@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from csmae.data.layout import BANDS, BANDS_60M, DamagedValueError, Layout, plan
+from csmae.data.layout import BANDS, BANDS_60M, BandTypeError, DamagedValueError, Layout, plan
 
 MAX_HEADER = 64 * 1024
 """Bytes; a real header has 136 or 824."""
@@ -98,7 +98,8 @@ def _offset(name: str, entries: dict[str, Any], num_data: int) -> int:
     want = {"dtype": _DTYPES[band.dtype], "shape": [band.size, band.size]}
     for key, expected in want.items():
         if entry.get(key) != expected:
-            raise DamagedValueError(f"band {name} must have {key} {expected}: found {str(entry.get(key))[:80]}")
+            fault = BandTypeError if key == "dtype" and isinstance(entry.get(key), str) else DamagedValueError
+            raise fault(f"band {name} must have {key} {expected}: found {str(entry.get(key))[:80]}")
     offsets = entry.get("data_offsets")
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets)):
         raise DamagedValueError(f"band {name} has no data_offsets: found {str(offsets)[:80]}")
