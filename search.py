@@ -164,6 +164,9 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
             track(tracker, event)
 
         ending = run_search(budget, part, listen)
+    if ending.kind == "superseded":
+        console.print(f"{ending.reason}: this search ends, its trials go on there", soft_wrap=True, markup=False)
+        return FAILED
     if ending.kind in ("interrupted", "stuck"):
         for trial in progress.running:
             tracker.end(trial.number, "RUNNING", ending.reason or "interrupted")

@@ -7,7 +7,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 FLOORS = [
-    {"csmae.sensors", "csmae.config", "csmae.settings", "csmae.lock", "csmae.sqlite", "csmae.terminal"},
+    {
+        "csmae.sensors",
+        "csmae.config",
+        "csmae.settings",
+        "csmae.lock",
+        "csmae.scratch",
+        "csmae.sqlite",
+        "csmae.terminal",
+    },
     {"csmae.model"},
     {"csmae.data"},
     {"csmae.encoders", "csmae.nearest"},

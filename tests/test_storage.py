@@ -5,19 +5,19 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import boto3
 import optuna
 import pytest
-from moto.server import ThreadedMotoServer
 
 import csmae
+from bucket_server import Server, running
 from conftest import free_port
 from csmae.config import ConfigError
+from csmae.scratch import scratch_root
 from csmae.tuning import storage
 from csmae.tuning.bucket import Bucket
 from csmae.tuning.file_set import FileSet, Manifest
@@ -27,44 +27,10 @@ from csmae.tuning.study import load_study
 from test_kills import kill_worker
 from test_search import start, write
 
-KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
-class Server:
-    """A server that can be gone for a while; what it holds stays."""
-
-    def __init__(self) -> None:
-        self.port = free_port()
-        self._server = self._started()
-
-    def _started(self) -> ThreadedMotoServer:
-        server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
-        server.start()
-        return server
-
-    def url(self, path: str) -> str:
-        return f"s3://{path}?endpoint_override=127.0.0.1:{self.port}&scheme=http"
-
-    @contextmanager
-    def gone(self) -> Iterator[None]:
-        self._server.stop()
-        yield
-        self._server = self._started()
-
-    def stop(self) -> None:
-        self._server.stop()
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    patch = pytest.MonkeyPatch()
-    for name, value in KEYS.items():
-        patch.setenv(name, value)
-    running = Server()
-    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{running.port}").create_bucket(Bucket="lab")
-    yield running
-    running.stop()
-    patch.undo()
+    yield from running()
 
 
 def write_files(folder: Path, **contents: str) -> Path:
@@ -85,9 +51,10 @@ def test_a_state_of_files_comes_back_as_it_was_whatever_is_pushed_meanwhile(serv
         write_files(tmp_path / "a", model="1", encoder__x="1"),
     )
     assert files.manifest() == Manifest()
-    first = files.push(here, {"epoch": 1})
+    claim = files.claim()
+    first = claim.push(here, {"epoch": 1})
     write_files(here, model="22")
-    second = files.push(here, {"epoch": 2})
+    second = claim.push(here, {"epoch": 2})
     assert first.files["encoder/x"] == second.files["encoder/x"] and first.files["model"] != second.files["model"]
     files.fetch(tmp_path / "b", files.manifest())
     assert contents(tmp_path / "b") == {"model": "22", "encoder/x": "1"}
@@ -166,10 +133,10 @@ def test_a_driver_that_is_lost_gives_way_after_a_while(
     (tmp_path / "nothing").mkdir()
     monkeypatch.chdir(tmp_path)
     files = FileSet(Bucket(url), "driver")
-    files.push(tmp_path / "nothing", lost | {"time": time.time() - storage.LEASE_S + 60})
+    files.claim().push(tmp_path / "nothing", lost | {"time": time.time() - storage.LEASE_S + 60})
     with pytest.raises(ConfigError, match="process 1 on elsewhere runs a search on it"), storage.opened(url):
         pass
-    files.push(tmp_path / "nothing", lost | {"time": time.time() - storage.LEASE_S})
+    files.claim().push(tmp_path / "nothing", lost | {"time": time.time() - storage.LEASE_S})
     with storage.opened(url):
         assert files.manifest().note["owner"] != "another"
 
@@ -226,3 +193,49 @@ def test_a_search_goes_on_elsewhere_from_a_bucket_that_is_gone_for_a_while(serve
         assert csmae.load_encoder(copy / "small" / "trials" / str(trial.number) / "encoder").width
     assert (copy / "small" / "report.html").exists()
     assert not list(Path("/tmp").glob("csmae-tune-*/work"))
+    assert not list(scratch_root().glob("trial-*"))
+
+
+IMPATIENT = """
+import sys
+from csmae.tuning import storage
+storage.EVERY_S, storage.LEASE_S = 1.0, 5.0
+import search
+sys.exit(search.main())
+"""
+
+
+def start_impatient(folder: Path, url: str) -> subprocess.Popen[str]:
+    """A search that takes a driver for dead after five seconds."""
+    command = [sys.executable, "-c", IMPATIENT, str(folder / "small.yaml"), "--storage", url]
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, text=True, cwd=folder, start_new_session=True
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_driver_that_stood_still_ends_and_its_successor_keeps_the_trials(server: Server, tmp_path: Path) -> None:
+    url, still, successor = server.url("lab/stood-still"), tmp_path / "still", tmp_path / "successor"
+    for folder in (still, successor):
+        folder.mkdir()
+        path = write(folder, scheduler="none")
+        path.write_text(path.read_text().replace("epochs: 4", "epochs: 60"))
+    old = start_impatient(still, url)
+    wait_for(old, still, "trial 0 epoch 2/60")
+    os.kill(old.pid, signal.SIGSTOP)
+    time.sleep(6)
+    new = start_impatient(successor, url)
+    wait_for(new, successor, "goes on")
+    os.kill(old.pid, signal.SIGCONT)
+    assert old.wait(120) == 1, (still / "log").read_text()
+    log = (still / "log").read_text()
+    assert f"process {new.pid} on" in log and "has taken this storage over: this search ends" in log
+    assert "Traceback" not in log
+    assert new.wait(400) == 0, (successor / "log").read_text()
+    copy = successor / storage.local(url)
+    trials = optuna.load_study(study_name="small", storage=f"sqlite:///{copy}/studies.db").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
+    assert all(sorted(trial.intermediate_values) == list(range(1, 61)) for trial in trials)
+    assert not list(scratch_root().glob("trial-*"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from csmae.config import Synthetic
 from csmae.data.scenes import draw_scenes
 from csmae.data.splits import METADATA
 from csmae.data.write import LMDB, PAIR_BYTES, Writer, put_pair, write_metadata, writing
+from csmae.scratch import scratch
 from csmae.sensors import CLASSES
 
 GENERATOR = 2
@@ -75,17 +74,15 @@ def synthesize(settings: Synthetic, final: Path, progress: Callable[[int], objec
     """
     with writing(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}-"))
-        try:
-            _write(settings, temporary, progress)
-            temporary.chmod(0o755)
-            if not (final / METADATA).exists():
-                temporary.replace(final)
-        except OSError:
-            if not (final / METADATA).exists():
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with scratch(f".{final.name}", final.parent) as temporary:
+            try:
+                _write(settings, temporary, progress)
+                temporary.chmod(0o755)
+                if not (final / METADATA).exists():
+                    temporary.replace(final)
+            except OSError:
+                if not (final / METADATA).exists():
+                    raise
 
 
 def _write(settings: Synthetic, folder: Path, progress: Callable[[int], object]) -> None:

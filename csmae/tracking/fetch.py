@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from csmae.scratch import scratch
 from csmae.sqlite import sqlite_path, sqlite_url
 from csmae.tracking.database import client_of, current, moves
 from csmae.tracking.outbox import TrackingError
@@ -94,6 +94,6 @@ def _download(location: str, folder: Path, place: str) -> None:
     from mlflow.artifacts import download_artifacts
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as draft:
-        fetched = download_artifacts(artifact_uri=location, dst_path=draft, tracking_uri=place)
+    with scratch(f".{folder.name}", folder.parent) as draft:
+        fetched = download_artifacts(artifact_uri=location, dst_path=str(draft), tracking_uri=place)
         Path(fetched).replace(folder)

@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import logging
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from csmae.scratch import scratch
 from csmae.tracking.card import bands_of, model_card, read_settings
 from csmae.tracking.outbox import Event, TrackingError
 
@@ -81,9 +81,9 @@ class Registry:
             self._experiment, MODEL, run_id, self._tags(event, folder), model_type=MODEL
         )
         self._client.log_model_artifacts(model.model_id, str(folder))
-        with tempfile.TemporaryDirectory() as draft:
-            (Path(draft) / "README.md").write_text(self._card(event), encoding="utf-8")
-            self._client.log_model_artifacts(model.model_id, draft)
+        with scratch("card") as draft:
+            (draft / "README.md").write_text(self._card(event), encoding="utf-8")
+            self._client.log_model_artifacts(model.model_id, str(draft))
         for key, value in body["metrics"].items():
             self._client.log_metric(run_id, key, value, body["step_ms"], body["step"], model_id=model.model_id)
         return self._client.finalize_logged_model(model.model_id, "READY")

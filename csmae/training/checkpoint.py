@@ -100,6 +100,16 @@ def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any], device:
     return Done(**content["done"])
 
 
+def progress(folder: Path) -> tuple[int, int]:
+    """Epochs that a folder's checkpoint has done, and steps of the next; none where there is no whole checkpoint."""
+    path = folder / CHECKPOINT
+    try:
+        done = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["done"]  # reads no tensor
+        return int(done["epochs"]), int(done["steps"])
+    except Exception:  # a damaged file fails in any of torch's, pickle's or zip's ways; resuming names what is wrong
+        return 0, 0
+
+
 def _compare(path: Path, written: dict[str, Any], config: Config) -> None:
     before, now = dict(flatten(written)), dict(flatten(config.model_dump(mode="json")))
     for name, value in now.items():

@@ -59,6 +59,8 @@ def write_snapshot(
     np.savez(content, allow_pickle=False, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for draft in path.parent.glob("*.new"):  # which a kill left half written
+            draft.unlink(missing_ok=True)
         draft = path.with_suffix(".new")
         draft.write_bytes(content.getvalue())
         draft.replace(path)

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,9 @@ import pyarrow
 from pyarrow import fs
 
 from csmae.config import ConfigError
+
+CHECK = ".check-"
+"""Prefix of objects that are written to see whether that is possible."""
 
 SCHEMES = ("s3://", "gs://")
 
@@ -59,7 +63,7 @@ class Bucket:
         Raises:
             ConfigError: It is impossible.
         """
-        key = f".check-{os.urandom(8).hex()}"
+        key = f"{CHECK}{os.urandom(8).hex()}"
         try:
             files, path = _open(self.url)
             if files.get_file_info(path.partition("/")[0]).type == fs.FileType.NotFound:
@@ -118,10 +122,24 @@ class Bucket:
         """Remove objects; those that are gone already are no matter."""
         files, root = _open(self.url)
         for key in keys:
-            try:
+            with suppress(FileNotFoundError):
                 files.delete_file(f"{root}/{key}")
-            except FileNotFoundError:
-                continue
+
+    def delete_below(self, prefix: str) -> None:
+        """Remove all objects below a prefix."""
+        files, root = _open(self.url)
+        with suppress(FileNotFoundError):
+            files.delete_dir(f"{root}/{prefix}")
+
+    def objects(self) -> dict[str, float]:
+        """All objects by key, with the seconds since 1970 at which the bucket got them."""
+        files, root = _open(self.url)
+        found = files.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
+        return {
+            entry.path.removeprefix(f"{root}/"): entry.mtime_ns / 1e9
+            for entry in found
+            if entry.type == fs.FileType.File and entry.mtime_ns is not None
+        }
 
     def names(self, prefix: str) -> list[str]:
         """What lies directly below a prefix."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import ray
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import Config
+from csmae.scratch import scratch
 from csmae.tuning.bucket import patiently
 from csmae.tuning.cluster import Share
 from csmae.tuning.file_set import Files, FileSet
@@ -77,6 +77,6 @@ def _score(config: Config, folder: Path | None, files: FileSet | None) -> dict[s
 
     if files is None:
         return score(config, folder)
-    with tempfile.TemporaryDirectory() as scratch:
-        patiently(lambda: files.fetch(Path(scratch), files.manifest(), lambda name: name.startswith("encoder/")))
-        return score(config, Path(scratch) / "encoder")
+    with scratch("score") as copy:
+        patiently(lambda: files.fetch(copy, files.manifest(), lambda name: name.startswith("encoder/")))
+        return score(config, copy / "encoder")

@@ -54,8 +54,9 @@ class Ended:
 class Ending:
     """How a search ended, and in words why where it was not by having done all."""
 
-    kind: Literal["done", "interrupted", "stuck", "budget", "hopeless"]
-    """After an interruption, and where the search is stuck (a full disk), the running trials can be gone on with."""
+    kind: Literal["done", "interrupted", "stuck", "superseded", "budget", "hopeless"]
+    """After an interruption, and where the search is stuck (a full disk), the running trials can be gone on with. Where another
+    driver took the storage over, they are that driver's."""
     reason: str = ""
 
 

@@ -1,13 +1,21 @@
 """Files that belong together, in a bucket: a manifest names the objects, and an object is never written twice.
 
 So whoever reads the manifest has one state of all files, whatever is being written meanwhile.
+
+A writer claims the files first. Each claim has a manifest of its own, and the newest claim's manifest is the state: a writer
+that was taken for dead cannot overwrite its successor's state, whenever it wakes up. It needs nothing of the bucket but that
+a listing shows what was written before (S3 and Google's both promise that), no locks and no conditional writes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -16,7 +24,25 @@ from typing import Any
 from csmae.config import ConfigError
 from csmae.tuning.bucket import Bucket
 
-MANIFEST = "manifest.json"
+DRIVER = "driver"
+"""Key of the driver's own files in a storage."""
+
+MANIFEST = re.compile(r"manifest(-(?P<token>\d{8}-[0-9a-f]{8}))?\.json")
+"""Of the claim with this token; without one of a writer that knew no claims."""
+
+CLAIM = re.compile(r"claim-(?P<token>\d{8}-[0-9a-f]{8})")
+
+OBJECT = re.compile(r".+\.[0-9a-f]{14,16}")
+
+UNNAMED_S = 24 * 3600.0
+"""Age at which an object that no manifest names is removed, see ``csmae.tuning.leftovers``."""
+
+READS = 5
+"""Attempts to read a manifest that a newer one takes the place of meanwhile."""
+
+
+class SupersededError(ConfigError):
+    """Somebody else claimed the files since."""
 
 
 @dataclass(frozen=True)
@@ -48,37 +74,47 @@ class FileSet:
             OSError: The bucket does not answer.
             ConfigError: The manifest is none of ours.
         """
-        content = self.bucket.get_bytes(f"{self.key}/{MANIFEST}")
-        if content is None:
-            return Manifest()
+        for _ in range(READS):
+            names = [name for name in self.bucket.names(self.key) if MANIFEST.fullmatch(name)]
+            if not names:
+                return Manifest()
+            name = max(names, key=token_of)
+            if content := self.bucket.get_bytes(f"{self.key}/{name}"):
+                return self.parsed(name, content)
+        raise OSError(f"{self.key}: another writer is always quicker")
+
+    def parsed(self, name: str, content: bytes) -> Manifest:
+        """What a manifest says; errors as of ``manifest``."""
+        where = f"{self.bucket.url}: {self.key}/{name}"
         try:
             found = Manifest(**json.loads(content))
             names = [PurePosixPath(name) for pair in found.files.items() for name in pair]
         except (ValueError, TypeError, AttributeError):
-            raise ConfigError(f"{self.bucket.url}: {self.key}/{MANIFEST} is damaged: remove it") from None
+            raise ConfigError(f"{where} is damaged: remove it") from None
         if bad := [name for name in names if name.is_absolute() or ".." in name.parts]:
-            raise ConfigError(f"{self.bucket.url}: {self.key}/{MANIFEST} names {str(bad[0])!r}, a file elsewhere")
+            raise ConfigError(f"{where} names {str(bad[0])!r}, a file elsewhere")
         return found
 
-    def push(self, folder: Path, note: dict[str, Any]) -> Manifest:
-        """Make a folder's files the state in the bucket; what did not change is not sent again.
-
-        Args:
-            folder: Nobody may write to it meanwhile.
-            note: What to say of it.
+    def claim(self) -> Claim:
+        """Become the one writer; whoever was it before may write no more.
 
         Raises:
-            OSError: The bucket does not take it now; the state before stays.
+            OSError: The bucket does not answer.
+            SupersededError: Somebody else did the same at the same moment.
         """
-        old, new = self.manifest(), Manifest({name: _object(folder, name) for name in _names(folder)}, note)
-        there = set(old.files.values())
-        for name, key in new.files.items():
-            if key not in there:
-                self.bucket.put(f"{self.key}/{key}", folder / name)
-        if new != old:
-            self.bucket.put_bytes(f"{self.key}/{MANIFEST}", json.dumps(vars(new)).encode())
-        self.bucket.delete(f"{self.key}/{key}" for key in there - set(new.files.values()))
-        return new
+        number = max((int(token[:8]) for token in self.claims()), default=0) + 1
+        claim = Claim(self, f"{number:08}-{secrets.token_hex(4)}")
+        self.bucket.put_bytes(
+            f"{self.key}/claim-{claim.token}", f"process {os.getpid()} on {socket.gethostname()}".encode()
+        )
+        claim.check()
+        claim.state = self.manifest()  # after the claim: what it names is removed by nobody else from now on
+        return claim
+
+    def claims(self) -> list[str]:
+        """Tokens of the writers, those that have not written yet included; the last one's is the largest."""
+        found = (MANIFEST.fullmatch(name) or CLAIM.fullmatch(name) for name in self.bucket.names(self.key))
+        return sorted({match["token"] for match in found if match and match["token"]})
 
     def fetch(self, folder: Path, state: Manifest, wanted: Callable[[str], bool] = bool) -> None:
         """Bring a folder to a state; other files in it stay.
@@ -104,9 +140,62 @@ class FileSet:
         Raises:
             OSError: The bucket does not answer.
         """
-        state = self.manifest()
-        if state.files:
-            self.bucket.delete([f"{self.key}/{MANIFEST}", *(f"{self.key}/{key}" for key in state.files.values())])
+        self.bucket.delete_below(self.key)
+
+
+@dataclass
+class Claim:
+    """The right to write a folder's files."""
+
+    files: FileSet
+    token: str
+    state: Manifest = field(default_factory=Manifest)
+    """Last one that was found or written."""
+    lost: str = ""
+    """Who took the files over, once that is known."""
+
+    def check(self) -> None:
+        """Make sure that nobody claimed the files since.
+
+        Raises:
+            OSError: The bucket does not answer.
+            SupersededError: Somebody did.
+        """
+        newest = max(self.files.claims(), default=self.token)
+        if newest > self.token:
+            who = self.files.bucket.get_bytes(f"{self.files.key}/claim-{newest}") or b"another process"
+            what = "this storage" if self.files.key == DRIVER else self.files.key
+            self.lost = f"--storage {self.files.bucket.url}: {who.decode()} has taken {what} over"
+            raise SupersededError(self.lost)
+
+    def push(self, folder: Path, note: dict[str, Any]) -> Manifest:
+        """Make a folder's files the state in the bucket; what did not change is not sent again.
+
+        Args:
+            folder: Nobody may write to it meanwhile.
+            note: What to say of it.
+
+        Raises:
+            OSError: The bucket does not take it now; the state before stays.
+            SupersededError: Somebody else claimed the files.
+        """
+        self.check()
+        files, begun = self.files, time.time()
+        new = Manifest(objects(folder), note)
+        there = set(self.state.files.values())
+        for name, key in new.files.items():
+            if key not in there:
+                files.bucket.put(f"{files.key}/{key}", folder / name)
+        if new == self.state:
+            return new
+        if time.time() - begun > UNNAMED_S / 2:
+            raise OSError("took so long that the first objects may be gone")
+        files.bucket.put_bytes(f"{files.key}/manifest-{self.token}.json", json.dumps(vars(new)).encode())
+        self.check()  # whoever claimed before this moment may have taken up the state before: its objects must stay
+        self.state = new
+        older = [name for name in files.bucket.names(files.key) if _is_before(name, self.token)]
+        files.bucket.delete(f"{files.key}/{key}" for key in [*older, *there - set(new.files.values())])
+        return new
 
 
 @dataclass(frozen=True)
@@ -116,14 +205,31 @@ class Files:
     Args:
         bucket: Where.
         folder: The driver's copy of it.
+        claim: The driver's.
     """
 
     bucket: Bucket
     folder: Path
+    claim: Claim | None = None
 
     def of(self, folder: Path) -> FileSet:
         """The files of a folder within the driver's."""
         return FileSet(self.bucket, folder.relative_to(self.folder).as_posix())
+
+    @property
+    def lost(self) -> str:
+        """Who took the storage over from this driver, if that is known."""
+        return self.claim.lost if self.claim else ""
+
+    def check(self) -> None:
+        """Make sure that the storage is still this driver's.
+
+        Raises:
+            OSError: The bucket does not answer.
+            SupersededError: Another driver took it over.
+        """
+        if self.claim:
+            self.claim.check()
 
 
 def snapshot(folder: Path, target: Path) -> Path:
@@ -138,6 +244,11 @@ def snapshot(folder: Path, target: Path) -> Path:
     return target
 
 
+def objects(folder: Path) -> dict[str, str]:
+    """By path within a folder, the name of each whole file's object."""
+    return {name: _object(folder, name) for name in _names(folder)}
+
+
 def _names(folder: Path) -> Iterator[str]:
     """Files that are whole: names that begin with a dot, or end with .new, are drafts."""
     for path in sorted(folder.rglob("*")):
@@ -149,3 +260,15 @@ def _names(folder: Path) -> Iterator[str]:
 def _object(folder: Path, name: str) -> str:
     """What a file's object is called: with the time at which it was written."""
     return f"{name}.{(folder / name).stat().st_mtime_ns:x}"
+
+
+def token_of(manifest: str) -> str:
+    """Of a manifest's claim; empty for one without."""
+    match = MANIFEST.fullmatch(manifest)
+    return (match and match["token"]) or ""
+
+
+def _is_before(name: str, token: str) -> bool:
+    """Whether an object is the claim or the manifest of an earlier writer."""
+    match = MANIFEST.fullmatch(name) or CLAIM.fullmatch(name)
+    return match is not None and (match["token"] or "") < token

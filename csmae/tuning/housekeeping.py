@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
 from csmae.tuning.bucket import reason
+from csmae.tuning.file_set import Files, SupersededError
 from csmae.tuning.ledger import CONFIRMS, START, Ledger, was_cut
 from csmae.tuning.standings import standings
 
@@ -43,13 +45,14 @@ class Housekeeper:
 
     def _remove(self, number: int) -> None:
         run_dir = self._ledger.run_dir(number)
-        try:
-            (run_dir / "checkpoint.pt").unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s: cannot be removed: %s", run_dir / "checkpoint.pt", error.strerror)
+        for path in (run_dir / "checkpoint.pt", *run_dir.glob(".*.tmp")):  # which a kill may have left half written
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s: cannot be removed: %s", path, error.strerror)
         shutil.rmtree(self._ledger.encoder_dir(number), ignore_errors=True)
         if self._ledger.files:
-            self._bucket.submit(self._ledger.files.of(run_dir).delete)  # the search waits for no bucket
+            self._bucket.submit(_delete, self._ledger.files, run_dir)  # the search waits for no bucket
 
     def sweep(self) -> None:
         """Remove what a bucket got of such trials after they were over, or could not remove at the time."""
@@ -59,9 +62,16 @@ class Housekeeper:
             return
         try:
             for number in sorted(self._gone):
-                files.of(self._ledger.run_dir(number)).delete()
+                _delete(files, self._ledger.run_dir(number))
+        except SupersededError:
+            return  # another driver decides now what is needed, and the search says so as it ends
         except OSError as error:
             log.warning("%s: %s: files of trials that nobody needs stay there", files.bucket.url, reason(error))
+
+
+def _delete(files: Files, run_dir: Path) -> None:
+    files.check()
+    files.of(run_dir).delete()
 
 
 def _stays(trial: FrozenTrial) -> bool:

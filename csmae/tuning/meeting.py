@@ -13,6 +13,9 @@ from csmae.tuning.bucket import Bucket, reason
 
 DRIVER = "driver"
 
+MEETING = ".meeting-"
+"""Prefix of places."""
+
 
 @dataclass(frozen=True)
 class Meeting:
@@ -61,7 +64,7 @@ class Meeting:
 @contextmanager
 def meeting(storage: Path | Bucket) -> Iterator[tuple[Meeting, str | None]]:
     """A place for as long as the block lasts, with the driver's word in it; or why it cannot be there."""
-    place, trouble = Meeting(storage, f".meeting-{secrets.token_hex(8)}"), None
+    place, trouble = Meeting(storage, f"{MEETING}{secrets.token_hex(8)}"), None
     if isinstance(storage, Path):
         try:
             (storage / place.name).mkdir(parents=True)

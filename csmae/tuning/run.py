@@ -17,10 +17,12 @@ from ray import tune
 from ray.tune import PlacementGroupFactory, Stopper
 
 from csmae.config import ConfigError
+from csmae.scratch import scratch
 from csmae.tuning.budget import Budget
 from csmae.tuning.capacity import Capacity
 from csmae.tuning.cluster import Share
 from csmae.tuning.events import Ending, Listener
+from csmae.tuning.file_set import SupersededError
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.options import seconds
 from csmae.tuning.scheduler import EpochScheduler, make_rule
@@ -52,6 +54,8 @@ class Warden(Stopper):  # type: ignore[misc]
         if self.ending.kind == "done":
             if self._searcher.ending:
                 self.ending = self._searcher.ending
+            elif (files := self._budget.ledger.files) and files.lost:
+                self.ending = Ending("superseded", files.lost)
             elif reason := self._budget.over():
                 self.ending = Ending("budget", reason)
             else:
@@ -115,28 +119,42 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
     search = ledger.study.search
     searcher = LedgerSearcher(budget, listener, Capacity(search, share.slots))
     warden = Warden(budget, searcher)
-    with _scratch(None if ledger.files else ledger.folder) as scratch, warden.listening():
+    with _scratch(None if ledger.files else ledger.folder) as folder, warden.listening():
         plan = SlotPlan(
             workers=search.workers_per_trial,
             cpus_per_worker=share.cpus_per_worker,
             gpus_per_worker=share.gpus_per_worker,
             retries=search.retries,
             hang_timeout_s=seconds(search.hang_timeout),
-            scratch_dir=scratch,
+            scratch_dir=folder,
             pretrain=pretrain,
             files=ledger.files,
             accelerator_type=share.accelerator_type,
         )
         _tuner(plan, searcher, warden, ledger).fit()
-    ending = warden.ending
+    ending = _superseded(ledger) or warden.ending
     with searcher.writing():
         budget.write()
         if ending.kind in ("budget", "hopeless"):
             searcher.abandon(ending.reason)
     searcher.keeper.sweep()
+    if ending.kind == "superseded":
+        return ending
     if searcher.ending and searcher.ending.kind == "stuck":
         return searcher.ending
     return Ending("done", searcher.exhausted) if ending.kind == "done" and searcher.exhausted else ending
+
+
+def _superseded(ledger: Ledger) -> Ending | None:
+    """Whether another driver took the storage over, which may be why workers could not go on."""
+    try:
+        if ledger.files:
+            ledger.files.check()
+    except SupersededError as error:
+        return Ending("superseded", str(error))
+    except OSError:
+        return None  # a bucket that does not answer hinders the other driver as well
+    return None
 
 
 @contextmanager
@@ -146,13 +164,17 @@ def _scratch(folder: Path | None) -> Iterator[str]:
     Args:
         folder: That all nodes share; None is each node's own temporary folder.
     """
-    for stale in folder.glob("tune-*") if folder else ():
+    if folder is None:
+        with scratch("tune") as own:
+            yield str(own)
+        return
+    for stale in folder.glob("tune-*"):
         shutil.rmtree(stale, ignore_errors=True)
     try:
-        scratch = tempfile.TemporaryDirectory(prefix="tune-" if folder else "csmae-tune-", dir=folder)
+        shared = tempfile.TemporaryDirectory(prefix="tune-", dir=folder)
     except OSError as error:
         raise ConfigError(f"--storage: {folder} cannot be written: {error.strerror}") from None
-    with scratch as name:
+    with shared as name:
         yield name
 
 

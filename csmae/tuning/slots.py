@@ -22,7 +22,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from csmae.config import Config, ConfigError
 from csmae.tuning.file_set import Files
 from csmae.tuning.mailbox import Assignment, EpochDone, Event, GroupLost, Mailbox, Outcome, Silence, TrialDone
-from csmae.tuning.working_copy import mark_of, saved_epoch, working_copy
+from csmae.tuning.working_copy import clear_copies, copy_folder, mark_of, saved_epoch, working_copy
 
 PRETRAIN = "csmae.training.engine:pretrain"
 
@@ -201,6 +201,8 @@ def serve(setting: dict[str, Any]) -> None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    if plan.files:
+        clear_copies()
 
 
 @dataclass(frozen=True)
@@ -265,13 +267,13 @@ class _Rank:
             yield Path(assignment.run_dir), _nothing
             return
         files = self.plan.files.of(Path(assignment.run_dir))
-        folder = Path(self.plan.scratch_dir) / "work" / files.key / f"rank-{self.number}"
+        folder = copy_folder(files, self.number)
 
         def beat() -> None:
             self.mailbox.beat.remote(assignment.ticket, self.group)
 
-        with working_copy(files, folder, mark_of(assignment.config), self.number == 0, beat) as mirror:
-            yield folder, mirror
+        with working_copy(files, folder, mark_of(assignment.config), self.number == 0, beat) as copy:
+            yield copy
 
     def _generator(self, assignment: Assignment, run_dir: Path) -> Iterator[Any]:
         from ray.train.torch import get_device

@@ -9,7 +9,6 @@ import secrets
 import shutil
 import socket
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from csmae.config import ConfigError
+from csmae.scratch import scratch
 from csmae.tuning.bucket import SCHEMES, Bucket, patiently, reason
-from csmae.tuning.file_set import Files, FileSet
+from csmae.tuning.file_set import DRIVER, Claim, Files, FileSet, SupersededError
 from csmae.tuning.ledger import DATABASE, Ledger
+from csmae.tuning.leftovers import remove_leftovers
 from csmae.tuning.run import only_driver
 
 EVERY_S = 20.0
@@ -29,6 +30,12 @@ EVERY_S = 20.0
 
 LEASE_S = 120.0
 """Silence of a driver on another machine after which it counts as dead."""
+
+CLEAR_EVERY_S = 24 * 3600.0
+"""Between looks at what killed writers left in the bucket."""
+
+DRAFT_S = 3600.0
+"""Age at which a file that is not whole is of a process that was killed."""
 
 CLOSE_S = 60.0
 
@@ -97,11 +104,11 @@ def opened(where: str) -> Iterator[Files | None]:
     folder, bucket = local(where).absolute(), Bucket(where)
     bucket.check()
     with only_driver(folder):
-        mirror = Mirror(FileSet(bucket, "driver"), folder)
-        mirror.take_over()
+        mirror = Mirror(FileSet(bucket, DRIVER), folder)
+        claim = mirror.take_over()
         mirror.start()
         try:
-            yield Files(bucket, folder)
+            yield Files(bucket, folder, claim)
         finally:
             mirror.close()
 
@@ -116,7 +123,7 @@ def fetched(where: str) -> Path:
     if where.startswith(SCHEMES):
         bucket = Bucket(where)
         bucket.check()
-        files = FileSet(bucket, "driver")
+        files = FileSet(bucket, DRIVER)
         try:
             state = files.manifest()
             if state.note.get("owner") != _owner(folder):
@@ -130,13 +137,14 @@ def bring_home(ledger: Ledger) -> None:
     """Fetch what a bucket holds of the trials, checkpoints excepted, to the driver's copy.
 
     Raises:
-        ConfigError: The bucket does not answer.
+        ConfigError: The bucket does not answer, or another driver took the storage over.
     """
     files = ledger.files
     if files is None:
         return
     trials = ledger.run_dir(0).parent
     try:
+        patiently(files.check)
         for name in patiently(lambda: files.bucket.names(trials.relative_to(files.folder).as_posix())):
             trial = files.of(trials / name)
             state = patiently(trial.manifest)
@@ -156,42 +164,70 @@ class Mirror(threading.Thread):
     def __init__(self, files: FileSet, folder: Path) -> None:
         super().__init__(name="mirror", daemon=True)
         self._files, self._folder, self._closing = files, folder, threading.Event()
+        self._claim: Claim | None = None
         self._told = False
 
-    def take_over(self) -> None:
+    def take_over(self) -> Claim:
         """Bring the copy up to the bucket, where another machine's driver was the last to write to it.
+
+        Returns:
+            The right to drive, which another driver may take away after a long silence of this one.
 
         Raises:
             ConfigError: That driver is still at it, or the bucket fails.
         """
         try:
-            state = self._files.manifest()
-            note, owner = state.note, _owner(self._folder)
-            if note and note["owner"] != owner:
-                age = time.time() - note["time"]
-                if note["open"] and age < LEASE_S:
-                    raise ConfigError(
-                        f"--storage {self._files.bucket.url}: {note['who']} runs a search on it, and was heard of {age:.0f} s "
-                        f"ago: wait for its end, or {LEASE_S:.0f} s after its machine is gone"
-                    )
-                for path in (self._folder / name for name in _names(self._folder)):
-                    path.unlink()  # of a search that another machine took over since
-                self._files.fetch(self._folder, state)
-            elif not (self._folder / DATABASE).exists():
-                self._files.fetch(self._folder, state)
+            owner, note = _owner(self._folder), self._files.manifest().note
+            if note and note["owner"] != owner and note["open"] and (age := time.time() - note["time"]) < LEASE_S:
+                raise ConfigError(
+                    f"--storage {self._files.bucket.url}: {note['who']} runs a search on it, and was heard of {age:.0f} s "
+                    f"ago: wait for its end, or {LEASE_S:.0f} s after its machine is gone"
+                )
+            self._claim = self._files.claim()
+            self._catch_up(owner)
             self._push(True)
         except OSError as error:
             raise ConfigError(f"--storage {self._files.bucket.url}: {reason(error)}") from None
+        return self._claim
+
+    def _catch_up(self, owner: str) -> None:
+        """Bring the copy to the state that was claimed, unless this copy is where it came from."""
+        assert self._claim
+        state = self._claim.state
+        for draft in self._folder.rglob(".*.[0-9]*"):  # see ``Bucket.get``
+            if time.time() - draft.stat().st_mtime > DRAFT_S:
+                draft.unlink()
+        if state.note and state.note["owner"] != owner:
+            for path in (self._folder / name for name in _names(self._folder)):
+                path.unlink()  # of a search that another machine took over since
+            self._files.fetch(self._folder, state)
+        elif not (self._folder / DATABASE).exists():
+            self._files.fetch(self._folder, state)
 
     def run(self) -> None:
-        """Send until closed."""
-        while not self._closing.wait(EVERY_S):
-            self._try(True)
+        """Send until closed, or until another driver took the storage over."""
+        cleared = -CLEAR_EVERY_S
+        while not self._closing.wait(EVERY_S) and not self._lost:
+            if self._try(True) and time.monotonic() - cleared > CLEAR_EVERY_S:
+                cleared = time.monotonic()
+                self._clear()
+
+    def _clear(self) -> None:
+        try:
+            remove_leftovers(self._files.bucket)
+        except (OSError, ConfigError) as error:
+            log.warning("%s: %s: what killed processes left there stays", self._files.bucket.url, reason(error))
+
+    @property
+    def _lost(self) -> bool:
+        return bool(self._claim and self._claim.lost)
 
     def close(self) -> None:
-        """Send the last, for a while."""
+        """Send the last, for a while; nothing where another driver took the storage over."""
         self._closing.set()
         self.join()
+        if self._lost:
+            return
         deadline = time.monotonic() + CLOSE_S
         while not self._try(False):
             if time.monotonic() > deadline:
@@ -202,8 +238,13 @@ class Mirror(threading.Thread):
             time.sleep(1)
 
     def _try(self, is_open: bool) -> bool:
+        """Send; whether nothing is left to be sent."""
         try:
             self._push(is_open)
+        except SupersededError as error:
+            if not is_open:  # else the search says so as it ends
+                log.warning("%s", error)
+            return True
         except (OSError, sqlite3.Error) as error:
             if not self._told:
                 log.warning("%s: %s; the search goes on", self._files.bucket.url, reason(error))
@@ -217,9 +258,10 @@ class Mirror(threading.Thread):
     def _push(self, is_open: bool) -> None:
         who = f"process {os.getpid()} on {socket.gethostname()}"
         note: dict[str, Any] = {"owner": _owner(self._folder), "who": who, "time": time.time(), "open": is_open}
-        with tempfile.TemporaryDirectory() as name:
-            _copy(self._folder, Path(name))
-            self._files.push(Path(name), note)
+        assert self._claim
+        with scratch("driver") as copy:
+            _copy(self._folder, copy)
+            self._claim.push(copy, note)
 
 
 def _owner(folder: Path) -> str:
