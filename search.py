@@ -165,7 +165,7 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
 
         ending = run_search(budget, part, listen)
     if ending.kind == "superseded":
-        console.print(f"{ending.reason}: this search ends, its trials go on there", soft_wrap=True, markup=False)
+        say(f"{ending.reason}: this search ends, its trials go on there")
         return FAILED
     if ending.kind in ("interrupted", "stuck"):
         for trial in progress.running:
