@@ -240,8 +240,8 @@ def test_the_best_are_trained_again_with_other_seeds(tmp_path: Path) -> None:
     again = [searcher.suggest(f"again {index}") for index in range(5)]
     assert again[4] is None
     configs = [s["config"] for s in again if isinstance(s, dict)]
-    assert [config["train"]["seed"] for config in configs] == [1, 2, 1, 2]
-    for index, score in enumerate((0.3, 0.3, 0.55, 0.57)):
+    assert [config["train"]["seed"] for config in configs] == [1, 1, 2, 2]
+    for index, score in enumerate((0.3, 0.55, 0.3, 0.57)):
         searcher.on_trial_complete(f"again {index}", result(4, score, finished=True))
     ledger = Ledger(study, tmp_path)
     assert [trial.number for trial in ledger.explored()] == [0, 1, 2]

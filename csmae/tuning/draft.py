@@ -10,6 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from csmae.tuning.ledger import CONFIRMS
 from csmae.tuning.sampler_view import DRAFT_ID, SamplerView, seen_by_sampler
 from csmae.tuning.samplers import make_sampler
 from csmae.tuning.study import Study
@@ -84,11 +85,12 @@ class Draft:
         return {name: self._study.space.domains[name].distribution for name in values}
 
     def _seen(self) -> Iterator[FrozenTrial]:
-        """The study's trials, each after the points that were refused before it."""
+        """The study's trials, each after the points that were refused before it; repetitions are no further points."""
         for trial in self._trials:
             if REFUSED in trial.user_attrs:
                 yield from self._steering(refusals(trial), trial.number)
-            yield trial
+            if CONFIRMS not in trial.user_attrs:
+                yield trial
         yield from self._steering(self.refused, len(self._trials))
 
     def _steering(self, refused: Sequence[Refusal], number: int) -> Iterator[FrozenTrial]:

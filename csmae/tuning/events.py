@@ -46,8 +46,6 @@ class Ended:
     """The objective at the end."""
     reason: str | None = None
     """Why it failed, or was cut short."""
-    may_win: bool = False
-    """Whether it can be the best: it repeats no other one and keeps to the constraints."""
 
 
 @dataclass(frozen=True)

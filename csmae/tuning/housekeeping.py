@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 from csmae.tuning.bucket import reason
 from csmae.tuning.file_set import Files, SupersededError
 from csmae.tuning.ledger import CONFIRMS, START, Ledger, was_cut
-from csmae.tuning.standings import standings
+from csmae.tuning.standings import leaderboard
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,9 @@ class Housekeeper:
         """Look through the trials that are over."""
         search = self._ledger.study.search
         keep = max(search.keep, search.confirm.top if search.confirm else 0)
-        confirmed = [standing.trial for standing in standings(self._ledger) if standing.num_seeds > 1]
-        best = {trial.number for trial in (*self._ledger.ranked()[:keep], *self._ledger.front(), *confirmed)}
+        board = leaderboard(self._ledger.optuna)
+        finalists = {standing.trial.number for standing in board.standings if standing.is_finalist}
+        best = {trial.number for trial in self._ledger.ranked()[:keep]} | board.front | finalists
         for trial in self._ledger.trials():
             if trial.state.is_finished() and trial.number not in self._gone | best and not _stays(trial):
                 self._gone.add(trial.number)

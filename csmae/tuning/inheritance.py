@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from csmae.config import Config, ConfigError
 from csmae.data.name import data_name
 from csmae.settings import did_you_mean, flatten, merge, parse_config
-from csmae.tuning.ledger import EPOCH, NOT_TRAINED, ORIGIN, Ledger, open_storage, usable
+from csmae.tuning.ledger import EPOCH, NOT_TRAINED, ORIGIN, Ledger, open_storage, result_of, usable
 from csmae.tuning.options import COSTS
 from csmae.tuning.proposals import known_metrics, violation, with_seed
 from csmae.tuning.study import Study
@@ -94,10 +94,11 @@ def _copy(study: Study, old: optuna.Study, trial: FrozenTrial, origin: list[Any]
     constraints = _constraints(study, old, trial, config)
     if constraints is None:
         return None
+    result = result_of(trial)
     curve = {key: value for key, value in trial.user_attrs.items() if key.startswith(EPOCH)}
     return optuna.create_trial(
-        state=trial.state,
-        values=trial.values,
+        state=trial.state if result is None else TrialState.COMPLETE,
+        values=trial.values if result is None else result,
         params=study.space.encode(point),
         distributions={key: study.space.domains[key].distribution for key in point},
         user_attrs={**curve, NOT_TRAINED: True, ORIGIN: origin},

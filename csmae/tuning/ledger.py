@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,16 @@ ORIGIN = "from"
 """User attribute of a trial that was taken over: the study and the number it had there."""
 
 CONFIRMS = "confirms"
-"""User attribute of a trial that repeats another one, whose number it holds, with another seed."""
+"""User attribute of a trial that repeats another one, whose number it holds, with another seed.
+
+It ends as PRUNED, so that it is never Optuna's best trial; ``RESULT`` holds what came of it. Samplers do not see it.
+"""
+
+RESULT = "result"
+"""User attribute of a repetition that was trained to its end: its objectives."""
+
+FINALISTS = "finalists"
+"""User attribute of a study: numbers of the trials that were chosen to be trained again with other seeds."""
 
 START = "start"
 """User attribute of a trial that is never stopped early: a starting point, which it holds, or a repetition."""
@@ -158,17 +167,24 @@ class Ledger:
 
         Where none came to its end, those that the budget cut short.
         """
-        trials = eligible(self.explored())
-        return [trials[index] for index in order([self._scores(trial) for trial in trials])]
+        return ranked(self.explored(), self.study.search.signs)
 
     def front(self) -> list[FrozenTrial]:
         """Those of the ranked trials that no other one beats in every objective."""
-        trials = eligible(self.explored())
-        first = undominated([self._scores(trial) for trial in trials])
-        return [trial for trial, on_front in zip(trials, first, strict=True) if on_front]
+        return front(self.explored(), self.study.search.signs)
 
-    def _scores(self, trial: FrozenTrial) -> Values:
-        return tuple(sign * value for sign, value in zip(self.study.search.signs, last_values(trial), strict=True))
+    def name_finalists(self, top: int) -> list[FrozenTrial]:
+        """The best trials by now, on record as those that are trained again; those named before stay so."""
+        best = self.ranked()[:top]
+        before = self.optuna.user_attrs.get(FINALISTS, [])
+        if new := [trial.number for trial in best if trial.number not in before]:
+            self.optuna.set_user_attr(FINALISTS, [*before, *new])
+        return best
+
+    def num_repetitions(self, number: int) -> int:
+        """Repetitions of a trial that run or are over; one that a budget cut short has to be made up for."""
+        again = (trial for trial in self.trials() if trial.user_attrs.get(CONFIRMS) == number)
+        return sum(not was_cut(trial) for trial in again)
 
     # What happens.
 
@@ -193,7 +209,7 @@ class Ledger:
 
     def repeat(self, trial: FrozenTrial, seed: int) -> optuna.Trial:
         """A new trial at another one's point, with another seed."""
-        self.enqueue(trial.params, start=True, confirms=trial.number, seed=seed)
+        self.enqueue(self.values(trial), start=True, confirms=trial.number, seed=seed)
         return self._begin(self._in_line()[-1])  # the first in line may be a starting point that was never come to
 
     def _begin(self, waiting: FrozenTrial) -> optuna.Trial:
@@ -211,7 +227,11 @@ class Ledger:
 
     def complete(self, trial: optuna.Trial, values: Values) -> None:
         """End a trial that was trained to its end."""
-        self.optuna.tell(trial, values)
+        if CONFIRMS in trial.user_attrs:
+            trial.set_user_attr(RESULT, values)
+            self.prune(trial)
+        else:
+            self.optuna.tell(trial, values)
 
     def prune(self, trial: optuna.Trial) -> None:
         """End a trial that was stopped early; its curve stays."""
@@ -315,6 +335,40 @@ def last_values(trial: FrozenTrial) -> Values:
     return tuple(trial.values or list(curve(trial).values())[-1])
 
 
+def result_of(trial: FrozenTrial) -> Values | None:
+    """Objectives of a trial that was trained to its end, a repetition or not; None for another."""
+    if trial.state is TrialState.COMPLETE:
+        return tuple(trial.values)
+    return tuple(trial.user_attrs[RESULT]) if RESULT in trial.user_attrs and trial.state.is_finished() else None
+
+
+def state_of(trial: FrozenTrial) -> str:
+    """How a trial stands or ended: Optuna's word, but COMPLETE for a repetition that was trained to its end."""
+    return trial.state.name if result_of(trial) is None else TrialState.COMPLETE.name
+
+
+def ranked(trials: Iterable[FrozenTrial], signs: Sequence[int]) -> list[FrozenTrial]:
+    """Those that may win by their own scores, best first; by Pareto front for several objectives.
+
+    Args:
+        trials: Without repetitions.
+        signs: For each objective, 1 where larger is better, else -1.
+    """
+    kept = eligible(trials)
+    return [kept[index] for index in order([_scores(trial, signs) for trial in kept])]
+
+
+def front(trials: Iterable[FrozenTrial], signs: Sequence[int]) -> list[FrozenTrial]:
+    """Those of the ranked trials that no other one beats in every objective; arguments as of ``ranked``."""
+    kept = eligible(trials)
+    first = undominated([_scores(trial, signs) for trial in kept])
+    return [trial for trial, on_front in zip(kept, first, strict=True) if on_front]
+
+
+def _scores(trial: FrozenTrial, signs: Sequence[int]) -> Values:
+    return tuple(sign * value for sign, value in zip(signs, last_values(trial), strict=True))
+
+
 def eligible(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Those that came to their end and keep to the constraints; if there is none, those that the budget cut short."""
     kept = [trial for trial in trials if max(trial.constraints.values(), default=0) <= 0]
@@ -324,4 +378,4 @@ def eligible(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
 def was_cut(trial: FrozenTrial) -> bool:
     """Whether the budget cut a trial short, after an epoch at least."""
     stopped = trial.state is TrialState.PRUNED and "reason" in trial.user_attrs
-    return stopped and NOT_TRAINED not in trial.user_attrs
+    return stopped and not {NOT_TRAINED, RESULT} & trial.user_attrs.keys()

@@ -10,7 +10,8 @@ from typing import Any
 
 from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Event, Reported, Started, Waiting
-from csmae.tuning.ledger import last_values
+from csmae.tuning.ledger import Ledger, state_of
+from csmae.tuning.standings import standings
 
 NUM_ENDED = 8
 """Trials that are over and still known, the latest."""
@@ -38,7 +39,6 @@ class Progress:
 
     Args:
         objective: Metric shown for each trial.
-        sign: 1 where a larger objective is better, else -1.
         num_trials: Of the whole study, repetitions that confirm included.
         counts: Trials by state, those of earlier runs included.
         best: The best trial so far.
@@ -52,7 +52,6 @@ class Progress:
     """
 
     objective: str
-    sign: int
     num_trials: int
     counts: Mapping[str, int]
     best: TrialProgress | None
@@ -68,16 +67,10 @@ class Progress:
     def of(cls, budget: Budget) -> Progress:
         """What earlier runs of the study left."""
         ledger = budget.ledger
-        states = Counter(trial.state.name for trial in ledger.trials() if trial.state.is_finished())
-        best = next(iter(ledger.ranked()), None)
-        search = ledger.study.search
-        shown = (
-            TrialProgress(best.number, ledger.values(best), 0, value=last_values(best)[0], state="COMPLETE")
-            if best
-            else None
-        )
+        states = Counter(state_of(trial) for trial in ledger.trials() if trial.state.is_finished())
+        search, shown = ledger.study.search, _best(ledger)
         repetitions = search.confirm.top * search.confirm.seeds if search.confirm else 0
-        return cls(search.objective, search.signs[0], search.num_trials + repetitions, states, shown, budget)
+        return cls(search.objective, search.num_trials + repetitions, states, shown, budget)
 
     @property
     def num_ended(self) -> int:
@@ -119,11 +112,8 @@ class Progress:
         self.running, self.ended = tuple(self._others(trial.number)), (*self.ended, trial)[-NUM_ENDED:]
         self.num_ended_here, self.ended_epochs = self.num_ended_here + 1, self.ended_epochs + trial.epoch
         self.counts = {**self.counts, event.state: self.counts.get(event.state, 0) + 1}
-        better = self.best is None or (self.sign * (event.value or 0) > self.sign * (self.best.value or 0))
-        if event.state == "COMPLETE" and event.may_win and better:
-            self.best = trial
-            return True
-        return False
+        before, self.best = self.best, _best(self.budget.ledger) if event.state == "COMPLETE" else self.best
+        return self.best is not None and (before is None or before.number != self.best.number)
 
     @property
     def epochs_per_s(self) -> float | None:
@@ -141,3 +131,11 @@ class Progress:
         mean = self.ended_epochs / num_ended if num_ended else sum(trial.epochs for trial in running) / len(running)
         to_start = max(0, self.num_trials - self.num_ended - len(running))
         return (to_start * mean + sum(max(0.0, mean - trial.epoch) for trial in running)) / rate
+
+
+def _best(ledger: Ledger) -> TrialProgress | None:
+    """The trial that would be the champion now."""
+    best = next(iter(standings(ledger)), None)
+    if best is None:
+        return None
+    return TrialProgress(best.trial.number, ledger.values(best.trial), 0, state="COMPLETE", value=best.mean)

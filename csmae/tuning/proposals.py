@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
 from csmae.tuning.draft import Draft
-from csmae.tuning.ledger import CONFIRMS, NOT_TRAINED, ORIGIN, START, Ledger
+from csmae.tuning.ledger import NOT_TRAINED, ORIGIN, START, Ledger
 from csmae.tuning.options import bound
 from csmae.tuning.study import MAX_GRID
 
@@ -93,22 +93,37 @@ class Proposals:
             self.reason = reason
 
     def confirmation(self) -> Proposal | None:
-        """A repetition of one of the best trials with another seed; None when all are done."""
+        """A repetition of one of the best trials with another seed; None when all are done.
+
+        Each of them is repeated once before one is repeated twice: whenever a budget ends this, means over as many
+        seeds as possible compare.
+        """
         confirm = self._study.search.confirm
         if confirm is None:
             return None
-        again = [trial.user_attrs for trial in self._ledger.trials() if CONFIRMS in trial.user_attrs]
-        done = {(attributes[CONFIRMS], attributes["seed"]) for attributes in again}
-        for best in self._ledger.ranked()[: confirm.top]:
-            first = best.params.get("train.seed", self._study.space.base["train.seed"]) + 1
-            for seed in range(first, first + confirm.seeds):
-                if (best.number, seed) not in done and (proposal := self._repetition(best, seed)):
-                    return proposal
+        finalists = [(self._ledger.num_repetitions(t.number), t) for t in self._ledger.name_finalists(confirm.top)]
+        for times, best in sorted(finalists, key=lambda pair: pair[0]):
+            if times < confirm.seeds and (proposal := self._repeat(best)):
+                return proposal
         return None
 
-    def _repetition(self, best: FrozenTrial, seed: int) -> Proposal | None:
+    def _repeat(self, best: FrozenTrial) -> Proposal | None:
+        """A repetition with the next seed that no trial of this configuration had; the space may vary the seed itself."""
+        point = self._ledger.values(best)
+        seed = point.get("train.seed", self._study.space.base["train.seed"])
+        twin: int | None = best.number
+        try:
+            while twin is not None:
+                seed += 1
+                values = {**point, "train.seed": seed}
+                config = self._study.resolve(values)
+                twin = self._own.get(_key(config))
+        except ConfigError as error:  # the search's present settings do not allow it
+            self.reason = str(error).splitlines()[0]
+            return None
         trial = self._ledger.repeat(best, seed)
-        return self._check(trial, self._study.space.suggest(trial))
+        self._study.space.suggest(trial)
+        return self._proposal(trial, values)
 
     def _check(self, trial: optuna.Trial, values: Mapping[str, Any], resumed: bool = False) -> Proposal | None:
         """A trial that has a number as a proposal, or None and refused."""

@@ -16,7 +16,7 @@ from csmae.settings import did_you_mean
 from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Ending, Listener, Reported, Started, Waiting
 from csmae.tuning.housekeeping import Housekeeper
-from csmae.tuning.ledger import CONFIRMS, DATABASE_ERRORS, START, curve, eligible, unusable
+from csmae.tuning.ledger import DATABASE_ERRORS, START, curve, state_of, unusable
 from csmae.tuning.proposals import Proposal, Proposals, violation
 
 METRICS = "metrics/"
@@ -204,9 +204,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _tell(self, live: _Live, reason: str | None) -> None:
         trial = self._ledger.frozen(live.trial)
-        wins = CONFIRMS not in trial.user_attrs and bool(eligible([trial]))
         value = live.metrics.get(self._ledger.study.search.objective)
-        self._listener(Ended(trial.number, trial.state.name, value, reason, wins))
+        self._listener(Ended(trial.number, state_of(trial), value, reason))
 
     def _values(self, live: _Live) -> tuple[float, ...]:
         return tuple(live.metrics[name] for name in self._ledger.study.search.objectives)

@@ -1,13 +1,16 @@
-"""How the trials stand at the end: by their score, or by the mean over seeds where they were trained again."""
+"""Which trial is the best: decided here alone, from the trial store, for everything that names or shows one."""
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from csmae.tuning.ledger import CONFIRMS, Ledger, last_values
+from csmae.tuning.ledger import CONFIRMS, FINALISTS, NOT_TRAINED, Ledger, front, last_values, ranked, result_of
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,8 @@ class Standing:
     """The trial that found it."""
     scores: tuple[float, ...]
     """First objective: of the trial, then of its repetitions."""
+    is_finalist: bool = False
+    """Whether it was chosen to be trained again with other seeds."""
 
     @property
     def num_seeds(self) -> int:
@@ -35,14 +40,57 @@ class Standing:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 
-def standings(ledger: Ledger) -> list[Standing]:
-    """The configurations, best first. Those trained again come before the others, by their mean."""
+@dataclass(frozen=True)
+class Leaderboard:
+    """A study's trials as far as they can win, and why the others cannot."""
+
+    objectives: Mapping[str, str]
+    """``maximize`` or ``minimize`` by name, the first one first."""
+    standings: list[Standing]
+    """Best first."""
+    front: frozenset[int] = frozenset()
+    """Numbers of those that no other one beats in every objective, by their own scores."""
+    repeats: Mapping[int, int] = field(default_factory=dict)
+    """Repetitions: by number, the trial that each repeats."""
+    broken: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Constraints that a trial breaks, by its number."""
+
+
+def leaderboard(study: optuna.Study) -> Leaderboard:
+    """How the trials of a study stand.
+
+    Trials that keep to the constraints and came to their end stand by their scores, by Pareto front where there are
+    several objectives; where none came to its end, those that a budget cut short. Finalists, which are those chosen to
+    be trained again with other seeds, stand before all others, by the mean of the first objective over the seeds that each
+    has by now: so one that its repetition disproved gives way to one that is not repeated yet.
+    """
+    trials = [t for t in study.get_trials(deepcopy=False) if _is_trained(t)]
+    repetitions = [trial for trial in trials if CONFIRMS in trial.user_attrs]
+    explored = [trial for trial in trials if CONFIRMS not in trial.user_attrs]
+    signs = [1 if direction is StudyDirection.MAXIMIZE else -1 for direction in study.directions]
     again: dict[int, list[float]] = {}
-    for trial in ledger.trials():
-        if CONFIRMS in trial.user_attrs and trial.state is TrialState.COMPLETE:
-            again.setdefault(trial.user_attrs[CONFIRMS], []).append(trial.values[0])
-    found = [Standing(t, (last_values(t)[0], *again.get(t.number, ()))) for t in ledger.ranked()]
-    confirmed = [standing for standing in found if standing.num_seeds > 1]
-    sign = ledger.study.search.signs[0]
-    confirmed.sort(key=lambda standing: -sign * standing.mean)
-    return confirmed + [standing for standing in found if standing.num_seeds == 1]
+    for trial in repetitions:
+        if (result := result_of(trial)) is not None:
+            again.setdefault(trial.user_attrs[CONFIRMS], []).append(result[0])
+    named = {*study.user_attrs.get(FINALISTS, ()), *again}
+    found = [
+        Standing(t, (last_values(t)[0], *again.get(t.number, ())), t.number in named) for t in ranked(explored, signs)
+    ]
+    finalists = [standing for standing in found if standing.is_finalist]
+    finalists.sort(key=lambda standing: (-signs[0] * standing.mean, -standing.num_seeds))
+    return Leaderboard(
+        dict(zip(study.metric_names or ["objective"], (d.name.lower() for d in study.directions), strict=False)),
+        finalists + [standing for standing in found if not standing.is_finalist],
+        frozenset(trial.number for trial in front(explored, signs)),
+        {trial.number: trial.user_attrs[CONFIRMS] for trial in repetitions},
+        {t.number: names for t in trials if (names := tuple(name for name, v in t.constraints.items() if v > 0))},
+    )
+
+
+def standings(ledger: Ledger) -> list[Standing]:
+    """The trials of a study that can win, best first."""
+    return leaderboard(ledger.optuna).standings
+
+
+def _is_trained(trial: FrozenTrial) -> bool:
+    return trial.state is not TrialState.WAITING and NOT_TRAINED not in trial.user_attrs

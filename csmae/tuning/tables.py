@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import optuna
-from optuna.study import StudyDirection
 from rich.table import Table
 from rich.text import Text
 
 from csmae.tuning.importance import importances
 from csmae.tuning.inheritance import study_names
-from csmae.tuning.ledger import CONFIRMS, NOT_TRAINED, Ledger, eligible, last_values, open_storage, usable
-from csmae.tuning.standings import standings
+from csmae.tuning.ledger import NOT_TRAINED, Ledger, last_values, open_storage, state_of, usable
+from csmae.tuning.standings import leaderboard
 from csmae.tuning.view import number, settings
 
 NUM_BEST = 5
@@ -47,7 +46,8 @@ def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
 
 def best_table(ledger: Ledger) -> Table:
     """The best trials with every objective; the mean over seeds where they were trained again."""
-    search, front = ledger.study.search, {trial.number for trial in ledger.front()}
+    search, board = ledger.study.search, leaderboard(ledger.optuna)
+    front = board.front
     several = len(search.objectives) > 1
     table = _table(f"best trials; {len(front)} on the Pareto front (*)" if several else "best trials")
     table.expand = True  # so that the settings give way, not the scores
@@ -55,7 +55,7 @@ def best_table(ledger: Ledger) -> Table:
     for objective in search.objectives:
         table.add_column(objective, justify="right", no_wrap=True)
     table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
-    for standing in standings(ledger)[: max(NUM_BEST, len(front))]:
+    for standing in board.standings[: max(NUM_BEST, len(front))]:
         first, *others = last_values(standing.trial)
         mark = "*" if several and standing.trial.number in front else ""
         if standing.num_seeds > 1:
@@ -89,11 +89,11 @@ def studies_table(path: Path) -> Table:
         with usable(path):
             study = optuna.load_study(study_name=name, storage=open_storage(path))
             trials = [trial for trial in study.get_trials(deepcopy=False) if NOT_TRAINED not in trial.user_attrs]
-        states = Counter(trial.state.name for trial in trials)
+            board = leaderboard(study)
+        states = Counter(map(state_of, trials))
         counts = [str(states[state]) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
-        scores = [last_values(t)[0] for t in eligible(trials) if CONFIRMS not in t.user_attrs]
-        best = (max if study.directions[0] is StudyDirection.MAXIMIZE else min)(scores, default=None)
-        table.add_row(Text(name), *counts, number(best), Text(next(iter(study.metric_names or []), "")))
+        best = next((standing.mean for standing in board.standings), None)
+        table.add_row(Text(name), *counts, number(best), Text(next(iter(board.objectives))))
     return table
 
 
