@@ -52,6 +52,42 @@ def test_an_accelerator_type_narrows_the_room_to_its_nodes() -> None:
         share(Search(accelerator_type="A10G"), ROOM)
 
 
+@pytest.mark.parametrize(
+    ("gpus_per_worker", "room", "slots", "cpus"),
+    [
+        (0.2, Room(64, 1, "a"), 5, 12.0),
+        (0.1, Room(64, 3, "a"), 30, 2.0),
+        (0.4, Room(64, 4, "a"), 8, 8.0),
+        (0.3, Room(64, 4, "a"), 12, 5.0),
+        (0.3333, Room(64, 1, "a"), 3, 21.0),
+        (0.2, Room(4, 1, "a"), 4, 1.0),
+        (2, Room(32, 6, "a", 4.0, nodes=((16, 3), (16, 3))), 2, 8.0),
+        (0.6, Room(32, 4, "a", 8.0, nodes=((16, 2), (16, 2))), 4, 8.0),
+        (1, Room(24, 2, "a", 4.0, nodes=((8, 2), (16, 0))), 2, 4.0),
+        (0, Room(3, 0, "a", nodes=((1.5, 0), (1.5, 0))), 2, 1.0),
+    ],
+)
+def test_workers_are_counted_node_by_node_and_gpu_by_gpu(
+    gpus_per_worker: float, room: Room, slots: int, cpus: float
+) -> None:
+    part = share(Search(gpus_per_worker=gpus_per_worker, num_trials=99), room)
+    assert (part.slots, part.cpus_per_worker) == (slots, cpus)
+
+
+@pytest.mark.parametrize(
+    ("settings", "room", "text"),
+    [
+        ({"gpus_per_worker": 2}, Room(8, 2, "lab", 4.0, nodes=((4, 1), (4, 1))), "hold 0 such workers: lower"),
+        ({"workers_per_trial": 3}, Room(3, 0, "lab", nodes=((1.5, 0), (1.5, 0))), "hold 2 such workers: lower"),
+        ({"gpus_per_worker": 1.5}, Room(8, 4, "lab"), "must be whole above 1, .* found 1.5"),
+        ({"gpus_per_worker": 0.00001}, Room(8, 4, "lab"), "must be 0 or at least 0.0001"),
+    ],
+)
+def test_what_no_node_holds_is_refused(settings: dict[str, float], room: Room, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        share(Search(**settings), room)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_trials_follow_the_nodes_that_join_and_leave(cluster: OwnCluster, tmp_path: Path) -> None:

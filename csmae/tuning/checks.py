@@ -9,7 +9,7 @@ from functools import partial
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from csmae.config import ConfigError
-from csmae.tuning.cluster import ACCELERATOR, Room, share
+from csmae.tuning.cluster import ACCELERATOR, KIND_UNIT, Room, share
 from csmae.tuning.nodes import Facts, Node, Survey
 from csmae.tuning.options import Search
 
@@ -90,7 +90,7 @@ def placement(search: Search, room: Room) -> Check:
     except ConfigError as error:
         return from_error("placement", error)
     gpus = {"GPU": part.gpus_per_worker} if part.gpus_per_worker else {}
-    kind = {f"{ACCELERATOR}{part.accelerator_type}": 0.001} if part.accelerator_type else {}
+    kind = {f"{ACCELERATOR}{part.accelerator_type}": KIND_UNIT} if part.accelerator_type else {}
     group = placement_group([{"CPU": part.cpus_per_worker} | gpus | kind] * search.workers_per_trial, strategy="PACK")
     try:
         fits = group.wait(PLACE_S)

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
 
 import ray
 from ray._private.state import state
 
 from csmae.config import ConfigError
+from csmae.tuning.cpus import usable_cpus
 from csmae.tuning.door import enter, find, have_token
 from csmae.tuning.options import Search
 from csmae.tuning.reaper import orphans_freed
+from csmae.tuning.temp_dir import ray_temp_dir
 
 OBJECT_STORE_BYTES = 256 * 2**20
 """Enough for what a search puts there: nothing of size passes through Ray."""
 
 ACCELERATOR = "accelerator_type:"
 """How Ray calls the resource of a node that has a type of accelerator."""
+
+KIND_UNIT = 0.001
+"""Of such a resource that is asked for, so that a node of the type is chosen."""
+
+UNIT = 10_000
+"""Ray counts resources in ten-thousandths."""
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the other output cannot be silenced
@@ -56,6 +67,8 @@ class Room:
     """Whether strangers are kept out."""
     kinds: Mapping[str, Room] = field(default_factory=dict)
     """By Ray's type of accelerator, what the nodes have that bear it."""
+    nodes: tuple[tuple[float, float], ...] = ()
+    """CPUs and GPUs of each node; empty where all is one node."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ def this_machine() -> Room:
     """What this machine has, as this process may use it."""
     import torch
 
-    return Room(len(os.sched_getaffinity(0)), torch.cuda.device_count(), "this machine")
+    return Room(usable_cpus(), torch.cuda.device_count(), "this machine")
 
 
 def share(search: Search, room: Room) -> Share:
@@ -90,22 +103,62 @@ def share(search: Search, room: Room) -> Share:
             )
         room = room.kinds[kind]
     gpus = search.gpus_per_worker if search.gpus_per_worker is not None else float(room.gpus > 0)
+    _check_gpus(gpus, workers)
+    needs = [("CPUs", 1.0, room.cpus)] + ([("GPUs", gpus, room.gpus)] if gpus else [])
+    for name, each, there in needs:
+        if workers * _exact(each) > _exact(there):
+            raise ConfigError(
+                f"search.workers_per_trial {workers} needs {workers * each:g} {name}, {room.where} has {there:g}: "
+                "lower --workers-per-trial or --gpus-per-worker"
+            )
+    cpus = _cpus_per_worker(gpus, room)
+    fitting = sum(_workers_on(node, cpus, gpus) for node in room.nodes or ((room.cpus, room.gpus),))
+    if fitting < workers:
+        takes = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        raise ConfigError(
+            f"search.workers_per_trial {workers} needs {workers} x {takes}, each worker on one node; the nodes of {room.where} "
+            f"hold {fitting} such workers: lower --workers-per-trial or --gpus-per-worker"
+        )
+    return Share(min(fitting // workers, search.num_trials), cpus, gpus, kind)
+
+
+def _check_gpus(gpus: float, workers: int) -> None:
     if 0 < gpus < 1 and workers > 1:
         raise ConfigError(
             f"search.gpus_per_worker must be whole where a trial has {workers} workers: found {gpus:g}; "
             "two workers of one trial cannot share a GPU"
         )
-    needs = [("CPUs", 1.0, room.cpus)] + ([("GPUs", gpus, room.gpus)] if gpus else [])
-    for name, each, there in needs:
-        if workers * each > there:
-            raise ConfigError(
-                f"search.workers_per_trial {workers} needs {workers * each:g} {name}, {room.where} has {there:g}: "
-                "lower --workers-per-trial or --gpus-per-worker"
-            )
-    slots = int(min(there // (workers * each) for _, each, there in needs))
-    per_gpu = room.cpus_per_gpu or room.cpus / max(room.gpus, 1)
-    cpus = max(1.0, gpus * per_gpu // 1) if gpus else 1.0
-    return Share(min(slots, search.num_trials), cpus, gpus, kind)
+    if gpus > 1 and gpus != int(gpus):
+        raise ConfigError(f"search.gpus_per_worker must be whole above 1, as Ray hands out GPUs: found {gpus:g}")
+    if gpus and not _exact(gpus):
+        raise ConfigError(f"search.gpus_per_worker must be 0 or at least {1 / UNIT:g}, Ray's unit: found {gpus:g}")
+
+
+def _cpus_per_worker(gpus: float, room: Room) -> float:
+    """A worker's share of the CPUs beside its GPU; one CPU where it has no GPU."""
+    if not gpus:
+        return 1.0
+    per_gpu = _exact(room.cpus_per_gpu) if room.cpus_per_gpu else _exact(room.cpus) / _exact(max(room.gpus, 1))
+    beside = per_gpu * int(gpus) if gpus >= 1 else per_gpu / _workers_per_gpu(gpus)
+    return max(1.0, float(math.floor(beside)))
+
+
+def _workers_on(node: tuple[float, float], cpus: float, gpus: float) -> int:
+    """Workers for which a node has CPUs and GPUs; a part of a GPU is always a part of one and the same GPU."""
+    by_cpus = math.floor(_exact(node[0]) / _exact(cpus))
+    if not gpus:
+        return by_cpus
+    by_gpus = math.floor(_exact(node[1]) / _exact(gpus)) if gpus >= 1 else int(node[1]) * _workers_per_gpu(gpus)
+    return min(by_cpus, by_gpus)
+
+
+def _workers_per_gpu(gpus: float) -> int:
+    return math.floor(1 / _exact(gpus))
+
+
+def _exact(amount: float) -> Fraction:
+    """An amount of a resource as Ray counts it, without a float's rounding."""
+    return Fraction(round(amount * UNIT), UNIT)
 
 
 @contextmanager
@@ -131,29 +184,50 @@ def ray_running(address: str | None, room: Room | None, verbose: bool, insecure:
         _hush()
     there = find(address) if address else None
     asks = enter(there, insecure) if there else True
-    try:
-        if there:
-            ray.init(address=there, **quiet)
-        else:
-            assert room is not None
-            have_token()
-            ray.init(
-                num_cpus=int(room.cpus),
-                num_gpus=int(room.gpus),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-    except Exception as error:  # Ray raises what it likes, bare Exception where a node does not come up in time
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"Ray {'at ' + address if address else 'on this machine'} cannot be used: {reason}") from None
-    try:
-        with orphans_freed():  # after the trials, too: what the last of them left would be missing for the scoring
-            room = room_there(f"the cluster at {address}" if address else "this machine")
-            yield replace(room, asks_for_token=asks)
-    finally:
-        ray.shutdown()
+    with ExitStack() as stack:
+        try:
+            if there:
+                ray.init(address=there, **quiet)
+            else:
+                assert room is not None
+                _start_own(room, stack, quiet)
+        except ConfigError:
+            raise
+        except Exception as error:  # Ray raises what it likes, bare Exception where a node does not come up in time
+            raise _unusable(address, error) from None
+        stack.callback(ray.shutdown)
+        stack.enter_context(orphans_freed())  # after the trials, too: the scoring would miss what the last of them left
+        found = room_there(f"the cluster at {address}" if address else "this machine")
+        yield replace(found, asks_for_token=asks)
+
+
+def _start_own(room: Room, stack: ExitStack, quiet: Mapping[str, Any]) -> None:
+    """Start a Ray of this machine, whatever other Ray the environment names or the machine runs."""
+    os.environ.pop("RAY_ADDRESS", None)  # this process and its workers belong to no other cluster
+    have_token()
+    ray.init(
+        address="local",
+        num_cpus=int(room.cpus),
+        num_gpus=int(room.gpus),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=stack.enter_context(ray_temp_dir()),
+        **quiet,
+    )
+
+
+def _unusable(address: str | None, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())[:200]
+    if address:
+        return ConfigError(
+            f"Ray at {address} cannot be used: {reason}: look at it with `ray status`, and compare versions with "
+            f"`python -m csmae doctor --address {address}`"
+        )
+    return ConfigError(
+        f"Ray on this machine cannot be used: {reason}: run again with --verbose to see Ray's own logs, and see that memory and "
+        "the temporary folder (TMPDIR) are not full"
+    )
 
 
 def room_there(where: str) -> Room:
@@ -174,8 +248,8 @@ def room_there(where: str) -> Room:
 
 def _sum(nodes: list[Mapping[str, float]], where: str) -> Room:
     per_gpu = min((node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU")), default=None)
-    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-    return Room(cpus, gpus, where, per_gpu)
+    pairs = tuple((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
+    return Room(sum(cpus for cpus, _ in pairs), sum(gpus for _, gpus in pairs), where, per_gpu, nodes=pairs)
 
 
 def _hush() -> None:

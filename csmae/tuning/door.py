@@ -7,7 +7,6 @@ import secrets
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from ray._private.authentication.authentication_token_setup import (
@@ -101,15 +100,23 @@ def enter(gcs_address: str, insecure: bool) -> bool:
 
 
 def have_token() -> None:
-    """See that a Ray of our own has a token which this account alone may read: Ray makes one that the umask opens."""
+    """See that a Ray of our own has a token which this account alone may read: Ray makes one that the umask opens.
+
+    Where the home cannot be written, the token is for this process and its workers, in their environment.
+    """
     loader = AuthenticationTokenLoader.instance()
-    if "RAY_AUTH_MODE" in os.environ or loader.has_token(ignore_auth_mode=True):
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or loader.has_token(ignore_auth_mode=True):
         return
-    path = Path.home() / ".ray/auth_token"
-    with suppress(OSError):  # another process was quicker, or Ray itself will say what is wrong
+    token = secrets.token_hex(32)
+    try:
+        path = Path.home() / ".ray/auth_token"
         path.parent.mkdir(mode=0o700, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+            file.write(token)
+    except FileExistsError:
+        pass  # another process was quicker
+    except (OSError, RuntimeError):  # no home that can be written, or none at all
+        os.environ["RAY_AUTH_TOKEN"] = token
     loader.reset_cache()
 
 
