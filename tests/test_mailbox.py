@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from csmae.tuning import mailbox
-from csmae.tuning.mailbox import EpochDone, Mailbox, Silence, TrialDone
+from csmae.tuning.mailbox import EpochDone, Holding, Mailbox, Silence, TrialDone
 
 
 @pytest.fixture(autouse=True)
@@ -75,5 +75,83 @@ def test_a_group_that_leaves_with_its_work_saved_costs_no_attempt() -> None:
         assert await box.next_event() == EpochDone(1, {})
         await box.assign({}, "trials/1")
         assert not await verdict
+
+    asyncio.run(asyncio.wait_for(course(), 20))
+
+
+def test_workers_that_never_take_their_first_assignment_are_taken_for_dead() -> None:
+    async def course() -> None:
+        box = Mailbox(retries=1, hang_timeout_s=0.2)
+        await box.assign({}, "trials/0")
+        await box.workers_there(["rank 0", "rank 1"])
+        assert await box.next_event() == Holding(True)
+        assert await box.next_event() == Silence(["rank 0", "rank 1"])
+        await box.workers_gone()
+        await box.workers_there(["rank 0 again", "rank 1 again"])
+        assert [await box.next_event(), await box.next_event()] == [Holding(False), Holding(True)]
+        assert await box.next_event() == Silence(["rank 0 again", "rank 1 again"])
+        ended = await box.next_event()
+        assert isinstance(ended, TrialDone) and ended.outcome == "failed"
+        assert ended.reason == (
+            "no sign of life from the workers for 0.3 s that they had to take the trial (in each of 2 attempts)"
+        )
+
+    asyncio.run(asyncio.wait_for(course(), 20))
+
+
+def test_warm_workers_that_hang_before_the_next_trial_are_taken_for_dead() -> None:
+    async def course() -> None:
+        box = Mailbox(retries=1, hang_timeout_s=0.2)
+        await box.workers_there(["rank 0"])
+        await box.assign({}, "trials/0")
+        await box.take("one", 0, "rank 0")
+        await box.end(1, "one", "finished")
+        assert [await box.next_event(), await box.next_event()] == [Holding(True), TrialDone("finished")]
+        await box.assign({}, "trials/1")
+        assert await box.next_event() == Holding(True)
+        assert await box.next_event() == Silence(["rank 0"])
+
+    asyncio.run(asyncio.wait_for(course(), 20))
+
+
+def test_workers_that_start_in_the_place_of_silent_ones_get_their_time() -> None:
+    async def course() -> None:
+        box = await assigned("one")
+        assert await box.next_event() == Silence(["worker of one"])
+        await asyncio.sleep(0.2)
+        await box.workers_there(["worker of two"])
+        assert await box.next_event() == Holding(True)
+        await asyncio.sleep(0.2)
+        await box.take("two", 0, "worker of two")
+        following = asyncio.create_task(box.next_event())
+        assert await following == Silence(["worker of two"])
+
+    asyncio.run(asyncio.wait_for(course(), 20))
+
+
+def test_a_group_that_waits_for_resources_is_not_silent() -> None:
+    async def course() -> None:
+        box = Mailbox(retries=1, hang_timeout_s=0.1)
+        await box.assign({}, "trials/0")
+        await box.workers_gone()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(box.next_event(), 1)
+
+    asyncio.run(asyncio.wait_for(course(), 20))
+
+
+def test_no_worker_goes_on_after_an_epoch_that_was_not_judged() -> None:
+    async def course() -> None:
+        box = await assigned("one")
+        verdict = asyncio.create_task(box.tell(1, "one", 1, {}))
+        await box.workers_there(["worker of one"])
+        await asyncio.sleep(0)
+        events = [await box.next_event(), await box.next_event()]
+        assert events == [Holding(True), EpochDone(1, {})]
+        await asyncio.sleep(0.05)
+        assert not verdict.done(), "epoch 1 was delivered, and nobody has said yet that the trial goes on"
+        following = asyncio.create_task(box.next_event())
+        assert await verdict
+        following.cancel()
 
     asyncio.run(asyncio.wait_for(course(), 20))

@@ -285,6 +285,25 @@ def test_a_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
     assert Budget(Ledger(wider, tmp_path), gpus_per_worker=4.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
 
 
+def test_time_in_which_a_trial_waits_for_resources_is_not_charged(tmp_path: Path) -> None:
+    study = make_study(tmp_path, num_trials=1)
+    searcher, _ = make_searcher(study, tmp_path)
+
+    def spent() -> float:
+        return float(Ledger(study, tmp_path).trials()[0].user_attrs.get("worker_s", 0.0))
+
+    searcher.suggest("a")
+    time.sleep(0.2)
+    searcher.on_trial_result("a", {"holding": True})
+    assert spent() == 0
+    time.sleep(0.2)
+    searcher.on_trial_result("a", {"holding": False})
+    assert 0.2 <= (held := spent()) < 0.35
+    time.sleep(0.2)
+    searcher.on_trial_complete("a", result(4, 0.5, finished=True))
+    assert spent() == held
+
+
 def test_checkpoints_of_all_but_the_best_are_removed(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=6, keep=2)
     searcher, _ = make_searcher(study, tmp_path)

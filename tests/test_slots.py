@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import ray
 from optuna.trial import FrozenTrial
 from ray._private.state import actors
-from ray.util import placement_group_table
+from ray.util import placement_group, placement_group_table, remove_placement_group
 
 from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import Room, ray_running, share
@@ -42,6 +44,7 @@ def search(
     ending: Ending = DONE,
     listener: Listener = lambda event: None,
     compile: bool = False,
+    pretrain: str = "stub_training:quick",
     **settings: Any,
 ) -> list[FrozenTrial]:
     """Run a study of quick trainings in which some trials go wrong."""
@@ -56,7 +59,7 @@ def search(
     (folder / "study").mkdir(exist_ok=True)
     (folder / "study" / "faults.json").write_text(json.dumps(faults))
     ledger = Ledger(study, folder)
-    assert run_search(Budget(ledger), share(study.search, ROOM), listener, "stub_training:quick") == ending
+    assert run_search(Budget(ledger), share(study.search, ROOM), listener, pretrain) == ending
     return ledger.trials()
 
 
@@ -150,6 +153,29 @@ def test_a_killed_process_costs_time_and_nothing_else(cluster: Room, tmp_path: P
     trials = search(tmp_path, 3, {1: [what, 3, 0, 1]})
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
     assert [line.split()[2] for line in processes(tmp_path, 1, 0)] == ["0", "2"]
+    assert all_is_free()
+
+
+@pytest.mark.slow
+def test_a_trial_that_waits_for_resources_is_charged_for_the_rest_of_its_time_only(
+    cluster: Room, tmp_path: Path
+) -> None:
+    taken, began = placement_group([{"CPU": 2}]), time.monotonic()
+    assert taken.wait(60)
+    threading.Timer(15, remove_placement_group, [taken]).start()
+    (trial,) = search(tmp_path, 1, {})
+    assert 0 < trial.user_attrs["worker_s"] < 2 * (time.monotonic() - began - 15)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_workers_that_all_hang_before_their_first_trial_are_replaced(cluster: Room, tmp_path: Path) -> None:
+    try:
+        trials = search(tmp_path, 1, {}, pretrain="stub_hang:quick", hang_timeout="10s")
+    finally:
+        for mark in Path(tempfile.gettempdir()).glob("csmae-hang-*"):
+            mark.unlink()
+    assert [trial.state.name for trial in trials] == ["COMPLETE"]
     assert all_is_free()
 
 

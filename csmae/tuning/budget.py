@@ -31,11 +31,17 @@ class Budget:
         self._runs = float(ledger.optuna.user_attrs.get(RUNS_S, 0.0))
         self._trials = sum(float(trial.user_attrs.get(self._name, 0.0)) for trial in ledger.all_trials())
         self._start = self._written = time.monotonic()
-        self._running: dict[int, tuple[optuna.Trial, float]] = {}
+        self._running: dict[int, tuple[optuna.Trial, float | None]] = {}
+        """By number, trials and since when their workers hold resources for which nothing was charged yet."""
 
     def begin(self, trial: optuna.Trial) -> None:
-        """A trial's workers begin."""
-        self._running[trial.number] = trial, time.monotonic()
+        """A trial begins; its workers have to wait for resources first."""
+        self._running[trial.number] = trial, None
+
+    def hold(self, trial: optuna.Trial, holding: bool) -> None:
+        """A trial's workers hold resources from now on, or no longer."""
+        self._charge(trial.number)
+        self._running[trial.number] = trial, time.monotonic() if holding else None
 
     def end(self, trial: optuna.Trial) -> None:
         """A trial's workers are done with it."""
@@ -56,6 +62,8 @@ class Budget:
 
     def _charge(self, number: int) -> None:
         trial, since = self._running[number]
+        if since is None:
+            return
         now = time.monotonic()
         spent = (now - since) * self._units
         trial.set_user_attr(self._name, float(trial.user_attrs.get(self._name, 0.0)) + spent)
@@ -71,7 +79,8 @@ class Budget:
         """GPU-hours, or worker-hours where there are no GPUs, the running trials included."""
         now = time.monotonic()
         running = tuple(self._running.values())  # at once: the view's thread asks, too
-        return (self._trials + sum(now - since for _, since in running) * self._units) / 3600
+        open_s = sum(now - since for _, since in running if since is not None)
+        return (self._trials + open_s * self._units) / 3600
 
     def over(self) -> str | None:
         """Which limit is reached, in words; None for none."""

@@ -14,7 +14,7 @@ LOOK_EVERY_S = 1.0
 """Between looks at how long the workers have been silent."""
 
 START_S = 300.0
-"""What workers get at least to come in the place of silent ones: their node may be busy."""
+"""What workers get at least to start, and others to come in the place of silent ones: their node may be busy."""
 
 
 Outcome = Literal["finished", "failed", "stuck", "roomless"]
@@ -41,6 +41,13 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """Whether the trial's workers hold resources, or wait for them; a trial begins without, until this tells."""
+
+    resources: bool
+
+
+@dataclass(frozen=True)
 class TrialDone:
     """The workers are done with the assignment."""
 
@@ -62,13 +69,13 @@ class GroupLost:
 
 @dataclass(frozen=True)
 class Silence:
-    """The workers at the assignment gave no sign of life for too long."""
+    """The workers gave no sign of life for too long, at the assignment or before they took it."""
 
     workers: list[Any]
     """Their actors."""
 
 
-Event = EpochDone | TrialDone | GroupLost | Silence
+Event = EpochDone | Holding | TrialDone | GroupLost | Silence
 
 
 @dataclass
@@ -77,20 +84,22 @@ class _Course:
 
     reported: int = 0
     """Last epoch that the workers told."""
+    delivered: int = 0
+    """Last epoch of which the slot knows."""
     allowed: int = 0
     """Last epoch after which they may go on."""
     groups: list[str] = field(default_factory=list)
     """Groups that took the assignment since its last epoch: more than one after a worker died."""
     workers: list[Any] = field(default_factory=list)
     """Actors of the last group that took it."""
-    silent: str = ""
-    """The group that was last taken for dead."""
+    silent: bool = False
+    """Whether the last group was taken for dead, and no other has come in its place."""
     complaints: dict[str, str] = field(default_factory=dict)
     """First error that a rank of a group told."""
 
 
 class Mailbox:
-    """An asynchronous actor; the slot and every rank talk to it, nobody waits for anybody else's process.
+    """An asynchronous actor; the slot, the group's controller and every rank talk to it, nobody waits for another's process.
 
     Args:
         retries: Groups that may take an assignment after one died with it, without an epoch in between.
@@ -104,6 +113,8 @@ class Mailbox:
         self._assignment: Assignment | None = None
         self._tickets = 0
         self._course = _Course()
+        self._workers: list[Any] = []
+        """Actors that hold resources, from their start to their end, whether they took the assignment or not."""
         self._closed = False
         self._heard_at = 0.0
 
@@ -114,19 +125,25 @@ class Mailbox:
         self._tickets += 1
         self._assignment, self._course = Assignment(self._tickets, config, run_dir), _Course()
         self._events = asyncio.Queue()
+        if self._workers:
+            self._events.put_nowait(Holding(True))
         await self._notify()
 
     async def next_event(self) -> Event:
-        """Let the workers go on after the last epoch they told, and wait for what comes of it."""
-        self._course.allowed = self._course.reported
+        """Let the workers go on after the last epoch that was delivered, and wait for what comes of it."""
+        self._course.allowed = self._course.delivered
         self._heard_at = time.monotonic()
         await self._notify()
         while True:
             try:
-                return await asyncio.wait_for(self._events.get(), LOOK_EVERY_S)
+                event = await asyncio.wait_for(self._events.get(), LOOK_EVERY_S)
             except TimeoutError:
-                if self._course.workers and time.monotonic() - self._heard_at > self._patience_s:
+                if self._watched and time.monotonic() - self._heard_at > self._patience_s:
                     return self._silence()
+                continue
+            if isinstance(event, EpochDone):
+                self._course.delivered = event.number
+            return event
 
     async def close(self) -> None:
         """Send the workers home."""
@@ -135,7 +152,25 @@ class Mailbox:
 
     async def group_lost(self, lost: GroupLost) -> None:
         """Tell the slot that one of its fits ended by itself."""
+        self._hold([])
         self._events.put_nowait(lost)
+
+    # Called by the group's controller.
+
+    async def workers_there(self, workers: list[Any]) -> None:
+        """Tell that a group's processes run; from now on they must give signs of life while there is an assignment."""
+        self._course.silent, self._course.workers = False, []
+        self._heard_at = time.monotonic()
+        self._hold(workers)
+
+    async def workers_gone(self) -> None:
+        """Tell that a group's resources are free, or have to be waited for."""
+        self._hold([])
+
+    def _hold(self, workers: list[Any]) -> None:
+        if bool(workers) != bool(self._workers):
+            self._events.put_nowait(Holding(bool(workers)))
+        self._workers = workers
 
     # Called by the ranks.
 
@@ -224,23 +259,37 @@ class Mailbox:
             return False
         groups.append(group)
         self._course.workers.clear()
+        self._course.silent = False
         return True
 
     @property
+    def _watched(self) -> bool:
+        """Whether there are workers who must give signs of life, or others who must come in their place."""
+        return self._assignment is not None and bool(self._course.workers or self._workers or self._course.silent)
+
+    @property
     def _patience_s(self) -> float:
-        replaced = self._course.silent == self._course.groups[-1]
-        return max(self._hang_timeout_s, START_S) if replaced else self._hang_timeout_s
+        at_work = self._course.workers and not self._course.silent
+        return self._hang_timeout_s if at_work else max(self._hang_timeout_s, START_S)
 
     def _silence(self) -> Event:
-        course = self._course
-        text = f"no sign of life from the workers for {self._hang_timeout_s:g} s"
-        if course.silent == course.groups[-1]:
-            self._assignment = None
-            return TrialDone("failed", f"{text}, and for {self._patience_s:g} s no others in their place")
-        course.silent = course.groups[-1]
-        course.complaints.setdefault(course.silent, text)
+        course, patience_s = self._course, self._patience_s
+        text = f"no sign of life from the workers for {patience_s:g} s"
         self._heard_at = time.monotonic()
-        return Silence(course.workers)
+        if course.silent:
+            self._assignment = None
+            text = f"no sign of life from the workers for {self._hang_timeout_s:g} s"
+            return TrialDone("failed", f"{text}, and for {patience_s:g} s no others in their place")
+        if not course.workers:
+            text = f"{text} that they had to take the trial"
+            course.groups.append(f"{len(course.groups)}, which never took it")
+        course.silent = True
+        course.complaints.setdefault(course.groups[-1], text)
+        if len(course.groups) > self._retries and not course.workers:
+            self._assignment = None
+            self._events.put_nowait(TrialDone("failed", f"{text} (in each of {len(course.groups)} attempts)"))
+        silent = [*self._workers, *(worker for worker in course.workers if worker not in self._workers)]
+        return Silence(silent)
 
     def _finish(self, ended: TrialDone) -> None:
         self._assignment = None

@@ -129,6 +129,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         live, epoch = self._live[trial_id], result.get("epoch")
         if "stuck" in result:
             self.ending = Ending("stuck", result["stuck"])
+        if "holding" in result and not self._stuck:
+            with self.writing():
+                self._budget.hold(live.trial, result["holding"])
         if epoch is None or self._stuck:
             return
         live.metrics = {key.removeprefix(METRICS): value for key, value in result.items() if key.startswith(METRICS)}

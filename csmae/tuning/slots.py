@@ -21,7 +21,8 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from csmae.config import Config, ConfigError
 from csmae.tuning.file_set import Files
-from csmae.tuning.mailbox import Assignment, EpochDone, Event, GroupLost, Mailbox, Outcome, Silence, TrialDone
+from csmae.tuning.group_events import GroupEvents
+from csmae.tuning.mailbox import Assignment, EpochDone, Event, GroupLost, Holding, Mailbox, Outcome, Silence, TrialDone
 from csmae.tuning.working_copy import clear_copies, copy_folder, mark_of, saved_epoch, working_copy
 
 PRETRAIN = "csmae.training.engine:pretrain"
@@ -77,7 +78,8 @@ class SlotPlan:
 class Slot(tune.Trainable):  # type: ignore[misc]
     """A place where trials run one after another, in one long-lived ``TorchTrainer.fit()``.
 
-    Tune keeps the slot's process for the next trial (``reuse_actors``); a step is an epoch.
+    Tune keeps the slot's process for the next trial (``reuse_actors``); a step is an epoch, or the moment in which the
+    workers get or lose their resources.
     """
 
     def setup(self, config: dict[str, Any], plan: SlotPlan) -> None:
@@ -97,14 +99,18 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         """Let the workers go on and wait for the epoch they do.
 
         Returns:
-            ``epoch`` and ``metrics`` as flat keys; at the end ``done``, and the reason under the outcome's name.
+            ``epoch`` and ``metrics`` as flat keys, or ``holding``: whether the workers hold resources; at the end
+            ``done``, and the reason under the outcome's name.
         """
         event = self._next_event()
         last = self._config.train.epochs
+        if isinstance(event, Holding):
+            return {"holding": event.resources}
         if isinstance(event, EpochDone) and event.number < last:
             return self._result(event)
-        ended = self._next_event() if isinstance(event, EpochDone) else event
-        assert isinstance(ended, TrialDone)
+        ended: Any = event
+        while not isinstance(ended, TrialDone):
+            ended = self._next_event()
         result = self._result(event) if isinstance(event, EpochDone) else {}
         return {**result, ended.outcome: ended.reason, "done": True}
 
@@ -129,7 +135,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._thread = threading.Thread(target=self._fit, args=(self._fits,), daemon=True)
         self._thread.start()
 
-    def _next_event(self) -> EpochDone | TrialDone:
+    def _next_event(self) -> EpochDone | Holding | TrialDone:
         """What the workers tell next; silent ones are killed, and a group that is lost is replaced once an epoch."""
         while True:
             event: Event = ray.get(self._mailbox.next_event.remote())
@@ -152,7 +158,8 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         """The thread: one ``fit()`` for as long as its workers can be kept alive."""
         lost = GroupLost(number)
         try:
-            make_trainer(serve, {"mailbox": self._mailbox, "plan": self._plan}, self._plan).fit()
+            events = GroupEvents(self._mailbox)
+            make_trainer(serve, {"mailbox": self._mailbox, "plan": self._plan}, self._plan, events).fit()
         except Exception as error:  # whatever ended the group, the slot must hear of it, not this thread
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             roomless = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
@@ -162,8 +169,10 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             ray.get(self._mailbox.group_lost.remote(lost))
 
 
-def make_trainer(loop: Callable[[dict[str, Any]], None], config: dict[str, Any], plan: SlotPlan) -> TorchTrainer:
-    """Ray Train's trainer for a loop that every worker of a slot runs."""
+def make_trainer(
+    loop: Callable[[dict[str, Any]], None], config: dict[str, Any], plan: SlotPlan, events: GroupEvents | None = None
+) -> TorchTrainer:
+    """Ray Train's trainer for a loop that every worker of a slot runs; ``events`` hears of its resources."""
     return TorchTrainer(
         loop,
         train_loop_config=config,
@@ -176,6 +185,7 @@ def make_trainer(loop: Callable[[dict[str, Any]], None], config: dict[str, Any],
         run_config=train.RunConfig(
             name=f"slot-{uuid.uuid4().hex[:8]}",
             storage_path=plan.scratch_dir,
+            callbacks=[events] if events else None,
             failure_config=train.FailureConfig(max_failures=plan.retries + GROUP_RESTARTS, controller_failure_limit=3),
         ),
     )
