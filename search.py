@@ -29,6 +29,7 @@ from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.nodes import survey
 from csmae.tuning.progress import Progress
+from csmae.tuning.reserved import NoResourcesError
 from csmae.tuning.run import interruptible, only_driver, run_search
 from csmae.tuning.standings import standings
 from csmae.tuning.storage import bring_home, fetched, local, opened
@@ -195,8 +196,8 @@ def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part:
         say(f"no champion: {_last_reason(ledger)}")
         return FAILED
     try:
-        scores = score_all(found, part, ledger.files)
-    except RayError as error:
+        scores = score_all(found, part, ledger.files, say)
+    except (RayError, NoResourcesError) as error:
         say(f"the published protocol could not be computed: {str(error).splitlines()[-1]}")
         scores = [{} for _ in found]
     _crown(tracker, ledger, found, scores)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import Config
 from csmae.scratch import scratch
 from csmae.tuning.bucket import patiently
-from csmae.tuning.cluster import Share
+from csmae.tuning.cluster import ACCELERATOR, KIND_UNIT, Share
 from csmae.tuning.file_set import Files, FileSet
 from csmae.tuning.ledger import Ledger
+from csmae.tuning.reserved import NoResourcesError, run_reserved
 from csmae.tuning.standings import standings
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,28 +59,42 @@ def saved_metrics(encoder_dir: Path) -> dict[str, float]:
     return dict(content["details"]["metrics"])
 
 
-def score_all(found: list[Candidate], share: Share, files: Files | None = None) -> list[dict[str, float]]:
-    """Score by the published protocol, side by side on Ray's machines.
+def score_all(
+    found: list[Candidate], share: Share, files: Files | None = None, say: Callable[[str], object] = log.warning
+) -> list[dict[str, float]]:
+    """Score by the published protocol, side by side on Ray's machines; on CPUs where the GPUs are gone.
 
     Args:
         found: What to score.
         share: What each may take.
         files: Where their encoders are, if not in a folder that all nodes share.
+        say: Told in a line where resources are waited for in vain.
 
     Returns:
         For each candidate ``test/f1_mean``, ``test/f1/s1_to_s1`` and the like.
+
+    Raises:
+        NoResourcesError: There are no CPUs either.
     """
-    kind = share.accelerator_type
-    task = ray.remote(num_cpus=share.cpus_per_worker, num_gpus=share.gpus_per_worker, accelerator_type=kind)(_score)
-    there = [(c, files.of(c.encoder_dir.parent) if files and c.encoder_dir else None) for c in found]
-    return list(ray.get([task.remote(c.config, c.encoder_dir, trial) for c, trial in there]))
+    calls = [
+        (c.config, c.encoder_dir, files.of(c.encoder_dir.parent) if files and c.encoder_dir else None) for c in found
+    ]
+    kind = {f"{ACCELERATOR}{share.accelerator_type}": KIND_UNIT} if share.accelerator_type else {}
+    wanted = {"CPU": share.cpus_per_worker} | ({"GPU": share.gpus_per_worker} if share.gpus_per_worker else {}) | kind
+    try:
+        return run_reserved(_score, calls, wanted)
+    except NoResourcesError as error:
+        if not (share.gpus_per_worker or kind):
+            raise
+        say(f"{error}: the encoders are scored on CPUs")
+    return run_reserved(_score, [(*call, "cpu") for call in calls], {"CPU": 1.0})
 
 
-def _score(config: Config, folder: Path | None, files: FileSet | None) -> dict[str, float]:
+def _score(config: Config, folder: Path | None, files: FileSet | None, device: str | None = None) -> dict[str, float]:
     from csmae.training.scoring import score
 
     if files is None:
-        return score(config, folder)
+        return score(config, folder, device)
     with scratch("score") as copy:
         patiently(lambda: files.fetch(copy, files.manifest(), lambda name: name.startswith("encoder/")))
-        return score(config, copy / "encoder")
+        return score(config, copy / "encoder", device)
