@@ -1,6 +1,9 @@
 """Nodes that will be taken away, and trials that wait for others."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -92,6 +95,33 @@ def test_a_machine_of_no_cloud_is_refused(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     assert main(["notice", "aws", "--address", "127.0.0.1:1"]) == 2
     assert capsys.readouterr().err.startswith("notice aws: its metadata service does not answer here")
+
+
+def test_a_notice_that_ray_never_hears_is_told_again_until_the_end(
+    metadata: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notice, "GOOGLE_S", 1.5)
+    monkeypatch.setattr(notice, "TRY_S", 1.0)
+    assert main(["notice", "gcp", "--address", f"127.0.0.1:{free_port()}", "--node-id", "a" * 56]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("Ray has not heard it, once more") >= 1
+    assert err.startswith("notice gcp: Ray at 127.0.0.1:") and "could not be told" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_notice_reaches_a_head_that_answers_later(cluster: OwnCluster, metadata: Service) -> None:
+    port = cluster.address.rpartition(":")[2]
+    (gcs,) = [int(pid) for pid in cluster.run(["pgrep", "-f", f"gcs_server.*--gcs_server_port={port}"]).split()]
+    ask = "import ray, sys; ray.init(sys.argv[1], logging_level='CRITICAL'); print(ray.nodes()[0]['NodeID'])"
+    node = cluster.run([sys.executable, "-c", ask, cluster.address]).split()[-1]
+    command = [sys.executable, "-m", "csmae", "notice", "aws", "--address", cluster.address, "--node-id", node]
+    os.kill(gcs, signal.SIGSTOP)
+    watch = subprocess.Popen(command, env=os.environ | cluster.environment, stdout=subprocess.PIPE, text=True)
+    assert watch.stdout is not None
+    lines = iter(watch.stdout.readline, "")
+    assert next(lines).startswith("this machine goes in") and "once more" in next(lines)
+    os.kill(gcs, signal.SIGCONT)
+    assert list(lines)[-1] == "Ray knows\n" and watch.wait() == 0
 
 
 @pytest.mark.slow

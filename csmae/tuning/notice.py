@@ -22,6 +22,12 @@ TIMEOUT_S = 2.0
 GOOGLE_S = 30.0
 """Between Google's notice and the end."""
 
+FIRST_S = 30.0
+"""In which the metadata service must answer for the first time: a machine that has just started may be without network."""
+
+TRY_S = 15.0
+"""For Ray to take the notice, once."""
+
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``notice``."""
@@ -65,24 +71,70 @@ def _get(url: str, headers: dict[str, str], method: str = "GET") -> str:
 def _watch(options: argparse.Namespace) -> int:
     """Wait for the notice and pass it on: trials on this node save and move, and Ray places nothing here any more."""
     seconds_left = CLOUDS[options.cloud]
-    try:
-        left = seconds_left()
-    except OSError as error:
-        raise ConfigError(
-            f"notice {options.cloud}: its metadata service does not answer here ({error}): "
-            "run this on a machine of that cloud"
-        ) from None
+    left = _first_look(options.cloud)
     while left is None:
         time.sleep(LOOK_EVERY_S)
         try:
             left = seconds_left()
-        except OSError:  # the service is asked again in a moment
+        except (OSError, ValueError, KeyError):  # the service is asked again in a moment, half an answer included
             continue
-    sys.stdout.write(f"this machine goes in {left:.0f} s: telling Ray\n")
-    sys.stdout.flush()
+    _say(f"this machine goes in {left:.0f} s: telling Ray")
+    _tell(options, time.monotonic() + left)
+    return 0
+
+
+def _first_look(cloud: str) -> float | None:
+    """See that this is a machine of the cloud.
+
+    Raises:
+        ConfigError: Its metadata service does not answer.
+    """
+    deadline = time.monotonic() + FIRST_S
+    while True:
+        try:
+            return CLOUDS[cloud]()
+        except (OSError, ValueError, KeyError) as error:
+            refused = isinstance(getattr(error, "reason", None), ConnectionRefusedError)
+            if refused or time.monotonic() > deadline:
+                raise ConfigError(
+                    f"notice {cloud}: its metadata service does not answer here ({error}): run this on a machine of that cloud"
+                ) from None
+        time.sleep(1)
+
+
+def _tell(options: argparse.Namespace, end: float) -> None:
+    """Tell Ray until it has heard it: its head may be busy or out of reach for a moment.
+
+    Args:
+        options: Of the command.
+        end: When the machine goes, on the monotonic clock.
+
+    Raises:
+        ConfigError: Ray has not heard it before that.
+    """
     command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={options.address}"]
     command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", f"--reason-message=notice of {options.cloud}"]
-    command += [f"--deadline-remaining-seconds={left:.0f}"]
-    return subprocess.run(
-        command + ([f"--node-id={options.node_id}"] if options.node_id else []), check=False
-    ).returncode
+    command += [f"--node-id={options.node_id}"] if options.node_id else []
+    while reason := _try([*command, f"--deadline-remaining-seconds={max(0.0, end - time.monotonic()):.0f}"]):
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"notice {options.cloud}: Ray at {options.address} could not be told: {reason}: see with `ray status` whether the "
+                "head runs there, and that this machine has its token"
+            )
+        _say(f"Ray has not heard it, once more: {reason}")
+        time.sleep(1)
+    _say("Ray knows")
+
+
+def _try(command: list[str]) -> str | None:
+    """Why Ray did not take the notice."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TRY_S)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {TRY_S:.0f} s"
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason"])[-1][:200]
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
