@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.distributed.rendezvous import rendezvous
 
 from csmae.config import Config, ConfigError
 from csmae.settings import load_yaml, merge, parse_assignments, parse_config
 from csmae.terminal import lasting, printable
 from csmae.training.engine import DivergedError, Epoch, pretrain
+
+JOIN_S = 300.0
+"""In which all processes of a training must have found each other."""
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells each process."""
+
+ALONE = "start all processes with torchrun, or unset RANK to train in this process alone"
 
 
 def run() -> NoReturn:
@@ -78,11 +90,51 @@ def process_group() -> Iterator[None]:
         yield
         return
     cuda = torch.cuda.is_available()
+    store, rank, world_size = _meet(cuda)
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size)
     yield
     dist.destroy_process_group()
+
+
+def _meet(cuda: bool) -> tuple[Any, int, int]:
+    """Find the other processes; returns what they share, this one's rank and their number.
+
+    Raises:
+        ConfigError: The environment does not say what torchrun says, or the others cannot be found.
+    """
+    if missing := [name for name in (*LAUNCHER, *(["LOCAL_RANK"] * cuda)) if not os.environ.get(name)]:
+        raise ConfigError(f"RANK is set in the environment, but {' and '.join(missing)} is not: {ALONE}")
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        if int(os.environ["RANK"]):
+            _wait_for(host, int(port))
+        store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
+    except (ValueError, OverflowError, OSError, RuntimeError) as error:  # no numbers; nobody answers, in torch's words
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met the others at {host}:{port} (MASTER_ADDR, "
+            f"MASTER_PORT) within {JOIN_S:.0f} s: {reason}: {ALONE}"
+        ) from None
+    return store, rank, world_size
+
+
+def _wait_for(host: str, port: int) -> None:
+    """Wait until rank 0 listens; torch would wait, too, and print its stack at the end.
+
+    Raises:
+        OSError: It does not.
+    """
+    deadline = time.monotonic() + JOIN_S
+    while True:
+        try:
+            socket.create_connection((host, port), JOIN_S).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
 
 
 def train(config: Config, out: Path) -> None:

@@ -89,6 +89,36 @@ def test_a_checkpoint_half_written_is_one_line_and_status_2(run_yaml: Path, caps
     assert len(seen.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({}, "RANK is set in the environment, but WORLD_SIZE and MASTER_ADDR and MASTER_PORT is not: start all"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "no"}, "rank 1 of 2 has not met the others at"),
+        (
+            {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            "at 127.0.0.1:1 (MASTER_ADDR, MASTER_PORT)",
+        ),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "gone.invalid", "MASTER_PORT": "1"}, "rank 1 of 2 has not met the others"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}, "rank 0 of 2 has not met"),
+    ],
+)
+def test_the_environment_of_another_launcher_is_one_line_and_status_2(
+    run_yaml: Path,
+    environment: dict[str, str],
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name in train_worker.LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "1", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train_worker, "JOIN_S", 1.0)
+    assert train_worker.main([str(run_yaml), "--out", str(run_yaml.parent / "out")]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert text in line and "unset RANK" in line
+
+
 @pytest.mark.slow
 def test_a_batch_that_two_workers_cannot_share_is_told_in_one_line_each(run_yaml: Path) -> None:
     torchrun = [
