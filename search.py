@@ -31,7 +31,7 @@ from csmae.tuning.nodes import survey
 from csmae.tuning.progress import Progress
 from csmae.tuning.reserved import NoResourcesError
 from csmae.tuning.run import interruptible, only_driver, run_search
-from csmae.tuning.standings import standings
+from csmae.tuning.standings import leaderboard
 from csmae.tuning.storage import bring_home, fetched, local, opened
 from csmae.tuning.study import Study, load_study
 from csmae.tuning.tables import best_table, importance_lines, scores_table, studies_table
@@ -183,7 +183,9 @@ def track(tracker: Tracker, event: Event) -> None:
     elif isinstance(event, Reported):
         tracker.epoch(event.number, event.epoch, dict(event.metrics))
     elif isinstance(event, Ended):
-        tracker.end(event.number, event.state, event.reason)
+        tags = {} if event.repeats is None else {"csmae.repeats": str(event.repeats)}
+        tags |= {"csmae.broken": ", ".join(event.broken)} if event.broken else {}
+        tracker.end(event.number, event.state, event.reason, tags)
 
 
 def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share, ending: Ending) -> int:
@@ -222,15 +224,17 @@ def _crown(tracker: Tracker, ledger: Ledger, found: list[Candidate], scores: lis
     """Register the champion's encoder with its scores, and tell the study's figures."""
     champion = found[-1]
     assert champion.trial is not None and champion.encoder_dir is not None
-    best = next(standing for standing in standings(ledger) if standing.trial.number == champion.trial.number)
+    board = leaderboard(ledger.optuna)
+    best = next(standing for standing in board.standings if standing.trial.number == champion.trial.number)
     confirmed = {"confirm/mean": best.mean, "confirm/spread": best.spread} if best.num_seeds > 1 else {}
     tags = {"csmae.study": ledger.study.name, "csmae.data": data_name(champion.config.data)}
-    for trial in ledger.ranked()[: ledger.study.search.keep]:
-        folder = ledger.encoder_dir(trial.number)
-        if trial.number != champion.trial.number and folder.exists():
-            tracker.encoder(trial.number, folder, saved_metrics(folder), tags)
+    for standing in board.standings[: ledger.study.search.keep]:
+        number, folder = standing.trial.number, ledger.encoder_dir(standing.trial.number)
+        if number != champion.trial.number and folder.exists():
+            tracker.encoder(number, folder, saved_metrics(folder), tags)
     metrics = saved_metrics(champion.encoder_dir) | scores[-1] | confirmed
-    tracker.champion(champion.trial.number, champion.encoder_dir, metrics, tags)
+    tags["csmae.seeds"] = str(best.num_seeds)
+    tracker.champion(champion.trial.number, champion.encoder_dir, metrics, tags, best.mean)
     summary = {f"scores/{c.name}/{name}": v for c, row in zip(found, scores, strict=True) for name, v in row.items()}
     shares = {f"importance/{name}": share for name, share in importances(ledger).items()}
     tracker.finish(summary | shares | confirmed)

@@ -1,10 +1,12 @@
 """The folder for a model hub: what it holds, and what cannot be exported."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from conftest import small_config
 from csmae import load_encoder
@@ -28,10 +30,11 @@ def test_an_export_holds_the_encoder_and_a_card(trained: Path) -> None:
     s1 = torch.randn(1, 2, 120, 120)
     torch.testing.assert_close(load_encoder(folder).encode(s1=s1).s1, load_encoder(trained).encode(s1=s1).s1)
     card = (folder / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: csmae\n")
+    assert card.startswith("---\nlicense: mit\nlibrary_name: csmae\n")
     for text in ("# my-encoder", "| val/f1_mean | 0.4321 |", "| VV | -12.62 | 5.11591 |", "VH VV", "@article{"):
         assert text in card
     assert "train/loss" not in card
+    assert card.splitlines()[1] == "license: mit" and "under the license `mit`" in card
     assert json.loads((folder / SETTINGS).read_text())["details"]["epoch"] == 3
 
 
@@ -45,3 +48,13 @@ def test_a_damaged_encoder_is_not_exported(trained: Path, capsys: pytest.Capture
     assert main(["export", str(trained), str(trained.parent / "hub")]) == 2
     assert "does not match the checksum" in capsys.readouterr().err
     assert not (trained.parent / "hub").exists()
+
+
+def test_the_card_loads_the_encoder_that_it_describes(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = trained.parent / "my-encoder"
+    assert main(["export", str(trained), str(folder), "--license", "cc-by-4.0"]) == 0
+    card = (folder / "README.md").read_text()
+    monkeypatch.chdir(trained.parent)
+    (address,) = re.findall(r"csmae\.load_encoder\((.+)\)", card)
+    assert load_encoder(json.loads(address)).fingerprint() == load_encoder(trained).fingerprint()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "cc-by-4.0"

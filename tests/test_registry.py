@@ -320,3 +320,88 @@ def test_a_folder_without_an_encoder_is_refused_when_it_is_handed_in(place: str,
     with pytest.raises(TrackingError, match=r"no encoder: encoder\.safetensors cannot be read"):
         tracker.champion(1, tmp_path, {"val/f1_mean": 0.5}, REAL)
     tracker.close(0)
+
+
+# The champion is whom the search names
+
+
+def crown(place: str, folder: Path, number: int, own: float, mean: float) -> Path:
+    """A search that names a champion by the mean over seeds, after trials with higher single scores."""
+    files = encoder(folder / uuid.uuid4().hex, number)
+    tracker = Tracker(folder, folder.name, place)
+    tracker.start({}, {}, "val/f1_mean")
+    tracker.trial(number, {})
+    tracker.epoch(number, 4, {"val/f1_mean": own})
+    metrics = {"val/f1_mean": own, "confirm/mean": mean, "test/f1_mean": mean / 2}
+    tracker.champion(number, files, metrics, {**REAL, "csmae.seeds": "4"}, mean)
+    assert tracker.close(30) == 0
+    return files
+
+
+def test_the_aliases_move_to_the_champion_that_the_search_names_whatever_single_scores_say(
+    place: str, tmp_path: Path
+) -> None:
+    search(place, tmp_path / "masking", 0.7, REAL)  # by a single score, before it was disproved
+    files = crown(place, tmp_path / "masking", 3, 0.6, 0.58)
+    for alias in ("champion-masking", "champion"):
+        assert holder(place, alias).tags["csmae.trial"] == "3"
+        assert same_files(fetch_encoder(f"models:/csmae-encoder@{alias}", place), files)
+
+
+def test_studies_compare_by_the_mean_where_there_is_one(place: str, tmp_path: Path) -> None:
+    crown(place, tmp_path / "a", 1, 0.9, 0.5)
+    search(place, tmp_path / "b", 0.6, REAL)
+    assert holder(place).tags["csmae.study"] == "b"
+
+
+def test_a_champion_that_gets_worse_hands_the_alias_to_the_best_of_the_studies(place: str, tmp_path: Path) -> None:
+    search(place, tmp_path / "a", 0.65, REAL)
+    search(place, tmp_path / "b", 0.7, REAL)
+    search(place, tmp_path / "synthetic", 0.99, SYNTHETIC)
+    crown(place, tmp_path / "b", 3, 0.6, 0.58)
+    assert holder(place, "champion-b").tags["csmae.trial"] == "3"
+    assert holder(place).tags["csmae.study"] == "a"
+
+
+def test_a_champion_that_is_named_again_says_its_new_score(place: str, tmp_path: Path) -> None:
+    folder = tmp_path / "masking"
+    files = encoder(tmp_path / "files", 3)
+    for score, num_seeds, metrics in ((0.6, 1, {}), (0.58, 4, {"confirm/mean": 0.58, "test/f1_mean": 0.29})):
+        tracker = Tracker(folder, folder.name, place)
+        tracker.start({}, {}, "val/f1_mean")
+        tracker.trial(3, {})
+        if num_seeds == 1:
+            tracker.encoder(3, files, {"val/f1_mean": 0.6}, REAL)
+        tracker.champion(3, files, {"val/f1_mean": 0.6, **metrics}, {**REAL, "csmae.seeds": str(num_seeds)}, score)
+        assert tracker.close(30) == 0
+    version = holder(place, "champion-masking")
+    assert (version.tags["csmae.score"], version.tags["csmae.seeds"], int(version.version)) == ("0.58", "4", 1)
+    assert "| confirm/mean | 0.5800 |" in version.description
+    assert (fetch_encoder("models:/csmae-encoder@champion", place) / "README.md").read_text() == version.description
+    client = mlflow.MlflowClient(place)
+    model = client.get_logged_model(version.model_id)
+    assert {m.key: m.value for m in model.metrics} == {"val/f1_mean": 0.6, "confirm/mean": 0.58, "test/f1_mean": 0.29}
+
+
+def test_mlflow_says_which_trial_is_the_champion_which_repeat_and_which_break_constraints(
+    place: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "masking"
+    files = encoder(tmp_path / "files", 1)
+    for champion in (0, 1):
+        tracker = Tracker(folder, folder.name, place)
+        tracker.start({}, {}, "val/f1_mean")
+        for number, tags in ((0, {}), (1, {}), (2, {"csmae.repeats": "1"}), (3, {"csmae.broken": "time/epoch_s"})):
+            tracker.trial(number, {})
+            tracker.end(number, "COMPLETE", None, tags)
+        tracker.champion(champion, files, {"val/f1_mean": 0.5}, REAL)
+        tracker.finish({})
+        assert tracker.close(30) == 0
+    client = mlflow.MlflowClient(place)
+    runs: Any = client.search_runs([client.get_experiment_by_name("masking").experiment_id])
+    found: dict[str, dict[str, str]] = {run.data.tags["csmae.run"]: run.data.tags for run in runs}
+    assert found["study"]["csmae.champion"] == "trial 1"
+    assert found["trial 1"]["csmae.champion"] == "yes"
+    assert "csmae.champion" not in found["trial 0"]
+    assert found["trial 2"]["csmae.repeats"] == "1"
+    assert found["trial 3"]["csmae.broken"] == "time/epoch_s"

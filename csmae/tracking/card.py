@@ -30,7 +30,7 @@ An encoder for Sentinel-1 and Sentinel-2 images, trained by cross-sensor masked 
 ```python
 import csmae
 
-encoder = csmae.load_encoder("models:/csmae-encoder@champion")
+encoder = csmae.load_encoder({address})
 features = encoder.encode(s1=s1, s2=s2)  # raw values; either sensor alone works
 ```
 
@@ -45,7 +45,9 @@ IEEE TGRS 2024, arXiv 2401.07782.
 """
 
 
-def model_card(title: str, settings: dict[str, Any], facts: dict[str, str], metrics: dict[str, float]) -> str:
+def model_card(
+    title: str, settings: dict[str, Any], facts: dict[str, str], metrics: dict[str, float], address: str
+) -> str:
     """Markdown for a person who finds the encoder in a registry.
 
     Args:
@@ -53,13 +55,17 @@ def model_card(title: str, settings: dict[str, Any], facts: dict[str, str], metr
         settings: Content of the encoder's ``config.json``.
         facts: ``study``, ``trial``, ``data`` and ``sha256``.
         metrics: By name; the scores among them are shown, those by the published protocol first.
+        address: What loads this very encoder: a folder, or an address of MLflow.
     """
     model, bands = settings.get("model", {}), settings.get("bands", {})
     s1, s2 = (list(bands.get(sensor, ())) for sensor in ("s1", "s2"))
-    scores = [(name, metrics[name]) for part in ("test/", "val/") for name in metrics if name.startswith(part)]
+    scores = [
+        (name, metrics[name]) for part in ("test/", "confirm/", "val/") for name in metrics if name.startswith(part)
+    ]
     shown = ("variant", "size", "embed_dim", "sensor_depth", "cross_depth", "patch_size", "pooling")
     return CARD.format(
         title=title,
+        address=json.dumps(address, ensure_ascii=False),
         **facts,
         architecture=", ".join(f"{name} {model[name]}" for name in shown if name in model) or "not said",
         s1=" ".join(s1),

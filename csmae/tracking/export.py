@@ -12,7 +12,11 @@ from csmae.encoders import WEIGHTS, SensorEncoder, load_published
 from csmae.tracking.card import model_card, read_settings
 from csmae.tracking.fetch import fetch_encoder
 
+LICENSE = "mit"
+"""That of this program, and of the published weights."""
+
 FRONT = """---
+license: {license}
 library_name: csmae
 pipeline_tag: image-feature-extraction
 tags: [remote-sensing, sentinel-1, sentinel-2, masked-autoencoder, image-retrieval]
@@ -21,6 +25,10 @@ tags: [remote-sensing, sentinel-1, sentinel-2, masked-autoencoder, image-retriev
 """
 
 BACK = """
+## License
+
+{terms}
+
 ## Statistics
 
 The encoder normalises each band by these itself.
@@ -53,21 +61,26 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     export.add_argument("folder", type=Path, help="new or empty; gets encoder.safetensors, config.json, README.md")
     export.add_argument("--name", help="title of the model card (default: the folder's name)")
+    export.add_argument(
+        "--license", default=LICENSE, help=f"of the weights, as a model hub names it (default: {LICENSE})"
+    )
     export.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    export_encoder(options.source, options.folder, options.name or options.folder.resolve().name)
+    title = options.name or options.folder.resolve().name
+    export_encoder(options.source, options.folder, title, options.license)
     return 0
 
 
-def export_encoder(source: str, folder: Path, title: str) -> None:
+def export_encoder(source: str, folder: Path, title: str, license_id: str = LICENSE) -> None:
     """Write an encoder with its model card.
 
     Args:
         source: A folder, an MLflow address, or a ``*.ckpt`` of the published code.
         folder: New or empty.
         title: Heading of the card.
+        license_id: Of the weights, as a model hub names it.
 
     Raises:
         ConfigError: The source is damaged or not ours, or the folder has something in it.
@@ -79,10 +92,13 @@ def export_encoder(source: str, folder: Path, title: str) -> None:
     settings = read_settings(folder)
     facts = {name: str(details.get(name, "not said")) for name in ("study", "trial", "data")}
     facts["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    terms = f"The weights are under the license `{license_id}`."
+    if "BigEarthNet" in facts["data"]:
+        terms += " They were trained on BigEarthNet, which is under CDLA-Permissive-1.0."
     card = (
-        FRONT
-        + model_card(title, settings, facts, details.get("metrics", {}))
-        + BACK.format(statistics=_statistics(settings))
+        FRONT.format(license=license_id)
+        + model_card(title, settings, facts, details.get("metrics", {}), folder.resolve().name)
+        + BACK.format(statistics=_statistics(settings), terms=terms)
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

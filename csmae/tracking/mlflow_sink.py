@@ -24,6 +24,8 @@ from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
 from mlflow.utils.rest_utils import http_request  # noqa: E402
 
 RUN, STATE, REASON = "csmae.run", "csmae.state", "csmae.reason"
+CHAMPION = "csmae.champion"
+"""Tag of the champion's run, and of the study's, which names it."""
 PRIMARY_METRIC = "mlflow.experiment.primaryMetric"
 VIEW_TAG = "mlflow.sharedViewState.trials"
 STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "KILLED"}
@@ -177,7 +179,7 @@ class MlflowSink:
 
     def _end(self, event: Event) -> None:
         name, state = _run_name(event), event.body["state"]
-        self._describe(name, {}, {STATE: state, REASON: event.body["reason"] or ""})
+        self._describe(name, {}, {STATE: state, REASON: event.body["reason"] or "", **event.body.get("tags", {})})
         self._send_metrics({name: _metrics(event, int(event.body["step"]))})
         self._client.set_terminated(self._run_id(name), STATUS[state], event.time_ms)
 
@@ -190,7 +192,13 @@ class MlflowSink:
         self._registry.log_encoder(event, self._run_id(_run_name(event)))
 
     def _champion(self, event: Event) -> None:
-        self._registry.register(event, self._run_id(_run_name(event)))
+        name = _run_name(event)
+        self._registry.register(event, self._run_id(name))
+        for run in self._find_runs(f"tags.`{CHAMPION}` = 'yes'"):
+            if run.data.tags[RUN] != name and run.info.lifecycle_stage != "deleted":
+                self._client.delete_tag(run.info.run_id, CHAMPION)
+        self._describe(name, {}, {CHAMPION: "yes"})
+        self._describe("study", {}, {CHAMPION: name})
 
     def _finish(self, event: Event) -> None:
         run_id = self._run_id("study")

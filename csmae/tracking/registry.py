@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Registry:
         for ghost in ghosts:
             self._client.delete_logged_model(ghost.model_id)
         if model and str(model.status) == "READY":
-            return model
+            return self._complete(model, event, run_id)
         folder = Path(body["encoder_dir"])
         if checksum(folder) != body["sha256"]:
             raise TrackingError(f"{folder}: has changed since the search handed it in")
@@ -81,12 +81,25 @@ class Registry:
             self._experiment, MODEL, run_id, self._tags(event, folder), model_type=MODEL
         )
         self._client.log_model_artifacts(model.model_id, str(folder))
-        with scratch("card") as draft:
-            (draft / "README.md").write_text(self._card(event), encoding="utf-8")
-            self._client.log_model_artifacts(model.model_id, str(draft))
+        self._log_card(model, event)
         for key, value in body["metrics"].items():
             self._client.log_metric(run_id, key, value, body["step_ms"], body["step"], model_id=model.model_id)
         return self._client.finalize_logged_model(model.model_id, "READY")
+
+    def _complete(self, model: Any, event: Event, run_id: str) -> Any:
+        """Add metrics that came later, as of a good trial that has become the champion; the card shows them, too."""
+        known = {(metric.key, metric.value) for metric in model.metrics or ()}
+        new = {key: value for key, value in event.body["metrics"].items() if (key, value) not in known}
+        if new:
+            self._log_card(model, event)
+        for key, value in new.items():
+            self._client.log_metric(run_id, key, value, event.time_ms, event.body["step"], model_id=model.model_id)
+        return model
+
+    def _log_card(self, model: Any, event: Event) -> None:
+        with scratch("card") as draft:
+            (draft / "README.md").write_text(self._card(model, event), encoding="utf-8")
+            self._client.log_model_artifacts(model.model_id, str(draft))
 
     def _choose(self, run_id: str, sha256: str) -> tuple[Any, list[Any]]:
         """The logged model of a run that has these files, or was to get them, and those of other attempts that broke off."""
@@ -110,7 +123,7 @@ class Registry:
         own = {STUDY: self._study, TRIAL: str(event.number), CHECKSUM: event.body["sha256"]}
         return {**event.body["tags"], **own, BANDS: bands_of(read_settings(folder))}
 
-    def _card(self, event: Event) -> str:
+    def _card(self, model: Any, event: Event) -> str:
         body = event.body
         facts = {"study": self._study, "trial": str(event.number), "sha256": body["sha256"]}
         facts["data"] = body["tags"].get(DATA, "not said")
@@ -119,29 +132,37 @@ class Registry:
             read_settings(Path(body["encoder_dir"])),
             facts,
             body["metrics"],
+            f"models:/{model.model_id}",
         )
 
     def register(self, event: Event, run_id: str) -> None:
-        """Register an encoder and let the aliases name it where it is the better one.
+        """Register the encoder of a study's champion and let the aliases name it.
 
-        ``champion-STUDY`` names the study's best. ``champion`` names the best on the data last searched; an encoder
-        trained on synthetic scenes never takes it from one trained on real ones.
+        ``champion-STUDY`` names it whatever was named before: which trial is the best is the search's decision.
+        ``champion`` names the best of the studies' champions on the data last searched; an encoder trained on synthetic
+        scenes never takes it from one trained on real ones.
         """
         version = self._version(event, run_id)
-        for alias in (study_alias(self._study), ALIAS):
-            self._claim(alias, version)
-
-    def _claim(self, alias: str, version: Any) -> None:
+        self._client.set_registered_model_alias(MODEL, study_alias(self._study), version.version)
         aliases = self._client.get_registered_model(MODEL).aliases
-        if alias in aliases:
-            holder = self._client.get_model_version(MODEL, aliases[alias])
-            reason = _why_it_stays(holder.tags, version.tags)
-            if reason and holder.version != version.version:
+        if ALIAS in aliases:
+            holder = self._client.get_model_version(MODEL, aliases[ALIAS])
+            if holder.tags.get(STUDY) == self._study:
+                version = self._best(aliases, version)
+            elif reason := _why_it_stays(holder.tags, version.tags):
                 text = "models:/%s@%s stays with version %s of study %s: %s"
-                log.warning(text, MODEL, alias, holder.version, holder.tags.get(STUDY), reason)
-            if reason:
+                log.warning(text, MODEL, ALIAS, holder.version, holder.tags.get(STUDY), reason)
                 return
-        self._client.set_registered_model_alias(MODEL, alias, version.version)
+        self._client.set_registered_model_alias(MODEL, ALIAS, version.version)
+
+    def _best(self, aliases: Mapping[str, str], version: Any) -> Any:
+        """The best of the studies' champions that compare with a version: what held the alias may have got worse."""
+        for alias, number in aliases.items():
+            rival = self._client.get_model_version(MODEL, number) if alias.startswith(f"{ALIAS}-") else version
+            same = all(rival.tags.get(name) == version.tags.get(name) for name in (METRIC, DATA, BANDS))
+            if same and _why_it_stays(version.tags, rival.tags) is None:
+                version = rival
+        return version
 
     def _version(self, event: Event, run_id: str) -> Any:
         model = self.log_encoder(event, run_id)
@@ -153,16 +174,28 @@ class Registry:
         )
         for ghost in same[1:]:
             self._client.delete_model_version(MODEL, ghost.version)
+        tags, card = self._version_tags(event, model), self._card(model, event)
         if same:
-            return same[0]
-        metric = event.body["primary_metric"]
-        tags = {**model.tags, METRIC: metric, SCORE: repr(event.body["metrics"][metric])}
-        tags[DIRECTION] = event.body["direction"]
-        tags = {key: value for key, value in tags.items() if key.startswith("csmae.")}
+            return self._say_anew(same[0], tags, card)
         source = model.artifact_location  # `models:/ID` would ask the default server
         return self._client.create_model_version(
-            MODEL, source, run_id, tags, description=self._card(event), await_creation_for=0, model_id=model.model_id
+            MODEL, source, run_id, tags, description=card, await_creation_for=0, model_id=model.model_id
         )
+
+    def _version_tags(self, event: Event, model: Any) -> dict[str, str]:
+        body, metric = event.body, event.body["primary_metric"]
+        score = body.get("score", body["metrics"][metric])
+        tags = {**model.tags, **body["tags"], METRIC: metric, SCORE: repr(score), DIRECTION: body["direction"]}
+        return {key: value for key, value in tags.items() if key.startswith("csmae.")}
+
+    def _say_anew(self, version: Any, tags: Mapping[str, str], card: str) -> Any:
+        """A version with what its study says of it by now, such as the mean over further seeds."""
+        for key, value in tags.items():
+            if version.tags.get(key) != value:
+                self._client.set_model_version_tag(MODEL, version.version, key, value)
+        if version.description != card:
+            self._client.update_model_version(MODEL, version.version, description=card)
+        return self._client.get_model_version(MODEL, version.version)
 
 
 @contextlib.contextmanager

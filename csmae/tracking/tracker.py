@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -103,17 +105,20 @@ class Tracker:
             if name in metrics:
                 spent[total] = spent.get(total, 0.0) + float(metrics[name])
 
-    def end(self, number: int, state: str, reason: str | None = None) -> None:
+    def end(
+        self, number: int, state: str, reason: str | None = None, tags: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         """Close a trial; its epochs, worker-seconds and GPU-seconds are summed up as ``budget/…``.
 
         Args:
             number: The trial.
             state: ``COMPLETE``, ``PRUNED``, ``FAIL``, or ``RUNNING`` for one that the search left in the middle.
             reason: Why it failed or was left.
+            tags: Further ones, such as which trial it repeats.
         """
         step = max(self._epochs.get(number, {}), default=0)
         spent = {"step": step, "metrics": dict(self._spent.get(number, {}))}
-        self._add("end", number, {"state": state, "reason": reason, **spent})
+        self._add("end", number, {"state": state, "reason": reason, "tags": dict(tags), **spent})
 
     def artifact(self, number: int | None, path: Path, artifact_path: str = "") -> None:
         """Show a file or folder with a trial, or with the study where ``number`` is None.
@@ -129,19 +134,32 @@ class Tracker:
         """Keep a good trial's encoder as a logged model; arguments as of ``champion``."""
         self._add("encoder", number, self._encoder_body(number, encoder_dir, metrics, tags))
 
-    def champion(self, number: int, encoder_dir: Path, metrics: dict[str, float], tags: dict[str, str]) -> None:
-        """Register the best trial's encoder; the aliases move to it unless what they name is better.
+    def champion(
+        self,
+        number: int,
+        encoder_dir: Path,
+        metrics: dict[str, float],
+        tags: dict[str, str],
+        score: float | None = None,
+    ) -> None:
+        """Register the encoder of the study's champion, and let the aliases name it.
+
+        The study's own alias moves to it whatever the scores of its trials are: the search has decided. The alias of all
+        studies stays where another study's champion is better.
 
         Args:
             number: The trial.
             encoder_dir: Folder of ``encoder.safetensors`` and ``config.json``; must stay until uploaded.
             metrics: Its scores, the primary metric among them.
             tags: What the version says of itself; ``csmae.data`` names the data: scores compare only on the same.
+            score: By which it compares with other studies' champions, such as the mean over seeds; by default its own
+                primary metric.
 
         Raises:
             TrackingError: The folder holds no encoder.
         """
-        self._add("champion", number, self._encoder_body(number, encoder_dir, metrics, tags))[1].result()
+        body = self._encoder_body(number, encoder_dir, metrics, tags)
+        self._add("champion", number, body if score is None else {**body, "score": float(score)})[1].result()
 
     def _encoder_body(
         self, number: int, encoder_dir: Path, metrics: dict[str, float], tags: dict[str, str]

@@ -9,6 +9,7 @@ from typing import Any
 import wandb
 
 from csmae.tracking.outbox import HEADER, KINDS, Event
+from csmae.tracking.registry import study_alias
 from csmae.tracking.uploader import RefusedError, readable
 
 MODEL = "csmae-encoder"
@@ -83,7 +84,8 @@ class WandbSink:
 
     def _end(self, event: Event) -> None:
         body = event.body
-        self._run(event.number).summary.update({"state": body["state"], "reason": body["reason"], **body["metrics"]})
+        facts = {"state": body["state"], "reason": body["reason"], **body.get("tags", {})}
+        self._run(event.number).summary.update(facts | body["metrics"])
         self._exit_codes[_run_name(event.number)] = int(event.body["state"] == "FAIL")
 
     def _artifact(self, event: Event) -> None:
@@ -103,7 +105,8 @@ class WandbSink:
         self._run(event.number).log_artifact(files, aliases=list(aliases))
 
     def _champion(self, event: Event) -> None:
-        self._encoder(event, ("champion",))
+        self._encoder(event, ("champion", study_alias(self._folder.name)))
+        self._run(None).summary.update({"champion": _run_name(event.number)})
 
     def _finish(self, event: Event) -> None:
         self._run(event.number).summary.update(event.body["metrics"])

@@ -46,6 +46,10 @@ class Ended:
     """The objective at the end."""
     reason: str | None = None
     """Why it failed, or was cut short."""
+    repeats: int | None = None
+    """The trial that it repeats with another seed."""
+    broken: tuple[str, ...] = ()
+    """Constraints that it breaks."""
 
 
 @dataclass(frozen=True)

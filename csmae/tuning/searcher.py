@@ -16,8 +16,9 @@ from csmae.settings import did_you_mean
 from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Ending, Listener, Reported, Started, Waiting
 from csmae.tuning.housekeeping import Housekeeper
-from csmae.tuning.ledger import DATABASE_ERRORS, START, curve, state_of, unusable
+from csmae.tuning.ledger import CONFIRMS, DATABASE_ERRORS, START, curve, state_of, unusable
 from csmae.tuning.proposals import Proposal, Proposals, violation
+from csmae.tuning.standings import broken_by
 
 METRICS = "metrics/"
 """Prefix of an epoch's metrics in a flattened result."""
@@ -208,7 +209,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def _tell(self, live: _Live, reason: str | None) -> None:
         trial = self._ledger.frozen(live.trial)
         value = live.metrics.get(self._ledger.study.search.objective)
-        self._listener(Ended(trial.number, state_of(trial), value, reason))
+        repeats = trial.user_attrs.get(CONFIRMS)
+        self._listener(Ended(trial.number, state_of(trial), value, reason, repeats, broken_by(trial)))
 
     def _values(self, live: _Live) -> tuple[float, ...]:
         return tuple(live.metrics[name] for name in self._ledger.study.search.objectives)

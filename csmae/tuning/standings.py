@@ -83,13 +83,18 @@ def leaderboard(study: optuna.Study) -> Leaderboard:
         finalists + [standing for standing in found if not standing.is_finalist],
         frozenset(trial.number for trial in front(explored, signs)),
         {trial.number: trial.user_attrs[CONFIRMS] for trial in repetitions},
-        {t.number: names for t in trials if (names := tuple(name for name, v in t.constraints.items() if v > 0))},
+        {trial.number: names for trial in trials if (names := broken_by(trial))},
     )
 
 
 def standings(ledger: Ledger) -> list[Standing]:
     """The trials of a study that can win, best first."""
     return leaderboard(ledger.optuna).standings
+
+
+def broken_by(trial: FrozenTrial) -> tuple[str, ...]:
+    """Constraints that a trial breaks."""
+    return tuple(name for name, over in trial.constraints.items() if over > 0)
 
 
 def _is_trained(trial: FrozenTrial) -> bool:

@@ -61,7 +61,7 @@ def best_table(ledger: Ledger) -> Table:
         if standing.num_seeds > 1:
             score = f"{standing.mean:.4f} ± {standing.spread:.4f} ({standing.num_seeds} seeds)"
         else:
-            score = number(first)
+            score = f"{number(first)} (1 seed)" if standing.is_finalist else number(first)
         values = Text(settings(ledger.values(standing.trial)))
         table.add_row(f"{mark}{standing.trial.number}", score, *map(number, others), values)
     return table
