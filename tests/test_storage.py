@@ -93,6 +93,12 @@ def test_a_bucket_that_cannot_be_used_is_told_in_one_line(server: Server, monkey
         assert "hunter2" not in str(caught.value)
 
 
+def test_each_bucket_has_a_copy_of_its_own() -> None:
+    assert storage.local("s3://lab/csmae/") == storage.local("s3://lab/csmae?region=x") == Path("runs/s3-lab-csmae")
+    buckets = ("s3://lab/csmae", "s3://lab-csmae", "s3://lab/cs mae", "s3://lab/cs-mae", "gs://lab/csmae")
+    assert len({storage.local(bucket) for bucket in buckets}) == len(buckets)
+
+
 def test_a_copy_gives_way_to_what_another_machine_wrote_since(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

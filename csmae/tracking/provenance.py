@@ -26,7 +26,7 @@ def provenance() -> dict[str, str]:
 
 def command() -> str:
     """The command line to run again, without user and password of an address in it."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", f"python {shlex.join(sys.argv)}")
+    return f"python {shlex.join(re.sub(r'(?<=://)[^/?#]*@', '', word) for word in sys.argv)}"
 
 
 def _versions() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -68,7 +69,11 @@ def local(where: str) -> Path:
             "--storage: holds a password, which would be shown and logged: leave it out and set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
-    return COPIES / re.sub(r"[^\w.-]+", "-", where.partition("?")[0]).strip("-")
+    bucket = where.partition("?")[0].rstrip("/")
+    name = re.sub(r"[^\w.-]+", "-", bucket)
+    if re.search(r"[^\w./]", bucket.partition("://")[2]):  # `s3://a/b` and `s3://a-b` are not the same bucket
+        name += f"-{hashlib.sha256(bucket.encode()).hexdigest()[:6]}"
+    return COPIES / name
 
 
 def place(where: str) -> Path | Bucket:

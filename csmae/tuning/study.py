@@ -22,6 +22,12 @@ PARTS = ("base", "space", "search")
 MAX_GRID = 10_000
 """Points that a grid may have."""
 
+MAX_NAME = 128
+"""Bytes of a study's name: a folder takes 255, an alias in MLflow, which the name is a part of, too."""
+
+DATABASES, FOLDERS = ("studies.db", "mlflow.db"), ("mlartifacts", "mlruns", "driver.lock")
+"""What a storage holds beside its studies; SQLite keeps files of its own beside a database."""
+
 FIXED = ("eval.", "data.")
 """Fields that a space must not vary: they decide what a score means."""
 
@@ -113,8 +119,20 @@ def _check_parts(content: Mapping[str, Any]) -> None:
 
 
 def _check_name(name: str) -> None:
-    if name in ("", ".", "..") or not all(c.isalnum() or c in "-_." for c in name):
-        raise ConfigError(f"the study's name must be of letters, digits, '-', '_' and '.', found {name!r}: use --name")
+    """A study's name is that of its folder, its experiment in MLflow, and a word of the commands that are printed."""
+    if not name or name[0] in "-." or not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(
+            "the study's name must be of letters, digits, '-', '_' and '.', and begin with none of '-' and '.', "
+            f"found {name!r}: use --name"
+        )
+    if len(name.encode()) > MAX_NAME:
+        raise ConfigError(
+            f"the study's name must have at most {MAX_NAME} bytes, found {len(name.encode())}: use --name"
+        )
+    if name.casefold().startswith(DATABASES) or name.casefold() in FOLDERS:
+        raise ConfigError(
+            f"a study cannot be named {name!r}: the storage has a file or folder of its own there: use --name"
+        )
 
 
 def _split(assignments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
