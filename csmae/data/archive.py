@@ -58,6 +58,12 @@ class Archive:
             found = {sensor for sensor in BOTH if (self.store.find(names[sensor]) >= 0).any()}
         return tuple(sorted(found)) or BOTH
 
+    @property
+    def described(self) -> tuple[str, ...]:
+        """Splits that a list or the metadata describes."""
+        rows = set() if self.metadata is None else set(np.unique(self.metadata.splits).tolist())
+        return tuple(name for name in SPLITS if name in self.lists or name.encode() in rows)
+
     def split(self, name: str, sensors: tuple[Sensor, ...] = BOTH) -> Split:
         """A split. Its pairs are found once a process and version of the files: in a large archive that takes a second.
 
@@ -115,8 +121,9 @@ class Archive:
 
     def _of_rows(self, metadata: Metadata, rows: NDArray[np.int64], where: str, sensors: tuple[Sensor, ...]) -> Split:
         labels_nc = metadata.labels_nc[rows]
-        if self.is_v1:
-            return self._assemble({sensors: metadata.v1_names[rows]}, labels_nc, where)
+        if self.is_v1:  # whose values hold labels too
+            known = labels_nc if metadata.labels_nc.any() else None
+            return self._assemble({sensors: metadata.v1_names[rows]}, known, where)
         keys = {"s2": metadata.names, "s1": metadata.s1_names}
         return self._assemble({(sensor,): keys[sensor][rows] for sensor in keys if sensor in sensors}, labels_nc, where)
 

@@ -114,7 +114,7 @@ def _convert(options: argparse.Namespace) -> int:
     from csmae.data.convert import convert
 
     source = _open(options)
-    total = sum(len(source.split(name)) for name in SPLITS if name in source.lists)
+    total = sum(len(source.split(name)) for name in source.described)
     with progress("pairs, written and compared", 2 * total) as advance:
         written = convert(source, options.target, advance)
     say(f"{options.target}: {written} pairs of {total}, each compared with its source")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from csmae.data.archive import Archive, open_archive
 from csmae.data.index import read_index
 from csmae.data.layout import ArchiveError
 from csmae.data.split import Split
-from csmae.data.splits import METADATA, SPLITS
+from csmae.data.splits import LIST_FILES, METADATA, first_five
 from csmae.data.write import LMDB, PAIR_BYTES, Writer, put_pair, require_new, write_metadata, writing
 from csmae.sensors import CLASSES
 
@@ -26,7 +27,8 @@ _CHUNK = 128
 def convert(source: Archive, target: Path, progress: Callable[[int], object]) -> int:
     """Write the pairs of a v1 archive's splits as a v2 archive.
 
-    An interrupted conversion goes on where it stopped. Until the end it stands beside ``target`` under a hidden name.
+    An interrupted conversion goes on where it stopped. Until the end it stands beside ``target`` under a hidden name. One
+    that fails, for a pair or a list is not what it must be, leaves nothing.
 
     Args:
         source: A v1 archive; if it skips damaged pairs, so does the conversion.
@@ -37,24 +39,47 @@ def convert(source: Archive, target: Path, progress: Callable[[int], object]) ->
         Pairs written.
 
     Raises:
-        ArchiveError: The source is no v1 archive or damaged, or the target is there already or cannot be written.
+        ArchiveError: The source is no v1 archive, damaged, or nothing says its pairs; or the target is there already or
+            cannot be written.
     """
     if not source.is_v1:
         raise ArchiveError(f"{source.store.folder}: is not of BigEarthNet v1: there is nothing to convert")
     require_new(target)
-    splits = {name: source.split(name) for name in SPLITS if name in source.lists}
+    splits = {name: source.split(name) for name in source.described}
+    _check_splits(source, splits)
     partial = target.with_name(f".{target.name}.partial")
     with writing(target):
-        written = _write(splits, partial, progress)
-        converted = open_archive(Data(path=str(partial)))
-        for name, split in written.items():
-            _compare(split, converted.split(name), progress)
+        try:
+            written = _write(splits, partial, progress)
+            converted = open_archive(Data(path=str(partial)))
+            for name, split in written.items():
+                _compare(split, converted.split(name), progress)
+        except ArchiveError:  # a full disk and the like are other errors: then the same command goes on
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         partial.replace(target)
     return sum(len(split) for split in written.values())
 
 
+def _check_splits(source: Archive, splits: dict[str, Split]) -> None:
+    """That there is something to convert, and each pair once."""
+    if not splits:
+        raise ArchiveError(
+            f"{source.store.folder.parent}: neither {METADATA} nor a list says which pairs there are; let --splits-dir"
+            f" name a folder with {', '.join(LIST_FILES.values())}"
+        )
+    names, counts = np.unique([name for split in splits.values() for name in split.names], return_counts=True)
+    if len(twice := names[counts > 1]):
+        raise ArchiveError(
+            f"{source.store.folder.parent}: {len(twice)} patches are in two splits: {first_five(twice.astype('S'))};"
+            " name each in one"
+        )
+
+
 def _write(splits: dict[str, Split], folder: Path, progress: Callable[[int], object]) -> dict[str, Split]:
     """Write what is not there yet; returns the splits without their damaged pairs."""
+    for split in splits.values():
+        split.labels()  # kept; damage among them is found before anything is written
     writer = Writer(folder / LMDB, PAIR_BYTES * sum(len(split) for split in splits.values()))
     try:
         there = {key.decode() for key in read_index(folder / LMDB).keys.tolist()}
@@ -105,16 +130,14 @@ def _describe(split_name: str, split: Split) -> list[dict[str, Any]]:
 
 def _compare(split: Split, converted: Split, progress: Callable[[int], object]) -> None:
     if split.names != converted.names:
-        raise ArchiveError(
-            f"{converted.store.folder}: {METADATA} is not what was written; remove the folder and repeat"
-        )
+        raise ArchiveError(f"{converted.store.folder}: {METADATA} is not what was written; repeat the command")
     for rows in _chunks(split):
         pairs = zip(split.read(rows), converted.read(rows), strict=True)
         same = all(torch.equal(ours, theirs) for ours, theirs in pairs)
         if not same or any(_differ(split.bands_60m(row), converted.bands_60m(row)) for row in rows.tolist()):
             raise ArchiveError(
                 f"{converted.store.folder}: pairs {split.names[rows[0]]} and following are not what was written;"
-                " remove the folder and repeat"
+                " repeat the command"
             )
         progress(len(rows))
 

@@ -1,6 +1,6 @@
 """A machine for the pickles of BigEarthNet v1 that cannot execute anything: it has no way to call.
 
-It knows the opcodes that such pickles are made of and the ten globals that they name; objects become inert stand-ins,
+It knows the opcodes that such pickles are made of and the eleven globals that they name; objects become inert stand-ins,
 and the pixels are not copied but pointed at. Whatever else a value holds is refused. Time and memory are linear in the
 value's size: containers hold references, keys are strings (hashing nested tuples can take for ever), sets are kept as
 lists, and no opcode allocates by a number it names. Source: the opcode descriptions of Python's ``pickletools``.
@@ -24,12 +24,14 @@ _CLASSES = {(f"{_PACKAGE}.band_interface", name) for name in BAND_CLASSES} | {
     (f"{_PACKAGE}.s2_interface", "BigEarthNet_S2_Patch"),
 }
 _NUMPY = {("numpy", "ndarray"), ("numpy", "dtype")} | {
-    (f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")
+    (f"numpy.{core}.{module}", name)
+    for core in ("core", "_core")
+    for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
 }
 _KNOWN = _CLASSES | _NUMPY
 
 _NEW = frozenset(name for _, name in _CLASSES)
-_REDUCED = frozenset({"_reconstruct", "dtype"})
+_REDUCED = frozenset({"_reconstruct", "_frombuffer", "dtype"})
 
 
 class Bytes(NamedTuple):
@@ -71,6 +73,8 @@ class Unpickled(NamedTuple):
     """Stand-ins of band objects, wherever they hang."""
     variable: list[tuple[int, int]]
     """Ranges of the value (start, end) that do not change how the rest is read: contents of bytes, frame lengths."""
+    made: int
+    """First byte after the last object was made."""
 
 
 def names_nothing(value: memoryview, start: int) -> bool:
@@ -91,7 +95,7 @@ def unpickle(value: memoryview) -> Unpickled:
     try:
         while (opcode := machine.number(1)) != _STOP:
             _OPCODES.get(opcode, _refuse)(machine)
-        return Unpickled(machine.stack.pop(), machine.bands, machine.variable)
+        return Unpickled(machine.stack.pop(), machine.bands, machine.variable, machine.made)
     except DamagedValueError:
         raise
     except (IndexError, KeyError, TypeError, ValueError):
@@ -107,6 +111,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.bands: list[Thing] = []
         self.variable: list[tuple[int, int]] = []
+        self.made = 0
 
     def take(self, num_bytes: int) -> bytes:
         start, self.at = self.at, self.at + num_bytes
@@ -189,6 +194,7 @@ class _Machine:
         if thing.kind in BAND_CLASSES:
             self.bands.append(thing)
         self.stack.append(thing)
+        self.made = self.at
 
     def build(self) -> None:
         state = self.stack.pop()
@@ -223,6 +229,7 @@ _OPCODES: dict[int, Callable[[_Machine], object]] = {
     ord("X"): lambda m: m.text(4),  # BINUNICODE
     ord("C"): lambda m: m.content(1),  # SHORT_BINBYTES
     ord("B"): lambda m: m.content(4),  # BINBYTES
+    0x96: lambda m: m.content(8),  # BYTEARRAY8
     ord("}"): lambda m: m.stack.append({}),  # EMPTY_DICT
     ord("s"): lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),  # SETITEM
     ord("u"): lambda m: m.set_items(m.above_mark()),  # SETITEMS

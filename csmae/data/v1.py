@@ -64,7 +64,10 @@ def _skeleton(value: memoryview, unpickled: Unpickled, layout: Layout) -> _Skele
     for begin, end in unpickled.variable:
         pieces.append((start, begin, bytes(value[start:begin])))
         start = end
-    return _Skeleton(tuple(pieces), start, layout)
+    # Under protocol 5 the last array is made after its pixels: that too must be the same.
+    end = max(start, unpickled.made)
+    pieces.append((start, end, bytes(value[start:end])))
+    return _Skeleton(tuple(pieces), end, layout)
 
 
 def band_offsets(unpickled: Unpickled, bands: tuple[str, ...]) -> dict[str, int]:
@@ -88,19 +91,30 @@ def band_offsets(unpickled: Unpickled, bands: tuple[str, ...]) -> dict[str, int]
 def _offset(name: str, array: Any) -> int:
     """First byte of an array's content, checked against the band's whole contract."""
     band = (BANDS | BANDS_60M)[name]
-    state = array.state if isinstance(array, Thing) and array.kind == "_reconstruct" else None
-    if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], Bytes)):
-        raise DamagedValueError(f"band {name} holds no array")
-    _, shape, dtype, by_column, content = state
+    shape, dtype, in_row_order, content = _array(name, array)
     if not (_is_flat(shape) and shape == (band.size, band.size)):
         found = list(shape[:4]) if _is_flat(shape) else "none"
         raise DamagedValueError(f"band {name} must have shape {[band.size, band.size]}: found {found}")
-    if _dtype_name(dtype) != band.dtype or by_column is not False:
+    if _dtype_name(dtype) != band.dtype or not in_row_order:
         raise BandTypeError(f"band {name} must be {band.dtype} in row order: found {_dtype_name(dtype)}")
     if content.size != band.num_bytes:
         raise DamagedValueError(f"band {name} needs {band.num_bytes} bytes: found {content.size}")
     start: int = content.start
     return start
+
+
+def _array(name: str, array: Any) -> tuple[Any, Any, bool, Bytes]:
+    """Shape, type, whether row follows row, and content of an array, as numpy pickles it under protocols 2 to 4, and 5."""
+    kind = array.kind if isinstance(array, Thing) else None
+    if kind == "_reconstruct" and isinstance(array.state, tuple) and len(array.state) == 5:
+        _, shape, dtype, by_column, content = array.state
+        if isinstance(content, Bytes):
+            return shape, dtype, by_column is False, content
+    if kind == "_frombuffer" and array.state is None and len(array.args) == 4:
+        content, dtype, shape, order = array.args
+        if isinstance(content, Bytes):
+            return shape, dtype, order == "C", content
+    raise DamagedValueError(f"band {name} holds no array")
 
 
 def offsets_60m(value: memoryview) -> dict[str, int]:
