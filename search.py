@@ -27,7 +27,9 @@ from csmae.tuning.events import Ended, Ending, Event, Reported, Started
 from csmae.tuning.importance import importances
 from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
+from csmae.tuning.metrics import LABEL_SCORES
 from csmae.tuning.nodes import survey
+from csmae.tuning.notes import notes
 from csmae.tuning.progress import Progress
 from csmae.tuning.reserved import NoResourcesError
 from csmae.tuning.run import interruptible, only_driver, run_search
@@ -42,9 +44,6 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 UPLOAD_TIMEOUT_S = 60.0
 
 DEFAULT_MLFLOW_URI = "sqlite:///runs/mlflow.db"
-
-LABELLED = re.compile(r"val/(f1|mean_pair_f1|precision|recall/)")
-"""Objectives that compare the labels of scenes."""
 
 NUM_LABELLED = 64
 """Validation scenes of which one has a label where an archive has labels."""
@@ -110,6 +109,8 @@ def _search(options: argparse.Namespace) -> int:
         return 0
     folder = local(options.storage).absolute()
     _check_data(study)
+    for note in notes(study):
+        say(f"note: {note}")
     with opened(options.storage) as files, only_driver(folder / study.name):
         ancestors = [ancestor(folder / DATABASE, name, study) for name in _ancestors(options)]
         ledger = Ledger(study, folder, files)
@@ -136,7 +137,7 @@ def _check_data(study: Study) -> None:
 
     config = study.first()
     validation = validation_split(check(config), config)
-    wanted = [name for name in study.search.objectives if LABELLED.match(name)]
+    wanted = [name for name in (*study.search.objectives, *study.search.constraints) if name in LABEL_SCORES]
     if wanted and not validation.take(range(min(NUM_LABELLED, len(validation)))).labels().any():
         raise ConfigError(
             f"{config.data.path}: holds no labels, which {wanted[0]} needs: use search.objectives "

@@ -24,9 +24,10 @@ def test_an_epoch_told_again_is_judged_as_at_first(rule: Asha | Median) -> None:
 
 def test_an_epoch_told_again_counts_once_in_the_mean() -> None:
     median = Median(1)
-    for epoch, score in ((1, 0.1), (2, 0.9), (2, 0.9)):
-        median.keeps(0, epoch, (score,))
-    assert median.keeps(1, 2, (0.55,))
+    for number in range(3):
+        for epoch, score in ((1, 0.1), (2, 0.9), (2, 0.9)):
+            median.keeps(number, epoch, (score,))
+    assert median.keeps(3, 2, (0.55,)) and not median.keeps(4, 2, (0.45,))
 
 
 def test_asha_keeps_the_best_third_at_each_rung() -> None:
@@ -113,7 +114,7 @@ def test_a_refilled_rule_decides_as_one_that_saw_everything(tmp_path: Path) -> N
                 break
         else:
             ledger.complete(trial, (curve[-1],))
-    told = make_rule(study.search, Ledger(study, tmp_path).curves())
+    told = make_rule(study.search, Ledger(study, tmp_path).curves(), study.longest)
     assert told is not None
     for number, (epoch, score) in enumerate(((1, 0.2), (1, 0.5), (1, 0.9), (3, 0.6), (9, 0.9)), start=100):
         assert seen.keeps(number, epoch, (score,)) == told.keeps(number, epoch, (score,))

@@ -54,6 +54,15 @@ def test_mistakes_are_refused_in_one_line(tmp_path: Path, capsys: pytest.Capture
     assert "eval.k 30" in refused([path, *runs, "--set", "eval.k=30"], capsys)
     bare = ["--set", f"data.path={without_labels(write_v2(tmp_path / 'bare'))}", "--set", "optim.batch_size=2"]
     assert "holds no labels, which val/f1_mean needs" in refused([path, *runs, *bare, "--set", "eval.k=1"], capsys)
+    label_free = [
+        "--set",
+        "search.objectives={val/mrr: maximize}",
+        "--set",
+        "search.constraints={val/f1_mean: '>= 0.1'}",
+    ]
+    assert "holds no labels, which val/f1_mean needs" in refused(
+        [path, *runs, *bare, "--set", "eval.k=1", *label_free], capsys
+    )
     assert "--name" in refused([path, *runs, "--name", "a/b"], capsys)
     assert not (tmp_path / "runs").exists()
 

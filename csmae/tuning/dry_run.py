@@ -9,6 +9,7 @@ from itertools import islice
 from csmae.config import ConfigError
 from csmae.model.cost import cost
 from csmae.tuning.cluster import Room, share
+from csmae.tuning.notes import notes
 from csmae.tuning.study import Study
 from csmae.tuning.view import settings
 
@@ -36,6 +37,7 @@ def _lines(study: Study, room: Room | None) -> Iterator[str]:
         yield f"  {name}: {domain}"
     size = study.space.size
     yield f"size of the space: {'infinite' if math.isinf(size) else f'{size:,.0f} points'}"
+    yield from (f"note: {note}" for note in notes(study))
     yield "base, then samples:"
     yield from _samples(study)
     yield _resources(study, room)

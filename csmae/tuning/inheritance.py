@@ -12,7 +12,7 @@ from csmae.config import Config, ConfigError
 from csmae.data.name import data_name
 from csmae.settings import did_you_mean, flatten, merge, parse_config
 from csmae.tuning.ledger import EPOCH, NOT_TRAINED, ORIGIN, Ledger, open_storage, result_of, usable
-from csmae.tuning.options import COSTS
+from csmae.tuning.metrics import COSTS
 from csmae.tuning.proposals import known_metrics, violation, with_seed
 from csmae.tuning.study import Study
 from csmae.tuning.values import unpacked

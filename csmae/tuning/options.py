@@ -8,19 +8,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from csmae.config import Section
+from csmae.settings import did_you_mean
+from csmae.tuning.metrics import COSTS, METRICS, SCORES
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 Direction = Literal["maximize", "minimize"]
-
-SCORE = re.compile(r"val/(f1_mean|recall_at_1|mrr|(f1|mean_pair_f1|precision|recall)/s[12]_to_s[12])")
-"""Metrics of an epoch that say how good its encoder is."""
-
-MEASURED = re.compile(r"(train|time)/\w+")
-"""Further metrics of an epoch, which a constraint may name."""
-
-COSTS = ("cost/params", "cost/flops", "cost/activation_bytes")
-"""Metrics of a configuration that are known before it is trained."""
 
 
 def seconds(text: str) -> float:
@@ -36,7 +29,8 @@ def seconds(text: str) -> float:
 
 
 def _checked(text: str) -> str:
-    seconds(text)
+    if seconds(text) == 0:
+        raise ValueError("must be longer than 0")
     return text
 
 
@@ -81,7 +75,8 @@ class Search(Section):
     known before any training."""
     constraints: dict[str, Annotated[str, AfterValidator(_bounded)]] = Field({})
     """What a metric must keep to, such as ``cost/params: "<= 30e6"``. A configuration whose cost breaks one is not
-    trained; one whose measured metrics break one cannot win."""
+    trained; one whose measured metrics break one cannot win. A loss term that a configuration does not compute, its weight
+    being 0, breaks none."""
     num_trials: int = Field(32, ge=1)
     """Trials of the whole study, those of earlier runs included."""
     time_limit: Duration | None = None
@@ -98,7 +93,7 @@ class Search(Section):
     scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
     """How bad trials are stopped early; none trains every trial to its end."""
     grace_epochs: int = Field(1, ge=1)
-    """Epochs that every trial gets before it may be stopped."""
+    """Epochs that every trial gets before it may be stopped; not more than ``train.epochs``."""
     reduction: int = Field(3, ge=2)
     """asha and hyperband: one of so many trials goes on at each rung; the rungs are grace_epochs times its powers."""
     workers_per_trial: int = Field(1, ge=1)
@@ -121,17 +116,18 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        odd = [name for name in self.objectives if not SCORE.fullmatch(name) and name not in COSTS]
-        if odd or not any(map(SCORE.fullmatch, self.objectives)):
+        odd = [name for name in self.objectives if name not in (*SCORES, *COSTS)]
+        if odd or not any(name in SCORES for name in self.objectives):
             raise ValueError(
                 "search.objectives must be scores of an epoch, such as val/f1_mean, val/f1/s1_to_s2 or "
                 f"val/recall_at_1, beside them costs ({', '.join(COSTS)}): found {', '.join(odd or self.objectives)}"
+                f"{did_you_mean(odd[0], [*SCORES, *COSTS]) if odd else ''}"
             )
         for name in self.constraints:
-            if not (SCORE.fullmatch(name) or MEASURED.fullmatch(name) or name in COSTS):
+            if name not in METRICS:
                 raise ValueError(
                     f"search.constraints: no epoch reports {name!r}: name a score such as val/f1_mean, a cost such as "
-                    "cost/params, or what an epoch measures, such as time/epoch_s or train/loss"
+                    f"cost/params, or what an epoch measures, such as time/epoch_s or train/loss{did_you_mean(name, [*METRICS])}"
                 )
         if self.scheduler == "median" and len(self.objectives) > 1:
             raise ValueError("search.scheduler median compares one objective: use asha or hyperband for several")

@@ -180,7 +180,7 @@ def _scratch(folder: Path | None) -> Iterator[str]:
 
 def _tuner(plan: SlotPlan, searcher: LedgerSearcher, warden: Warden, ledger: Ledger) -> tune.Tuner:
     search = ledger.study.search
-    rule = make_rule(search, ledger.curves())
+    rule = make_rule(search, ledger.curves(), ledger.study.longest)
     keys = [METRICS + name for name in search.objectives]
     return tune.Tuner(
         tune.with_resources(tune.with_parameters(Slot, plan=plan), PlacementGroupFactory([SLOT_RESOURCES])),

@@ -34,7 +34,10 @@ def make_sampler(search: Search, num_trials: int) -> BaseSampler:
 
 
 def population_size(search: Search) -> int:
-    """Trials of a generation of nsga2, which counts those trained to their end: early stopping leaves fewer of them."""
-    stops = search.scheduler in ("asha", "hyperband")
-    complete = search.num_trials // (search.reduction if stops else 1)
-    return min(MAX_POPULATION, max(MIN_POPULATION, complete // NUM_GENERATIONS))
+    """Trials of a generation of nsga2, which counts those trained to their end."""
+    return min(MAX_POPULATION, max(MIN_POPULATION, num_complete(search) // NUM_GENERATIONS))
+
+
+def num_complete(search: Search) -> int:
+    """About how many of a study's trials are trained to their end: early stopping leaves one of ``reduction``."""
+    return search.num_trials // (search.reduction if search.scheduler in ("asha", "hyperband") else 1)

@@ -13,8 +13,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from csmae.tuning.options import Search
 from csmae.tuning.ranking import num_better
 
-NUM_BRACKETS = 3
-"""Grace periods that hyperband tries side by side."""
+MAX_BRACKETS = 3
+"""Grace periods that hyperband tries side by side, at most."""
+
+MIN_OTHERS = 3
+"""Other trials that must have come as far before median compares with them, as in Ray's rule."""
 
 Scores = tuple[float, ...]
 
@@ -65,6 +68,8 @@ class Asha:
 class Median:
     """Stops a trial whose best score is below the median of the other trials' mean scores so far (Vizier, 2017).
 
+    It compares where at least ``MIN_OTHERS`` have come as far.
+
     Args:
         grace_epochs: Epochs that every trial gets.
     """
@@ -81,19 +86,28 @@ class Median:
         means = self._means.setdefault(epoch, {})
         means[number] = statistics.fmean(curve.values())
         others = [mean for other, mean in means.items() if other != number]
-        return epoch < self._grace_epochs or not others or max(curve.values()) >= statistics.median(others)
+        return (
+            epoch < self._grace_epochs or len(others) < MIN_OTHERS or max(curve.values()) >= statistics.median(others)
+        )
 
 
-def make_rule(search: Search, curves: Iterable[tuple[int, Mapping[int, Scores]]]) -> Rule | None:
+def num_brackets(search: Search, epochs: int) -> int:
+    """Grace periods that hyperband tries: those that end before the training, and the first one at least."""
+    ends = (search.grace_epochs * search.reduction**bracket for bracket in range(1, MAX_BRACKETS))
+    return 1 + len([end for end in ends if end < epochs])
+
+
+def make_rule(search: Search, curves: Iterable[tuple[int, Mapping[int, Scores]]], epochs: int) -> Rule | None:
     """The rule that a study asks for; None where every trial is trained to its end.
 
     Args:
         search: Names the scheduler.
         curves: Of the trials so far, as in the ledger: the rule decides as if it had seen them all.
+        epochs: Of the longest training.
     """
     if search.scheduler == "none":
         return None
-    brackets = NUM_BRACKETS if search.scheduler == "hyperband" else 1
+    brackets = num_brackets(search, epochs) if search.scheduler == "hyperband" else 1
     median = search.scheduler == "median"
     rule: Rule = Median(search.grace_epochs) if median else Asha(search.grace_epochs, search.reduction, brackets)
     for number, curve in curves:

@@ -12,11 +12,12 @@ from typing import Any
 import optuna
 from ray.tune.search import Searcher
 
-from csmae.settings import did_you_mean
+from csmae.config import Config
 from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Ending, Listener, Reported, Started, Waiting
 from csmae.tuning.housekeeping import Housekeeper
 from csmae.tuning.ledger import CONFIRMS, DATABASE_ERRORS, START, curve, state_of, unusable
+from csmae.tuning.metrics import TERMS, due
 from csmae.tuning.proposals import Proposal, Proposals, violation
 from csmae.tuning.standings import broken_by
 
@@ -31,7 +32,11 @@ NUM_ALIKE = 3
 class _Live:
     trial: optuna.Trial
     epoch: int
+    config: Config
     metrics: dict[str, float] = field(default_factory=dict)
+    """Of the last epoch."""
+    latest: dict[str, float] = field(default_factory=dict)
+    """Each metric's last value: scores come every ``eval.every`` epochs."""
 
 
 class LedgerSearcher(Searcher):  # type: ignore[misc]
@@ -52,6 +57,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self._live: dict[str, _Live] = {}
         self._put_back: set[int] = set()
         """Trials that were proposed once more after Tune gave them up."""
+        self._reported: set[str] = set()
+        """Metrics that some trial has reported."""
         self._confirming = False
         self.exhausted: str | None = None
         """Why fewer trials were proposed than the study asks for."""
@@ -90,7 +97,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if proposal is None:
             return None if self._live else str(Searcher.FINISHED)
         trial, config = proposal.trial, proposal.config
-        self._live[trial_id] = _Live(trial, max(curve(self._ledger.frozen(trial)), default=0))
+        self._live[trial_id] = _Live(trial, max(curve(self._ledger.frozen(trial)), default=0), config)
         self._budget.begin(trial)
         self._listener(Started(trial.number, proposal.values, config.train.epochs, proposal.resumed))
         return {
@@ -136,6 +143,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if epoch is None or self._stuck:
             return
         live.metrics = {key.removeprefix(METRICS): value for key, value in result.items() if key.startswith(METRICS)}
+        live.latest |= live.metrics
+        self._check_names(live, epoch)
         if epoch > live.epoch:
             with self.writing():
                 self._record(live, epoch)
@@ -208,29 +217,38 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _tell(self, live: _Live, reason: str | None) -> None:
         trial = self._ledger.frozen(live.trial)
-        value = live.metrics.get(self._ledger.study.search.objective)
+        value = live.latest.get(self._ledger.study.search.objective)
         repeats = trial.user_attrs.get(CONFIRMS)
         self._listener(Ended(trial.number, state_of(trial), value, reason, repeats, broken_by(trial)))
 
     def _values(self, live: _Live) -> tuple[float, ...]:
         return tuple(live.metrics[name] for name in self._ledger.study.search.objectives)
 
+    def _check_names(self, live: _Live, epoch: int) -> None:
+        """End the search where an objective or a constraint names what no trial reports, at the first epoch that should."""
+        self._reported |= live.metrics.keys()
+        scored = epoch % live.config.eval.every == 0 or epoch == live.config.train.epochs
+        search = self._ledger.study.search
+        for name in [*search.objectives, *search.constraints]:
+            if due(name, scored) and name not in self._reported:
+                self.ending = self.ending or Ending("hopeless", f"no epoch reports {name!r}")
+
     def _missing(self, live: _Live) -> str | None:
         """Why a trial that came to its end has no result."""
         search = self._ledger.study.search
         for name in [*search.objectives, *search.constraints]:
-            if name not in live.metrics:
-                reason = f"no epoch reports {name!r}{did_you_mean(name, list(live.metrics))}"
-                self.ending = Ending("hopeless", reason)
+            if name not in live.metrics and due(name, scored=True):
                 return f"{name} was not reported"
-            if not math.isfinite(live.metrics[name]):
+            if not math.isfinite(live.metrics.get(name, 0.0)):
                 return f"{name} was {live.metrics[name]} at the end"
         return None
 
     def _judge(self, live: _Live) -> None:
-        """Write down how the last metrics stand to the constraints."""
+        """Write down how the last metrics stand to the constraints; a loss term that is not computed breaks none."""
         for name, wanted in self._ledger.study.search.constraints.items():
-            if math.isfinite(value := live.metrics.get(name, math.nan)):
+            if name in TERMS and live.metrics and name not in live.latest:
+                live.trial.set_constraint(name, 0.0)
+            elif math.isfinite(value := live.latest.get(name, math.nan)):
                 live.trial.set_constraint(name, violation(value, wanted))
 
     def _despair(self, failed: str | None) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from csmae.config import Config, ConfigError
 from csmae.settings import did_you_mean, flatten, load_yaml, merge, parse_assignments, parse_config
+from csmae.tuning.metrics import TERMS
 from csmae.tuning.options import Search
 from csmae.tuning.space import Space
 from csmae.tuning.values import Value
@@ -68,6 +69,13 @@ class Study:
         """Points to try before the sampler's own; where the base lies outside a domain, an end of it stands in."""
         yield from (self.space.point(entry) for entry in self.search.start_from)
 
+    @property
+    def longest(self) -> int:
+        """Epochs of the longest training that the space has."""
+        name = "train.epochs"
+        ends = self.space.domains[name].ends if name in self.space.domains else [self.space.base[name]]
+        return max(int(end) for end in ends if isinstance(end, int | float))
+
     def first(self) -> Config:
         """The configuration to try first; the base where no point is named."""
         return self.resolve(next(self.starts(), {}))
@@ -105,6 +113,8 @@ def load_study(path: Path, name: str | None = None, assignments: list[str] | Non
         _check_space(study)
         _check_grid(study)
         _check_starts(study)
+        _check_grace(study)
+        _check_constraints(study)
     except ConfigError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
     return study
@@ -194,6 +204,24 @@ def _check_starts(study: Study) -> None:
                     f"search.start_from: {name} {value} is outside its domain: {study.space.domains[name]}"
                 )
         _check_point(study, study.space.point(entry), "search.start_from")
+
+
+def _check_grace(study: Study) -> None:
+    search = study.search
+    if search.scheduler != "none" and search.grace_epochs > study.longest:
+        raise ConfigError(
+            f"search.grace_epochs {search.grace_epochs} is more than train.epochs {study.longest}, so that no trial could be "
+            "stopped early: lower it, or set search.scheduler to none"
+        )
+
+
+def _check_constraints(study: Study) -> None:
+    """Refuse a constraint on a loss term that no configuration of the study computes."""
+    for name in study.search.constraints:
+        for weight in TERMS.get(name, ()):
+            domain = study.space.domains.get(weight)
+            if not any(domain.ends if domain else [study.space.base[weight]]):
+                raise ConfigError(f"search.constraints: no configuration computes {name!r}: {weight} is 0")
 
 
 def _check_point(study: Study, point: Mapping[str, Value], where: str) -> None:
