@@ -231,8 +231,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     missing = {"model", "bands", "statistics", "transpose", "sha256"} - settings.keys()
     if missing:
         raise EncoderError(f"{path}: lacks {', '.join(sorted(missing))}")
-    bands = {sensor: tuple(names) for sensor, names in settings["bands"].items()}
-    if bands != BANDS:
+    if settings["bands"] != {sensor: list(names) for sensor, names in BANDS.items()}:
         raise EncoderError(f"{path}: is for other bands: {settings['bands']}, this version reads {BANDS}")
     return settings
 

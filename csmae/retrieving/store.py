@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ from csmae import nearest, retrieval
 from csmae.config import ConfigError, Data
 from csmae.data.archive import open_archive
 from csmae.data.split import Split
+from csmae.data.splits import SPLITS
 from csmae.encoders import SensorEncoder
+from csmae.sensors import CLASSES
 
 FORMAT = "csmae-features-1"
 SETTINGS, NAMES, LABELS = "store.json", "names.npy", "labels.npy"
@@ -35,6 +38,18 @@ BATCH = 256
 SHARDS_A_BLOCK = nearest.ARCHIVE_BLOCK // SHARD
 
 Facts = dict[str, Any]
+
+FACTS: dict[str, type | UnionType] = {
+    "encoder": str,
+    "path": str,
+    "splits_dir": str | None,
+    "split": str,
+    "archive": str,
+    "sensors": list,
+    "num_scenes": int,
+    "width": int,
+}
+"""What ``store.json`` holds beside its format."""
 
 
 class StoreError(ConfigError):
@@ -78,8 +93,22 @@ class FeatureStore:
     @property
     def source(self) -> Source:
         """Where the scenes came from."""
-        data = Data(path=self.facts["path"], splits_dir=self.facts["splits_dir"])
+        data = Data(path=self._address("path"), splits_dir=self._address("splits_dir"))
         return Source(data, self.facts["split"], self.sensors)
+
+    def _address(self, name: str) -> str | None:
+        """Where the archive's part is: as seen from the store if it is there, for both may have moved; else as it was."""
+        known: str | None = self.facts[name]
+        seen = self.facts.get(f"{name}_from_store")
+        near = Path(os.path.normpath(self.folder.absolute() / seen)) if seen else None
+        if near and near.exists():
+            return str(near)
+        if known not in (None, "synthetic") and not Path(known).exists():
+            raise StoreError(
+                f"{self.folder}: what it was made from, {known}, is not there: run `python -m csmae embed` with the archive's "
+                "new place and this store: what is done stays"
+            )
+        return known
 
     def blocks(self, sensor: str) -> Iterator[Tensor]:
         """One sensor's features in float32, as ``nearest.search`` takes them."""
@@ -111,7 +140,7 @@ def write_store(
     split = source.open()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _begin(folder, _describe(encoder, split, source) | {"dtype": dtype})
+        _begin(folder, _describe(encoder, split, source, folder.absolute()) | {"dtype": dtype})
         _write(folder / NAMES, np.array(split.names, "S"))
         _write(folder / LABELS, split.labels())
         for start in range(0, len(split), SHARD):
@@ -127,17 +156,19 @@ def write_store(
     return len(split.damaged)
 
 
-def _describe(encoder: SensorEncoder, split: Split, source: Source) -> Facts:
+def _describe(encoder: SensorEncoder, split: Split, source: Source, folder: Path) -> Facts:
     index, positions = split.store.index, split.sources[0].positions
     digest = hashlib.sha256("\n".join(split.names).encode())
     digest.update(np.ascontiguousarray(index.sizes[positions]).tobytes())
-    where = str(Path(source.data.path).absolute()) if source.data.path != "synthetic" else "synthetic"
-    splits_dir = source.data.splits_dir and str(Path(source.data.splits_dir).absolute())
+    path = Path(source.data.path).absolute() if source.data.path != "synthetic" else None
+    splits_dir = Path(source.data.splits_dir).absolute() if source.data.splits_dir else None
     return {
         "format": FORMAT,
         "encoder": encoder.fingerprint(),
-        "path": where,
-        "splits_dir": splits_dir,
+        "path": str(path) if path else "synthetic",
+        "splits_dir": splits_dir and str(splits_dir),
+        "path_from_store": path and os.path.relpath(path, folder),
+        "splits_dir_from_store": splits_dir and os.path.relpath(splits_dir, folder),
         "split": source.split,
         "archive": digest.hexdigest(),
         "sensors": list(source.sensors),
@@ -146,7 +177,7 @@ def _describe(encoder: SensorEncoder, split: Split, source: Source) -> Facts:
     }
 
 
-MAY_MOVE = ("path", "splits_dir")
+MAY_MOVE = ("path", "splits_dir", "path_from_store", "splits_dir_from_store")
 """Addresses; whether they name the same archive is what its fingerprint says."""
 
 
@@ -171,6 +202,12 @@ def open_store(folder: Path) -> FeatureStore:
     """
     facts = read_facts(folder)
     names, labels = (_load(folder / name) for name in (NAMES, LABELS))
+    expected = {NAMES: (names, "S", (facts["num_scenes"],)), LABELS: (labels, "b", (facts["num_scenes"], len(CLASSES)))}
+    for name, (array, kind, shape) in expected.items():
+        if array.dtype.kind != kind or array.shape != shape:
+            raise StoreError(
+                f"{folder / name}: is not of the {shape[0]} scenes of this store: delete it and embed again"
+            )
     starts = range(0, facts["num_scenes"], SHARD)
     shards = {_shard(folder, sensor, start): start for sensor in facts["sensors"] for start in starts}
     missing = [path.name for path in shards if not path.exists()]
@@ -203,6 +240,11 @@ def read_facts(folder: Path) -> Facts:
         facts = None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise StoreError(f"{path}: is no {FORMAT}")
+    for name, kind in FACTS.items():
+        if not isinstance(facts.get(name), kind):
+            raise StoreError(f"{path}: {name} cannot be {facts.get(name)!r}: name a new folder and embed again")
+    if facts["split"] not in SPLITS or not set(facts["sensors"]) <= {"s1", "s2"}:
+        raise StoreError(f"{path}: is of no split or sensor that there is: name a new folder and embed again")
     return facts
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from csmae.tracking.outbox import TrackingError
+
 CARD = """# {title}
 
 An encoder for Sentinel-1 and Sentinel-2 images, trained by cross-sensor masked autoencoding.
@@ -83,4 +85,8 @@ def bands_of(settings: dict[str, Any]) -> str:
 
 def read_settings(encoder_dir: Path) -> dict[str, Any]:
     """Content of an encoder folder's ``config.json``."""
-    return dict(json.loads((encoder_dir / "config.json").read_text(encoding="utf-8")))
+    path = encoder_dir / "config.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise TrackingError(f"{path}: is not an encoder's") from None

@@ -60,7 +60,7 @@ def client_of(uri: str) -> MlflowClient:
 
 
 def check_file(path: Path | None) -> None:
-    """Refuse a file in which MLflow would make its tables although it is somebody else's, or damaged.
+    """Refuse a file that is not MLflow's, in which MLflow would make its tables all the same.
 
     Raises:
         TrackingError: It is a folder, no SQLite database, or another program's database.
@@ -75,16 +75,26 @@ def check_file(path: Path | None) -> None:
         tables = _tables(path) if start == MAGIC else set()
     except OSError as error:
         raise TrackingError(f"{path}: cannot be read: {error.strerror}") from None
-    except sqlite3.OperationalError:
-        return  # locked by another program: MLflow waits
-    except sqlite3.DatabaseError as error:
-        raise TrackingError(f"{path}: is damaged ({error}): restore it, or name another database") from None
+    except sqlite3.DatabaseError:
+        return  # locked or damaged: MLflow's all the same
     if start and start != MAGIC:
         raise TrackingError(f"{path}: is no SQLite database: restore it, or name another one")
     if tables and not tables & {"experiments", "registered_models"}:
         raise TrackingError(
             f"{path}: is another program's database, not MLflow's: name MLflow's own, such as mlflow.db"
         )
+
+
+def check_filled(path: Path) -> None:
+    """Refuse a file in which there is nothing yet to be read.
+
+    Raises:
+        TrackingError: It is not there, or empty.
+    """
+    if not path.exists():
+        raise TrackingError(f"there is no {path}: set MLFLOW_TRACKING_URI to where the search tracked")
+    if path.is_file() and not path.stat().st_size:
+        raise TrackingError(f"{path} is empty: set MLFLOW_TRACKING_URI to where the search tracked")
 
 
 def _tables(path: Path) -> set[str]:

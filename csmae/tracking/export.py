@@ -97,10 +97,16 @@ def export_encoder(source: str, folder: Path, title: str, license_id: str = LICE
         terms += " They were trained on BigEarthNet, which is under CDLA-Permissive-1.0."
     card = (
         FRONT.format(license=license_id)
-        + model_card(title, settings, facts, details.get("metrics", {}), folder.resolve().name)
+        + model_card(title, settings, facts, _numbers(details.get("metrics")), folder.resolve().name)
         + BACK.format(statistics=_statistics(settings), terms=terms)
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _numbers(metrics: object) -> dict[str, float]:
+    """What is a number of the metrics that an encoder's settings hold; they may be of any program."""
+    found = metrics if isinstance(metrics, dict) else {}
+    return {str(name): value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def _load(source: str) -> tuple[SensorEncoder, dict[str, Any]]:
@@ -109,7 +115,8 @@ def _load(source: str) -> tuple[SensorEncoder, dict[str, Any]]:
         return load_published(Path(source)), {"study": "the published code", "data": "BigEarthNet"}
     folder = fetch_encoder(source) if source.startswith(("models:/", "runs:/")) else Path(source)
     encoder = SensorEncoder.load(folder)
-    return encoder, dict(read_settings(folder)["details"])
+    details = read_settings(folder).get("details")
+    return encoder, details if isinstance(details, dict) else {}
 
 
 def _statistics(settings: dict[str, Any]) -> str:

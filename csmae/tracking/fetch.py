@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlparse
 
 from csmae.scratch import scratch
 from csmae.sqlite import sqlite_path, sqlite_url
-from csmae.tracking.database import client_of, current, moves
+from csmae.tracking.database import check_filled, client_of, current, moves
 from csmae.tracking.outbox import TrackingError
 from csmae.tracking.registry import ALIAS, CHECKSUM, MODEL, checksum
 from csmae.tracking.tracker import shown
@@ -34,14 +34,14 @@ def fetch_encoder(uri: str, tracking_uri: str | None = None) -> Path:
     """
     place = tracking_uri or _default_uri()
     database = sqlite_path(place)
-    if database and not database.exists():
-        raise TrackingError(f"{uri}: there is no {database}: set MLFLOW_TRACKING_URI")
     try:
+        if database:
+            check_filled(database)
         client = client_of(place)
         location, sha256 = _find(client, uri)
         folder = _local_folder(current(location, moves(database)) if database else location, sha256, place)
-    except TrackingError:
-        raise
+    except TrackingError as error:
+        raise TrackingError(str(error) if str(error).startswith(uri) else f"{uri}: {error}") from None
     except Exception as error:  # a server or database that is not well answers in any way
         raise TrackingError(f"{uri}: {shown(place)}: {reason(error)}") from None
     if checksum(folder) != sha256:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from csmae.sqlite import sqlite_path
+from csmae.tracking.database import check_file
 from csmae.tracking.outbox import TrackingError
 from csmae.tracking.tracker import WANDB, shown
 from csmae.tracking.uploader import reason
@@ -18,6 +19,7 @@ def unreachable(uri: str) -> str | None:
     """
     try:
         place = shown(uri)
+        check_file(sqlite_path(uri))
     except TrackingError as error:
         return str(error)
     if uri.startswith(WANDB):

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from csmae.sqlite import SQLITE, sqlite_path, sqlite_url
+from csmae.tracking.database import check_file
 from csmae.tracking.outbox import OUTBOX, Bookmark, Event, Outbox, TrackingError
 from csmae.tracking.provenance import provenance
 from csmae.tracking.registry import checksum
@@ -44,11 +45,12 @@ class Tracker:
             Weights & Biases.
 
     Raises:
-        TrackingError: A URI that MLflow does not know, or a folder in which another process runs this study.
+        TrackingError: A URI that MLflow does not know, a database of another program, or a folder in which another process runs this study.
     """
 
     def __init__(self, folder: Path, study: str, uri: str) -> None:
         shown(uri)
+        check_file(sqlite_path(uri))
         self._outbox = Outbox(folder / OUTBOX)
         self._epochs: dict[int, dict[int, int]] = {}  # trial, epoch: when
         self._kept: dict[int, Future[None]] = {}  # trial: whether the disk holds its last epoch
@@ -223,6 +225,7 @@ def replay(folder: Path, uri: str, timeout_s: float, anew: bool = False) -> Uplo
     if not (folder / OUTBOX).is_file():
         raise TrackingError(f"{folder}: no study: there is no {OUTBOX} in it")
     shown(uri)
+    check_file(sqlite_path(uri))
     outbox = Outbox(folder / OUTBOX)
     uploader = _uploader(outbox, folder.name, uri)
     if anew:

@@ -214,6 +214,8 @@ REASONS = {
     "out-of-date database schema": "its database was written by another version of MLflow: install that version, or back the "
     "database up and run `mlflow db upgrade` on it",
     "Can't locate revision": "its database was written by another version of MLflow, or another program: install that version",
+    "malformed": "its database is damaged: restore it, or move it away: a new one is filled from the outbox",
+    "unable to open database file": "its database cannot be opened",
     "database is locked": "its database is locked by another program",
 }
 """What a server's failure means, by a part of its text."""
