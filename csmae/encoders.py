@@ -101,8 +101,12 @@ class SensorEncoder(nn.Module):
             Features of the sensors that were given; not L2-normalised.
 
         Raises:
-            EncoderError: No image, or one of the wrong shape.
+            EncoderError: No image, or one of the wrong shape or with values that are not finite.
         """
+        for sensor, image in (("s1", s1), ("s2", s2)):
+            given = None if image is None else torch.as_tensor(image)
+            if given is not None and given.is_floating_point() and not given.isfinite().all():
+                raise EncoderError(f"encode: {sensor} holds values that are not finite: give images without gaps")
         features = self.forward(s1, s2)
         return Features(features.get("s1"), features.get("s2"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from csmae.retrieving.query import read_query, search
 from csmae.retrieving.store import Source, StoreError, open_store, write_store
 from csmae.sensors import CLASSES, S2_BANDS
 from csmae.training.scoring import encoder_of, score, seeded_model
+from geotiffs import s1_image, write_geotiff
 
 SHARD = 10
 NUM_SCENES = 24
@@ -249,24 +251,8 @@ Writer = Callable[..., Path]
 @pytest.fixture
 def write(tmp_path: Path) -> Writer:
     """Writes a GeoTIFF: a good S1 scene but for what is said."""
-    rasterio = pytest.importorskip("rasterio", reason="GeoTIFFs are an extra")
-    from rasterio.transform import from_origin
-
-    def write(pixels: Any, crs: str | None = "EPSG:32631", size: float = 10, **options: Any) -> Path:
-        path, names = tmp_path / "scene.tif", options.pop("names", None)
-        shape = {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype}
-        place = from_origin(500_000, 5_000_000, size, size)
-        with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=place, **shape, **options) as file:
-            file.write(pixels)
-            if names:
-                file.descriptions = names
-        return path
-
-    return write
-
-
-def s1_image(bands: int = 2, side: int = 120) -> Any:
-    return np.random.default_rng(0).uniform(-20, -5, (bands, side, side)).astype(np.float32)
+    pytest.importorskip("rasterio", reason="GeoTIFFs are an extra")
+    return partial(write_geotiff, tmp_path / "scene.tif")
 
 
 def test_a_geotiff_asks_like_the_scene_that_it_was_cut_from(
