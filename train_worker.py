@@ -24,6 +24,7 @@ from csmae.config import Config, ConfigError
 from csmae.settings import load_yaml, merge, parse_assignments, parse_config
 from csmae.terminal import lasting, printable
 from csmae.training.engine import DivergedError, Epoch, pretrain
+from csmae.training.memory import SmallerMicroBatchError
 
 JOIN_S = 300.0
 """In which all processes of a training must have found each other."""
@@ -71,11 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DivergedError) as error:
         print(error, file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError:
-        print(
-            "out of memory; the same command goes on from the last checkpoint with half the micro-batch",
-            file=sys.stderr,
-        )
+    except SmallerMicroBatchError as error:
+        print(f"{error}; run the same command again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -5,6 +5,7 @@ features and ranks S2 features.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from csmae.data.archive import Split
 from csmae.data.loader import batches, sequential_rows
+from csmae.data.pairs import PairBatch
 from csmae.encoders import SensorEncoder
 from csmae.nearest import ARCHIVE_BLOCK, search
+from csmae.out_of_memory import halved_until_it_fits
 
 DIRECTIONS = ("s1_to_s1", "s1_to_s2", "s2_to_s1", "s2_to_s2")
 
@@ -34,7 +37,7 @@ def embed(
     Args:
         encoder: On the device that shall compute.
         split: Scenes to embed, N of them.
-        batch_size: Pairs a batch.
+        batch_size: Pairs a batch; out of memory, half as many pass through the encoder at a time, down to one.
         advance: Told of each batch's number of scenes.
 
     Returns:
@@ -45,7 +48,7 @@ def embed(
     rows = sequential_rows(len(split), batch_size, rank, world_size)
     found = torch.zeros(len(split.sensors), len(split), encoder.width, device=encoder.device)
     for row, batch in zip(rows, batches(split, rows, encoder.device), strict=True):
-        features = encoder.embed(batch)
+        features, batch_size = halved_until_it_fits(partial(_embed, encoder, batch), batch_size, "embedding")
         found[:, torch.as_tensor(row, device=encoder.device)] = torch.stack([features[s] for s in split.sensors])
         if advance:
             advance(len(row))
@@ -53,6 +56,13 @@ def embed(
     if world_size > 1:
         dist.all_reduce(found)
     return dict(zip(split.sensors, F.normalize(found, dim=2), strict=True))
+
+
+def _embed(encoder: SensorEncoder, batch: PairBatch, num_pairs: int) -> dict[str, Tensor]:
+    """Features of a batch, so many pairs at a time."""
+    total = max(len(tensor) for tensor in batch)
+    parts = [encoder.embed(batch.some(slice(start, start + num_pairs))) for start in range(0, total, num_pairs)]
+    return {sensor: torch.cat([part[sensor] for part in parts]) for sensor in parts[0]}
 
 
 def rank_archive(queries_qd: Tensor, archive_nd: Tensor, k: int) -> Tensor:
@@ -167,14 +177,15 @@ def partner_scores(features: dict[str, Tensor]) -> dict[str, float]:
         ``recall_at_1``: share of scenes whose partner ranks first; ``mrr``: mean reciprocal rank of the partner; both
         averaged over s1 to s2 and s2 to s1. Ties count against the partner.
     """
-    ranks = torch.cat([_partner_ranks(features["s1"], features["s2"]), _partner_ranks(features["s2"], features["s1"])])
+    both = (features["s1"], features["s2"]), (features["s2"], features["s1"])
+    ranks = torch.cat([halved_until_it_fits(partial(_partner_ranks, *pair), BLOCK, "scoring")[0] for pair in both])
     return {"recall_at_1": float((ranks == 1).double().mean()), "mrr": float((1 / ranks.double()).mean())}
 
 
-def _partner_ranks(queries_nd: Tensor, archive_nd: Tensor) -> Tensor:
+def _partner_ranks(queries_nd: Tensor, archive_nd: Tensor, block_size: int) -> Tensor:
     """1-based rank of each query's namesake in the archive: (N,)."""
     ranks, start = [], 0
-    for block in queries_nd.split(BLOCK):
+    for block in queries_nd.split(block_size):
         similarity = block @ archive_nd.T
         own = similarity[torch.arange(len(block)), torch.arange(start, start + len(block))]
         ranks.append((similarity >= own[:, None]).sum(1))

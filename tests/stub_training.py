@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from csmae.config import Config, ConfigError
 from csmae.training.checkpoint import FullDiskError
-from csmae.training.engine import DivergedError, Epoch
+from csmae.training.engine import DivergedError, Epoch, pretrain
 
 
 def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
@@ -35,6 +35,24 @@ def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, in
             state.write_text(str(epoch))
         dist.barrier()
         yield Epoch(epoch, {"val/f1_mean": config.masking.ratio * (1 - 0.5**epoch), "train/loss": 1 / epoch})
+
+
+def short_of_memory(
+    config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]
+) -> Iterator[Epoch]:
+    """A real training whose rank 1 has memory for one pair."""
+    import pytest
+
+    from test_training import limit_memory
+
+    rank = dist.get_rank()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / f"pids-{rank}").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            limit_memory(patch, 1)
+        yield from pretrain(config, run_dir, device, on_step)
 
 
 def _go_wrong(run_dir: Path, rank: int, epoch: int) -> None:

@@ -12,6 +12,7 @@ FLOORS = [
         "csmae.config",
         "csmae.settings",
         "csmae.lock",
+        "csmae.out_of_memory",
         "csmae.scratch",
         "csmae.sqlite",
         "csmae.terminal",

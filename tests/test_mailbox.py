@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from csmae.tuning import mailbox
-from csmae.tuning.mailbox import EpochDone, Holding, Mailbox, Silence, TrialDone
+from csmae.tuning.mailbox import EpochDone, GroupLost, Holding, Mailbox, Silence, TrialDone
 
 
 @pytest.fixture(autouse=True)
@@ -153,5 +153,44 @@ def test_no_worker_goes_on_after_an_epoch_that_was_not_judged() -> None:
         following = asyncio.create_task(box.next_event())
         assert await verdict
         following.cancel()
+
+    asyncio.run(asyncio.wait_for(course(), 20))
+
+
+def test_groups_that_ask_for_smaller_micro_batches_cost_no_attempt() -> None:
+    async def course() -> None:
+        box = Mailbox(retries=0, hang_timeout_s=60)
+        await box.assign({}, "trials/0")
+        for number, size in enumerate((64, 32, 16, 8, 4, 2, 1)):
+            assignment = await box.take(f"group {number}", 0, "worker")
+            assert assignment is not None and assignment.micro_batch == (2 * size if number else None)
+            await box.shrink(1, f"group {number}", size)
+            await box.shrink(1, f"group {number}", size)  # two ranks at once
+            await box.complain(1, f"group {number}", "connection closed by peer")  # what the others see of it
+            await box.group_lost(GroupLost(number, "RuntimeError: SmallerMicroBatchError"))
+            assert await box.next_event() == GroupLost(number, "")
+        assignment = await box.take("group 7", 0, "worker")
+        assert assignment is not None and assignment.micro_batch == 1
+        verdict = asyncio.create_task(box.tell(1, "group 7", 1, {}))
+        assert await box.next_event() == EpochDone(1, {})
+        verdict.cancel()
+
+    asyncio.run(asyncio.wait_for(course(), 20))
+
+
+def test_a_micro_batch_that_does_not_shrink_is_an_attempt_that_failed() -> None:
+    async def course() -> None:
+        box = Mailbox(retries=0, hang_timeout_s=60)
+        await box.assign({}, "trials/0")
+        for group in ("one", "two"):
+            await box.take(group, 0, "worker")
+            await box.shrink(1, group, 4)
+        await box.group_lost(GroupLost(1, "a reason"))
+        assert await box.next_event() == GroupLost(1, "a reason")
+        third = asyncio.create_task(box.take("three", 0, "worker"))
+        ended = await box.next_event()
+        assert isinstance(ended, TrialDone)
+        assert ended.reason == "out of memory, again, with 4 pairs at a time (in each of 1 attempts)"
+        third.cancel()
 
     asyncio.run(asyncio.wait_for(course(), 20))

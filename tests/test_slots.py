@@ -16,12 +16,13 @@ from optuna.trial import FrozenTrial
 from ray._private.state import actors
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
+from conftest import SMALL
 from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import Room, ray_running, share
 from csmae.tuning.events import Ended, Ending, Event, Listener
 from csmae.tuning.ledger import Ledger
 from csmae.tuning.run import run_search
-from csmae.tuning.slots import RENEW_AFTER
+from csmae.tuning.slots import GROUP_RESTARTS, RENEW_AFTER
 from csmae.tuning.study import load_study
 from test_study import write
 
@@ -45,10 +46,11 @@ def search(
     listener: Listener = lambda event: None,
     compile: bool = False,
     pretrain: str = "stub_training:quick",
+    base: dict[str, Any] | None = None,
     **settings: Any,
 ) -> list[FrozenTrial]:
     """Run a study of quick trainings in which some trials go wrong."""
-    base = {
+    base = base or {
         "model": {"size": "nano"},
         "optim": {"warmup_epochs": 0, "batch_size": 2},
         "train": {"epochs": 5, "compile": compile},
@@ -176,6 +178,19 @@ def test_workers_that_all_hang_before_their_first_trial_are_replaced(cluster: Ro
         for mark in Path(tempfile.gettempdir()).glob("csmae-hang-*"):
             mark.unlink()
     assert [trial.state.name for trial in trials] == ["COMPLETE"]
+    assert all_is_free()
+
+
+@pytest.mark.slow
+def test_memory_that_is_short_on_one_rank_costs_no_retries_down_to_one_pair(cluster: Room, tmp_path: Path) -> None:
+    """More halvings than Ray Train restarts a group, and none of the trial's retries."""
+    base = SMALL | {"optim": SMALL["optim"] | {"batch_size": 256}, "train": {"epochs": 2}, "eval": {"k": 3}}
+    base["data"] = {"synthetic": {"num_train": 256, "num_validation": 24, "num_test": 16}}
+    pretrain = "stub_training:short_of_memory"
+    (trial,) = search(tmp_path, 1, {}, pretrain=pretrain, base=base, retries=0)
+    assert trial.state.name == "COMPLETE", trial.user_attrs
+    assert len(processes(tmp_path, 0, 1)) == 8 > GROUP_RESTARTS + 1  # 128, 64, 32, 16, 8, 4, 2, 1 pairs
+    assert (tmp_path / "study" / "trials" / "0" / "micro_batch").read_text() == "1"
     assert all_is_free()
 
 

@@ -38,6 +38,10 @@ class PairBatch(NamedTuple):
         """The same batch on a device."""
         return PairBatch(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
+    def some(self, rows: slice) -> PairBatch:
+        """Some of the pairs, without a copy."""
+        return PairBatch(*(tensor[rows] for tensor in self))
+
     def row(self, number: int) -> PairBatch:
         """One pair, without the batch dimension."""
         return PairBatch(*(tensor[number] for tensor in self))
@@ -67,7 +71,7 @@ class Buffer:
 
     def head(self, num_pairs: int) -> PairBatch:
         """The first pairs, without a copy."""
-        return PairBatch(*(tensor[:num_pairs] for tensor in self.batch))
+        return self.batch.some(slice(num_pairs))
 
 
 def allocate(num_pairs: int, sensors: tuple[Sensor, ...] = BOTH, pin: bool = False) -> Buffer:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from csmae.config import Config, ConfigError
+from csmae.out_of_memory import is_out_of_memory
 from csmae.settings import flatten
 
 CHECKPOINT = "checkpoint.pt"
@@ -72,7 +73,7 @@ def save_checkpoint(folder: Path, config: Config, done: Done, parts: dict[str, A
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any], device: torch.device) -> Done:
+def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any]) -> Done:
     """Restore what ``save_checkpoint`` wrote.
 
     Returns:
@@ -85,12 +86,16 @@ def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any], device:
     if not path.exists():
         return Done()
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        # Not on the device: while its parts are copied there would be everything twice.
+        content = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path}: is no checkpoint of this version")
     except CheckpointError:
         raise
-    except Exception as error:  # a damaged file fails in any of torch's, pickle's or zip's ways
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # A damaged file fails in any of torch's, pickle's or zip's ways.
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path}: is damaged ({reason}): remove it to start the run anew") from None
     _compare(path, json.loads(content["config"]), config)

@@ -25,10 +25,11 @@ from csmae.data.pairs import PairBatch
 from csmae.encoders import SensorEncoder
 from csmae.model.cost import cost
 from csmae.training.checkpoint import CheckpointError, Done, FullDiskError, load_checkpoint, save_checkpoint
+from csmae.training.memory import scores_must_fit, weights_must_fit
 from csmae.training.optim import learning_rate
 from csmae.training.scoring import default_device, encoder_of, seeded_model, subset, validation_scores, validation_split
 from csmae.training.snapshots import is_due, write_snapshot
-from csmae.training.step import Stepper
+from csmae.training.step import Images, Stepper
 from csmae.training.usage import Usage
 
 LOOK_EVERY = 16
@@ -76,13 +77,18 @@ def pretrain(
 
     Raises:
         DivergedError: The loss is not finite, on all ranks alike. ``StoppedError``: ``on_step`` asked for it.
-        ConfigError: The archive, the checkpoint or the memory does not fit the configuration; on all ranks alike.
+        ConfigError: The archive, the checkpoint or the memory does not fit the configuration; on all ranks alike, but for
+            the memory.
+        SmallerMicroBatchError: A rank's memory is too small; the training goes on from its checkpoint with smaller
+            micro-batches when it is begun again.
         FullDiskError: The checkpoint cannot be written, on all ranks alike. ``ArchiveError``: A pair is damaged; on the rank that reads it.
     """
     place = torch.device(device or default_device())
     usage = Usage(place)
-    run = _Run(config, place, run_dir)
-    done = run.resume(run_dir) if run_dir else Done()
+    with weights_must_fit(config):
+        run = _Run(config, place, run_dir)
+        done = run.resume(run_dir) if run_dir else Done()
+        run.step.allocate()
     price = {f"cost/{name}": float(value) for name, value in cost(config)._asdict().items()}
     for epoch in range(done.epochs, config.train.epochs):
         last = epoch + 1 == config.train.epochs
@@ -96,7 +102,8 @@ def pretrain(
             run.save(run_dir, done, metrics)
         if run_dir and run.rank == 0 and is_due(epoch + 1, config.train.epochs):
             path = run_dir / "arrays" / f"epoch-{epoch + 1:04}.npz"
-            write_snapshot(path, run.model.eval(), config, run.validation, run.features)
+            with run.step.eager():
+                write_snapshot(path, run.model.eval(), config, run.validation, run.features)
         yield Epoch(epoch + 1, metrics)
 
 
@@ -166,8 +173,7 @@ class _Run:
             for index, batch in enumerate(loaded, start=begun.steps):
                 step = epoch * len(rows) + index
                 rate = self._set_rate(step, len(rows))
-                s1, s2, noise = self._augment(step, batch)
-                for name, term in self.step(s1, s2, noise).items():
+                for name, term in self.step(*self._augment(step, batch)).items():
                     sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term
                 asked = bool(on_step(index + 1, len(rows))) or asked
                 if index % LOOK_EVERY == LOOK_EVERY - 1:
@@ -188,9 +194,9 @@ class _Run:
         """Retrieval scores within the validation split, the same on all ranks."""
         start = time.perf_counter()
         self.model.eval()
-        with self.step.eager():
+        with self.step.eager(), scores_must_fit(len(self.validation)):
             self.features = retrieval.embed(self.encoder(), self.validation, self.config.eval.batch_size)
-        scores = validation_scores(self.features, self.validation, self.config.eval.k)
+            scores = validation_scores(self.features, self.validation, self.config.eval.k)
         return scores | {"time/eval_s": time.perf_counter() - start}
 
     def spent(self, seconds: float) -> dict[str, float]:
@@ -204,7 +210,7 @@ class _Run:
         Raises:
             CheckpointError: It does not fit, or the ranks do not see the same; on all ranks alike.
         """
-        done = load_checkpoint(folder, self.config, self.parts, self.device)
+        done = load_checkpoint(folder, self.config, self.parts)
         if self.world_size > 1:
             states = self._gathered(torch.tensor([done.epochs, done.steps], device=self.device)).tolist()
             if min(states) != max(states):
@@ -267,8 +273,8 @@ class _Run:
             group["lr"] = rate
         return rate
 
-    def _augment(self, step: int, batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Prepared images and masking noise (2, R, L) of this rank's share of a global batch.
+    def _augment(self, step: int, batch: PairBatch) -> tuple[Images, Tensor]:
+        """What prepares images, and masking noise (2, R, L), of this rank's share of a global batch.
 
         The whole batch's randomness is drawn from (seed, step) on every rank, so neither the number of workers nor
         an interruption changes it.
@@ -279,8 +285,13 @@ class _Run:
         noise = random.random((2, size, self.config.model.num_patches), dtype=np.float32)
         share = size // self.world_size
         own = slice(self.rank * share, (self.rank + 1) * share)
-        s1, s2 = self.prepare(batch.to(self.device), torch.from_numpy(flips[own]).to(self.device))
-        return s1, s2, torch.from_numpy(noise[:, own]).to(self.device)
+        flips_r2 = torch.from_numpy(flips[own])
+
+        def images(rows: slice) -> tuple[Tensor, Tensor]:
+            s1, s2 = self.prepare(batch.some(rows).to(self.device), flips_r2[rows].to(self.device))
+            return s1, s2
+
+        return images, torch.from_numpy(noise[:, own])
 
     def _means(self, sums: dict[str, Tensor], num_steps: int, epoch: int) -> dict[str, float]:
         """Means over steps and ranks; raises where one is not finite, on all ranks alike."""

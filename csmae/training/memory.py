@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
+from csmae.out_of_memory import is_out_of_memory
 
 FILE = "micro_batch"
+
+ADAMW_FLOATS = 4
+"""Floats that a parameter takes: itself, its gradient, two moments."""
 
 log = logging.getLogger(__name__)
 
 
 class MemoryLimitError(ConfigError):
-    """Not even one pair fits into the device's memory."""
+    """The device's memory is too small, whatever the micro-batch."""
+
+
+class SmallerMicroBatchError(RuntimeError):
+    """The memory was too small in the middle of a step: all ranks must go on from the last checkpoint.
+
+    The smaller micro-batch is noted in the run's folder. Raised on the rank whose memory was too small.
+
+    Args:
+        micro_batch: Pairs to try next, at least one.
+    """
+
+    def __init__(self, micro_batch: int) -> None:
+        super().__init__(
+            f"out of memory: the training goes on from its last checkpoint with micro-batches of {micro_batch} pairs"
+        )
+        self.micro_batch = micro_batch
+
+    def __reduce__(self) -> tuple[type[SmallerMicroBatchError], tuple[int]]:
+        return type(self), (self.micro_batch,)
 
 
 class MicroBatch:
@@ -24,29 +50,26 @@ class MicroBatch:
         config: Says the size to begin with.
         world_size: Ranks that share a global batch.
         run_dir: Keeps a size found too large for the next attempt, where given.
-
-    Raises:
-        MemoryLimitError: An earlier attempt ran out of memory with one pair.
     """
 
     def __init__(self, config: Config, world_size: int, run_dir: Path | None) -> None:
-        self._config, self._path = config, run_dir / FILE if run_dir else None
+        self._config, self._run_dir = config, run_dir
         share = config.optim.batch_size // world_size
         self.micro_batch = min(config.optim.micro_batch_size or share, share)
-        if self._path and self._path.exists():
-            self.micro_batch = min(self.micro_batch, int(self._path.read_text()))
-        self.check()
+        noted = noted_micro_batch(run_dir) if run_dir else None
+        if noted is not None:
+            self.micro_batch = min(self.micro_batch, noted)
 
     def halve(self) -> None:
-        """Halve after a step that ran out of memory; of one pair nothing is left, which ``check`` reports."""
+        """Halve after a step that ran out of memory, and note it.
+
+        Raises:
+            MemoryLimitError: It was one pair.
+        """
         self.micro_batch //= 2
-        if self.micro_batch:
-            log.warning("out of memory: repeating the step with micro-batches of %d pairs", self.micro_batch)
-        if self._path:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_name(f".{FILE}.tmp")
-            temporary.write_text(str(self.micro_batch))
-            temporary.replace(self._path)
+        if self._run_dir:
+            note_micro_batch(self._run_dir, self.micro_batch)
+        self.check()
 
     def check(self) -> None:
         """Make sure that there is a size left to try.
@@ -57,8 +80,70 @@ class MicroBatch:
         if self.micro_batch:
             return
         needed = cost(self._config)
-        noted = f" (noted in {self._path}; remove it to try again)" if self._path else ""
+        noted = f" (noted in {self._run_dir / FILE}; remove it to try again)" if self._run_dir else ""
         raise MemoryLimitError(
             f"out of memory with one pair at a time: the configuration has {needed.params / 1e6:.1f} M parameters and "
             f"keeps about {needed.activation_bytes / 2**20:.0f} MiB a pair: choose a smaller model or larger patches{noted}"
         )
+
+
+def noted_micro_batch(run_dir: Path) -> int | None:
+    """The size that an earlier attempt left, if any."""
+    try:
+        text = (run_dir / FILE).read_text()
+    except FileNotFoundError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def note_micro_batch(run_dir: Path, micro_batch: int) -> None:
+    """Leave a size for the next attempt, unless a smaller one is noted; ranks may do so at the same moment."""
+    noted = noted_micro_batch(run_dir)
+    if noted is not None and noted <= micro_batch:
+        return
+    temporary = run_dir / f".{FILE}.{uuid.uuid4().hex}.tmp"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(str(micro_batch))
+        temporary.replace(run_dir / FILE)
+    except OSError as error:  # the training can go on, only the next attempt will not know
+        log.warning("%s: cannot be written: %s", run_dir / FILE, error.strerror)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def weights_must_fit(config: Config) -> Iterator[None]:
+    """Explain an error for lack of memory while nothing but weights and the optimiser's state is there.
+
+    Raises:
+        MemoryLimitError: The memory is too small.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        params = cost(config).params
+        raise MemoryLimitError(
+            f"out of memory before the first step: the configuration has {params / 1e6:.1f} M parameters, which take"
+            f" {params * 4 * ADAMW_FLOATS / 2**20:.0f} MiB with gradients and AdamW's moments: choose a smaller model"
+        ) from error
+
+
+@contextmanager
+def scores_must_fit(num_pairs: int) -> Iterator[None]:
+    """Explain an error for lack of memory while the validation pairs are scored.
+
+    Raises:
+        MemoryLimitError: The memory is too small.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryLimitError(
+            f"out of memory while {num_pairs} validation pairs were scored, one pair at a time: lower eval.max_pairs, or"
+            " choose a smaller model"
+        ) from error

@@ -18,6 +18,22 @@ def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
 
+def allocate_moments(optimizer: torch.optim.AdamW) -> None:
+    """Give AdamW's state its memory now, where it has none yet.
+
+    By itself it does so in its first step, parameter by parameter; out of memory there, one parameter would have half a
+    state, and the step could not be repeated.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),  # there, as it is fused
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+
+
 def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> float:
     """Linear warm-up from 0, then a cosine to 0.
 

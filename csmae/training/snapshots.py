@@ -23,6 +23,7 @@ from csmae.data.transforms import Prepare
 from csmae.model.csmae import CSMAE
 from csmae.model.losses import EPSILON
 from csmae.model.patches import patchify, unpatchify
+from csmae.out_of_memory import is_out_of_memory
 from csmae.sensors import CLASSES, S2_RGB
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def is_due(epoch: int, num_epochs: int) -> bool:
 def write_snapshot(
     path: Path, model: CSMAE, config: Config, validation: Split, features: dict[str, Tensor] | None
 ) -> None:
-    """Write what is to be drawn of an epoch; a disk that is full is told of and ends nothing.
+    """Write what is to be drawn of an epoch; a full disk or too little memory is told of and ends nothing.
 
     Args:
         path: Of the ``.npz``.
@@ -52,9 +53,15 @@ def write_snapshot(
         validation: Scenes, the first of them are shown.
         features: Of all of them, as the epoch's score read them; without, no retrieval is shown.
     """
-    arrays = _reconstructions(model, config, validation.read(range(min(NUM_SCENES, len(validation)))))
-    if features:
-        arrays |= _retrieval(validation, features, min(NUM_HITS, config.eval.k))
+    try:
+        arrays = _reconstructions(model, config, validation.read(range(min(NUM_SCENES, len(validation)))))
+        if features:
+            arrays |= _retrieval(validation, features, min(NUM_HITS, config.eval.k))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.warning("%s: out of memory: there will be no pictures of this epoch", path)
+        return
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
     try:

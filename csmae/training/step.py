@@ -5,9 +5,11 @@ R pairs of this rank, L patches, D width.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 from csmae.config import Config, ConfigError
 from csmae.model.blocks import Block
 from csmae.model.csmae import CSMAE
-from csmae.training.memory import MicroBatch
-from csmae.training.optim import make_optimizer
+from csmae.out_of_memory import is_out_of_memory
+from csmae.training.memory import MicroBatch, SmallerMicroBatchError
+from csmae.training.optim import allocate_moments, make_optimizer
+
+log = logging.getLogger(__name__)
+
+Images = Callable[[slice], tuple[Tensor, Tensor]]
+"""Prepares the images (pairs, C, H, W) of both sensors for some of a rank's pairs of a step."""
 
 
 class _Part(NamedTuple):
@@ -34,7 +42,7 @@ class _Part(NamedTuple):
 
 
 class Stepper:
-    """The network with what trains it.
+    """The network with what trains it. Collective.
 
     Args:
         model: On its device.
@@ -49,6 +57,8 @@ class Stepper:
         self.model, self.device = model, model.encoder.norm.weight.device
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.memory = MicroBatch(config, world_size, run_dir)
+        self._agree(world_size)
+        self.memory.check()
         self.optimizer = make_optimizer(model, config.optim)
         self.precision = autocast_type(config.train.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
@@ -66,24 +76,42 @@ class Stepper:
                     model, ids, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
 
-    def __call__(self, s1: Tensor, s2: Tensor, noise_2rl: Tensor) -> dict[str, Tensor]:
+    def allocate(self) -> None:
+        """Take the memory of AdamW's moments, so that a batch that is too large is all that can be too much."""
+        allocate_moments(self.optimizer)
+
+    def __call__(self, images: Images, noise_2rl: Tensor) -> dict[str, Tensor]:
         """One optimiser step; returns the loss terms, detached.
 
-        Out of memory, the step is repeated with half the micro-batch. With other ranks that is not possible here: they
-        wait in a collective. The smaller size is left for the next attempt, and the error goes on.
+        Out of memory, the gradients are computed again with half the micro-batch. With other ranks that is not possible
+        here, for they wait in a collective; nor once weights may have changed. Then the smaller size is left for the next
+        attempt, which begins with the last checkpoint.
+
+        Args:
+            images: Called for each micro-batch, once or twice.
+            noise_2rl: Uniform noise in [0, 1) that chooses both sensors' visible patches.
+
+        Raises:
+            SmallerMicroBatchError: The training must go on from its checkpoint. ``MemoryLimitError``: One pair is too much.
         """
-        whole = _Part(s1, s2, noise_2rl[0], noise_2rl[1])
         while True:
             try:
-                terms = self._accumulate(whole)
+                terms = self._accumulate(images, noise_2rl)
                 break
-            except torch.OutOfMemoryError:
-                self.optimizer.zero_grad(set_to_none=True)
-                self.memory.halve()
-                if self.parallel:
+            except Exception as error:
+                if not is_out_of_memory(error):
                     raise
-                self.memory.check()
-        self.scaler.step(self.optimizer)
+                self._halve()
+                if self.parallel:
+                    raise SmallerMicroBatchError(self.memory.micro_batch) from error
+            log.warning("out of memory: repeating the step with micro-batches of %d pairs", self.memory.micro_batch)
+        try:
+            self.scaler.step(self.optimizer)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._halve()
+            raise SmallerMicroBatchError(self.memory.micro_batch) from error
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return terms
@@ -92,13 +120,34 @@ class Stepper:
         """Within it nothing is compiled: a score's batches have shapes of their own."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
-    def _accumulate(self, whole: _Part) -> dict[str, Tensor]:
+    def _halve(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.memory.halve()
+
+    def _agree(self, world_size: int) -> None:
+        """Take the smallest of the ranks' micro-batches: only equal ones meet in the same collectives.
+
+        Ranks may see different notes where each has a copy of the run's folder.
+        """
+        if world_size > 1:
+            least = torch.tensor(self.memory.micro_batch, device=self.device)
+            dist.all_reduce(least, dist.ReduceOp.MIN)
+            self.memory.micro_batch = int(least)
+
+    def _accumulate(self, images: Images, noise_2rl: Tensor) -> dict[str, Tensor]:
         """Gradients of this rank's share, one micro-batch after another; returns the mean loss terms."""
-        parts = [_Part(*tensors) for tensors in zip(*(t.split(self.memory.micro_batch) for t in whole), strict=True)]
-        pulls, sums = self._contrast(parts)
-        for index, (part, pull) in enumerate(zip(parts, pulls, strict=True)):
-            share = len(part.s1) / len(whole.s1)
-            last = index + 1 == len(parts)
+        num_pairs, size = noise_2rl.shape[1], self.memory.micro_batch
+        rows = [slice(start, min(start + size, num_pairs)) for start in range(0, num_pairs, size)]
+
+        def parts() -> Iterator[_Part]:
+            for some in rows:
+                s1, s2 = images(some)
+                yield _Part(s1, s2, *noise_2rl[:, some].to(self.device))
+
+        pulls, sums = self._contrast(parts(), len(rows))
+        for index, (part, pull) in enumerate(zip(parts(), pulls, strict=True)):
+            share = len(part.s1) / num_pairs
+            last = index + 1 == len(rows)
             with self.parallel.no_sync() if self.parallel and not last else nullcontext():
                 with self._autocast():
                     terms = (self.parallel or self.model)(*part, None if pull is None else pull / share)
@@ -107,7 +156,7 @@ class Stepper:
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term.detach() * share
         return sums
 
-    def _contrast(self, parts: list[_Part]) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+    def _contrast(self, parts: Iterable[_Part], num_parts: int) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
         """The contrastive terms over all micro-batches of all ranks, where there are several micro-batches.
 
         The features of all come first, without what a backward pass needs; the terms' gradient with respect to them
@@ -117,15 +166,15 @@ class Stepper:
         Returns:
             Each part's gradient (2, pairs, D), or None where the part is all there is; and the terms.
         """
-        if len(parts) == 1 or not self.model.loss.contrastive:
-            return [None] * len(parts), {}
+        if num_parts == 1 or not self.model.loss.contrastive:
+            return [None] * num_parts, {}
         with torch.no_grad(), self._autocast():
-            features = torch.cat([self.model.features(*part) for part in parts], dim=1).float()
-        features.requires_grad_()
+            features_2bd = [self.model.features(*part) for part in parts]
+        features = torch.cat(features_2bd, dim=1).float().requires_grad_()
         terms = self.model.contrast(features)
         (gradient,) = torch.autograd.grad(terms["loss"], features)
-        pulls = gradient.split([len(part.s1) for part in parts], dim=1)
-        return list(pulls), {name: term.detach() for name, term in terms.items()}
+        pulls = gradient.split([some.shape[1] for some in features_2bd], dim=1)
+        return pulls, {name: term.detach() for name, term in terms.items()}
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32)

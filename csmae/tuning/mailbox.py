@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 LOOK_EVERY_S = 1.0
@@ -30,6 +30,8 @@ class Assignment:
     """Counts a mailbox's assignments from 1."""
     config: dict[str, Any]
     run_dir: str
+    micro_batch: int | None = None
+    """The micro-batch that a rank whose memory was too small asked for, if any did."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class _Course:
     """Whether the last group was taken for dead, and no other has come in its place."""
     complaints: dict[str, str] = field(default_factory=dict)
     """First error that a rank of a group told."""
+    left: bool = False
+    """Whether the last group went of its own accord, and none has come since."""
 
 
 class Mailbox:
@@ -153,6 +157,8 @@ class Mailbox:
     async def group_lost(self, lost: GroupLost) -> None:
         """Tell the slot that one of its fits ended by itself."""
         self._hold([])
+        if self._course.left:
+            lost = replace(lost, reason="")
         self._events.put_nowait(lost)
 
     # Called by the group's controller.
@@ -235,8 +241,27 @@ class Mailbox:
     async def leave(self, ticket: int, group: str) -> None:
         """Tell that the group goes, with its work saved, because a node will be taken away: no attempt that failed."""
         if self._stands(ticket, group):
-            self._course.groups.pop()
-            self._course.workers.clear()
+            self._let_go()
+
+    async def shrink(self, ticket: int, group: str, micro_batch: int) -> None:
+        """Tell that the group goes because a rank's memory was too small, for another with a smaller micro-batch.
+
+        No attempt that failed: the micro-batch reaches one pair, which needs no further group, after few of them.
+        """
+        if self._stands(ticket, group):
+            assert self._assignment is not None
+            before = self._assignment.micro_batch
+            if before is None or micro_batch < before:
+                self._assignment = replace(self._assignment, micro_batch=micro_batch)
+                self._let_go()
+            else:
+                self._course.complaints.setdefault(group, f"out of memory, again, with {before} pairs at a time")
+
+    def _let_go(self) -> None:
+        """Forget the group at work, which goes of its own accord."""
+        self._course.groups.pop()
+        self._course.workers.clear()
+        self._course.left = True
 
     async def complain(self, ticket: int, group: str, error: str) -> None:
         """Tell of an error on one rank, before it takes the group down."""
@@ -260,6 +285,7 @@ class Mailbox:
         groups.append(group)
         self._course.workers.clear()
         self._course.silent = False
+        self._course.left = False
         return True
 
     @property

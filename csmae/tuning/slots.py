@@ -235,6 +235,7 @@ class _Rank:
         """
         from csmae.training.checkpoint import FullDiskError
         from csmae.training.engine import DivergedError, StoppedError
+        from csmae.training.memory import SmallerMicroBatchError
 
         try:
             if self._epochs(assignment) and self.number == 0:
@@ -251,6 +252,9 @@ class _Rank:
         except ConfigError as error:  # no attempt would cure it; the other ranks may wait in a collective
             self._end(assignment, "failed", f"rank {self.number}: {error}")
             raise
+        except SmallerMicroBatchError as error:  # the other ranks wait in a collective: the group must go
+            ray.get(self.mailbox.shrink.remote(assignment.ticket, self.group, error.micro_batch))
+            raise
         except Exception as error:
             text = f"{type(error).__name__} on rank {self.number}: {' '.join(str(error).split())[:500]}"
             ray.get(self.mailbox.complain.remote(assignment.ticket, self.group, text))
@@ -259,8 +263,12 @@ class _Rank:
 
     def _epochs(self, assignment: Assignment) -> bool:
         """Train as long as the verdict allows; returns whether the training came to its end."""
+        from csmae.training.memory import note_micro_batch
+
         first = self.number == 0
         with self._files(assignment) as (run_dir, mirror):
+            if assignment.micro_batch:  # the rank that asked for it may have noted it in a folder of its own
+                note_micro_batch(run_dir, assignment.micro_batch)
             if first and (saved := saved_epoch(run_dir)):
                 ray.get(self.mailbox.replay.remote(assignment.ticket, self.group, *saved))
             for epoch in self._generator(assignment, run_dir):
