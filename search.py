@@ -169,9 +169,9 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
     if ending.kind == "superseded":
         say(f"{ending.reason}: this search ends, its trials go on there")
         return FAILED
+    for trial in progress.running:
+        tracker.end(trial.number, "RUNNING", ending.reason or "interrupted")
     if ending.kind in ("interrupted", "stuck"):
-        for trial in progress.running:
-            tracker.end(trial.number, "RUNNING", ending.reason or "interrupted")
         say(f"{ending.reason or 'stopped in order'}; to go on: {command()}")
         return FAILED if ending.reason else INTERRUPTED
     return _finish(options, ledger, tracker, part, ending)

@@ -271,7 +271,8 @@ def test_a_spent_budget_starts_nothing(tmp_path: Path) -> None:
     trial.set_user_attr("worker_s", 99.0)
     ending = run_search(Budget(Ledger(study, tmp_path)), Share(1, 1.0, 0.0), lambda event: None)
     assert (ending.kind, ending.reason) == ("budget", "the budget of 0.001 worker-hours is spent")
-    assert [trial.state for trial in Ledger(study, tmp_path).trials()] == [TrialState.RUNNING]
+    again = Ledger(study, tmp_path)
+    assert [trial.state for trial in again.all_trials()] == [TrialState.WAITING] and again.num_left == 1
 
 
 def test_a_trial_cut_before_its_first_epoch_begins_again_when_the_study_goes_on(tmp_path: Path) -> None:

@@ -48,6 +48,9 @@ FINALISTS = "finalists"
 START = "start"
 """User attribute of a trial that is never stopped early: a starting point, which it holds, or a repetition."""
 
+CUT = "cut"
+"""User attribute of a trial that waits because a budget cut it before its first score: why. It goes on under its number."""
+
 EPOCH = "epoch "
 """Prefix of user attributes, one an epoch, that hold several objectives: Optuna's own curves hold one value."""
 
@@ -85,7 +88,9 @@ class Ledger:
             self._define()
             self._line_up_starts()
             self._settle_repetitions()
-            self._left = [trial for trial in self.all_trials() if trial.state is TrialState.RUNNING]
+            self._left = [
+                trial for trial in self.all_trials() if trial.state is TrialState.RUNNING or _was_begun(trial)
+            ]
 
     def _define(self) -> None:
         """Write what a new study is, or compare with what it was started as."""
@@ -113,7 +118,7 @@ class Ledger:
     def _settle_repetitions(self) -> None:
         """Take repetitions out of line that a killed driver put there: the best may be others by now."""
         for trial in self._in_line():
-            if CONFIRMS in trial.user_attrs:
+            if CONFIRMS in trial.user_attrs and not _was_begun(trial):
                 self.refuse(self._begin(trial), "not begun", steer=False)
 
     # What there is.
@@ -145,7 +150,7 @@ class Ledger:
 
     @property
     def num_left(self) -> int:
-        """Trials that were left in the middle, by an earlier driver or a lost slot, and not yet taken up again."""
+        """Trials that were left in the middle, by an earlier driver, its budget or a lost slot, and not yet taken up again."""
         return len(self._left)
 
     @property
@@ -196,7 +201,7 @@ class Ledger:
         """The first trial that was left in the middle."""
         left = self._left.pop(0)
         self.optuna.sampler = make_sampler(self.study.search, left.number)
-        return optuna.Trial(self.optuna, left._trial_id)
+        return self._begin(left)
 
     def put_back(self, trial: optuna.Trial) -> None:
         """Leave a trial in the middle, to be taken up again by this driver."""
@@ -255,16 +260,13 @@ class Ledger:
         self.optuna.tell(trial, state=TrialState.PRUNED if steer else TrialState.FAIL)
 
     def cut(self, trial: optuna.Trial, reason: str) -> None:
-        """End a trial that the budget cut short; one without an epoch yet goes back in line."""
-        frozen = self.frozen(trial)
-        if curve(frozen):
+        """End a trial that the budget cut short; one without a score yet waits, to go on where its checkpoint is."""
+        if curve(self.frozen(trial)):
             trial.set_user_attr("reason", reason)
             self.prune(trial)
-            return
-        self.refuse(trial, reason, steer=False)
-        if CONFIRMS not in frozen.user_attrs:
-            start = {START: frozen.user_attrs[START]} if START in frozen.user_attrs else {}
-            self.enqueue(frozen.params, **start)
+        else:
+            trial.set_user_attr(CUT, reason)
+            self.optuna._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
     def values(self, trial: FrozenTrial) -> dict[str, Value]:
         """A trial's point of the space."""
@@ -373,6 +375,11 @@ def eligible(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Those that came to their end and keep to the constraints; if there is none, those that the budget cut short."""
     kept = [trial for trial in trials if max(trial.constraints.values(), default=0) <= 0]
     return [t for t in kept if t.state is TrialState.COMPLETE] or [t for t in kept if was_cut(t)]
+
+
+def _was_begun(trial: FrozenTrial) -> bool:
+    """Whether a trial waits that a budget cut."""
+    return trial.state is TrialState.WAITING and CUT in trial.user_attrs
 
 
 def was_cut(trial: FrozenTrial) -> bool:

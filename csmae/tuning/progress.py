@@ -80,8 +80,7 @@ class Progress:
     def follow(self, event: Event) -> bool:
         """Take in an event; returns whether it made a new best trial."""
         if isinstance(event, Started):
-            trial = TrialProgress(event.number, event.values, event.epochs)
-            self.running = tuple(sorted((*self._others(trial.number), trial), key=lambda running: running.number))
+            self._put(TrialProgress(event.number, event.values, event.epochs))
             return False
         trial = self.trial(event.number)
         if isinstance(event, Reported):
@@ -90,6 +89,7 @@ class Progress:
             return False
         if isinstance(event, Waiting):
             trial.state, trial.reason = "waiting", event.reason
+            self._put(trial)
             return False
         return self._end(trial, event)
 
@@ -97,6 +97,9 @@ class Progress:
         """A trial that runs, or one of those that ended last; one that was not told of before has nothing but its number."""
         found = (trial for trial in (*self.running, *reversed(self.ended)) if trial.number == number)
         return next(found, TrialProgress(number, {}, 0))
+
+    def _put(self, trial: TrialProgress) -> None:
+        self.running = tuple(sorted((*self._others(trial.number), trial), key=lambda running: running.number))
 
     def _others(self, number: int) -> Iterator[TrialProgress]:
         return (trial for trial in self.running if trial.number != number)

@@ -113,11 +113,14 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
     Returns:
         How it ended, see there for the trials that still ran.
     """
-    if reason := budget.over():
-        return Ending("budget", reason)
     ledger = budget.ledger
     search = ledger.study.search
     searcher = LedgerSearcher(budget, listener, Capacity(search, share.slots))
+    if reason := budget.over():
+        with searcher.writing():
+            searcher.abandon(reason)
+        searcher.keeper.sweep()
+        return searcher.ending or Ending("budget", reason)
     warden = Warden(budget, searcher)
     with _scratch(None if ledger.files else ledger.folder) as folder, warden.listening():
         plan = SlotPlan(

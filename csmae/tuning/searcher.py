@@ -18,8 +18,10 @@ from csmae.tuning.events import Ended, Ending, Listener, Reported, Started, Wait
 from csmae.tuning.housekeeping import Housekeeper
 from csmae.tuning.ledger import CONFIRMS, DATABASE_ERRORS, START, curve, state_of, unusable
 from csmae.tuning.metrics import TERMS, due
+from csmae.tuning.options import COSTS
 from csmae.tuning.proposals import Proposal, Proposals, violation
 from csmae.tuning.standings import broken_by
+from csmae.tuning.working_copy import saved_epoch
 
 METRICS = "metrics/"
 """Prefix of an epoch's metrics in a flattened result."""
@@ -192,13 +194,31 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self.ending = Ending("stuck", unusable(self._ledger.path, error))
 
     def abandon(self, reason: str) -> None:
-        """End the trials that still run, as stopped early; their checkpoints stay."""
+        """End the trials that run, or were left in the middle; their checkpoints stay.
+
+        Those with a score count as stopped early, the others can be gone on with.
+        """
         for live in self._live.values():
             self._budget.end(live.trial)
-            self._judge(live)
-            self._ledger.cut(live.trial, reason)
-            self._tell(live, reason)
+            self._cut(live, reason)
         self._live.clear()
+        while self._ledger.num_left:
+            trial = self._ledger.left()
+            _, metrics = saved_epoch(self._ledger.run_dir(trial.number)) or (0, {})
+            self._cut(_Live(trial, 0, metrics), reason)
+
+    def _cut(self, live: _Live, reason: str) -> None:
+        scored = bool(curve(self._ledger.frozen(live.trial)))
+        if scored:
+            self._judge(live)
+            unknown = () if live.metrics else self._ledger.study.search.constraints.keys() - set(COSTS)
+            for name in unknown:
+                live.trial.set_constraint(name, math.inf)  # nobody knows any more whether it was kept
+        self._ledger.cut(live.trial, reason)
+        if scored:
+            self._tell(live, reason)
+        else:
+            self._listener(Waiting(live.trial.number, reason))
 
     def _end(self, live: _Live, failed: str | None, finished: bool) -> None:
         failed = failed or (self._missing(live) if finished else None)
