@@ -18,4 +18,4 @@ def quiet_mlflow() -> None:
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # the making of tables is no news
+        logging.getLogger(name).setLevel(logging.WARNING)  # the making of tables is no news

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +18,7 @@ from csmae.config import ConfigError
 from csmae.tuning.cpus import usable_cpus
 from csmae.tuning.door import enter, find, have_token
 from csmae.tuning.options import Search
+from csmae.tuning.quiet import quiet_ray
 from csmae.tuning.reaper import orphans_freed
 from csmae.tuning.temp_dir import ray_temp_dir
 
@@ -178,10 +177,13 @@ def ray_running(address: str | None, room: Room | None, verbose: bool, insecure:
         ConfigError: There is no cluster at the address, it does not let us in, or it lets everybody in.
     """
     os.environ.update(SETTINGS if address else SETTINGS | OWN_SETTINGS)
-    level = logging.INFO if verbose else logging.CRITICAL
+    level = logging.INFO if verbose else logging.WARNING
     quiet = {"logging_level": level, "log_to_driver": verbose}
     if not verbose:
-        _hush()
+        ray._private.worker._worker_logs_enabled = (
+            False  # what the raylet prints when a worker dies is told in our words
+        )
+        quiet_ray()
     there = find(address) if address else None
     asks = enter(there, insecure) if there else True
     with ExitStack() as stack:
@@ -250,13 +252,3 @@ def _sum(nodes: list[Mapping[str, float]], where: str) -> Room:
     per_gpu = min((node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU")), default=None)
     pairs = tuple((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
     return Room(sum(cpus for cpus, _ in pairs), sum(gpus for _, gpus in pairs), where, per_gpu, nodes=pairs)
-
-
-def _hush() -> None:
-    """Keep the loggers and warnings of the engines from the terminal; errors of ours come as exceptions."""
-    ray._private.worker._worker_logs_enabled = False  # what the raylet prints when a worker dies is told in our words
-    warnings.filterwarnings("ignore", module="ray")
-    for name in ("ray", "ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")

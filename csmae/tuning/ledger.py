@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from csmae.lock import opening
 from csmae.settings import flatten
 from csmae.sqlite import sqlite_url
 from csmae.tuning.file_set import Files
+from csmae.tuning.quiet import quiet_optuna
 from csmae.tuning.ranking import order, undominated
 from csmae.tuning.samplers import make_sampler
 from csmae.tuning.study import Study
@@ -279,8 +279,7 @@ class Ledger:
 
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
     """The database of studies in a file; SQLite waits for half a minute where another process writes."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    quiet_optuna()
     with opening(path):
         return optuna.storages.RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 30}})
 

@@ -15,6 +15,7 @@ from optuna.distributions import CategoricalDistribution
 from csmae.config import ConfigError
 from csmae.settings import did_you_mean, field_names
 from csmae.tuning.domain import Domain
+from csmae.tuning.quiet import quiet_optuna
 from csmae.tuning.values import Value, packed
 
 MAX_CANDIDATES = 20
@@ -77,7 +78,7 @@ class Space:
 
     def samples(self, seed: int) -> Iterator[dict[str, Value]]:
         """Points at random, without end."""
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        quiet_optuna()
         chance = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         while True:
             yield self.suggest(chance.ask())
