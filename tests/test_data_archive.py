@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from csmae.data.layout import DamagedValueError
 from csmae.data.loader import batches, sequential_rows
 from csmae.data.store import Store
 from csmae.sensors import CLASSES, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
+from processes import Started
 from v1_pickles import pickled, write_v1
 
 SOURCES: dict[str, Callable[[Path], Path]] = {"v1": write_pickles, "v2": write_v2}
@@ -133,10 +132,10 @@ def test_the_synthetic_archive_keeps_the_contract_and_is_the_same_for_the_same_s
 def test_processes_that_race_for_the_synthetic_archive_see_one_result(tmp_path: Path) -> None:
     code = "from csmae.config import *; from csmae.data.archive import open_archive as o;"
     code += "s = o(Data(synthetic=Synthetic(num_train=8, num_validation=2, num_test=2))).split('train'); print(s.read([0]).s1.sum())"
-    environment = {"CSMAE_CACHE": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    racers = [subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE) for _ in range(3)]
-    results = {racer.communicate()[0] for racer in racers}
-    assert [racer.returncode for racer in racers] == [0, 0, 0]
+    racers = [Started(code, environment={"CSMAE_CACHE": str(tmp_path)}) for _ in range(3)]
+    done = [racer.done() for racer in racers]
+    results = {racer.stdout for racer in done}
+    assert [racer.returncode for racer in done] == [0, 0, 0]
     assert len(results) == 1
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from archives import FILES, bands_of, labels_of, names_of, open_folder, put, wri
 from csmae.__main__ import main
 from csmae.data.subsets import in_ben_14k
 from csmae.sensors import S1_BANDS, S2_BANDS
+from processes import run_code
 from v1_pickles import pickled
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,17 +34,8 @@ def run(*arguments: object) -> int:
 
 def run_limited(bytes_of_a_file: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """In a process whose files cannot grow beyond a limit: a disk that fills up in the middle."""
-    limit = (bytes_of_a_file, bytes_of_a_file)
-    command = [sys.executable, "-m", "csmae", "data", *(str(argument) for argument in arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )
+    code = "import sys; from csmae.__main__ import main; sys.exit(main(['data', *sys.argv[1:]]))"
+    return run_code(code, *arguments, file_bytes=bytes_of_a_file)
 
 
 def contents(folder: Path) -> set[str]:

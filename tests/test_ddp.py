@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+import train_worker
 from conftest import SMALL, free_port
 from csmae.config import Loss, Masking
 from csmae.model.csmae import CSMAE
+from processes import Started, run_ranks
 from test_csmae import VARIANTS, batch, tiny
 
 LOSS = Loss(mde_weight=0.5)
@@ -52,7 +53,7 @@ def work(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("ddp")
-    spawn(work, (free_port(), str(folder)), nprocs=2)
+    run_ranks(work, free_port(), str(folder))
     results: dict[str, dict[str, dict[str, torch.Tensor]]] = torch.load(folder / "results.pt", weights_only=True)
     return results
 
@@ -83,12 +84,12 @@ def train_by_hand(arguments: list[str], config: Path, out: Path) -> str:
     return done.stdout
 
 
-def test_torchrun_with_two_workers_gives_the_losses_of_one(tmp_path: Path) -> None:
+def test_torchrun_with_two_workers_gives_the_losses_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps(SMALL))
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    one = train_by_hand([], config, tmp_path / "one")
-    two = train_by_hand(torchrun, config, tmp_path / "two")
+    assert train_worker.main([str(config), "--out", str(tmp_path / "one")]) == 0
+    one, two = capsys.readouterr().out, train_by_hand(torchrun, config, tmp_path / "two")
     a, b = ([line.split("pairs/s")[0].rsplit(maxsplit=1)[0] for line in out.splitlines()[:4]] for out in (one, two))
     assert len(a) == 4
     assert a[0].startswith("epoch 1/4  loss ")
@@ -153,21 +154,20 @@ def test_a_rank_that_raises_leaves_at_once_while_others_wait(
     (tmp_path / "run.yaml").write_text(json.dumps(SMALL))
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     shared |= {"RUN_YAML": str(tmp_path / "run.yaml"), "PYTHONPATH": str(ROOT)}
-    first, second = (
-        subprocess.Popen(
-            [sys.executable, "-c", RAISING.format(error=error)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+    code = RAISING.format(error=error)
+    first = Started(code, environment=shared | {"RANK": "0", "LOCAL_RANK": "0"})
+    second = subprocess.Popen(  # an interpreter, for it is its end that is looked at
+        [sys.executable, "-c", code],
+        env=os.environ | shared | {"RANK": "1", "LOCAL_RANK": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert second.wait(40) == status
-        assert first.poll() is None, "the other one still waits"
+        assert first.wait(0) is None, "the other one still waits"
         assert second.stderr is not None
         assert second.stderr.read().endswith(text)
     finally:
-        for process in (first, second):
-            process.kill()
-            process.wait()
+        second.kill()
+        second.wait()
+        first.kill()

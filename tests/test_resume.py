@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from conftest import free_port, small_config
 from csmae.config import Config, ConfigError
 from csmae.training.checkpoint import CHECKPOINT
 from csmae.training.engine import LOOK_EVERY, StoppedError, pretrain
+from processes import run_ranks
 
 KILLS, EPOCHS = 20, 80  # more epochs than twenty times a second and a half are good for
 
@@ -52,7 +52,7 @@ def change_workers(rank: int, ports: list[int], values: str, folder: str) -> Non
 def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
     config = small_config(optim__micro_batch_size=3)
     expected = [losses(epoch.metrics) for epoch in pretrain(config)]
-    spawn(change_workers, ([free_port() for _ in range(3)], config.model_dump_json(), str(tmp_path)), nprocs=2)
+    run_ranks(change_workers, [free_port() for _ in range(3)], config.model_dump_json(), str(tmp_path))
     told = torch.load(tmp_path / "told.pt", weights_only=True)
     assert len(told) == 4
     for a, b in zip(expected, told, strict=True):
@@ -106,7 +106,7 @@ def stop_together(rank: int, port: int, values: str, folder: str) -> None:
 def test_all_ranks_stop_when_one_is_asked_to_and_their_sums_are_not_lost(tmp_path: Path) -> None:
     config = small_config(optim__batch_size=2, data__synthetic__num_train=2 * LOOK_EVERY + 6)
     expected = losses(next(pretrain(config)).metrics)
-    spawn(stop_together, (free_port(), config.model_dump_json(), str(tmp_path)), nprocs=2)
+    run_ranks(stop_together, free_port(), config.model_dump_json(), str(tmp_path))
     told = torch.load(tmp_path / "told.pt", weights_only=True)
     trained = [name for name in expected if name.startswith("train/")]
     assert [told[name] for name in trained] == pytest.approx([expected[name] for name in trained], rel=1e-5)
@@ -125,7 +125,7 @@ def train_apart(rank: int, port: int, values: str, folder: str) -> None:
 def test_workers_that_do_not_share_the_folder_are_refused(tmp_path: Path) -> None:
     config = small_config()
     next(pretrain(config, tmp_path / "0"))
-    spawn(train_apart, (free_port(), config.model_dump_json(), str(tmp_path)), nprocs=2)
+    run_ranks(train_apart, free_port(), config.model_dump_json(), str(tmp_path))
 
 
 def test_a_run_goes_on_in_another_precision(tmp_path: Path) -> None:

@@ -1,8 +1,5 @@
 """Bounds hold, also where everything that rounding takes points the same way."""
 
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from csmae import rough
+from processes import run_code
 
 BYTES = pytest.mark.skipif(
     not rough._is_exact(), reason="here oneDNN's products of bytes overflow, and so they are not used"
@@ -75,6 +73,5 @@ def test_bytes_are_not_used_where_their_products_are_wrong() -> None:
         "print(right or torch.int8 not in rough.kinds())"
     )
     for instructions in ("AVX2", "AVX512_CORE", "ALL"):
-        environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions}
-        told = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True)
+        told = run_code(command, environment={"ONEDNN_MAX_CPU_ISA": instructions})
         assert told.stdout == "True\n", f"{instructions}: {told.stderr}"

@@ -18,6 +18,7 @@ import pytest
 
 from csmae.tracking.outbox import Event, Outbox, TrackingError
 from csmae.tracking.tracker import Tracker, shown, tracking_uri
+from processes import run_code
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +244,7 @@ def test_a_database_that_was_deleted_is_filled_again_from_the_outbox(tmp_path: P
     first.epoch(0, 1, {"train/loss": 2.0})
     first.close(30)
     (tmp_path / "mlflow.db").rename(tmp_path / "refilled.db")
-    subprocess.run([sys.executable, "-c", START_AGAIN, str(tmp_path / "study"), place], check=True)
+    assert run_code(START_AGAIN, tmp_path / "study", place).returncode == 0
     (tmp_path / "mlflow.db").rename(tmp_path / "refilled.db")
     trial = runs(f"sqlite:///{tmp_path}/refilled.db", tmp_path / "study")["trial 0"]
     assert history(f"sqlite:///{tmp_path}/refilled.db", trial, "train/loss") == [(1, 2.0)]
@@ -313,8 +314,7 @@ def test_a_database_that_is_locked_holds_up_nothing_and_all_arrives_later(place:
     open_tracker(place, tmp_path).close(30)
     lock = sqlite3.connect(place.removeprefix("sqlite:///"), isolation_level="EXCLUSIVE")
     lock.execute("BEGIN EXCLUSIVE")
-    left = subprocess.run([sys.executable, "-c", HURRIED, str(tmp_path), place], check=False).returncode
-    assert left == 2
+    assert run_code(HURRIED, tmp_path, place).returncode == 2
     lock.rollback()
     lock.close()
     assert open_tracker(place, tmp_path).close(30) == 0
