@@ -73,7 +73,7 @@ def stopped_at(step: int) -> Callable[[int, int], bool]:
 
 
 def test_a_run_that_is_asked_to_stop_in_an_epoch_goes_on_from_that_step(tmp_path: Path) -> None:
-    config = small_config(optim__batch_size=1, data__synthetic__num_train=3 * LOOK_EVERY + 5)
+    config = small_config(optim__batch_size=1, data__synthetic__num_train=3 * LOOK_EVERY + 5, train__epochs=3)
     expected = [losses(epoch.metrics) for epoch in pretrain(config, tmp_path / "whole")]
     told: list[dict[str, float]] = []
     epochs = pretrain(config, tmp_path / "parts", on_step=stopped_at(3 * LOOK_EVERY + 5 + LOOK_EVERY + 1))

@@ -306,7 +306,7 @@ from csmae.tracking.tracker import Tracker
 tracker = Tracker(Path(sys.argv[1]), Path(sys.argv[1]).name, sys.argv[2])
 tracker.trial(0, {})
 tracker.epoch(0, 1, {"train/loss": 1.0})
-sys.exit(tracker.close(3))
+sys.exit(tracker.close(1))
 """
 
 
