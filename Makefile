@@ -14,7 +14,8 @@ test: check ## what every change must pass
 test-all: check ## everything, the long checks included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-test-cluster: .venv/installed ## `ray up` on three hosts made of network namespaces; root, Debian's packages
+test-cluster: .venv/cluster ## `ray up` on three hosts made of network namespaces; root, installs Debian's packages
+	tests/cluster/hosts.sh packages
 	$(BIN)/python -m pytest -s tests/cluster/real_losses.py tests/cluster/real_cluster.py
 
 check: .venv/installed ## formatting, lint and types
@@ -30,6 +31,10 @@ bench: .venv/installed ## each benchmark prints one JSON line
 		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+.venv/cluster: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[cluster]"
 	@touch $@
 
 clean: ## remove what the verbs made, studies excepted

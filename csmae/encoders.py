@@ -229,12 +229,12 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise EncoderError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
-        raise EncoderError(f"{path}: is not JSON") from None
+        raise EncoderError(f"{path}: is not JSON: fetch it again") from None
     if not isinstance(settings, dict) or settings.get("format") != FORMAT or settings.get("version") != 1:
-        raise EncoderError(f"{path}: is no {FORMAT} of version 1")
+        raise EncoderError(f"{path}: is no {FORMAT} of version 1: export it anew with this version")
     missing = {"model", "bands", "statistics", "transpose", "sha256"} - settings.keys()
     if missing:
-        raise EncoderError(f"{path}: lacks {', '.join(sorted(missing))}")
+        raise EncoderError(f"{path}: lacks {', '.join(sorted(missing))}: fetch it again")
     if settings["bands"] != {sensor: list(names) for sensor, names in BANDS.items()}:
         raise EncoderError(f"{path}: is for other bands: {settings['bands']}, this version reads {BANDS}")
     return settings

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks answer, such as Lustre without its option flock."""
+
+
+def unwritable(path: str | Path, error: OSError) -> str:
+    """Why a storage cannot be used, and what to do.
+
+    Args:
+        path: Of the file or folder that should be written.
+        error: What the operating system says.
+    """
+    if error.errno in NO_LOCKS:
+        return (
+            f"--storage: the file system of {path} has no locks ({error.strerror}): name a folder on another one or a bucket "
+            "(s3://…, gs://…), or mount it with locks (Lustre: -o flock; NFS: with its lock daemon)"
+        )
+    remedy = (
+        "make room there"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else "name a folder that this account may write"
+    )
+    return f"--storage: {path} cannot be written: {error.strerror}: {remedy}"
 
 
 @contextmanager
@@ -15,7 +39,7 @@ def opening(database: Path) -> Iterator[None]:
 
     Args:
         database: The lock is an empty file beside it, which stays. A database in a folder that this process may only read
-            was made before, and is opened without a lock.
+            was made before, and is opened without a lock; so is one on a file system without locks.
 
     Raises:
         OSError: There is no database, and none can be made.
@@ -29,7 +53,11 @@ def opening(database: Path) -> Iterator[None]:
         yield
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
         yield
     finally:
         os.close(lock)

@@ -117,5 +117,5 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ConfigError(f"--set {text}: the value is no YAML") from None
+            raise ConfigError(f"--set {text}: the value is no YAML: quote it, as in --set 'key=[1, 2]'") from None
     return values

@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from archives import FILES, labels_of, names_of, open_folder, put, write_pickles, write_v2
-from csmae.config import ConfigError
+from csmae.config import ConfigError, Synthetic
 from csmae.data.archive import ArchiveError
 from csmae.data.splits import read_metadata
+from csmae.data.synthetic import ensure_synthetic
 from csmae.sensors import CLASSES
 
 
@@ -147,3 +148,18 @@ def test_an_archive_with_all_rows_of_the_official_metadata_opens_in_two_seconds(
 def test_labels_of_the_metadata_are_multi_hot(tmp_path: Path) -> None:
     labels = read_metadata(write_v2(tmp_path) / "metadata.parquet").labels_nc
     assert [[CLASSES[c] for c in np.flatnonzero(row)] for row in labels] == [sorted(labels_of(n)) for n in range(10)]
+
+
+def test_a_split_of_another_name_is_told_with_the_names_that_there_are(tmp_path: Path) -> None:
+    path = write_v2(tmp_path) / "metadata.parquet"
+    table = pq.read_table(path)
+    column = ["val" if split == "validation" else split for split in table["split"].to_pylist()]
+    pq.write_table(table.set_column(table.schema.get_field_index("split"), "split", [column]), path)
+    texts = ["split 'validation' is empty", "holds 'test', 'train', 'val'", "rename them to train, validation, test"]
+    refused(tmp_path, *texts, "data.splits_dir", split="validation")
+
+
+def test_a_home_that_cannot_be_written_is_told_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CSMAE_CACHE", "/dev/null/cache")
+    with pytest.raises(ArchiveError, match="Not a directory; make room, or set CSMAE_CACHE to a folder"):
+        ensure_synthetic(Synthetic(num_train=2, num_validation=2, num_test=2))

@@ -11,6 +11,10 @@ from csmae.tuning.cluster import Room, Share, ray_running
 from csmae.tuning.reserved import NoResourcesError, run_reserved
 
 
+def divided(number: int, by: int) -> tuple[int, int]:
+    return divmod(number, by)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Room]:
     with ray_running(None, Room(1, 0, "this machine"), verbose=False) as room:
@@ -24,14 +28,14 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_calls_that_share_one_cpu_come_back_in_order(cluster: Room, hurry: None) -> None:
-    assert run_reserved(divmod, [(7, 2), (9, 3), (11, 4)], {"CPU": 1.0}) == [(3, 1), (3, 0), (2, 3)]
+    assert run_reserved(divided, [(7, 2), (9, 3), (11, 4)], {"CPU": 1.0}) == [(3, 1), (3, 0), (2, 3)]
 
 
 @pytest.mark.slow
 def test_resources_that_no_node_has_are_waited_for_only_so_long(cluster: Room, hurry: None) -> None:
     with pytest.raises(NoResourcesError, match="no node had 2 CPU free for 2 s"):
-        run_reserved(divmod, [(7, 2)], {"CPU": 2.0})
-    assert run_reserved(divmod, [(7, 2)], {"CPU": 1.0}) == [(3, 1)], "nothing of it is left"
+        run_reserved(divided, [(7, 2)], {"CPU": 2.0})
+    assert run_reserved(divided, [(7, 2)], {"CPU": 1.0}) == [(3, 1)], "nothing of it is left"
 
 
 @pytest.mark.slow

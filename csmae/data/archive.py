@@ -15,7 +15,16 @@ from csmae.config import Data
 from csmae.data.layout import BANDS_OF, ArchiveError, DamagedValueError
 from csmae.data.pairs import BOTH, Sensor
 from csmae.data.split import Source, Split
-from csmae.data.splits import LIST_FILES, METADATA, SPLITS, Metadata, first_five, read_metadata, read_names
+from csmae.data.splits import (
+    LIST_FILES,
+    METADATA,
+    SPLITS,
+    Metadata,
+    empty_split,
+    first_five,
+    read_metadata,
+    read_names,
+)
 from csmae.data.store import MAX_VALUE, Store, open_store
 from csmae.data.synthetic import ensure_synthetic
 from csmae.data.v1 import PickleDecoder
@@ -92,7 +101,7 @@ class Archive:
             )
         rows = np.flatnonzero(self.metadata.splits == name.encode())
         if not len(rows):
-            raise ArchiveError(f"{self.metadata.path}: split {name!r} is empty")
+            raise ArchiveError(empty_split(self.metadata, name))
         return self._of_rows(self.metadata, rows, f"{self.metadata.path}, split {name}", sensors)
 
     def named(self, names: NDArray[np.bytes_], where: str, sensors: tuple[Sensor, ...] = BOTH) -> Split:
@@ -212,9 +221,9 @@ def _find_lmdb(folder: Path) -> Path:
         next(folder.iterdir(), None)  # glob keeps silent where there is no folder, or none that may be read
         found = sorted(path.parent for path in folder.glob("*/data.mdb"))
     except (FileNotFoundError, NotADirectoryError):
-        raise ArchiveError(f"data.path: there is no folder {folder}") from None
+        raise ArchiveError(f"data.path: there is no folder {folder}: name the archive's, or mount it") from None
     except OSError as error:
-        raise ArchiveError(f"{folder}: cannot be read: {error.strerror}") from None
+        raise ArchiveError(f"{folder}: cannot be read: {error.strerror}: let this account read it") from None
     if len(found) == 1:
         return found[0]
     what = f"found {', '.join(path.name for path in found)}" if found else "found none"
@@ -228,5 +237,5 @@ def _is_v1(store: Store) -> bool:
     """Whether the values are pickles; a safetensors value has ``{`` after its eight bytes of length."""
     first_values = np.flatnonzero(store.index.sizes[:_FIRST] <= MAX_VALUE)
     if not len(first_values):
-        raise ArchiveError(f"{store.folder}: holds no patches")
+        raise ArchiveError(f"{store.folder}: holds no patches: copy or download it again")
     return all(store.read(position)[8:9].tobytes() != b"{" for position in first_values.tolist())

@@ -82,7 +82,7 @@ def read_index(folder: Path) -> Index:
             leaves = _leaf_pages(tree)
             blocks = [_values(tree, leaves[i : i + _BLOCK]) for i in range(0, len(leaves), _BLOCK)]
     except OSError as error:
-        raise ArchiveError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ArchiveError(f"{path}: cannot be read: {error.strerror}: let this account read it") from None
     if not blocks:
         return Index(np.empty(0, "S1"), np.empty(0, np.int64), np.empty(0, np.int64))
     index = Index(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
@@ -117,7 +117,7 @@ def _read_meta(path: Path, descriptor: int) -> _Tree:
 def _page_size(path: Path, page: bytes) -> int:
     if page[16:24] != _MAGIC_AND_VERSION:
         raise ArchiveError(
-            f"{path}: is no LMDB (data version 1), or its first page is damaged ({len(page)} bytes read)"
+            f"{path}: is no LMDB (data version 1), or its first page is damaged ({len(page)} bytes read); copy or download it again"
         )
     size = int.from_bytes(page[40:44], "little")
     if not (512 <= size <= 65536 and size & (size - 1) == 0):

@@ -53,6 +53,15 @@ class Metadata:
         return rows
 
 
+def empty_split(metadata: Metadata, name: str) -> str:
+    """What an error says of a split that no pair is in: the names that there are, and what to do."""
+    found = ", ".join(repr(split.decode(errors="replace")[:80]) for split in np.unique(metadata.splits)[:5].tolist())
+    return (
+        f"{metadata.path}: split {name!r} is empty: the column 'split' holds {found}: rename them to {', '.join(SPLITS)}, or let "
+        f"data.splits_dir name a folder with {', '.join(LIST_FILES.values())}"
+    )
+
+
 def _find(names: NDArray[np.bytes_], wanted: NDArray[np.bytes_]) -> NDArray[np.int64]:
     order = np.argsort(names)
     rows = order[np.minimum(np.searchsorted(names, wanted, sorter=order), len(names) - 1)]
@@ -75,11 +84,13 @@ def _read(path: Path, *_state: int) -> Metadata:
         present = pq.read_schema(path).names
         missing = [name for name in _COLUMNS if name not in present]
         if missing:
-            raise ArchiveError(f"{path}: has no column {missing[0]!r} (there are {', '.join(present)})")
+            raise ArchiveError(
+                f"{path}: has no column {missing[0]!r} (there are {', '.join(present)}): it must be the archive's own"
+            )
         v1_name = "s2v1_name" if "s2v1_name" in present else "patch_id"
         table = pq.read_table(path, columns=sorted({*_COLUMNS, v1_name, *({"labels"} & set(present))}))
         if not len(table):
-            raise ArchiveError(f"{path}: has no rows")
+            raise ArchiveError(f"{path}: has no rows: copy or download it again")
         texts = {name: table[name].cast(pa.string()) for name in {*_COLUMNS, v1_name}}
         _check_names(path, texts["patch_id"])
         names, s1_names, v1_names, splits = (

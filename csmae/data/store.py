@@ -100,7 +100,9 @@ def open_store(folder: Path) -> Store:
     try:
         state = (folder / "data.mdb").stat()
     except OSError as error:
-        raise ArchiveError(f"{folder / 'data.mdb'}: cannot be read: {error.strerror}") from None
+        raise ArchiveError(
+            f"{folder / 'data.mdb'}: cannot be read: {error.strerror}: let this account read it"
+        ) from None
     return _open(folder.resolve(), state.st_ino, state.st_mtime_ns, state.st_size)
 
 

@@ -71,7 +71,7 @@ def _names(source: Path) -> dict[str, NDArray[np.bytes_]]:
     try:
         has_metadata = (source / METADATA).exists()
     except OSError as error:
-        raise ArchiveError(f"{source}: cannot be read: {error.strerror}") from None
+        raise ArchiveError(f"{source}: cannot be read: {error.strerror}: name BigEarthNet's folder") from None
     if has_metadata:
         metadata = read_metadata(source / METADATA)
         return {split: metadata.names[metadata.splits == split.encode()] for split in LIST_FILES}

@@ -36,6 +36,9 @@ _PLACES = (
 )
 
 
+CACHE_REMEDY = "make room, or set CSMAE_CACHE to a folder that this account may write"
+
+
 def cache_dir() -> Path:
     """Where written archives are kept: ``$CSMAE_CACHE``, or ``~/.cache/csmae``."""
     return Path(os.environ.get("CSMAE_CACHE", "~/.cache/csmae")).expanduser()
@@ -54,7 +57,7 @@ def ensure_synthetic(settings: Synthetic) -> Path:
     """
     digest = hashlib.sha256(f"{GENERATOR} {settings.model_dump_json()}".encode()).hexdigest()[:12]
     final = cache_dir() / f"synthetic-{digest}"
-    with writing(final):
+    with writing(final, CACHE_REMEDY):
         there = (final / METADATA).exists()
     if not there:
         synthesize(settings, final)
@@ -72,7 +75,7 @@ def synthesize(settings: Synthetic, final: Path, progress: Callable[[int], objec
     Raises:
         ArchiveError: It cannot be written.
     """
-    with writing(final):
+    with writing(final, *([CACHE_REMEDY] if final.parent == cache_dir() else [])):
         final.parent.mkdir(parents=True, exist_ok=True)
         with scratch(f".{final.name}", final.parent) as temporary:
             try:

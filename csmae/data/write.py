@@ -116,12 +116,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+REMEDY = "make room or name another folder"
+
+
 @contextmanager
-def writing(target: Path) -> Iterator[None]:
+def writing(target: Path, remedy: str = REMEDY) -> Iterator[None]:
     """Turn what the file system and LMDB refuse into an error of one line.
 
     Args:
         target: Named in the error.
+        remedy: What to do, named there, too.
 
     Raises:
         ArchiveError: No permission, no space, or the like.
@@ -132,4 +136,4 @@ def writing(target: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
         # LMDB calls a write that a full disk cut short an input/output error.
         reason = reason.replace("Input/output error", "Input/output error (a full disk?)")
-        raise ArchiveError(f"{target}: cannot be written: {reason}; make room or name another folder") from error
+        raise ArchiveError(f"{target}: cannot be written: {reason}; {remedy}") from error

@@ -60,7 +60,7 @@ def retrieve(options: argparse.Namespace) -> int:
     try:
         save_png(retrieval_picture(panels, title), options.output)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--output {options.output}: cannot be written: {error}") from None
+        raise ConfigError(f"--output {options.output}: cannot be written: {error}: name another file") from None
     say(f"pictures: {options.output}")
     return 0
 

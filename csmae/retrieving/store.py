@@ -152,7 +152,7 @@ def write_store(
             for sensor, found in features.items():
                 _write(_shard(folder, sensor, start), found.cpu().numpy().astype(dtype))
     except OSError as error:
-        raise StoreError(f"{folder}: cannot be written: {error.strerror}") from None
+        raise StoreError(f"{folder}: cannot be written: {error.strerror}: make room or name another folder") from None
     return len(split.damaged)
 
 
@@ -239,7 +239,7 @@ def read_facts(folder: Path) -> Facts:
     except ValueError:
         facts = None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise StoreError(f"{path}: is no {FORMAT}")
+        raise StoreError(f"{path}: is no {FORMAT}: name a folder that `python -m csmae embed` made")
     for name, kind in FACTS.items():
         if not isinstance(facts.get(name), kind):
             raise StoreError(f"{path}: {name} cannot be {facts.get(name)!r}: name a new folder and embed again")

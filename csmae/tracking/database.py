@@ -74,7 +74,7 @@ def check_file(path: Path | None) -> None:
             start = file.read(len(MAGIC))
         tables = _tables(path) if start == MAGIC else set()
     except OSError as error:
-        raise TrackingError(f"{path}: cannot be read: {error.strerror}") from None
+        raise TrackingError(f"{path}: cannot be read: {error.strerror}: let this account read it") from None
     except sqlite3.DatabaseError:
         return  # locked or damaged: MLflow's all the same
     if start and start != MAGIC:

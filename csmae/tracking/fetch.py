@@ -45,7 +45,9 @@ def fetch_encoder(uri: str, tracking_uri: str | None = None) -> Path:
     except Exception as error:  # a server or database that is not well answers in any way
         raise TrackingError(f"{uri}: {shown(place)}: {reason(error)}") from None
     if checksum(folder) != sha256:
-        raise TrackingError(f"{uri}: {folder} does not hold the files that were registered: its checksum differs")
+        raise TrackingError(
+            f"{uri}: {folder} does not hold the files that were registered: its checksum differs: restore it, or load another version"
+        )
     return folder
 
 

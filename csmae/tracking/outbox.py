@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from csmae.config import ConfigError
+from csmae.lock import unwritable
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Outbox:
             os.close(self._file)
             raise TrackingError(f"{path}: another process writes to this study: let it end first") from None
         except OSError as error:
-            raise TrackingError(f"{path}: cannot be written: {error.strerror}") from None
+            raise TrackingError(unwritable(path, error)) from None
         self._size = self._cut_torn_end()
         self.study_id = self._identify()
 
@@ -128,7 +129,7 @@ class Outbox:
             header = Event(HEADER, None, 0, {"study_id": uuid.uuid4().hex})
             self.append(header).result()
         if header.kind != HEADER:
-            raise TrackingError(f"{self.path}: is no outbox: its first line does not name the study")
+            raise TrackingError(f"{self.path}: is no outbox: its first line does not name the study: move it away")
         return str(header.body["study_id"])
 
     def append(self, event: Event) -> Future[None]:

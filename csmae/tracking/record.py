@@ -98,7 +98,9 @@ def _events(path: Path) -> Iterator[Event]:
     try:
         lines = path.read_bytes().splitlines()
     except OSError:
-        raise TrackingError(f"{path.parent}: no study: there is no {path.name} in it") from None
+        raise TrackingError(
+            f"{path.parent}: no study: there is no {path.name} in it: name a folder such as runs/masking"
+        ) from None
     yield from filter(None, map(Event.from_line, lines))
 
 

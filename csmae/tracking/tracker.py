@@ -223,7 +223,7 @@ def replay(folder: Path, uri: str, timeout_s: float, anew: bool = False) -> Uplo
         TrackingError: No outbox there, a search is running on it, or an unknown URI.
     """
     if not (folder / OUTBOX).is_file():
-        raise TrackingError(f"{folder}: no study: there is no {OUTBOX} in it")
+        raise TrackingError(f"{folder}: no study: there is no {OUTBOX} in it: name a folder such as runs/masking")
     shown(uri)
     check_file(sqlite_path(uri))
     outbox = Outbox(folder / OUTBOX)

@@ -89,7 +89,7 @@ def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any]) -> Done
         # Not on the device: while its parts are copied there would be everything twice.
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:
-            raise CheckpointError(f"{path}: is no checkpoint of this version")
+            raise CheckpointError(f"{path}: is no checkpoint of this version: remove it to start the run anew")
     except CheckpointError:
         raise
     except Exception as error:

@@ -240,7 +240,9 @@ class _Run:
                     "make room and run again"
                 )
         if self._any(failed is not None):
-            raise failed or FullDiskError(f"{folder}: epoch {epoch} cannot be written by rank 0")
+            raise failed or FullDiskError(
+                f"{folder}: epoch {epoch} cannot be written by rank 0: see its log, make room there and run again"
+            )
 
     def _stop(self, done: Done, sums: dict[str, Tensor]) -> None:
         if self.run_dir:

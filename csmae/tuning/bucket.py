@@ -31,6 +31,8 @@ Result = TypeVar("Result")
 
 BLOCK_BYTES = 8 * 2**20
 
+ACCESS = "see that its name is right, and that this account may read and write there"
+
 REASONS = {
     "NO_SUCH_BUCKET": "there is no such bucket",
     "Bucket does not exist": "there is no such bucket",
@@ -72,9 +74,11 @@ class Bucket:
             read = self.get_bytes(key)
             self.delete([key])
         except (OSError, pyarrow.ArrowException) as error:
-            raise ConfigError(f"--storage {self.url}: {reason(error)}") from None
+            raise ConfigError(f"--storage {self.url}: {reason(error)}: {ACCESS}") from None
         if read != key.encode():
-            raise ConfigError(f"--storage {self.url}: what is written there is not what is read again")
+            raise ConfigError(
+                f"--storage {self.url}: what is written there is not what is read again: use a store that reads its own writes at once, such as S3"
+            )
 
     def put(self, key: str, path: Path) -> None:
         """Write a file's content.
@@ -156,7 +160,7 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         files, path = fs.FileSystem.from_uri(url)
     except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"--storage {url}: {reason(error)}") from None
+        raise ConfigError(f"--storage {url}: {reason(error)}: {ACCESS}") from None
     return files, path.rstrip("/")
 
 

@@ -125,10 +125,12 @@ def _check_gpus(gpus: float, workers: int) -> None:
     if 0 < gpus < 1 and workers > 1:
         raise ConfigError(
             f"search.gpus_per_worker must be whole where a trial has {workers} workers: found {gpus:g}; "
-            "two workers of one trial cannot share a GPU"
+            "two workers of one trial cannot share a GPU: set --gpus-per-worker 1 or --workers-per-trial 1"
         )
     if gpus > 1 and gpus != int(gpus):
-        raise ConfigError(f"search.gpus_per_worker must be whole above 1, as Ray hands out GPUs: found {gpus:g}")
+        raise ConfigError(
+            f"search.gpus_per_worker must be whole above 1, as Ray hands out GPUs: found {gpus:g}: round --gpus-per-worker"
+        )
     if gpus and not _exact(gpus):
         raise ConfigError(f"search.gpus_per_worker must be 0 or at least {1 / UNIT:g}, Ray's unit: found {gpus:g}")
 

@@ -55,7 +55,9 @@ def find(address: str) -> str:
     try:
         found = canonicalize_bootstrap_address(address)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--address {address}: no Ray there: {_one_line(error)}") from None
+        raise ConfigError(
+            f"--address {address}: no Ray there: {_one_line(error)}: name HOST:PORT of its head, or start it (`ray start --head`)"
+        ) from None
     if found is None:
         raise ConfigError(f"--address {address}: names no cluster: leave it out to search on this machine alone")
     host, _, port = found.rpartition(":")
@@ -129,7 +131,9 @@ def _lets_in(gcs_address: str, mode: str) -> bool:
         raise ConfigError(f"what answers at {gcs_address} is no head of a Ray cluster: name the head's port") from None
     if done.returncode not in (0, REFUSED):
         reason = (done.stderr.strip().splitlines() or ["no reason"])[-1][:200]
-        raise ConfigError(f"the cluster at {gcs_address} cannot be asked whether it wants a token: {reason}")
+        raise ConfigError(
+            f"the cluster at {gcs_address} cannot be asked whether it wants a token: {reason}: look whether it is well (`ray status` on its head)"
+        )
     return done.returncode == 0
 
 

@@ -92,7 +92,7 @@ class FileSet:
         except (ValueError, TypeError, AttributeError):
             raise ConfigError(f"{where} is damaged: remove it") from None
         if bad := [name for name in names if name.is_absolute() or ".." in name.parts]:
-            raise ConfigError(f"{where} names {str(bad[0])!r}, a file elsewhere")
+            raise ConfigError(f"{where} names {str(bad[0])!r}, a file elsewhere: somebody else wrote it, remove it")
         return found
 
     def claim(self) -> Claim:

@@ -39,12 +39,18 @@ def ancestor(path: Path, name: str, study: Study) -> optuna.Study:
         old = optuna.load_study(study_name=name, storage=open_storage(path))
         attributes = old.user_attrs
     if "definition" not in attributes:
-        raise ConfigError(f"study {name!r} in {path} is another program's: nothing of it can be taken over")
+        raise ConfigError(
+            f"study {name!r} in {path} is another program's: nothing of it can be taken over: name a study of this program (--list)"
+        )
     if attributes["definition"]["search"]["objectives"] != study.definition()["search"]["objectives"]:
-        raise ConfigError(f"study {name!r} had other objectives: nothing of it can be taken over")
+        raise ConfigError(
+            f"study {name!r} had other objectives: nothing of it can be taken over: name another study, or begin one with --name"
+        )
     before, now = (parse_config(said, "base").data for said in (attributes["said"], study.base))
     if (before.path, before.splits_dir) != (now.path, now.splits_dir) and data_name(before) != data_name(now):
-        raise ConfigError(f"study {name!r} had another archive, {before.path}: its scores do not compare")
+        raise ConfigError(
+            f"study {name!r} had another archive, {before.path}: its scores do not compare: name another study, or begin one with --name"
+        )
     return old
 
 

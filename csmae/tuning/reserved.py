@@ -56,24 +56,24 @@ def run_reserved(
         NoResourcesError: None of the calls held its resources for ``WAIT_S``.
         RayError: A call failed.
     """
-    tasks = [_start(index, function, arguments, resources) for index, arguments in enumerate(calls)]
+    remote, tasks = ray.remote(function), list[_Task]()
     try:
+        for index, arguments in enumerate(calls):
+            tasks.append(_start(index, remote, arguments, resources))
         return [result for _, result in sorted(_results(tasks, resources), key=lambda it: it[0])]
     finally:
         for task in tasks:
             task.end()
 
 
-def _start(
-    index: int, function: Callable[..., Any], arguments: tuple[Any, ...], resources: Mapping[str, float]
-) -> _Task:
+def _start(index: int, remote: Any, arguments: tuple[Any, ...], resources: Mapping[str, float]) -> _Task:
     group = placement_group([dict(resources)])
-    remote = ray.remote(
+    task = remote.options(
         num_cpus=resources.get("CPU", 0),
         num_gpus=resources.get("GPU", 0),
         scheduling_strategy=PlacementGroupSchedulingStrategy(group),
-    )(function)
-    return _Task(index, group, remote.remote(*arguments))
+    )
+    return _Task(index, group, task.remote(*arguments))
 
 
 def _results(tasks: list[_Task], resources: Mapping[str, float]) -> Iterator[tuple[int, Any]]:

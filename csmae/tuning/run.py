@@ -17,6 +17,7 @@ from ray import tune
 from ray.tune import PlacementGroupFactory, Stopper
 
 from csmae.config import ConfigError
+from csmae.lock import unwritable
 from csmae.scratch import scratch
 from csmae.tuning.budget import Budget
 from csmae.tuning.capacity import Capacity
@@ -176,7 +177,7 @@ def _scratch(folder: Path | None) -> Iterator[str]:
     try:
         shared = tempfile.TemporaryDirectory(prefix="tune-", dir=folder)
     except OSError as error:
-        raise ConfigError(f"--storage: {folder} cannot be written: {error.strerror}") from None
+        raise ConfigError(unwritable(folder or tempfile.gettempdir(), error)) from None
     with shared as name:
         yield name
 
@@ -217,7 +218,7 @@ def only_driver(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise ConfigError(f"--storage: {error.filename} cannot be written: {error.strerror}") from None
+        raise ConfigError(unwritable(error.filename, error)) from None
     try:
         _sign(lock, path)
         yield
@@ -236,4 +237,4 @@ def _sign(lock: int, path: Path) -> None:
             "wait for its end, or use --name to begin another study"
         ) from None
     except OSError as error:
-        raise ConfigError(f"--storage: {path} cannot be written: {error.strerror}") from None
+        raise ConfigError(unwritable(path, error)) from None

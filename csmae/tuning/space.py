@@ -127,7 +127,9 @@ class Space:
         values = next(found, None)
         if values is None:
             conditions = " and ".join(condition.text for condition in domain.when)
-            raise ConfigError(f"space key {name!r}: its condition {conditions} never holds")
+            raise ConfigError(
+                f"space key {name!r}: its condition {conditions} never holds: remove the key, or widen what the condition names"
+            )
         return self.point({**values, name: value})
 
     def _behind(self, name: str) -> list[Domain]:
@@ -163,7 +165,7 @@ def _in_order(domains: dict[str, Domain]) -> dict[str, Domain]:
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             circle = " -> ".join((*path[path.index(name) :], name))
-            raise ConfigError(f"space key {name!r}: its conditions go in a circle: {circle}")
+            raise ConfigError(f"space key {name!r}: its conditions go in a circle: {circle}: remove one of them")
         for other in _needs(domains[name]):
             if other in domains and other not in ordered:
                 visit(other, (*path, name))

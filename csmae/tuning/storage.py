@@ -20,7 +20,7 @@ from typing import Any
 
 from csmae.config import ConfigError
 from csmae.scratch import scratch
-from csmae.tuning.bucket import SCHEMES, Bucket, patiently, reason
+from csmae.tuning.bucket import ACCESS, SCHEMES, Bucket, patiently, reason
 from csmae.tuning.file_set import DRIVER, Claim, Files, FileSet, SupersededError
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.leftovers import remove_leftovers
@@ -134,7 +134,7 @@ def fetched(where: str) -> Path:
             if state.note.get("owner") != _owner(folder):
                 files.fetch(folder, state)
         except OSError as error:
-            raise ConfigError(f"--storage {where}: {reason(error)}") from None
+            raise ConfigError(f"--storage {where}: {reason(error)}: {ACCESS}") from None
     return folder
 
 
@@ -192,7 +192,7 @@ class Mirror(threading.Thread):
             self._catch_up(owner)
             self._push(True)
         except OSError as error:
-            raise ConfigError(f"--storage {self._files.bucket.url}: {reason(error)}") from None
+            raise ConfigError(f"--storage {self._files.bucket.url}: {reason(error)}: {ACCESS}") from None
         return self._claim
 
     def _catch_up(self, owner: str) -> None:

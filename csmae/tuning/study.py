@@ -154,7 +154,7 @@ def _split(assignments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
             try:
                 search[name.removeprefix("search.")] = yaml.safe_load(value)
             except yaml.YAMLError:
-                raise ConfigError(f"--set {text}: the value is no YAML") from None
+                raise ConfigError(f"--set {text}: the value is no YAML: quote it, as in --set 'key=[1, 2]'") from None
     return parse_assignments([text for text in assignments if not text.startswith("search.")]), search
 
 

@@ -2,8 +2,9 @@
 # Several hosts on one machine, to try clusters on. Each has its own network address, processes, host name, /dev/shm and
 # sshd, and a copy-on-write view of this machine's disk: what it writes is its own, at most 6 GiB, and gone with it.
 # All share the folder /shared, as servers share an NFS folder. Traffic stays on this machine (10.78.0.1/24).
-# Needs root, and Debian's iproute2, openssh-server, openssh-client and rsync.
+# Needs root, and Debian's iproute2, openssh-server, openssh-client, rsync, curl and procps.
 #
+#   hosts.sh packages      install those that are missing
 #   hosts.sh up 3          start hosts 1 to 3, at 10.78.0.11 to 10.78.0.13
 #   hosts.sh run 2 CMD…    run CMD on host 2 over ssh
 #   hosts.sh kill 2        pull the plug: every process of host 2 dies at once and its link goes down
@@ -29,13 +30,27 @@ run() {
     "root@$(address "$host")" "$@"
 }
 
-check() {
+missing() { # Debian packages whose commands are not there
   [ "$(id -u)" = 0 ] || { echo "hosts.sh: must run as root: network namespaces need it" >&2; exit 2; }
-  local package missing=()
-  for package in ip:iproute2 /usr/sbin/sshd:openssh-server ssh:openssh-client rsync:rsync; do
-    command -v "${package%%:*}" >/dev/null || missing+=("${package##*:}")
+  local package
+  for package in ip:iproute2 /usr/sbin/sshd:openssh-server ssh:openssh-client rsync:rsync curl:curl pgrep:procps; do
+    command -v "${package%%:*}" >/dev/null || echo "${package##*:}"
   done
-  [ ${#missing[@]} = 0 ] || { echo "hosts.sh: missing: apt-get install ${missing[*]}" >&2; exit 2; }
+}
+
+check() {
+  local packages
+  packages=$(missing)
+  [ -z "$packages" ] || { echo "hosts.sh: missing: apt-get install" $packages >&2; exit 2; }
+}
+
+install_packages() {
+  local packages
+  packages=$(missing)
+  [ -n "$packages" ] || return 0
+  command -v apt-get >/dev/null || { echo "hosts.sh: install" $packages "with this system's package manager" >&2; exit 2; }
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages
 }
 
 make_network() {
@@ -109,6 +124,7 @@ remove_host() {
 }
 
 case ${1:-} in
+  packages) install_packages ;;
   up)
     check
     [ ! -e "$state" ] || { echo "hosts.sh: $state is there already: hosts.sh down" >&2; exit 2; }
@@ -131,5 +147,5 @@ case ${1:-} in
     ip link del "$bridge" 2>/dev/null || true
     rm -rf --one-file-system "$state"
     ;;
-  *) sed -n '2,17p' "$0"; exit 2 ;;
+  *) sed -n '2,18p' "$0"; exit 2 ;;
 esac

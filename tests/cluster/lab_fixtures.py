@@ -19,7 +19,7 @@ from lab import ENVIRONMENT, HEAD, HOSTS, NETWORK, NUM_HOSTS, ROOT, STATE, equip
 def cluster_file() -> Iterator[str]:
     """Three hosts without a cluster, a token, and clusters/local.yaml with their addresses."""
     if not importlib.util.find_spec("aiohttp_cors"):
-        pytest.exit('Ray lacks its dashboard and jobs: pip install -c constraints.txt "ray[default]"', returncode=2)
+        pytest.exit("Ray lacks its dashboard and jobs: run `make test-cluster`, which installs them", returncode=2)
     started = subprocess.run([*HOSTS, "up", str(NUM_HOSTS)], env=ENVIRONMENT, capture_output=True, text=True)
     if started.returncode:
         pytest.exit(started.stderr, returncode=2)
