@@ -411,7 +411,11 @@ def scrambled(content: bytes, random: np.random.Generator) -> bytes:
 @pytest.mark.parametrize("decode", [PickleDecoder, SafetensorsDecoder])
 def test_a_hundred_thousand_scrambled_values_are_decoded_or_refused_in_little_memory(decode: Any) -> None:
     bands, random = {name: bands_of(0)[name] for name in S1_BANDS}, np.random.default_rng(0)
-    seeds = [pickled(bands, labels_of(0), style) for style in STYLES] if decode is PickleDecoder else [save(bands)]
+    seeds = (
+        [pickled(bands, labels_of(0), style, protocol) for style in STYLES for protocol in (4, 5)]
+        if decode is PickleDecoder
+        else [save(bands)]
+    )
     refused, before = 0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(100_000):
         content = scrambled(seeds[number % len(seeds)], random)

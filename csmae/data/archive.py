@@ -156,7 +156,7 @@ class Archive:
             if lacking.any():
                 names = keys[sensors][lacking]
                 others = [other for other in absent if lacking.all() and not absent[other].all()]
-                alone = f"; where {others[0][0]} alone is meant: --sensor {others[0][0]}" if others else ""
+                alone = _only(others[0][0]) if others else ""
                 text = f"{where}: {len(names)} of {len(lacking)} patches are not in {self.store.folder}: {first_five(names)}{alone}"
                 if self.on_error == "raise" or np.any(list(absent.values()), axis=0).all():
                     raise ArchiveError(text)
@@ -167,6 +167,11 @@ class Archive:
             for sensors, found in positions.items()
         )
         return Split(self.store, sources, None if labels_nc is None else labels_nc[there], self.on_error)
+
+
+def _only(sensor: Sensor) -> str:
+    """The end of an error text where an archive may hold one sensor on purpose."""
+    return f"; where {sensor} alone is meant, `data stats`, `data show` and `embed` take --sensor {sensor}"
 
 
 def _repeated(places: NDArray[np.int64]) -> NDArray[np.int64]:
