@@ -17,8 +17,7 @@ from csmae.tuning.budget import Budget
 from csmae.tuning.events import Ended, Ending, Listener, Reported, Started, Waiting
 from csmae.tuning.housekeeping import Housekeeper
 from csmae.tuning.ledger import CONFIRMS, DATABASE_ERRORS, START, curve, state_of, unusable
-from csmae.tuning.metrics import TERMS, due
-from csmae.tuning.options import COSTS
+from csmae.tuning.metrics import COSTS, TERMS, due
 from csmae.tuning.proposals import Proposal, Proposals, violation
 from csmae.tuning.standings import broken_by
 from csmae.tuning.working_copy import saved_epoch
@@ -202,10 +201,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self._budget.end(live.trial)
             self._cut(live, reason)
         self._live.clear()
+        any_config = self._ledger.study.resolve({})  # nothing is read from it any more
         while self._ledger.num_left:
             trial = self._ledger.left()
-            _, metrics = saved_epoch(self._ledger.run_dir(trial.number)) or (0, {})
-            self._cut(_Live(trial, 0, metrics), reason)
+            epoch, metrics = saved_epoch(self._ledger.run_dir(trial.number)) or (0, {})
+            self._cut(_Live(trial, epoch, any_config, metrics, metrics), reason)
 
     def _cut(self, live: _Live, reason: str) -> None:
         scored = bool(curve(self._ledger.frozen(live.trial)))
