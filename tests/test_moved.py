@@ -181,8 +181,8 @@ def test_sync_says_what_was_refused_and_sends_it_once_it_can(
         status, lines = refused(runs, other, capsys)
         assert status == 1
         assert lines[:2] == [
-            f"refused: trial 1: {encoder}: no encoder: encoder.safetensors cannot be read: No such file or directory",
-            f"refused: the study: {report} is gone",
+            f"refused: trial 1: champion: {encoder}: no encoder: encoder.safetensors cannot be read: No such file or directory",
+            f"refused: the study: artifact: {report} is gone",
         ]
         assert lines[2].startswith(f"masking is not whole in {other}")
     for path in (report, encoder):
@@ -190,6 +190,20 @@ def test_sync_says_what_was_refused_and_sends_it_once_it_can(
     assert refused(runs, other, capsys) == (0, [f"masking is whole in {other}"])
     assert files_of(other) == {"masking": ["report.html"], "trial 1": ["epoch.png"]}
     assert same_files(fetch_encoder("models:/csmae-encoder@champion", other), encoder)
+
+
+def test_an_encoder_that_is_missing_at_the_last_end_of_a_search_is_missed(runs: Path) -> None:
+    search(runs, 1)
+    outbox, gone = Outbox(runs / "masking" / "outbox.jsonl"), runs / "masking" / "trials" / "0" / "encoder"
+    (start,) = (event for event in outbox.read(0, 99)[0] if event.kind == "start")
+    (champion,) = (event for event in outbox.read(0, 99)[0] if event.kind == "champion")
+    missing = Event("encoder", 0, champion.time_ms, champion.body | {"encoder_dir": str(gone)})
+    for event in (start, missing, champion):
+        outbox.append(event)
+    outbox.close()
+    num_left, (refusal,) = replay(runs / "masking", place(runs), 30)
+    assert num_left == 0
+    assert refusal.startswith(f"trial 0: encoder: {gone}: no encoder")
 
 
 def test_the_files_of_a_champion_that_was_beaten_since_are_not_missed(

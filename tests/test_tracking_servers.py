@@ -23,8 +23,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from csmae.__main__ import main
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.tracker import Tracker, replay
+from test_moved import files_of, search
 from tracking_server import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -140,6 +142,26 @@ def test_a_search_that_never_saw_the_server_is_replayed_later(server: Server, tm
     assert whole(server.uri, "later", 2, 5)
     assert replay(tmp_path / "later", server.uri, 60, anew=True) == (0, [])
     assert whole(server.uri, "later", 2, 5)
+
+
+def test_a_study_that_has_moved_is_sent_whole_to_a_server_or_says_what_is_missing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    search(tmp_path / "old", 1)
+    moved = (tmp_path / "old").rename(tmp_path / "new")
+    report, files = moved / "masking" / "report.html", moved / "masking" / "trials" / "1" / "encoder"
+    report.rename(tmp_path / "report.html")
+    sync = ["sync", "masking", "--runs", str(moved), "--mlflow-uri", server.uri]
+    assert main(sync) == 1
+    refused, verdict = capsys.readouterr().out.splitlines()
+    assert refused == f"refused: the study: artifact: {report} is gone"
+    assert verdict.startswith(f"masking is not whole in {server.uri}")
+    (tmp_path / "report.html").rename(report)
+    assert main(sync) == 0
+    assert files_of(server.uri) == {"masking": ["report.html"], "trial 1": ["epoch.png"]}
+    fetched = fetch_encoder("models:/csmae-encoder@champion-masking", server.uri)
+    assert (fetched / "encoder.safetensors").read_bytes() == (files / "encoder.safetensors").read_bytes()
 
 
 @contextlib.contextmanager

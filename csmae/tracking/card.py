@@ -88,5 +88,7 @@ def read_settings(encoder_dir: Path) -> dict[str, Any]:
     path = encoder_dir / "config.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise TrackingError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, TypeError):
         raise TrackingError(f"{path}: is not an encoder's") from None

@@ -88,8 +88,8 @@ class Registry:
 
     def _complete(self, model: Any, event: Event, run_id: str) -> Any:
         """Add metrics that came later, as of a good trial that has become the champion; the card shows them, too."""
-        known = {(metric.key, metric.value) for metric in model.metrics or ()}
-        new = {key: value for key, value in event.body["metrics"].items() if (key, value) not in known}
+        known = {(metric.key, repr(metric.value)) for metric in model.metrics or ()}  # NaN equals nothing
+        new = {key: value for key, value in event.body["metrics"].items() if (key, repr(value)) not in known}
         if new:
             self._log_card(model, event)
         for key, value in new.items():

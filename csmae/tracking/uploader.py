@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import dropwhile
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +29,7 @@ PATIENCE_S = 10.0
 
 
 FILES = ("artifact", "encoder", "champion")
-"""Kinds of events about files. The end of a search hands in all that count then: a champion replaces those before it."""
+"""Kinds of events about files. Each run of a search that names a champion hands in anew all that count."""
 
 
 class RefusedError(Exception):
@@ -158,12 +159,13 @@ class Uploader(threading.Thread):
                 return following
             if offset not in refused:  # else it was told when it was refused first
                 log.warning("%s refused %s: %s", self._place, _name(event), refusal)
-            refused[offset] = f"{_where(event)}: {refusal}"
+            refused[offset] = f"{_where(event)}{f': {event.kind}' if event.kind in FILES else ''}: {refusal}"
         return following
 
     def _is_replaced(self, offset: int) -> bool:
-        """Whether a search came to its end after this place in the outbox, and named its champion."""
-        return any(event.kind == "champion" for event in self._outbox.read(offset, limit=1 << 62)[0])
+        """Whether a later run of the search than that of this place in the outbox named its champion."""
+        later = dropwhile(lambda event: event.kind != "start", self._outbox.read(offset, limit=1 << 62)[0])
+        return any(event.kind == "champion" for event in later)
 
     def _failed(self, error: Exception) -> None:
         self._sink = None
