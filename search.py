@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from ray.exceptions import RayError
@@ -17,7 +19,7 @@ from csmae.settings import flatten
 from csmae.terminal import console, lasting, printable, say
 from csmae.tracking.provenance import command
 from csmae.tracking.registry import MODEL, study_alias
-from csmae.tracking.tracker import Tracker, shown, tracking_uri
+from csmae.tracking.tracker import WANDB, Tracker, shown, tracking_uri
 from csmae.tuning.budget import Budget
 from csmae.tuning.champion import Candidate, candidates, saved_metrics, score_all
 from csmae.tuning.checks import needed, require
@@ -157,7 +159,11 @@ def _uri(options: argparse.Namespace) -> str:
 def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share) -> int:
     """Run the trials, then crown the champion."""
     study, budget = ledger.study, Budget(ledger, part.gpus_per_worker)
-    tracker.start(dict(flatten(study.definition())), {}, *next(iter(study.search.objectives.items())))
+    tracker.start(
+        dict(flatten(study.definition())),
+        {"csmae.tracking": tracker.place},
+        *next(iter(study.search.objectives.items())),
+    )
     progress = Progress.of(budget)
     with View(study.name, progress, console()) as view:
 
@@ -206,13 +212,13 @@ def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part:
     _crown(tracker, ledger, found, scores)
     from csmae.tracking.report import publish  # matplotlib takes its time
 
-    publish(tracker, ledger.folder)
+    publish(tracker, ledger.folder, leaderboard(ledger.optuna))
     if all(scores):
         console().print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
     console().print(best_table(ledger))
     for line in importance_lines(ledger):
         say(line)
-    _say_what_next(options, ledger.study.name, found[-1])
+    _say_what_next(options, ledger, found[-1])
     return 0 if all(scores) else FAILED
 
 
@@ -227,6 +233,9 @@ def _crown(tracker: Tracker, ledger: Ledger, found: list[Candidate], scores: lis
     assert champion.trial is not None and champion.encoder_dir is not None
     board = leaderboard(ledger.optuna)
     best = next(standing for standing in board.standings if standing.trial.number == champion.trial.number)
+    if best is not board.standings[0]:
+        first = board.standings[0].trial.number
+        say(f"trial {first} is the best, but {ledger.encoder_dir(first)} is gone: trial {best.trial.number} is taken")
     confirmed = {"confirm/mean": best.mean, "confirm/spread": best.spread} if best.num_seeds > 1 else {}
     tags = {"csmae.study": ledger.study.name, "csmae.data": data_name(champion.config.data)}
     for standing in board.standings[: ledger.study.search.keep]:
@@ -236,36 +245,44 @@ def _crown(tracker: Tracker, ledger: Ledger, found: list[Candidate], scores: lis
     metrics = saved_metrics(champion.encoder_dir) | scores[-1] | confirmed
     tags["csmae.seeds"] = str(best.num_seeds)
     tracker.champion(champion.trial.number, champion.encoder_dir, metrics, tags, best.mean)
+    ledger.name_champion(best.trial.number, best.mean, best.num_seeds)
     summary = {f"scores/{c.name}/{name}": v for c, row in zip(found, scores, strict=True) for name, v in row.items()}
     shares = {f"importance/{name}": share for name, share in importances(ledger).items()}
     tracker.finish(summary | shares | confirmed)
 
 
-def _say_what_next(options: argparse.Namespace, study: str, champion: Candidate) -> None:
+def _say_what_next(options: argparse.Namespace, ledger: Ledger, champion: Candidate) -> None:
     assert champion.trial is not None and champion.encoder_dir is not None
-    say(f"champion: trial {champion.trial.number} with {settings(champion.trial.params)}")
+    say(f"champion: trial {champion.trial.number} with {settings(ledger.values(champion.trial))}")
     say(f"encoder:  {champion.encoder_dir}")
-    say(f"report:   {champion.encoder_dir.parents[2] / 'report.html'}")
-    uri = shown(_uri(options))
-    mlflow = options.logger == "mlflow"
-    name = f"models:/{MODEL}@{study_alias(study)}" if mlflow else str(champion.encoder_dir)
-    say(f"load it:  csmae.load_encoder({json.dumps(name, ensure_ascii=False)})")
-    if mlflow and uri != DEFAULT_MLFLOW_URI:
-        say(f"          with MLFLOW_TRACKING_URI={shlex.quote(uri)}")
-    if mlflow and not uri.startswith("http"):
-        say(f"compare:  mlflow ui --backend-store-uri {shlex.quote(uri)}")
-    else:
-        say(f"compare:  {uri}")
+    say(f"report:   {ledger.folder / 'report.html'}")
+    for line in advice(shown(_uri(options)), ledger.folder, champion.encoder_dir):
+        say(line)
     again = re.sub(r" --num-trials[ =]\S+", "", command())
     say(f"extend:   {again} --num-trials N")
+
+
+def advice(uri: str, folder: Path, encoder_dir: Path) -> Iterator[str]:
+    """How to load the champion and to compare the trials, where the study's events go to ``uri``."""
+    if uri.startswith(WANDB):
+        yield f"load it:  csmae.load_encoder({json.dumps(str(encoder_dir), ensure_ascii=False)})"
+        yield f"compare:  project {uri.removeprefix(WANDB)} of Weights & Biases, group {folder.name}"
+        if os.environ.get("WANDB_MODE") == "offline":
+            yield f"send:     wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+        return
+    name = f"models:/{MODEL}@{study_alias(folder.name)}"
+    yield f"load it:  csmae.load_encoder({json.dumps(name, ensure_ascii=False)})"
+    if uri != DEFAULT_MLFLOW_URI:
+        yield f"          with MLFLOW_TRACKING_URI={shlex.quote(uri)}"
+    yield f"compare:  {uri if uri.startswith('http') else f'mlflow ui --backend-store-uri {shlex.quote(uri)}'}"
 
 
 def _close(tracker: Tracker) -> None:
     left = tracker.close(UPLOAD_TIMEOUT_S)
     if left:
-        say(f"MLflow does not have {left} events yet: they wait in the outbox for the next start")
+        say(f"{tracker.place} does not have {left} events yet: they wait in the outbox for the next start")
     for text in tracker.refused:
-        say(f"MLflow refused: {text}")
+        say(f"{tracker.place} refused: {text}")
 
 
 if __name__ == "__main__":

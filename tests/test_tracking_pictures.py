@@ -153,7 +153,7 @@ def test_a_trial_without_a_conditional_parameter_has_a_gap_in_its_line() -> None
 
 def test_every_picture_of_a_study_is_drawn_even_of_one_trial(tmp_path: Path) -> None:
     one = {name for name, _ in study_pictures(study([0.3], masking__ratio=[0.5]))}
-    assert one == {"history", "budget", "pareto"}
+    assert one == {"history", "budget", "time"}
     record = study([0.3, 0.4], masking__ratio=[0.5, 0.6], loss__norm_pix=[True, False])
     record.summary["importance/masking.ratio"] = 1.0
     for name, figure in study_pictures(record):

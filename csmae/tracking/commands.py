@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from csmae.terminal import say
+from csmae.tracking.record import Ranking
 from csmae.tracking.tracker import replay, shown, tracking_uri
 
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add this room's commands; each sets ``run``, which takes the parsed options and returns the exit code."""
+def add_commands(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    ranking_of: Callable[[Path], Ranking | None] = lambda folder: None,
+) -> None:
+    """Add this room's commands; each sets ``run``, which takes the parsed options and returns the exit code.
+
+    Args:
+        subparsers: Where to.
+        ranking_of: Reads from a study's folder how its trials stand in the trial store.
+    """
     sync = subparsers.add_parser("sync", help="upload what a study's outbox still holds")
     sync.add_argument("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in that folder")
     sync.add_argument(
@@ -20,7 +31,7 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     sync.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds to try for (default: 600)")
     sync.set_defaults(run=_sync)
     report = subparsers.add_parser("report", help="write a study's report: one HTML page and a Markdown summary")
-    report.set_defaults(run=_report)
+    report.set_defaults(run=partial(_report, ranking_of))
     for parser in (sync, report):
         parser.add_argument("study", help="name of the study")
         parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the studies (default: runs)")
@@ -41,9 +52,10 @@ def _sync(options: argparse.Namespace) -> int:
     return 1 if num_left or refused else 0
 
 
-def _report(options: argparse.Namespace) -> int:
+def _report(ranking_of: Callable[[Path], Ranking | None], options: argparse.Namespace) -> int:
     from csmae.tracking.report import write_report  # matplotlib takes its time
 
-    page, summary, *_ = write_report(options.runs / options.study)
+    folder = options.runs / options.study
+    page, summary, *_ = write_report(folder, ranking_of(folder))
     say(f"{page} and {summary}")
     return 0

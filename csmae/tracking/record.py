@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from csmae.tracking.outbox import OUTBOX, Event, TrackingError
 
@@ -42,6 +42,30 @@ class Trial:
         return sum(spent.values()) if spent else (self.end_ms - self.start_ms) / 1000
 
 
+class Ranking(Protocol):
+    """Which trials can win, and which is the best, as the trial store decides it."""
+
+    @property
+    def objectives(self) -> Mapping[str, str]:
+        """``maximize`` or ``minimize`` by name, the first one first."""
+
+    @property
+    def scores(self) -> Mapping[int, tuple[float, ...]]:
+        """First objective of those that can win, over their seeds: by number, best first."""
+
+    @property
+    def front(self) -> frozenset[int]:
+        """Numbers of those that no other one beats in every objective."""
+
+    @property
+    def repeats(self) -> Mapping[int, int]:
+        """Repetitions: by number, the trial that each repeats with another seed."""
+
+    @property
+    def broken(self) -> Mapping[int, tuple[str, ...]]:
+        """Constraints that a trial breaks, by its number."""
+
+
 @dataclass
 class StudyRecord:
     """One study as far as it went."""
@@ -56,6 +80,8 @@ class StudyRecord:
     """Figures of the last finish; ``importance/NAME`` are the parameters' shares in what made trials good."""
     champion: dict[str, Any] | None = None
     """The last champion: ``number``, ``metrics``, ``tags``, ``encoder_dir``, ``sha256``."""
+    ranking: Ranking | None = None
+    """Of the trial store; None where only the outbox is there."""
 
     @property
     def sign(self) -> int:
@@ -67,9 +93,30 @@ class StudyRecord:
         return trial.last(self.objective)
 
     def ranked(self) -> list[Trial]:
-        """Trials that came to their end, best first."""
+        """Trials that can win, best first; without the trial store those that came to their end, by their last score."""
+        if self.ranking:
+            return [self.trials[number] for number in self.ranking.scores if number in self.trials]
         done = [t for t in self.trials.values() if t.state == "COMPLETE" and math.isfinite(self.value(t))]
         return sorted(done, key=lambda trial: -self.sign * self.value(trial))
+
+    @property
+    def objectives(self) -> Mapping[str, str]:
+        """``maximize`` or ``minimize`` by name, the first one first."""
+        return self.ranking.objectives if self.ranking else {self.objective: self.direction}
+
+    def seeds(self, trial: Trial) -> tuple[float, ...]:
+        """A trial's objective, then those of its repetitions with other seeds."""
+        return self.ranking.scores.get(trial.number, ()) if self.ranking else ()
+
+    def note(self, trial: Trial) -> str:
+        """What is special about a trial: that it repeats another one, breaks a constraint, or is on the Pareto front."""
+        if self.ranking is None:
+            return ""
+        if (repeated := self.ranking.repeats.get(trial.number)) is not None:
+            return f"repeats trial {repeated}"
+        if broken := self.ranking.broken.get(trial.number):
+            return f"breaks {', '.join(broken)}"
+        return "Pareto front" if len(self.objectives) > 1 and trial.number in self.ranking.front else ""
 
     def explored(self) -> list[str]:
         """Parameters of which more than one value was tried, in the order of the space."""
@@ -82,13 +129,17 @@ class StudyRecord:
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def read_record(folder: Path) -> StudyRecord:
+def read_record(folder: Path, ranking: Ranking | None = None) -> StudyRecord:
     """Read a study's folder; a running search is not disturbed.
+
+    Args:
+        folder: Of the study.
+        ranking: Of its trials, as the trial store decides it.
 
     Raises:
         TrackingError: There is no outbox in it.
     """
-    record = StudyRecord(folder.name)
+    record = StudyRecord(folder.name, ranking=ranking)
     for event in _events(folder / OUTBOX):
         _add(record, event.found_in(folder.absolute()))
     return record

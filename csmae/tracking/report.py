@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import html
 import math
+import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from csmae.tracking.panels import draw_trial
 from csmae.tracking.pictures import DIRECTIONS, readable, save_png
-from csmae.tracking.record import StudyRecord, Trial, read_record
+from csmae.tracking.record import Ranking, StudyRecord, Trial, read_record
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.study_pictures import STATES, study_pictures
 from csmae.tracking.tracker import Tracker
@@ -37,24 +38,26 @@ tr.best td { font-weight: 600; background: #eef7f2; } pre { background: #f5f5f5;
 Row = list[str]
 
 
-def publish(tracker: Tracker, folder: Path) -> None:
+def publish(tracker: Tracker, folder: Path, ranking: Ranking | None = None) -> None:
     """Write a study's report and show it in MLflow, with the pictures of its best trials.
 
     Args:
         tracker: The study's.
         folder: Its own.
+        ranking: Of its trials, as the trial store decides it.
     """
-    for path in write_report(folder):
+    for path in write_report(folder, ranking):
         tracker.artifact(None, path, "pictures" if path.suffix == ".png" else "report")
-    for trial in read_record(folder).ranked()[:NUM_BEST]:
+    for trial in read_record(folder, ranking).ranked()[:NUM_BEST]:
         tracker.artifact(trial.number, trial_dir(folder, trial) / "pictures", "pictures")
 
 
-def write_report(folder: Path) -> list[Path]:
+def write_report(folder: Path, ranking: Ranking | None = None) -> list[Path]:
     """Write a study's report beside its outbox, and draw its best trials.
 
     Args:
         folder: Of the study.
+        ranking: Of its trials, as the trial store decides it.
 
     Returns:
         The HTML page, the Markdown summary and the study's pictures.
@@ -62,7 +65,7 @@ def write_report(folder: Path) -> list[Path]:
     Raises:
         TrackingError: The folder holds no study.
     """
-    record = read_record(folder)
+    record = read_record(folder, ranking)
     pictures = [save_png(figure, folder / "pictures" / f"{name}.png") for name, figure in study_pictures(record)]
     drawn = [draw_trial(trial, trial_dir(folder, trial)) for trial in record.ranked()[:NUM_BEST]]
     shown = [*pictures, *(path for best in drawn[:1] for path in sorted(best.glob("*.png")))]
@@ -93,7 +96,7 @@ def overview(record: StudyRecord) -> str:
     told = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
     epochs = sum(trial.num_epochs for trial in record.trials.values())
     best = next(iter(record.ranked()), None)
-    found = f" The best is trial {best.number}: {record.objective} {_number(record.value(best))}." if best else ""
+    found = f" The best is trial {best.number}: {record.objective} {_score(record, best)}." if best else ""
     return f"{len(record.trials)} trials ({told}), {epochs} epochs together.{found}"
 
 
@@ -102,7 +105,10 @@ def reproduction(record: StudyRecord) -> str:
     command = record.tags.get("csmae.command", f"python search.py spaces/{record.name}.yaml")
     commit, *changes = record.tags.get("csmae.git_commit", "").split(" ", 1)
     lines = [f"git checkout {commit}{'  # ' if changes else ''}{''.join(changes)}"] if commit else []
-    load = f"import csmae; csmae.load_encoder('models:/{MODEL}@{study_alias(record.name)}')"
+    address = f"models:/{MODEL}@{study_alias(record.name)}"
+    if record.tags.get("csmae.tracking", "MLflow") != "MLflow" and record.champion:
+        address = record.champion["encoder_dir"]
+    load = f"import csmae; csmae.load_encoder({address!r})"
     return "\n".join([*lines, command, f'python -c "{load}"'])
 
 
@@ -112,9 +118,13 @@ def _tables(record: StudyRecord) -> Iterator[tuple[str, Row, list[Row]]]:
     if scores:
         yield "Scores by the published protocol", *scores
     explored = record.explored()
-    trials = record.ranked() + [t for t in record.trials.values() if t not in record.ranked()]
-    header = ["trial", "state", record.objective, "epochs", "time", *explored]
-    yield "Trials", header, [_trial_row(record, trial, explored) for trial in trials]
+    ranked = record.ranked()
+    numbers = {trial.number for trial in ranked}
+    trials = ranked + [trial for trial in record.trials.values() if trial.number not in numbers]
+    others = list(record.objectives)[1:]
+    notes = ["note"] if any(map(record.note, trials)) else []
+    header = ["trial", "state", record.objective, *others, *notes, "epochs", "time", *explored]
+    yield "Trials", header, [_trial_row(record, trial, explored, bool(notes)) for trial in trials]
     failed = [[str(t.number), t.reason] for t in record.trials.values() if t.reason]
     if failed:
         yield "Reasons", ["trial", "reason"], failed
@@ -149,10 +159,21 @@ def _by_direction(scores: dict[str, float], score: str) -> list[float]:
     return [scores.get(f"test/{score}_mean", sum(values) / len(values)), *values]
 
 
-def _trial_row(record: StudyRecord, trial: Trial, explored: list[str]) -> Row:
+def _score(record: StudyRecord, trial: Trial) -> str:
+    """A trial's objective; mean and standard deviation where it was trained again with other seeds."""
+    seeds = record.seeds(trial)
+    if len(seeds) < 2:
+        return _number(record.value(trial))
+    return f"{statistics.fmean(seeds):.4g} ± {statistics.stdev(seeds):.2g} ({len(seeds)} seeds)"
+
+
+def _trial_row(record: StudyRecord, trial: Trial, explored: list[str], noted: bool) -> Row:
     values = [_number(trial.params[name]) if name in trial.params else "–" for name in explored]
     spent = f"{trial.seconds:.0f} s"
-    return [str(trial.number), STATES[trial.state], _number(record.value(trial)), str(trial.num_epochs), spent, *values]
+    others = [_number(trial.last(name)) for name in list(record.objectives)[1:]]
+    notes = [record.note(trial)] if noted else []
+    score = _score(record, trial)
+    return [str(trial.number), STATES[trial.state], score, *others, *notes, str(trial.num_epochs), spent, *values]
 
 
 def _number(value: object) -> str:

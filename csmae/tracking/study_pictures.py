@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,13 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from csmae.tracking.pictures import BLUE, DPI, GREEN, GREY, ORANGE, RED, plain
+from csmae.tracking.pictures import BLUE, DPI, GREEN, GREY, ORANGE, RED, SKY, plain
 from csmae.tracking.record import StudyRecord, Trial
 
 LOOKS = {"COMPLETE": ("o", BLUE), "PRUNED": ("x", GREY), "RUNNING": ("^", ORANGE)}
 """Mark and colour of a trial's state."""
+REPETITION, BROKEN = ("d", SKY, "repetition with another seed"), ("s", RED, "breaks a constraint")
+"""Mark, colour and text of trials that cannot win though they came to their end."""
 STATES = {"COMPLETE": "trained to the end", "PRUNED": "stopped early", "RUNNING": "not ended", "FAIL": "failed"}
 COLOURS = "viridis"
 
@@ -30,7 +33,7 @@ def study_pictures(record: StudyRecord) -> Iterator[tuple[str, Figure]]:
     makers: dict[str, Callable[[StudyRecord], Figure]] = {
         "history": history_picture,
         "budget": budget_picture,
-        "pareto": pareto_picture,
+        **({"pareto": pareto_picture} if len(record.objectives) > 1 else {"time": time_picture}),
     }
     if record.importance():
         makers["importance"] = importance_picture
@@ -54,6 +57,7 @@ def history_picture(record: StudyRecord) -> Figure:
     if best:
         numbers.append(max(record.trials))
         axes.step(numbers, [*best, best[-1]], where="post", color=GREEN, linewidth=2, label="best so far", zorder=1)
+    _ring(axes, record, lambda trial: trial.number)
     axes.set(xlabel="trial", ylabel=record.objective)
     _dress(figure, axes, f"{record.name}: objective by trial")
     return figure
@@ -65,7 +69,8 @@ def budget_picture(record: StudyRecord) -> Figure:
     axes = figure.subplots()
     trials = sorted(record.trials.values(), key=lambda trial: trial.end_ms)
     epochs = np.cumsum([trial.num_epochs for trial in trials])
-    done = [(int(cost), t) for cost, t in zip(epochs, trials, strict=True) if t in record.ranked()]
+    ranked = {trial.number for trial in record.ranked()}
+    done = [(int(cost), trial) for cost, trial in zip(epochs, trials, strict=True) if trial.number in ranked]
     costs = [cost for cost, _ in done]
     best = _best_so_far(record, [trial for _, trial in done])
     if best:
@@ -75,22 +80,39 @@ def budget_picture(record: StudyRecord) -> Figure:
     return figure
 
 
-def pareto_picture(record: StudyRecord) -> Figure:
-    """The objective against a trial's training time; the line joins those that no other beats in both."""
+def time_picture(record: StudyRecord) -> Figure:
+    """The objective against a trial's training time, for a study of one objective: time is none of its objectives."""
     figure = Figure(figsize=(7.2, 3.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     _scatter(axes, record, lambda trial: trial.seconds)
-    front: list[Trial] = []
-    for trial in sorted(record.ranked(), key=lambda trial: trial.seconds):
-        if not front or record.sign * (record.value(trial) - record.value(front[-1])) > 0:
-            front.append(trial)
-    axes.plot([t.seconds for t in front], [record.value(t) for t in front], color=GREEN, label="Pareto front", zorder=1)
-    axes.margins(y=0.12)  # room for the texts
-    for trial in front:
-        point = (trial.seconds, record.value(trial))
-        axes.annotate(f"trial {trial.number}", point, xytext=(4, 5), textcoords="offset points", fontsize=8)
+    _ring(axes, record, lambda trial: trial.seconds)
     axes.set(xlabel="training time, s", ylabel=record.objective)
-    _dress(figure, axes, f"{record.name}: quality against time")
+    _dress(figure, axes, f"{record.name}: objective against training time")
+    return figure
+
+
+def pareto_picture(record: StudyRecord) -> Figure:
+    """The first objective against each further one; ringed are the trials that no other one beats in all of them."""
+    others = list(record.objectives)[1:]
+    figure = Figure(figsize=(2.6 + 4.6 * len(others), 3.8), dpi=DPI, layout="constrained")
+    panels = figure.subplots(1, len(others), squeeze=False, sharey=True)[0]
+    front = [trial for trial in record.ranked() if record.ranking and trial.number in record.ranking.front]
+    for axes, name in zip(panels, others, strict=True):
+        _scatter(axes, record, lambda trial, name=name: trial.last(name))  # type: ignore[misc]
+        points = sorted((trial.last(name), record.value(trial), trial.number) for trial in front)
+        x, y = [point[0] for point in points], [point[1] for point in points]
+        joined = {"linestyle": "-" if len(others) == 1 else "none", "drawstyle": "steps-post"}
+        axes.plot(
+            x, y, color=GREEN, marker="o", markersize=10, fillstyle="none", label="Pareto front", zorder=1, **joined
+        )
+        axes.margins(0.12)  # room for the texts
+        for cost, value, number in points:
+            axes.annotate(f"trial {number}", (cost, value), xytext=(6, 6), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(f"{name} ({record.objectives[name]})")
+        plain(axes)
+    panels[0].set_ylabel(f"{record.objective} ({record.direction})")
+    _legend(figure, panels[0])
+    figure.suptitle(f"{record.name}: Pareto front of {', '.join(record.objectives)}", fontsize=12)
     return figure
 
 
@@ -164,7 +186,7 @@ def slices_picture(record: StudyRecord) -> Figure:
 
 
 def parallel_picture(record: StudyRecord) -> Figure:
-    """Each trial that came to its end as a line through its parameters, coloured by the objective."""
+    """Each trial that can win as a line through its parameters, coloured by the objective."""
     scales = [scale_of(record, name) for name in record.explored()]
     trials = record.ranked()[::-1]
     figure = Figure(figsize=(1.7 * len(scales) + 2.6, 4.2), dpi=DPI, layout="constrained")
@@ -182,7 +204,7 @@ def parallel_picture(record: StudyRecord) -> Figure:
     axes.set(yticks=[], xlim=(-0.15, len(scales) - 0.6), ylim=(-0.06, 1.06))
     axes.spines[:].set_visible(False)
     figure.colorbar(colours, ax=axes, label=record.objective)
-    figure.suptitle(f"{record.name}: trials trained to their end", fontsize=12)
+    figure.suptitle(f"{record.name}: parameters of the trials that can win", fontsize=12)
     return figure
 
 
@@ -209,13 +231,33 @@ def _tick_texts(scale: Scale, trials: list[Trial]) -> list[tuple[float, str]]:
 
 
 def _scatter(axes: Axes, record: StudyRecord, x_of: Callable[[Trial], float]) -> None:
-    for state, (mark, colour) in LOOKS.items():
-        trials = [t for t in record.trials.values() if t.state == state]
-        points = [(x_of(trial), record.value(trial)) for trial in trials]
-        points = [point for point in points if all(map(math.isfinite, point))]
-        if points:
-            x, y = zip(*points, strict=True)
-            axes.scatter(x, y, marker=mark, color=colour, s=28, label=STATES[state], zorder=2)
+    looks: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for trial in record.trials.values():
+        point = (x_of(trial), record.value(trial))
+        if trial.state in LOOKS and all(map(math.isfinite, point)):
+            looks.setdefault(_look(record, trial), []).append(point)
+    order = [(*look, STATES[state]) for state, look in LOOKS.items()] + [REPETITION, BROKEN]
+    for mark, colour, text in sorted(looks, key=order.index):
+        x, y = zip(*looks[mark, colour, text], strict=True)
+        axes.scatter(x, y, marker=mark, color=colour, s=28, label=text, zorder=2)
+
+
+def _look(record: StudyRecord, trial: Trial) -> tuple[str, str, str]:
+    """Mark, colour and text of a trial."""
+    if record.ranking and trial.number in record.ranking.repeats:
+        return REPETITION
+    if record.ranking and trial.number in record.ranking.broken:
+        return BROKEN
+    return (*LOOKS[trial.state], STATES[trial.state])
+
+
+def _ring(axes: Axes, record: StudyRecord, x_of: Callable[[Trial], float]) -> None:
+    """Mark the best trial, with its mean over the seeds where there are several."""
+    for trial in record.ranked()[:1]:
+        seeds = record.seeds(trial)
+        text = f"best: trial {trial.number}" + (f", mean of {len(seeds)} seeds" if len(seeds) > 1 else "")
+        x, height = x_of(trial), statistics.fmean(seeds or [record.value(trial)])
+        axes.plot([x], [height], "o", color=GREEN, markersize=11, fillstyle="none", label=text, zorder=3)
 
 
 def _best_so_far(record: StudyRecord, trials: list[Trial]) -> list[float]:
@@ -225,6 +267,11 @@ def _best_so_far(record: StudyRecord, trials: list[Trial]) -> list[float]:
 
 def _dress(figure: Figure, axes: Axes, title: str) -> None:
     plain(axes)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _legend(figure, axes)
     figure.suptitle(title, fontsize=12)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, texts = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, texts, frameon=False, fontsize=9, ncols=3, loc="outside lower center")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -51,6 +52,7 @@ class Tracker:
     def __init__(self, folder: Path, study: str, uri: str) -> None:
         shown(uri)
         check_file(sqlite_path(uri))
+        self._uri = uri
         self._outbox = Outbox(folder / OUTBOX)
         self._epochs: dict[int, dict[int, int]] = {}  # trial, epoch: when
         self._kept: dict[int, Future[None]] = {}  # trial: whether the disk holds its last epoch
@@ -200,6 +202,11 @@ class Tracker:
         return self._uploader.close(timeout_s)
 
     @property
+    def place(self) -> str:
+        """Who takes the events."""
+        return "Weights & Biases" if self._uri.startswith(WANDB) else "MLflow"
+
+    @property
     def refused(self) -> list[str]:
         """What the server did not take, and why; it is sent once more at the next start."""
         return self._uploader.refused
@@ -245,9 +252,17 @@ def tracking_uri(given: str | None, storage: Path, logger: str = "mlflow") -> st
     Returns:
         With ``mlflow``, what was given, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the folder; with ``wandb``, the
         project ``csmae`` by default.
+
+    Raises:
+        TrackingError: With ``wandb``, an address of MLflow.
     """
     if logger == "wandb":
-        return WANDB + (given or "csmae").removeprefix(WANDB)
+        project = (given or "csmae").removeprefix(WANDB)
+        if "://" in project or project.startswith("sqlite:"):
+            raise TrackingError(
+                f"--logger wandb: --mlflow-uri must be a project or ENTITY/PROJECT, found {shown(project)}"
+            )
+        return WANDB + project
     return given or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(storage / "mlflow.db")
 
 
@@ -257,11 +272,16 @@ def shown(uri: str) -> str:
     Raises:
         TrackingError: It has no scheme that MLflow's stores know, or Weights & Biases is asked for and not installed.
     """
+    if uri.startswith(WANDB) and not re.fullmatch(r"([\w.-]+/)?[\w.-]+", uri.removeprefix(WANDB)):
+        raise TrackingError(f"{uri}: must be wandb://PROJECT or wandb://ENTITY/PROJECT")
     if uri.startswith(WANDB) and not find_spec("wandb"):
         raise TrackingError(f"{uri}: Weights & Biases is not installed: pip install 'csmae[wandb]'")
     parts = urlsplit(uri)
     if parts.scheme.partition("+")[0] not in SCHEMES:
-        raise TrackingError(f"MLflow URI {uri!r}: must start with sqlite:///, postgresql://, http:// or https://")
+        raise TrackingError(
+            f"MLflow URI {uri!r}: must start with sqlite:///, postgresql://, http:// or https://; "
+            "or wandb://PROJECT for Weights & Biases"
+        )
     login, at, _ = parts.netloc.rpartition("@")
     return uri.replace(login + at, "", 1)
 

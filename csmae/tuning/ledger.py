@@ -45,6 +45,9 @@ RESULT = "result"
 FINALISTS = "finalists"
 """User attribute of a study: numbers of the trials that were chosen to be trained again with other seeds."""
 
+CHAMPION = "champion"
+"""User attribute of a study: the trial that its last search named, its mean and its seeds. Optuna's own best trial knows of no mean."""
+
 START = "start"
 """User attribute of a trial that is never stopped early: a starting point, which it holds, or a repetition."""
 
@@ -185,6 +188,10 @@ class Ledger:
         if new := [trial.number for trial in best if trial.number not in before]:
             self.optuna.set_user_attr(FINALISTS, [*before, *new])
         return best
+
+    def name_champion(self, number: int, mean: float, num_seeds: int) -> None:
+        """Put on record whom the search names, for those who look at Optuna's study."""
+        self.optuna.set_user_attr(CHAMPION, {"trial": number, "mean": mean, "seeds": num_seeds})
 
     def num_repetitions(self, number: int) -> int:
         """Repetitions of a trial that run or are over; one that a budget cut short has to be made up for."""

@@ -5,12 +5,25 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from csmae.tuning.ledger import CONFIRMS, FINALISTS, NOT_TRAINED, Ledger, front, last_values, ranked, result_of
+from csmae.tuning.ledger import (
+    CONFIRMS,
+    DATABASE,
+    FINALISTS,
+    NOT_TRAINED,
+    Ledger,
+    front,
+    last_values,
+    open_storage,
+    ranked,
+    result_of,
+    usable,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,11 @@ class Leaderboard:
     broken: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Constraints that a trial breaks, by its number."""
 
+    @property
+    def scores(self) -> dict[int, tuple[float, ...]]:
+        """First objective of those that can win, over their seeds: by number, best first."""
+        return {standing.trial.number: standing.scores for standing in self.standings}
+
 
 def leaderboard(study: optuna.Study) -> Leaderboard:
     """How the trials of a study stand.
@@ -85,6 +103,22 @@ def leaderboard(study: optuna.Study) -> Leaderboard:
         {trial.number: trial.user_attrs[CONFIRMS] for trial in repetitions},
         {trial.number: names for trial in trials if (names := broken_by(trial))},
     )
+
+
+def stored_leaderboard(folder: Path) -> Leaderboard | None:
+    """How the trials of the study in ``folder`` stand; None where there is no trial store beside it, or no such study in it.
+
+    Raises:
+        ConfigError: The trial store cannot be used.
+    """
+    path = folder.absolute().parent / DATABASE
+    if not path.exists():
+        return None
+    with usable(path):
+        storage = open_storage(path)
+        if folder.absolute().name not in optuna.get_all_study_names(storage):
+            return None
+        return leaderboard(optuna.load_study(study_name=folder.absolute().name, storage=storage))
 
 
 def standings(ledger: Ledger) -> list[Standing]:
