@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from archives import names_of, open_folder, put, without_labels, write_v2
+from archives import names_of, open_folder, put, without_labels, write_pickles, write_v2
 from conftest import small_config
 from csmae import nearest
 from csmae.__main__ import main
@@ -38,19 +38,25 @@ def encoder_dir(encoder: SensorEncoder, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
-@pytest.fixture
-def store(tmp_path: Path, encoder: SensorEncoder) -> FeatureStore:
+@pytest.fixture(params=["v1", "v2"])
+def store(tmp_path: Path, encoder: SensorEncoder, request: pytest.FixtureRequest) -> FeatureStore:
     """Of an archive in which one pair is damaged and one is missing."""
-    folder = write_v2(tmp_path / "archive")
-    put(folder, {names_of(DAMAGED)[2]: b"damaged!!"})
+    folder = (write_v2 if request.param == "v2" else write_pickles)(tmp_path / "archive")
+    damaged, missing = (names_of(number)[2 if request.param == "v2" else 1] for number in (DAMAGED, MISSING))
+    put(folder, {damaged: b"damaged!!"})
     with (
-        lmdb.open(str(folder / "archive.lmdb"), map_size=1 << 26) as environment,
+        lmdb.open(str(next(folder.glob("*.lmdb"))), map_size=1 << 26) as environment,
         environment.begin(write=True) as transaction,
     ):
-        transaction.delete(names_of(MISSING)[2].encode())
+        transaction.delete(missing.encode())
     source = Source(Data(path=str(folder), on_error="skip"), "train", ("s1", "s2"))
     assert write_store(tmp_path / "store", encoder, source, "float32", lambda steps: None) == 1
     return open_store(tmp_path / "store")
+
+
+def name_in(store: FeatureStore, number: int) -> str:
+    """Of a pair, in the store's archive."""
+    return names_of(number)["_N9999_" not in store.names[0].decode()]
 
 
 def unlike_all(store: FeatureStore, sensor: str) -> Query:
@@ -64,7 +70,7 @@ def test_a_damaged_scene_is_never_retrieved_not_even_before_scenes_of_negative_s
         found = {found.direction: found for found in search(unlike_all(store, sensor), store, 3)}[
             f"{sensor}_to_{sensor}"
         ]
-        assert [store.names[place].decode() for place in sorted(found.places)] == [names_of(n)[0] for n in (0, 2, 4)]
+        assert [store.names[place].decode() for place in sorted(found.places)] == [name_in(store, n) for n in (0, 2, 4)]
         assert max(found.cosines) < 0
 
 
@@ -77,11 +83,11 @@ def test_a_store_made_with_damage_skipped_answers_queries_and_draws_them(
     store: FeatureStore, encoder_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = store.folder / "found.png"
-    asked = ["retrieve", "--encoder", str(encoder_dir), "--archive", str(store.folder), "--query", names_of(0)[0]]
+    asked = ["retrieve", "--encoder", str(encoder_dir), "--archive", str(store.folder), "--query", name_in(store, 0)]
     assert main([*asked, "--sensor", "s1", "--top", "3", "--output", str(picture)]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
-    assert names_of(DAMAGED)[0] not in said and names_of(MISSING)[0] not in said
-    assert names_of(2)[0] in said and names_of(4)[0] in said
+    assert name_in(store, DAMAGED) not in said and name_in(store, MISSING) not in said
+    assert name_in(store, 2) in said and name_in(store, 4) in said
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
