@@ -1,9 +1,14 @@
 """A step: what precision, compilation and zero weights change, and what they must not."""
 
 import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import small_config
@@ -13,6 +18,7 @@ from csmae.model.csmae import CSMAE
 from csmae.model.losses import nt_xent
 from csmae.model.masking import draw_masks
 from csmae.training.engine import pretrain
+from csmae.training.step import RECOMPILE_LIMIT
 from test_csmae import VARIANTS, batch, tiny
 from test_training import limit_memory
 
@@ -106,6 +112,47 @@ def test_compiled_trials_of_changing_architecture_compute_the_same_losses() -> N
         eager, compiled = (list(pretrain(small_config(**more, train__compile=on))) for on in (False, True))
         for a, b in zip(eager, compiled, strict=True):
             assert b.metrics["train/loss"] == pytest.approx(a.metrics["train/loss"], rel=1e-4)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """torch's own counters of what it compiles; the code that it would generate is left out, for that takes half a minute."""
+    monkeypatch.setattr(Block, "compile", lambda block: nn.Module.compile(block, backend="eager"))
+    counters.clear()
+    yield counters
+    torch.compiler.reset()
+
+
+MANY_SHAPES = {
+    "model__decoder_depth": 3,
+    "model__pooling": "cls",
+    "masking__strategy": "disjoint",
+    "masking__ratio": 0.7,
+    "masking__reconstruction": "identical",
+    "optim__micro_batch_size": 3,
+    "train__precision": "bf16",
+    "train__epochs": 2,
+    "data__synthetic__num_train": 8,
+}
+"""Sensors of different lengths, blocks that are asked for different tokens, passes with and without gradients."""
+
+
+def test_every_shape_of_a_training_is_compiled_once(graphs: dict[str, Any]) -> None:
+    """Blocks have one code object, of which torch by itself compiles eight shapes and runs the others uncompiled."""
+    compiled = [graphs["stats"]["unique_graphs"] for _ in pretrain(small_config(**MANY_SHAPES, train__compile=True))]
+    assert not graphs["unimplemented"], "a shape is not compiled"
+    assert 8 < compiled[0] < RECOMPILE_LIMIT / 2
+    assert compiled == [compiled[0]] * 2, "later epochs have no new shapes"
+
+
+def test_scores_and_pictures_compile_nothing(graphs: dict[str, Any], tmp_path: Path) -> None:
+    config = small_config(train__compile=True, train__epochs=2, data__synthetic__num_train=8)
+    list(pretrain(config.model_copy(update={"eval": config.eval.model_copy(update={"every": 2})})))
+    alone = graphs["stats"]["unique_graphs"]
+    counters.clear()
+    list(pretrain(config, tmp_path))
+    assert (tmp_path / "arrays" / "epoch-0001.npz").exists()
+    assert graphs["stats"]["unique_graphs"] == alone > 0
 
 
 def test_running_out_of_memory_is_told_in_the_log(

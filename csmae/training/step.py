@@ -28,6 +28,10 @@ from csmae.training.optim import allocate_moments, make_optimizer
 
 log = logging.getLogger(__name__)
 
+RECOMPILE_LIMIT = 64
+"""Shapes that torch compiles of one function, which all blocks of a network are: lengths of the sensors' tokens, tokens asked
+for, passes with and without gradients. A training has up to about a dozen; torch's own limit is 8, and beyond it runs uncompiled."""
+
 Images = Callable[[slice], tuple[Tensor, Tensor]]
 """Prepares the images (pairs, C, H, W) of both sensors for some of a rank's pairs of a step."""
 
@@ -202,7 +206,11 @@ def compile_blocks(model: CSMAE) -> None:
         raise ConfigError(
             "train.compile needs a C++ compiler, and this machine has none: install g++, or set it to false"
         )
+    from torch._dynamo import config as dynamo  # takes seconds
+
     torch.compiler.reset()
+    name = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # until torch 2.6
+    setattr(dynamo, name, max(getattr(dynamo, name), RECOMPILE_LIMIT))
     for module in model.modules():
         if isinstance(module, Block):
             module.compile()
