@@ -42,6 +42,13 @@ def test_what_a_setting_cannot_do_is_said_in_one_line(tmp_path: Path, search: di
     assert all("\n" not in note for note in notes(study))
 
 
+@pytest.mark.parametrize(("every", "said"), [(1, False), (3, False), (4, True), (9, True)])
+def test_scores_that_come_too_late_to_stop_a_trial_are_said(tmp_path: Path, every: int, said: bool) -> None:
+    base = {**BASE, "eval": {"every": every}}
+    study = load_study(write(tmp_path, SPACE, base=base, num_trials=40))
+    assert any("search.scheduler asha stops no trial" in note for note in notes(study)) == said
+
+
 @pytest.mark.parametrize("search", [{}, {"sampler": "random"}, {"sampler": "gp", "scheduler": "none"}])
 def test_a_search_that_does_what_one_expects_has_no_notes(tmp_path: Path, search: dict[str, Any]) -> None:
     assert list(notes(load_study(write(tmp_path, SPACE, num_trials=40, **search)))) == []

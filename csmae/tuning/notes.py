@@ -28,7 +28,7 @@ def notes(study: Study) -> Iterator[str]:
         yield "search.sampler gp learns nothing from trials that are stopped early: tpe does"
     if search.sampler == "nsga2":
         yield _generations(search)
-    yield from _stopping(search, study.longest)
+    yield from _stopping(search, study.longest, space.base["eval.every"])
 
 
 def _generations(search: Search) -> str:
@@ -39,11 +39,14 @@ def _generations(search: Search) -> str:
     return f"search.sampler nsga2 learns from generations of {size} trials trained to their end{ended}; the first is drawn at random"
 
 
-def _stopping(search: Search, epochs: int) -> Iterator[str]:
+def _stopping(search: Search, epochs: int, every: int) -> Iterator[str]:
     if search.scheduler == "none" or epochs == 1:
         return
-    if search.grace_epochs == epochs:
-        yield f"search.scheduler {search.scheduler} stops no trial: search.grace_epochs is as large as train.epochs, {epochs}"
+    if (epochs - 1) // every * every < search.grace_epochs:
+        yield (
+            f"search.scheduler {search.scheduler} stops no trial: with search.grace_epochs {search.grace_epochs} and "
+            f"eval.every {every} none is judged before its last epoch, {epochs}"
+        )
     elif search.scheduler == "hyperband" and num_brackets(search, epochs) == 1:
         yield (
             f"search.scheduler hyperband is asha here: search.grace_epochs {search.grace_epochs} times "

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from csmae.tuning.ledger import curve, last_values
+from csmae.tuning.ledger import Values, curve
 from csmae.tuning.options import Search
 from csmae.tuning.ranking import order
 from csmae.tuning.scheduler import signed
@@ -97,9 +97,13 @@ def _best_stopped_first(trials: Iterable[FrozenTrial], signs: list[int]) -> list
     With one objective tpe sorts them so by their curves. With several it has no curves, for Optuna's hold one value, and takes
     them in the order in which it gets them.
     """
-    trials = list(trials)
-    stopped = [trial for trial in trials if trial.state is TrialState.PRUNED and curve(trial)]
-    best_first = [stopped[index] for index in order([signed(last_values(trial), signs) for trial in stopped])]
-    best_first.sort(key=lambda trial: -max(curve(trial)))
-    chosen = {id(trial) for trial in stopped}
-    return [trial for trial in trials if id(trial) not in chosen] + best_first
+    others: list[FrozenTrial] = []
+    stopped: list[tuple[dict[int, Values], FrozenTrial]] = []
+    for trial in trials:
+        if trial.state is TrialState.PRUNED and (course := curve(trial)):
+            stopped.append((course, trial))
+        else:
+            others.append(trial)
+    best_first = [stopped[index] for index in order([signed(course[max(course)], signs) for course, _ in stopped])]
+    best_first.sort(key=lambda pair: -max(pair[0]))
+    return others + [trial for _, trial in best_first]
