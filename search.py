@@ -116,6 +116,11 @@ def _search(options: argparse.Namespace) -> int:
     with opened(options.storage) as files, only_driver(folder / study.name):
         ancestors = [ancestor(folder / DATABASE, name, study) for name in _ancestors(options)]
         ledger = Ledger(study, folder, files)
+        for name in ledger.sources:
+            try:
+                ancestors.append(ancestor(folder / DATABASE, name, study))
+            except ConfigError as error:  # the change of the file that made the study anew leaves nothing to take over
+                say(str(error))
         for old in ancestors:
             say(f"{take_over(ledger, old)} trials of study {old.study_name} taken over")
         tracker = Tracker(ledger.folder, study.name, _uri(options))

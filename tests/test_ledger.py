@@ -17,7 +17,9 @@ from test_study import write
 
 
 def test_a_changed_study_is_refused_with_the_difference(tmp_path: Path) -> None:
-    Ledger(make_study(tmp_path), tmp_path)
+    searcher, _ = make_searcher(make_study(tmp_path), tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(4, 0.4, finished=True))
     changed = make_study(tmp_path, {"masking.ratio": {"float": [0.3, 0.8]}})
     with pytest.raises(ConfigError, match="started otherwise") as caught:
         Ledger(changed, tmp_path)

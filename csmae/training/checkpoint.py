@@ -12,16 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csmae.config import Config, ConfigError
+from csmae.config import ANY_RUN, TRAINING, Config, ConfigError, completed, may_change
 from csmae.out_of_memory import is_out_of_memory
 from csmae.settings import flatten
 
 CHECKPOINT = "checkpoint.pt"
 
 FORMAT = "csmae-checkpoint-2"
-
-FREE = ("data.path", "data.splits_dir", "train.checkpoint_every", "train.precision", "train.compile", "eval.")
-"""Fields in which a resumed run may differ: they change where bytes come from or go to, not what is learned."""
 
 
 class CheckpointError(ConfigError):
@@ -116,9 +113,10 @@ def progress(folder: Path) -> tuple[int, int]:
 
 
 def _compare(path: Path, written: dict[str, Any], config: Config) -> None:
-    before, now = dict(flatten(written)), dict(flatten(config.model_dump(mode="json")))
+    before, now = dict(flatten(completed(written))), dict(flatten(config.model_dump(mode="json")))
+    free = may_change(ANY_RUN, TRAINING)
     for name, value in now.items():
-        if not name.startswith(FREE) and before.get(name) != value:
+        if name not in free and before.get(name) != value:
             raise CheckpointError(
                 f"{path}: was written with {name} {before.get(name)}, the configuration says {value}: "
                 "use another folder, or the configuration it was written with"

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from csmae.config import Config, ConfigError
+from csmae.config import ANY_RUN, Config, ConfigError, may_change
 from csmae.data.name import data_name
 from csmae.settings import did_you_mean, flatten, merge, parse_config
 from csmae.tuning.ledger import EPOCH, NOT_TRAINED, ORIGIN, Ledger, open_storage, result_of, usable
@@ -16,9 +16,6 @@ from csmae.tuning.metrics import COSTS
 from csmae.tuning.proposals import known_metrics, violation, with_seed
 from csmae.tuning.study import Study
 from csmae.tuning.values import unpacked
-
-FREE = ("train.checkpoint_every", "eval.batch_size")
-"""Fields in which a trial may differ from what the new study would train."""
 
 
 def ancestor(path: Path, name: str, study: Study) -> optuna.Study:
@@ -121,8 +118,8 @@ def _value(study: Study, name: str, stored: Any) -> Any:
 
 def _same(old: Config, new: Config) -> bool:
     """Whether two configurations on the same archive train the same."""
-    one, other = (dict(flatten(config.model_dump(exclude={"data": {"path", "splits_dir"}}))) for config in (old, new))
-    return all(one[name] == other[name] for name in one if name not in FREE)
+    one, other = (dict(flatten(config.model_dump())) for config in (old, new))
+    return all(one[name] == other[name] for name in one.keys() - may_change(ANY_RUN))
 
 
 def _constraints(study: Study, old: optuna.Study, trial: FrozenTrial, config: Config) -> dict[str, float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from csmae.config import ConfigError
 from csmae.lock import opening
-from csmae.settings import flatten
 from csmae.sqlite import sqlite_url
+from csmae.tuning.definition import differences
 from csmae.tuning.file_set import Files
 from csmae.tuning.quiet import quiet_optuna
 from csmae.tuning.ranking import order, undominated
@@ -54,11 +55,11 @@ START = "start"
 CUT = "cut"
 """User attribute of a trial that waits because a budget cut it before its first score: why. It goes on under its number."""
 
+SPENT = {"runs_s", "gpu_s", "worker_s"}
+"""User attributes of a study and of its trials that say what they took (see ``Budget``)."""
+
 EPOCH = "epoch "
 """Prefix of user attributes, one an epoch, that hold several objectives: Optuna's own curves hold one value."""
-
-MOVABLE = ("base.data.path", "base.data.splits_dir")
-"""Parts of a definition that may change: the archive may move between two runs of a study."""
 
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 """What a database raises that is locked, damaged, or on a full disk. An ``OSError`` is of something else: a terminal, a file."""
@@ -82,33 +83,72 @@ class Ledger:
         self.study, self.path, self.files = study, storage.absolute() / DATABASE, files
         with usable(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.optuna = optuna.create_study(
-                storage=open_storage(self.path),
-                study_name=study.name,
-                directions=list(study.search.objectives.values()),
-                load_if_exists=True,
-            )
-            self._define()
+            database = open_storage(self.path)
+            self.optuna = self._open(database)
+            self.sources: list[str] = []
+            """Studies from which trials were taken over before this one was made anew."""
+            self._define(database)
             self._line_up_starts()
             self._settle_repetitions()
             self._left = [
                 trial for trial in self.all_trials() if trial.state is TrialState.RUNNING or _was_begun(trial)
             ]
 
-    def _define(self) -> None:
-        """Write what a new study is, or compare with what it was started as."""
+    def _open(self, storage: optuna.storages.BaseStorage) -> optuna.Study:
+        directions = list(self.study.search.objectives.values())
+        return optuna.create_study(
+            storage=storage, study_name=self.study.name, directions=directions, load_if_exists=True
+        )
+
+    def _define(self, storage: optuna.storages.BaseStorage) -> None:
+        """Write what a study is, where it is new or nothing of it was trained; else compare with what it was started as."""
         study, written = self.study, self.optuna.user_attrs.get("definition")
-        if written is None:
-            if self.all_trials():
-                raise ConfigError(f"study {study.name!r} in {self.path} is another program's: use --name")
-            self.optuna.set_metric_names(list(study.search.objectives))
-            self.optuna.set_user_attr("said", dict(study.base))
-            self.optuna.set_user_attr("definition", study.definition())
-        elif lines := list(differences(written, study.definition())):
+        if written is None and self.all_trials():
+            raise ConfigError(f"study {study.name!r} in {self.path} is another program's: use --name")
+        lines = list(differences(written, study.definition())) if written else []
+        if lines and any(map(self._was_trained, self.all_trials())):
             raise ConfigError(
                 f"study {study.name!r} in {self.path} was started otherwise: {'; '.join(lines)}: "
                 "use --fork NEW to begin a study that takes over what still fits"
             )
+        if lines:
+            self._make_anew(storage)
+        if list(self.optuna.metric_names or []) != list(study.search.objectives):
+            self.optuna.set_metric_names(list(study.search.objectives))
+        for name, value in (("said", dict(study.base)), ("definition", study.definition())):
+            if self.optuna.user_attrs.get(name) != json.loads(json.dumps(value)):
+                self.optuna.set_user_attr(name, value)
+
+    def _was_trained(self, trial: FrozenTrial) -> bool:
+        """Whether a trial has a score, or a checkpoint from which it goes on."""
+        if NOT_TRAINED in trial.user_attrs:
+            return False
+        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or curve(trial):
+            return True
+        goes_on = trial.state is TrialState.RUNNING or _was_begun(trial)
+        return goes_on and (self.files is not None or (self.run_dir(trial.number) / "checkpoint.pt").exists())
+
+    def _make_anew(self, storage: optuna.storages.BaseStorage) -> None:
+        """Make Optuna's study once more, for it never changes its directions or the choices of a parameter.
+
+        Trials that were begun in vain keep their numbers, which trackers know, and what they cost.
+        """
+        old, spent = (
+            self.all_trials(),
+            {key: self.optuna.user_attrs[key] for key in SPENT & self.optuna.user_attrs.keys()},
+        )
+        self.sources = sorted({trial.user_attrs[ORIGIN][0] for trial in old if ORIGIN in trial.user_attrs})
+        num_begun = max((trial.number + 1 for trial in self.trials()), default=0)
+        optuna.delete_study(study_name=self.study.name, storage=storage)
+        self.optuna = self._open(storage)
+        for key, value in spent.items():
+            self.optuna.set_user_attr(key, value)
+        for trial in old[:num_begun]:
+            costs = {key: trial.user_attrs[key] for key in SPENT & trial.user_attrs.keys()}
+            reason = trial.user_attrs.get("reason", "the study's file was changed before anything was trained")
+            attributes = {NOT_TRAINED: True, "reason": reason, **costs}
+            self.optuna.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=attributes))
+        shutil.rmtree(self.run_dir(0).parent, ignore_errors=True)
 
     def _line_up_starts(self) -> None:
         """Put the starting points in line, once each: a study that goes on may name further ones."""
@@ -321,14 +361,6 @@ def unusable(path: Path, error: Exception) -> str:
             "install that version, or use another --storage"
         )
     return f"{path}: cannot be used as a database of studies: {reason}: restore it, or use another --storage"
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What changed between two definitions, one text a name."""
-    old, new = dict(flatten(before)), dict(flatten(json.loads(json.dumps(now))))
-    for name in [*old, *(name for name in new if name not in old)]:
-        if old.get(name) != new.get(name) and name not in MOVABLE:
-            yield f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
 
 
 def curve(trial: FrozenTrial) -> dict[int, Values]:

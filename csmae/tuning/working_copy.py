@@ -16,8 +16,9 @@ from typing import Any
 
 from ray.train.collective import broadcast_from_rank_zero
 
-from csmae.config import ConfigError
+from csmae.config import ANY_RUN, TRAINING, Config, ConfigError, may_change
 from csmae.scratch import clear, hold, scratch_root
+from csmae.settings import flatten
 from csmae.tuning.bucket import PATIENCE_S, RETRY_S, patiently, reason
 from csmae.tuning.file_set import Claim, FileSet, Manifest, SupersededError, objects, snapshot
 
@@ -289,6 +290,8 @@ def working_copy(
 
 
 def mark_of(config: Mapping[str, Any]) -> str:
-    """A checksum over what a trial learns by; its archive may lie elsewhere the next time."""
-    learnt = {section: values for section, values in config.items() if section not in ("data", "eval")}
+    """A checksum over what a trial learns by: what may change while it trains is left out, as are defaults, which grow in number."""
+    free, default = may_change(ANY_RUN, TRAINING), dict(flatten(Config().model_dump(mode="json")))
+    values = dict(flatten(json.loads(json.dumps(config))))
+    learnt = {name: value for name, value in values.items() if name not in free and value != default.get(name)}
     return f"{zlib.crc32(json.dumps(learnt, sort_keys=True).encode()):08x}"
