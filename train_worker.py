@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.distributed.rendezvous import rendezvous
 
 from csmae.config import Config, ConfigError
+from csmae.cpus import usable_cpus
 from csmae.settings import load_yaml, merge, parse_assignments, parse_config
 from csmae.terminal import lasting, printable
 from csmae.training.engine import DivergedError, Epoch, pretrain
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as masking.ratio=0.6")
     parser.add_argument("--out", type=Path, help="folder for checkpoint and encoder (default: runs/by-hand/<name>)")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     try:
         values = merge(load_yaml(options.run), parse_assignments(options.set))
         config = parse_config(values, str(options.run))

@@ -17,6 +17,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from csmae.cpus import usable_cpus
 from csmae.rough import Bounds, Rough, kinds, roughen
 
 BLOCK = 512
@@ -70,7 +71,7 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
     Returns:
         K columns, or fewer where the archive holds fewer intact scenes.
     """
-    num_threads = torch.get_num_threads() if queries_qd.device.type == "cpu" else 1
+    num_threads = min(torch.get_num_threads(), usable_cpus()) if queries_qd.device.type == "cpu" else 1
     pays = queries_qd.device.type == "cpu" and queries_qd.dtype == torch.float32
     pays = pays and len(queries_qd) > FEW and 2 * k <= TILE // GROUP
     usable = kinds() if pays else ()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from csmae.cpus import CGROUPS, usable_cpus
 from csmae.tuning import cluster
-from csmae.tuning.cpus import CGROUPS, usable_cpus
 from test_ddp import ROOT
 
 AFFINITY = len(os.sched_getaffinity(0))
@@ -74,6 +74,14 @@ def one_cpu() -> Iterator[Path]:
 def test_a_real_quota_limits_what_this_machine_is_said_to_have(one_cpu: Path) -> None:
     code = "from csmae.tuning.cluster import this_machine; print(this_machine().cpus)"
     join = f"echo $$ > {one_cpu}/cgroup.procs && exec {sys.executable} -c '{code}'"
+    done = subprocess.run(["sh", "-c", join], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "1", done.stdout + done.stderr
+
+
+def test_a_training_by_hand_uses_as_many_threads(one_cpu: Path, tmp_path: Path) -> None:
+    code = "import sys, torch, train_worker; train_worker.main(sys.argv[1:]); print(torch.get_num_threads())"
+    (tmp_path / "run.yaml").write_text("train: {epochs: 12, seed: -1}")
+    join = f"echo $$ > {one_cpu}/cgroup.procs && exec env -u OMP_NUM_THREADS {sys.executable} -c '{code}' {tmp_path}/run.yaml"
     done = subprocess.run(["sh", "-c", join], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "1", done.stdout + done.stderr
 

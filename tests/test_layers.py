@@ -10,6 +10,7 @@ FLOORS = [
     {
         "csmae.sensors",
         "csmae.config",
+        "csmae.cpus",
         "csmae.settings",
         "csmae.lock",
         "csmae.out_of_memory",

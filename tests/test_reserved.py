@@ -1,6 +1,7 @@
 """Scoring at the end of a search on a real Ray whose resources are there, shared, or gone."""
 
 from collections.abc import Iterator
+from posixpath import join
 
 import pytest
 
@@ -9,10 +10,6 @@ from csmae.tuning import reserved
 from csmae.tuning.champion import Candidate, score_all
 from csmae.tuning.cluster import Room, Share, ray_running
 from csmae.tuning.reserved import NoResourcesError, run_reserved
-
-
-def divided(number: int, by: int) -> tuple[int, int]:
-    return divmod(number, by)
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +25,14 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_calls_that_share_one_cpu_come_back_in_order(cluster: Room, hurry: None) -> None:
-    assert run_reserved(divided, [(7, 2), (9, 3), (11, 4)], {"CPU": 1.0}) == [(3, 1), (3, 0), (2, 3)]
+    assert run_reserved(join, [("a", "1"), ("b", "2"), ("c", "3")], {"CPU": 1.0}) == ["a/1", "b/2", "c/3"]
 
 
 @pytest.mark.slow
 def test_resources_that_no_node_has_are_waited_for_only_so_long(cluster: Room, hurry: None) -> None:
     with pytest.raises(NoResourcesError, match="no node had 2 CPU free for 2 s"):
-        run_reserved(divided, [(7, 2)], {"CPU": 2.0})
-    assert run_reserved(divided, [(7, 2)], {"CPU": 1.0}) == [(3, 1)], "nothing of it is left"
+        run_reserved(join, [("a", "1")], {"CPU": 2.0})
+    assert run_reserved(join, [("a", "1")], {"CPU": 1.0}) == ["a/1"], "nothing of it is left"
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from rich.text import Text
 
 import csmae
 from csmae.config import ConfigError, Data
+from csmae.cpus import usable_cpus
 from csmae.data.archive import open_archive
 from csmae.encoders import SensorEncoder
 from csmae.retrieval import DIRECTIONS
@@ -31,6 +32,7 @@ def _data(options: argparse.Namespace) -> Data:
 
 def _encoder(options: argparse.Namespace) -> SensorEncoder:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     try:
         return csmae.load_encoder(options.encoder, device)
     except (RuntimeError, AssertionError) as error:

@@ -15,7 +15,7 @@ import ray
 from ray._private.state import state
 
 from csmae.config import ConfigError
-from csmae.tuning.cpus import usable_cpus
+from csmae.cpus import usable_cpus
 from csmae.tuning.door import enter, find, have_token
 from csmae.tuning.options import Search
 from csmae.tuning.quiet import quiet_ray
