@@ -188,6 +188,7 @@ def test_start_points_come_first_and_the_rest_of_them_is_the_base(tmp_path: Path
         ({"optim.lr": {"float": [0.1, 1], "when": {"loss.x": 1}}}, ["unknown field 'loss.x'"]),
         ({"optim.lr": {"float": [0.1, 1], "when": {"loss.mim_weight": "> much"}}}, ["must compare with a number"]),
         ({"optim.lr": {"float": [0.1, 1], "when": {"model.variant": "> 0"}}}, ["model.variant is no number"]),
+        ({"optim.lr": {"float": [0.1, 1], "when": {"optim.betas": "> 0"}}}, ["optim.betas is no number"]),
         (
             {
                 "optim.lr": {"float": [0.1, 1], "when": {"loss.mim_weight": "> 0"}},

@@ -56,7 +56,7 @@ class Space:
                     hint = did_you_mean(condition.name, list(base))
                     raise ConfigError(f"space key {name!r}: condition on unknown field {condition.name!r}{hint}")
                 others = domains[condition.name].ends if condition.name in domains else [base[condition.name]]
-                if condition.compares and any(isinstance(other, str) for other in others):
+                if condition.compares and any(isinstance(other, str | list) for other in others):
                     raise ConfigError(f"space key {name!r}: condition {condition.text}: {condition.name} is no number")
         return cls(_in_order(domains), base)
 
