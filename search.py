@@ -103,6 +103,7 @@ def _search(options: argparse.Namespace) -> int:
     if options.insecure and not options.address:
         raise ConfigError("--insecure: is of a cluster to join: name it with --address")
     study = load_study(options.study, options.fork or options.name, _assignments(options))
+    shown(_uri(options))
     room = None if options.address else this_machine()
     if room:
         share(study.search, room)

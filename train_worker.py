@@ -56,15 +56,19 @@ def run() -> NoReturn:
     sys.exit(status)
 
 
-@printable()
-@lasting()
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="YAML file with the sections of a configuration")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="such as masking.ratio=0.6")
     parser.add_argument("--out", type=Path, help="folder for checkpoint and encoder (default: runs/by-hand/<name>)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+@printable()
+@lasting()
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     try:
         values = merge(load_yaml(options.run), parse_assignments(options.set))

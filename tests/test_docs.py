@@ -1,0 +1,336 @@
+"""README and docs: every command, option, field, study, file, link and call in them is parsed or found, or named here."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import csmae.__main__
+import search
+import train_worker
+from csmae.config import Config, ConfigError
+from csmae.encoders import SensorEncoder
+from csmae.settings import field_names, merge, parse_assignments, parse_config
+from csmae.tuning.metrics import METRICS
+from csmae.tuning.options import Search
+from csmae.tuning.study import PARTS, load_study
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SOURCE = "\n".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "csmae").rglob("*.py")])
+
+PLACEHOLDERS = {"N": "3", "X": "1", "S": "1", "K": "10", "T": "1h"}
+"""What stands in for a letter that a reader replaces."""
+
+FOREIGN = {
+    "--allowed-hosts": "mlflow server",
+    "--cors-allowed-origins": "mlflow server",
+    "--backend-store-uri": "mlflow",
+    "--host": "mlflow server",
+    "--disable-usage-stats": "ray start",
+    "--node-ip-address": "ray start",
+    "--output": "sbatch",
+}
+"""Options of other programs that stand alone in a sentence."""
+
+FOLDERS = ("docs", "spaces", "csmae", "tests", "benchmarks", "clusters")
+FILES = re.compile(r"[\w./-]+\.(py|yaml|md|sbatch|txt|toml)(::\w+)?")
+METRIC = re.compile(r"(val|test|cost|train|time|system|budget|confirm)/[a-z0-9_/]+")
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Language and text of each block of code."""
+    yield from re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.S | re.M)
+
+
+def spans(page: Path) -> list[str]:
+    """What stands in backticks in the text."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M))
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Words of each command, those inside of other commands included."""
+    lines = [body.replace("\\\n", " ").splitlines() for language, body in blocks(page) if not language]
+    for line in [*(line for body in lines for line in body), *spans(page)]:
+        yield from _commands(line)
+
+
+def _commands(line: str) -> Iterator[list[str]]:
+    try:
+        words = shlex.split(line, comments=True)
+    except ValueError:  # a sentence, or output
+        return
+    for word in words:
+        if " " in word:
+            yield from _commands(word)
+    while "&&" in words:
+        yield words[: words.index("&&")]
+        words = words[words.index("&&") + 1 :]
+    if words:
+        yield words
+
+
+def parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    try:
+        return parser.parse_args([PLACEHOLDERS.get(word, word) for word in words])
+    except SystemExit:
+        raise AssertionError(f"{shlex.join(words)}: is refused") from None
+
+
+def check_search(words: list[str]) -> None:
+    if not words:
+        return
+    options = parsed(search._parser(), words)
+    check_assignments([text for text in options.set if text != "key=value"])
+    check_file(str(options.study or "spaces/full.yaml"))
+
+
+def check_worker(words: list[str]) -> None:
+    check_assignments(parsed(train_worker._parser(), words).set)
+
+
+def check_csmae(words: list[str]) -> None:
+    if len(words) > 1:
+        parsed(csmae.__main__.parser(), words)
+    elif words:  # the command is named, not written out
+        assert f" {words[0]} " in csmae.__main__.parser().format_help(), f"there is no command {words[0]}"
+
+
+def check_assignments(texts: list[str]) -> None:
+    settings = [text.removeprefix("search.").split("=", 1) for text in texts if text.startswith("search.")]
+    Search.model_validate({name: yaml.safe_load(value) for name, value in settings})
+    fields = parse_assignments([text for text in texts if not text.startswith("search.")])
+    parse_config(merge({}, fields), "--set")
+
+
+def check_file(name: str) -> None:
+    if name.split("/")[0] in FOLDERS and "…" not in name:
+        assert (ROOT / name.split("::")[0]).exists(), f"{name}: is not there"
+
+
+def check_script(words: list[str]) -> None:
+    check_file(words[0])
+    source = (ROOT / words[0]).read_text()
+    for word in words[1:]:
+        assert not word.startswith("--") or f'"{word}"' in source, f"{words[0]} knows no {word}"
+
+
+def check_tests(words: list[str]) -> None:
+    for word in words:
+        check_file(word)
+
+
+def check_target(words: list[str]) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert set(words) <= set(targets), f"make {words}"
+
+
+def checker(words: list[str]) -> tuple[Callable[[list[str]], None], list[str]] | None:
+    """What checks a command, and the words that it gets."""
+    match words:
+        case ["python", "search.py", *rest]:
+            return check_search, rest
+        case ["python", "train_worker.py", *rest]:
+            return check_worker, rest
+        case ["torchrun", *rest] if "train_worker.py" in rest:
+            return check_worker, rest[rest.index("train_worker.py") + 1 :]
+        case ["python", "-m", "csmae", *rest]:
+            return check_csmae, rest
+        case ["python", script, *rest] if script.endswith(".py"):
+            return check_script, [script, *rest]
+        case ["pytest", *rest]:
+            return check_tests, rest
+        case ["sbatch", script, *rest]:
+            check_file(script)
+            return check_search, rest
+        case ["make", *rest]:
+            return check_target, rest
+    return None
+
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+
+
+@pages
+def test_every_command_is_one_that_the_program_takes(page: Path) -> None:
+    for words in commands(page):
+        if found := checker(words):
+            check, rest = found
+            check(rest)
+
+
+def test_enough_commands_are_found_to_mean_something() -> None:
+    found = [words for page in PAGES for words in commands(page) if checker(words)]
+    assert len(found) > 60
+    assert {words[1] for words in found if words[0] == "python"} >= {"search.py", "train_worker.py", "-m"}
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from options_of(inner)
+
+
+@pages
+def test_every_option_is_one_of_a_program(page: Path) -> None:
+    known = {*options_of(search._parser()), *options_of(train_worker._parser()), *options_of(csmae.__main__.parser())}
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(re.findall(r'add\w*\(\s*"(--[\w-]+)"', path.read_text()))
+    named = {re.split(r"[ =]", span)[0] for span in spans(page) if span.startswith("--")}
+    assert named - known - FOREIGN.keys() == set()
+
+
+@pages
+def test_every_yaml_is_a_study_or_a_configuration(page: Path, tmp_path: Path) -> None:
+    for language, body in blocks(page):
+        if language == "yaml":
+            content = yaml.safe_load(body)
+            if content.keys() <= set(PARTS):
+                study = {"space": {"masking.ratio": {"float": [0.3, 0.9]}}, **content}
+                (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+                load_study(tmp_path / "study.yaml")
+            elif content.keys() <= Config.model_fields.keys():
+                parse_config(content, page.name)
+
+
+@pages
+def test_every_field_is_one_of_the_configuration_or_of_the_search(page: Path) -> None:
+    known = {*field_names(), *(f"search.{name}" for name in Search.model_fields)}
+    sections = {name.split(".")[0] for name in known}
+    for span in spans(page):
+        name, _, value = re.split(r"(=|: )", span, maxsplit=1) if re.search(r"=|: ", span) else (span, "", "")
+        if name in Search.model_fields and ": " in span and "…" not in span:
+            Search.model_validate({name: yaml.safe_load(value)})
+        if re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+", name) and name.split(".")[0] in sections:
+            if name.rpartition(".")[2] in ("py", "csv", "mdb"):
+                continue
+            assert name in known, f"{page.name}: there is no field {name}"
+            if value and "…" not in value:
+                check_assignments([f"{name}={value}"])
+
+
+@pages
+def test_every_metric_is_one_that_the_program_reports(page: Path) -> None:
+    for span in spans(page):
+        if METRIC.fullmatch(span):
+            leaf = span.partition("/")[2]
+            known = (
+                span in METRICS
+                or f'"{span}"' in SOURCE
+                or (f'"{leaf}"' in SOURCE and f'"{span[: -len(leaf)]}' in SOURCE)
+            )
+            assert known, f"{page.name}: nothing reports {span}"
+
+
+@pages
+def test_every_file_that_is_named_is_there(page: Path) -> None:
+    for span in spans(page):
+        name = span.split("::")[0]
+        if "/" in name and FILES.fullmatch(name) and not name.startswith(("runs/", "./", "/", "~")):
+            assert any((folder / name).exists() for folder in (ROOT, ROOT / "csmae")), f"{page.name}: {name}"
+
+
+def anchors(page: Path) -> set[str]:
+    """As a hub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pages
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        if not target.startswith(("http", "mailto")):
+            there = page.parent / target if target else page
+            assert there.exists(), f"{page.name}: {target}"
+            assert not anchor or anchor in anchors(there), f"{page.name}: {target}#{anchor}"
+
+
+@pages
+def test_every_call_of_ours_in_python_can_be_made(page: Path) -> None:
+    for language, body in blocks(page):
+        if language == "python":
+            check_python(ast.parse(body))
+    for span in spans(page):
+        if re.fullmatch(r"csmae(\.\w+)+(\(.*\))?", span) and f'"{span}"' not in SOURCE:
+            check_python(ast.parse(f"import csmae\n{span}"))
+
+
+def check_python(tree: ast.Module) -> None:
+    known: dict[str, Any] = {"encoder": SensorEncoder}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            known |= {alias.name.split(".")[0]: importlib.import_module(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module or "")
+            known |= {alias.name: getattr(module, alias.name) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            resolve(node, known)
+        elif isinstance(node, ast.Call):
+            named = ast.unparse(node.func) == "encoder"
+            function = SensorEncoder.forward if named else resolve(node.func, known)
+            if function is not None and (getattr(function, "__module__", "") or "").startswith("csmae"):
+                itself = [None] if ast.unparse(node.func).startswith("encoder") else []
+                keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+                inspect.signature(function).bind(*itself, *node.args, **keywords)
+
+
+def resolve(node: ast.expr, known: dict[str, Any]) -> Any:
+    """What a name means; None where that is not of ours, or only known when it runs."""
+    if isinstance(node, ast.Name):
+        return known.get(node.id)
+    if not isinstance(node, ast.Attribute):
+        return None
+    owner = resolve(node.value, known)
+    if inspect.ismodule(owner) and owner.__name__.startswith("csmae") and not hasattr(owner, node.attr):
+        return importlib.import_module(f"{owner.__name__}.{node.attr}")
+    if inspect.ismodule(owner) or owner is SensorEncoder:
+        return getattr(owner, node.attr)
+    return None
+
+
+def test_a_wrong_word_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "wrong.md"
+    page.write_text("Run `python search.py spaces/masking.yaml --sampler gp`.")
+    with pytest.raises(AssertionError, match="is refused"):
+        test_every_command_is_one_that_the_program_takes(page)
+    page.write_text(
+        "Set `masking.rato`, say `--gpu-hour 4`, see [there](nowhere.md) and `csmae/absent.py`, `val/f2_mean`."
+    )
+    for check in (
+        test_every_field_is_one_of_the_configuration_or_of_the_search,
+        test_every_option_is_one_of_a_program,
+        test_every_link_leads_somewhere,
+        test_every_file_that_is_named_is_there,
+        test_every_metric_is_one_that_the_program_reports,
+    ):
+        with pytest.raises(AssertionError):
+            check(page)
+    page.write_text(
+        "```yaml\nspace:\n  model.encoder_depth: {int: [4, 12]}\n```\n```python\nimport csmae\ncsmae.load(1)\n```\n"
+    )
+    with pytest.raises(ConfigError, match=r"model\.encoder_depth"):
+        test_every_yaml_is_a_study_or_a_configuration(page, tmp_path)
+    with pytest.raises(ImportError):
+        test_every_call_of_ours_in_python_can_be_made(page)
+
+
+def test_the_readme_says_each_command_once() -> None:
+    said = [
+        shlex.join(words[:4])
+        for words in commands(ROOT / "README.md")
+        if words[:4] == ["python", "-m", "csmae", "doctor"]
+    ]
+    assert len(said) == 1
