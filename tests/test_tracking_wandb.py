@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from csmae.tracking.outbox import Event, Outbox
 from csmae.tracking.tracker import Tracker
 
 pytest.importorskip("wandb", reason="the logger for Weights & Biases is an extra")
@@ -94,3 +95,22 @@ def test_the_champion_is_an_artifact_and_late_pictures_are_taken(tmp_path: Path)
     sent = b"".join(path.read_bytes() for path in folder.glob("wandb/offline-run-*/*.wandb"))
     assert b"encoder.safetensors" in sent
     assert list(folder.glob("wandb/offline-run-*/files/media/html/*.html"))
+
+
+def test_what_cannot_be_sent_is_told_and_holds_up_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "masking"
+    outbox = Outbox(folder / "outbox.jsonl")
+    outbox.append(
+        Event("encoder", 0, 1, {"encoder_dir": str(folder / "gone"), "tags": {}, "metrics": {}, "sha256": ""})
+    )
+    outbox.append(Event("verdict", 0, 1, {}))
+    outbox.append(Event("end", 0, 1, {"state": "COMPLETE"}))
+    outbox.close()
+    tracker = Tracker(folder, "masking", "wandb://csmae")
+    tracker.start({}, {}, "val/f1_mean")
+    assert tracker.close(60) == 0
+    assert tracker.refused == [
+        f"trial 0: encoder: {folder / 'gone'} is gone",
+        "trial 0: this version knows no event of kind 'verdict'",
+        "trial 0: the event has no 'reason'",
+    ]
