@@ -1,6 +1,7 @@
 """What several test files share: a small archive and a configuration that trains on it in seconds."""
 
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -44,6 +45,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_config(**values: Any) -> Config:
     """The small configuration with dotted names replaced; a dot is written as two underscores."""
     return parse_config(merge(SMALL, {name.replace("__", "."): value for name, value in values.items()}), "test")
+
+
+@pytest.fixture(scope="session")
+def empty_studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of studies without any: making its tables takes longer than most tests."""
+    from csmae.tuning.ledger import DATABASE, open_storage
+
+    path = tmp_path_factory.mktemp("studies") / DATABASE
+    open_storage(path).engine.dispose()
+    return path
+
+
+@pytest.fixture
+def studies_made(empty_studies: Path, tmp_path: Path) -> None:
+    """The test's folder has a database of studies already."""
+    shutil.copy(empty_studies, tmp_path)
 
 
 @pytest.fixture

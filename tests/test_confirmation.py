@@ -25,6 +25,8 @@ from csmae.tuning.tables import studies_table
 from test_searcher import make_searcher, make_study, result
 from test_study import BASE, write
 
+pytestmark = pytest.mark.usefixtures("studies_made")
+
 SETTINGS: dict[str, Any] = {"sampler": "random", "scheduler": "none", "start_from": []}
 
 

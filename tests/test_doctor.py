@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from conftest import free_port
 from csmae.tuning.checks import advisable, needed
 from csmae.tuning.nodes import Facts, Node, Survey
 from own_cluster import TOKEN, own_cluster
+from processes import run_code
 from test_search import ROOT, write
 
 APART = """
@@ -31,9 +31,9 @@ FACTS = Facts({"python": "3.11.7"}, "0600", (), None, {"/": (2**40, 0.1)}, None,
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=os.environ | environment
-    )
+    command = "search" if arguments[0] == "search.py" else "csmae.__main__"
+    code = f"import sys; from {command} import main; sys.exit(main(sys.argv[1:]))"
+    return run_code(code, *arguments[1:], environment=environment)
 
 
 def rows(output: str) -> dict[str, tuple[str, str]]:
@@ -52,7 +52,7 @@ def test_one_machine_where_all_is_well(tmp_path: Path) -> None:
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").touch(0o600)
     (tmp_path / ".ray/auth_token").write_text(TOKEN)
-    done = run("-m", "csmae", "doctor", str(write(tmp_path)), "--storage", str(tmp_path / "runs"), HOME=str(tmp_path))
+    done = run("csmae", "doctor", str(write(tmp_path)), "--storage", str(tmp_path / "runs"), HOME=str(tmp_path))
     found = rows(done.stdout)
     assert [name for name, (mark, _) in found.items() if mark == "✓"] == ALL, done.stdout + done.stderr
     assert "synthetic, 32 train" in found["data"][1] and done.returncode == 0
@@ -66,7 +66,7 @@ def test_one_machine_where_much_is_not_well(tmp_path: Path) -> None:
     study = [str(write(tmp_path)), "--set", "data.path=/no-such-folder", "--set", "search.workers_per_trial=512"]
     study += ["--set", "optim.batch_size=512"]
     places = ["--storage", str(token / "runs"), "--mlflow-uri", f"http://127.0.0.1:{free_port()}"]
-    done = run("-m", "csmae", "doctor", *study, *places, RAY_AUTH_TOKEN_PATH=str(token))
+    done = run("csmae", "doctor", *study, *places, RAY_AUTH_TOKEN_PATH=str(token))
     found = rows(done.stdout)
     assert done.returncode == 1, done.stdout + done.stderr
     wrong = {name: text for name, (mark, text) in found.items() if mark == "✗"}
@@ -92,13 +92,13 @@ def test_a_node_that_is_not_as_the_others_is_found_before_the_first_trial(tmp_pa
     with own_cluster(tmp_path) as cluster:
         options += ["--address", cluster.address]
         environment = {"RAY_AUTH_TOKEN_PATH": str(cluster.token)}
-        done = run("-m", "csmae", "doctor", *options, **environment)
+        done = run("csmae", "doctor", *options, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
 
         apart = ["unshare", "--mount", "sh", "-c", APART, "sh", str(storage), str(archive)]
         cluster.add_node(1, [*apart, str(other), str(package / "__init__.py")])
         cluster.add_node(1, [*apart, str(tmp_path / "nothing"), str(package)])
-        done = run("-m", "csmae", "doctor", *options, **environment)
+        done = run("csmae", "doctor", *options, **environment)
         assert done.returncode == 1, done.stdout + done.stderr
         wrong = {name: text for name, (mark, text) in rows(done.stdout).items() if mark == "✗"}
         assert set(wrong) == {"nodes", "versions", "storage", "data"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import search
 from conftest import free_port
 from csmae.config import ConfigError
 from csmae.tuning.door import enter, find
@@ -36,22 +37,29 @@ def open_to_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnCluster
         yield cluster
 
 
-def search(folder: Path, address: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """A search of one short trial."""
-    command = [sys.executable, str(ROOT / "search.py"), str(write(folder, num_trials=1)), "--address", address]
-    command += ["--storage", str(folder / "runs"), "--set", "train.epochs=1", "--set", "optim.warmup_epochs=0"]
-    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=200)
+def arguments(folder: Path, address: str) -> list[str]:
+    """Of a search of one short trial."""
+    options = ["--storage", str(folder / "runs"), "--set", "train.epochs=1", "--set", "optim.warmup_epochs=0"]
+    return [str(write(folder, num_trials=1)), "--address", address, *options]
 
 
-def test_a_search_does_not_join_a_cluster_that_asks_for_no_token(open_to_all: OwnCluster, tmp_path: Path) -> None:
-    done = search(tmp_path, open_to_all.address)
-    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stdout + done.stderr
-    assert "asks nobody for a token" in done.stderr and "--insecure" in done.stderr
+def search_in_a_process(folder: Path, address: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "search.py"), *arguments(folder, address), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def test_a_search_does_not_join_a_cluster_that_asks_for_no_token(
+    open_to_all: OwnCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search.main(arguments(tmp_path, open_to_all.address)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1, out + err
+    assert "asks nobody for a token" in err and "--insecure" in err
 
 
 @pytest.mark.slow
 def test_a_search_joins_such_a_cluster_when_told_so(open_to_all: OwnCluster, tmp_path: Path) -> None:
-    done = search(tmp_path, open_to_all.address, "--insecure")
+    done = search_in_a_process(tmp_path, open_to_all.address, "--insecure")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -60,7 +68,7 @@ def test_a_search_shows_the_token_of_its_account(
     closed: OwnCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(closed.token))
-    done = search(tmp_path, closed.address)
+    done = search_in_a_process(tmp_path, closed.address)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -106,7 +114,6 @@ def test_a_token_that_is_made_for_a_ray_of_ones_own_is_closed_to_others(tmp_path
     assert made.read_text() == token
 
 
-def test_insecure_is_of_a_cluster(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "search.py"), str(write(tmp_path)), "--insecure"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "--address" in done.stderr
+def test_insecure_is_of_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main([str(write(tmp_path)), "--insecure"]) == 2
+    assert "--address" in capsys.readouterr().err

@@ -20,6 +20,8 @@ from test_proposals import train_all
 from test_searcher import make_searcher, make_study, result
 from test_study import BETAS, write
 
+pytestmark = pytest.mark.usefixtures("studies_made")
+
 WIDE = {
     "model.decoder_depth": {"int": [1, 8]},
     "model.decoder_embed_dim": {"choice": [32, 64, 128, 256]},

@@ -14,6 +14,8 @@ from csmae.tuning.importance import importances
 from csmae.tuning.ledger import Ledger
 from test_searcher import make_study
 
+pytestmark = pytest.mark.usefixtures("studies_made")
+
 SPACE = {"masking.ratio": {"float": [0.2, 0.8]}, "optim.lr": {"float": [1e-4, 1e-2], "log": True}}
 
 

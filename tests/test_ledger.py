@@ -15,6 +15,8 @@ from csmae.tuning.study import load_study
 from test_searcher import SPACE, make_searcher, make_study, result
 from test_study import write
 
+pytestmark = pytest.mark.usefixtures("studies_made")
+
 
 def test_a_changed_study_is_refused_with_the_difference(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path), tmp_path)

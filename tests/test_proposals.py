@@ -22,6 +22,8 @@ from csmae.tuning.study import Study, load_study
 from test_searcher import SPACE, make_searcher, make_study, result
 from test_study import write
 
+pytestmark = pytest.mark.usefixtures("studies_made")
+
 RATIOS = {"masking.ratio": {"float": [0.3, 0.9], "step": 0.1}}
 
 DECODERS = {"model.decoder_depth": {"int": [1, 8]}, "masking.strategy": {"choice": ["random", "disjoint"]}}

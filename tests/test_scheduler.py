@@ -12,6 +12,8 @@ from csmae.tuning.ranking import fronts
 from csmae.tuning.scheduler import Asha, Median, make_rule
 from test_searcher import make_study
 
+pytestmark = pytest.mark.usefixtures("studies_made")
+
 
 @pytest.mark.parametrize("rule", [Asha(1, 3), Median(1)])
 def test_an_epoch_told_again_is_judged_as_at_first(rule: Asha | Median) -> None:

@@ -25,6 +25,8 @@ from csmae.tuning.study import Study, load_study
 from csmae.tuning.tables import best_table
 from test_study import BASE, write
 
+pytestmark = pytest.mark.usefixtures("studies_made")
+
 SPACE = {"masking.ratio": {"float": [0.3, 0.9]}, "masking.strategy": {"choice": ["random", "disjoint"]}}
 
 

@@ -208,3 +208,27 @@ def test_a_slot_that_dies_between_two_trials_costs_neither(cluster: Room, tmp_pa
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
     assert processes(tmp_path, 0, 0) != processes(tmp_path, 1, 0)
     assert all_is_free()
+
+
+def num_reserved() -> int:
+    return sum(group["state"] != "REMOVED" for group in placement_group_table().values())
+
+
+def test_what_an_actor_reserves_while_it_is_killed_is_freed(cluster: Room) -> None:
+    class Greedy:  # in here, where the workers need not import it
+        def reserve(self) -> None:
+            while True:
+                placement_group([{"CPU": 0.001}])
+                time.sleep(0.002)
+
+    actors = [ray.remote(num_cpus=0)(Greedy).remote() for _ in range(4)]
+    for actor in actors:
+        actor.reserve.remote()
+    while num_reserved() < 20:
+        time.sleep(0.1)
+    for actor in actors:
+        ray.kill(actor)
+    deadline = time.monotonic() + 60
+    while num_reserved():
+        assert time.monotonic() < deadline, f"{num_reserved()} reservations left"
+        time.sleep(0.1)

@@ -23,6 +23,8 @@ from csmae.tuning.searcher import LedgerSearcher
 from csmae.tuning.view import View
 from test_searcher import make_searcher, make_study, result
 
+pytestmark = pytest.mark.usefixtures("studies_made")
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
