@@ -37,22 +37,22 @@ def refused(ledger: Ledger) -> list[Refusal]:
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "nsga2"])
 def test_refused_proposals_take_no_numbers(tmp_path: Path, sampler: str) -> None:
-    study = make_study(tmp_path, WIDE, sampler=sampler, num_trials=8, startup_trials=3, **SMALL)
+    study = make_study(tmp_path, WIDE, sampler=sampler, num_trials=6, startup_trials=4, **SMALL)
     trained = train_all(make_searcher(study, tmp_path)[0])
-    assert [suggestion["number"] for suggestion in trained] == list(range(8))
+    assert [suggestion["number"] for suggestion in trained] == list(range(6))
     ledger = Ledger(study, tmp_path)
-    assert len(ledger.all_trials()) == 8 and refused(ledger)
+    assert len(ledger.all_trials()) == 6 and refused(ledger)
     assert all(cost(study.resolve(r.values)).params > 1.35e6 for r in refused(ledger) if r.violations)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc", "nsga2"])
 def test_a_search_that_is_restarted_after_each_trial_proposes_the_same(tmp_path: Path, sampler: str) -> None:
     found = []
-    for name, limits in (("one", [10]), ("two", [1] * 10)):
-        study = make_study(tmp_path / name, WIDE, sampler=sampler, num_trials=10, startup_trials=3, **SMALL)
+    for name, limits in (("one", [7]), ("two", [1] * 7)):
+        study = make_study(tmp_path / name, WIDE, sampler=sampler, num_trials=7, startup_trials=3, **SMALL)
         trained = [train_all(make_searcher(study, tmp_path / name)[0], limit) for limit in limits]
         found.append([suggestion["config"] for suggestion in itertools.chain(*trained)])
-    assert found[0] == found[1] and len(found[0]) == 10
+    assert found[0] == found[1] and len(found[0]) == 7
 
 
 def test_tpe_learns_from_refusals(tmp_path: Path) -> None:
