@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import optuna
+import pytest
 
 from csmae.tracking.mlflow_sink import MlflowSink
+from csmae.tuning.door import have_token
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.study import load_study
 from test_searcher import SPACE
@@ -48,3 +50,18 @@ def test_searches_that_begin_together_make_one_database_of_studies(tmp_path: Pat
 def test_searches_that_begin_together_make_one_database_of_mlflow(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     assert errors(lambda number: MlflowSink(uri, f"study-{number}", str(number)), 4) == []
+
+
+def test_searches_that_begin_together_find_a_whole_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+
+    def tokens(number: int) -> None:
+        have_token()
+        assert len((home / ".ray/auth_token").read_text()) == 64
+
+    for number in range(8):
+        home = tmp_path / str(number)
+        home.mkdir()
+        monkeypatch.setenv("HOME", str(home))
+        assert errors(tokens, 12) == []
+        assert [path.name for path in (home / ".ray").iterdir()] == ["auth_token"]

@@ -101,6 +101,22 @@ def enter(gcs_address: str, insecure: bool) -> bool:
     return True
 
 
+def _write_whole(path: Path, text: str) -> None:
+    """Make a file that others read at once: it is there with all its text, or not at all.
+
+    Raises:
+        FileExistsError: It is there already.
+    """
+    new = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+        new.chmod(0o600)
+        os.link(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
 def have_token() -> None:
     """See that a Ray of our own has a token which this account alone may read: Ray makes one that the umask opens.
 
@@ -113,8 +129,7 @@ def have_token() -> None:
     try:
         path = Path.home() / ".ray/auth_token"
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(token)
+        _write_whole(path, token)
     except FileExistsError:
         pass  # another process was quicker
     except (OSError, RuntimeError):  # no home that can be written, or none at all
