@@ -191,14 +191,16 @@ def test_tpe_learns_from_trials_of_several_objectives_that_were_stopped_early(tm
 
 def test_the_order_of_objectives_is_part_of_a_study(tmp_path: Path) -> None:
     one, two = ({"val/f1/s1_to_s2": "maximize"}, {"val/f1/s2_to_s1": "maximize"})
-    Ledger(make_study(tmp_path, objectives=one | two), tmp_path)
+    ledger = Ledger(make_study(tmp_path, objectives=one | two), tmp_path)
+    ledger.record(ledger.optuna.ask(), 1, (0.5, 0.5))  # before anything is trained a study may become another
     with pytest.raises(ConfigError, match=r"search\.objectives was"):
         Ledger(make_study(tmp_path, objectives=two | one), tmp_path)
 
 
 @pytest.mark.parametrize("now", [{"float": [0, 4], "step": 1}, {"int": [0, 4]}, {"float": [0, 4.00001]}])
 def test_every_part_of_a_domain_is_part_of_a_study(tmp_path: Path, now: dict[str, Any]) -> None:
-    Ledger(make_study(tmp_path, {**SPACE, "loss.mim_weight": {"float": [0, 4]}}), tmp_path)
+    ledger = Ledger(make_study(tmp_path, {**SPACE, "loss.mim_weight": {"float": [0, 4]}}), tmp_path)
+    ledger.record(ledger.optuna.ask(), 1, (0.5,))
     with pytest.raises(ConfigError, match=r"space\.loss\.mim_weight was float 0 to 4, is"):
         Ledger(make_study(tmp_path, {**SPACE, "loss.mim_weight": now}), tmp_path)
 
