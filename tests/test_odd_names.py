@@ -91,7 +91,8 @@ def test_printed_commands_survive_copy_and_paste(
     monkeypatch.setattr(sys, "argv", ["search.py", "study.yaml", "--storage", str(storage), "--num-trials", "3"])
     trial = optuna.trial.create_trial(value=0.5)
     champion = Candidate("champion", Config(), trial, storage / "study" / "trials" / "0" / "encoder")
-    program._say_what_next(options, "losses_v1.2", champion)
+    ledgers = [Ledger(load_study(write(tmp_path, SPACE), name), storage) for name in ("losses_v1.2", "study")]
+    program._say_what_next(options, ledgers[0], champion)
     said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
     uri = tracking_uri(None, storage)
     assert shlex.split(said["compare"]) == ["mlflow", "ui", "--backend-store-uri", uri]
@@ -107,7 +108,7 @@ def test_printed_commands_survive_copy_and_paste(
     assert "champion-losses_v1.2" not in said["load it"]
     options.logger = "wandb"
     monkeypatch.setattr(program, "shown", str)  # which looks whether the extra is installed
-    program._say_what_next(options, "study", champion)
+    program._say_what_next(options, ledgers[1], champion)
     said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
     loaded: list[str] = []
     eval(said["load it"].strip(), {"csmae": type("csmae", (), {"load_encoder": loaded.append})})
