@@ -41,15 +41,15 @@ def errors(what: Callable[[int], object], num_processes: int) -> list[str]:
 
 
 def test_searches_that_begin_together_make_one_database_of_studies(tmp_path: Path) -> None:
-    studies = [load_study(write(tmp_path, SPACE), f"study-{number}") for number in range(12)]
-    assert errors(lambda number: Ledger(studies[number], tmp_path / "runs"), 12) == []
+    studies = [load_study(write(tmp_path, SPACE), f"study-{number}") for number in range(6)]
+    assert errors(lambda number: Ledger(studies[number], tmp_path / "runs"), 6) == []
     names = optuna.get_all_study_names(f"sqlite:///{tmp_path}/runs/{DATABASE}")
     assert sorted(names) == sorted(study.name for study in studies)
 
 
 def test_searches_that_begin_together_make_one_database_of_mlflow(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert errors(lambda number: MlflowSink(uri, f"study-{number}", str(number)), 4) == []
+    assert errors(lambda number: MlflowSink(uri, f"study-{number}", str(number)), 3) == []
 
 
 def test_searches_that_begin_together_find_a_whole_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,9 +59,9 @@ def test_searches_that_begin_together_find_a_whole_token(tmp_path: Path, monkeyp
         have_token()
         assert len((home / ".ray/auth_token").read_text()) == 64
 
-    for number in range(5):
+    for number in range(4):
         home = tmp_path / str(number)
         home.mkdir()
         monkeypatch.setenv("HOME", str(home))
-        assert errors(tokens, 12) == []
+        assert errors(tokens, 8) == []
         assert [path.name for path in (home / ".ray").iterdir()] == ["auth_token"]
