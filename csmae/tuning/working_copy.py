@@ -131,7 +131,10 @@ class WorkingCopy:
 
         try:
             return patiently(newer, self._beat)
-        except (OSError, SupersededError) as error:
+        except SupersededError as error:
+            self._lost = True
+            return str(error)
+        except OSError as error:
             return reason(error)
 
     def _note_common(self, state: Manifest) -> None:
