@@ -200,6 +200,27 @@ def test_first_trials_that_fail_alike_end_the_search(tmp_path: Path) -> None:
     assert searcher.ending == Ending("hopeless", "the first 3 trials all failed: OutOfMemoryError on rank 2")
 
 
+def test_failures_beside_a_first_trial_that_has_not_failed_do_not_end_the_search(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
+    for name in "abcd":
+        searcher.suggest(name)
+    for name in "bcd":  # the base is in its first epoch still
+        searcher.on_trial_complete(name, {"failed": "the loss is not finite in epoch 1", "done": True})
+    assert searcher.ending is None
+    searcher.on_trial_complete("a", {"failed": "the loss is not finite in epoch 2", "done": True})
+    assert searcher.ending == Ending("hopeless", "the first 3 trials all failed: the loss is not finite in epoch 1")
+
+
+def test_first_trials_that_fail_alike_do_not_end_the_search_while_another_one_trains(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
+    for name in "abcd":
+        searcher.suggest(name)
+    searcher.on_trial_result("d", result(1, 0.5))
+    for name in "abc":
+        searcher.on_trial_complete(name, {"failed": "the loss is not finite in epoch 1", "done": True})
+    assert searcher.ending is None
+
+
 def test_failures_after_a_success_or_of_several_kinds_do_not_end_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
     for index, outcome in enumerate(

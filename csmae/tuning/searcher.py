@@ -26,7 +26,7 @@ METRICS = "metrics/"
 """Prefix of an epoch's metrics in a flattened result."""
 
 NUM_ALIKE = 3
-"""First trials that must fail for the same reason before the search is given up."""
+"""First trials, in the order in which they start, that must fail for the same reason before the search ends."""
 
 
 @dataclass
@@ -63,7 +63,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self._confirming = False
         self.exhausted: str | None = None
         """Why fewer trials were proposed than the study asks for."""
-        self._failures: list[str] | None = [] if not ledger.ranked() else None
+        self._first: dict[int, str | None] | None = {} if not ledger.ranked() else None
+        """By number, the first trials that start and why each failed, if it did; None once a trial has ended well."""
         self.ending: Ending | None = None
         """Why it makes no sense to go on, or is impossible."""
         self.must_stop: Callable[[], bool] = lambda: False
@@ -99,6 +100,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             return None if self._live else str(Searcher.FINISHED)
         trial, config = proposal.trial, proposal.config
         self._live[trial_id] = _Live(trial, max(curve(self._ledger.frozen(trial)), default=0), config)
+        if self._first is not None and len(self._first) < NUM_ALIKE:
+            self._first.setdefault(trial.number, None)
         self._budget.begin(trial)
         self._listener(Started(trial.number, proposal.values, config.train.epochs, proposal.resumed))
         return {
@@ -231,7 +234,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
                 self._ledger.complete(live.trial, self._values(live))
             else:
                 self._ledger.prune(live.trial)
-        self._despair(failed)
+        self._check_first(live.trial.number, failed)
         self.keeper.tidy()
         self._tell(live, failed)
 
@@ -271,13 +274,16 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             elif math.isfinite(value := live.latest.get(name, math.nan)):
                 live.trial.set_constraint(name, violation(value, wanted))
 
-    def _despair(self, failed: str | None) -> None:
-        """Give up where the first trials all failed for the same reason."""
-        if self._failures is None:
+    def _check_first(self, number: int, failed: str | None) -> None:
+        """End the search where the first trials all failed for the same reason, and none that runs has done an epoch."""
+        if self._first is None:
             return
         if failed is None:
-            self._failures = None
+            self._first = None
             return
-        self._failures.append(failed)
-        if len(self._failures) >= NUM_ALIKE and len({re.sub(r"\d+", "", text) for text in self._failures}) == 1:
-            self.ending = Ending("hopeless", f"the first {len(self._failures)} trials all failed: {failed}")
+        if number in self._first:
+            self._first[number] = failed
+        reasons = [reason for reason in self._first.values() if reason is not None]
+        alike = len(reasons) == NUM_ALIKE and len({re.sub(r"\d+", "", reason) for reason in reasons}) == 1
+        if alike and not any(live.epoch for live in self._live.values()):
+            self.ending = Ending("hopeless", f"the first {NUM_ALIKE} trials all failed: {reasons[-1]}")
