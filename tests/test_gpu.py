@@ -52,6 +52,7 @@ def device() -> Iterator[torch.device]:
 
 def _forget(device: torch.device) -> None:
     gc.collect()
+    torch.cuda.init()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
 

@@ -83,6 +83,8 @@ def batches(split: Split, rows: Iterable[Rows], device: torch.device | str = "cp
     """
     rows, device = list(rows), torch.device(device)
     pin = device.type == "cuda"
+    if pin and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())  # of this thread: the loader's own has another
     largest = max((len(batch) for batch in rows), default=0)
     free: queue.Queue[tuple[Buffer, torch.cuda.Event | None] | None] = queue.Queue()
     ready: queue.Queue[Buffer | BaseException] = queue.Queue()
