@@ -211,6 +211,8 @@ def compile_blocks(model: CSMAE) -> None:
     torch.compiler.reset()
     name = "recompile_limit" if hasattr(dynamo, "recompile_limit") else "cache_size_limit"  # until torch 2.6
     setattr(dynamo, name, max(getattr(dynamo, name), RECOMPILE_LIMIT))
+    # A graph for each shape on GPUs: that of any shape fails there (an assertion of inductor, torch 2.11 on an H100).
+    dynamic = False if model.encoder.norm.weight.is_cuda else None
     for module in model.modules():
         if isinstance(module, Block):
-            module.compile()
+            module.compile(dynamic=dynamic)
