@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 
 from csmae.tracking.mlflow_sink import MlflowSink
 from csmae.tuning.door import have_token
@@ -53,9 +54,11 @@ def test_searches_that_begin_together_make_one_database_of_mlflow(tmp_path: Path
 
 
 def test_searches_that_begin_together_find_a_whole_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    for variable in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(variable, raising=False)
 
     def tokens(number: int) -> None:
+        AuthenticationTokenLoader.instance().reset_cache()  # Ray remembers the token of tests before this one
         have_token()
         assert len((home / ".ray/auth_token").read_text()) == 64
 
