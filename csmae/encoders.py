@@ -158,7 +158,7 @@ class SensorEncoder(nn.Module):
         try:
             weights = (folder / WEIGHTS).read_bytes()
         except OSError as error:
-            raise EncoderError(f"{folder / WEIGHTS}: cannot be read: {error.strerror}") from None
+            raise EncoderError(f"{folder / WEIGHTS}: cannot be read: {error.strerror}: fetch it again") from None
         if hashlib.sha256(weights).hexdigest() != settings["sha256"]:
             raise EncoderError(f"{folder / WEIGHTS}: does not match the checksum in {SETTINGS}: fetch it again")
         try:
@@ -167,7 +167,9 @@ class SensorEncoder(nn.Module):
             encoder.network.load_state_dict(load(weights))
         except (ValidationError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise EncoderError(f"{folder}: weights and {SETTINGS} do not fit together: {reason}") from None
+            raise EncoderError(
+                f"{folder}: weights and {SETTINGS} do not fit together: {reason}: fetch the folder again"
+            ) from None
         return encoder.eval()
 
     def _features(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -202,18 +204,21 @@ def load_published(weights: Path, settings: Path | None = None) -> SensorEncoder
         content = torch.load(weights, map_location="cpu", weights_only=True)
         state = {str(name): tensor for name, tensor in content["state_dict"].items()}
     except OSError as error:
-        raise EncoderError(f"{weights}: cannot be read: {error.strerror}") from None
+        raise EncoderError(f"{weights}: cannot be read: {error.strerror}: {_PUBLISHED_RULE}") from None
     except Exception as error:  # a damaged file fails in any of torch's, pickle's or zip's ways
         reason = " ".join(str(error).split())[:120]
-        raise EncoderError(f"{weights}: is no published checkpoint ({reason})") from None
+        raise EncoderError(f"{weights}: is no published checkpoint ({reason}): {_PUBLISHED_RULE}") from None
     try:
         model = infer_model(state, named)
         network = CSMAE(model, Masking(), Loss())
         network.load_state_dict(convert_state(state))
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise EncoderError(f"{weights}: is no published checkpoint ({reason})") from None
+        raise EncoderError(f"{weights}: is no published checkpoint ({reason}): {_PUBLISHED_RULE}") from None
     return SensorEncoder(network.encoder, model, Data(), transpose=True).eval()
+
+
+_PUBLISHED_RULE = "name a whole weights.ckpt, or the *.ckpt of a training run of the published code"
 
 
 def _settings_beside(weights: Path) -> Path:
@@ -227,7 +232,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise EncoderError(f"{path}: cannot be read: {error.strerror}") from None
+        raise EncoderError(f"{path}: cannot be read: {error.strerror}: name an encoder's folder") from None
     except ValueError:
         raise EncoderError(f"{path}: is not JSON: fetch it again") from None
     if not isinstance(settings, dict) or settings.get("format") != FORMAT or settings.get("version") != 1:
@@ -236,7 +241,9 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if missing:
         raise EncoderError(f"{path}: lacks {', '.join(sorted(missing))}: fetch it again")
     if settings["bands"] != {sensor: list(names) for sensor, names in BANDS.items()}:
-        raise EncoderError(f"{path}: is for other bands: {settings['bands']}, this version reads {BANDS}")
+        raise EncoderError(
+            f"{path}: is for other bands: {settings['bands']}, this version reads {BANDS}: name an encoder of these"
+        )
     return settings
 
 

@@ -278,6 +278,10 @@ BROKEN_V1 = {
         "damaged pickle",
     ),
     "another dtype": (reopcode(VALID, b"\x8c\x02f4", b"\x8c\x02i4"), "band VH must be <f4 in row order: found <i4"),
+    "columns first": (
+        pickled(bands_of(1) | {"VH": np.asfortranarray(bands_of(1)["VH"])}, labels_of(1)),
+        "band VH must be <f4 in row order: found <f4 in column order",
+    ),
     "another byte order": (reopcode(VALID, b"\x8c\x01<", b"\x8c\x01>"), "band VH must be <f4 in row order: found >f4"),
     "another shape": (reopcode(VALID, b"K\x01KxKx\x86", b"K\x01KxKy\x86"), r"shape \[120, 120\]: found \[120, 121\]"),
     "another length": (

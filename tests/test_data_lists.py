@@ -53,13 +53,15 @@ def test_a_list_that_cannot_be_read_says_what_a_list_is(tmp_path: Path) -> None:
     assert "is no CSV: unexpected end of data" in refused(tmp_path, f'"{A}\n{B}\n')
     assert "names no patch" in refused(tmp_path, "patch_id,split\n")
     assert "line 2 has no name in its first column" in refused(tmp_path, f"{A},x\n,y\n")
-    assert "1 names stand twice" in refused(tmp_path, f"{A},train\n{B},train\n{A},test\n")
+    assert f"1 names are listed twice: {A}; leave one row for each" in refused(
+        tmp_path, f"{A},train\n{B},train\n{A},test\n"
+    )
 
 
 def test_a_list_that_names_a_patch_under_both_versions_is_refused(tmp_path: Path) -> None:
     write_v2(tmp_path)
     text = refused(tmp_path, f"{A}\n{B}\n{names_of(0)[0]}\n")
-    assert f"1 patches stand twice: {names_of(0)[0]}" in text
+    assert f"1 patches are listed twice: {names_of(0)[0]}; leave one row for each" in text
 
 
 def test_a_patch_that_is_called_like_a_heading_is_a_patch_where_it_stands_alone(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_patches_of_v1_that_the_metadata_lists_twice_are_refused(tmp_path: Path)
         tmp_path / "v1/metadata.parquet"
     )
     (tmp_path / "v1/train.csv").unlink()
-    with pytest.raises(ArchiveError, match=f"split train: 1 patches stand twice: {names_of(4)[1]}"):
+    with pytest.raises(ArchiveError, match=f"split train: 1 patches are listed twice: {names_of(4)[1]}; leave one row"):
         open_folder(tmp_path / "v1").split("train")
 
 
@@ -68,7 +68,7 @@ def test_a_row_without_a_name_is_refused(tmp_path: Path) -> None:
         write_v2(tmp_path),
         lambda table: table.set_column(0, "patch_id", pa.array([None, *table["patch_id"].to_pylist()[1:]])),
     )
-    with pytest.raises(ArchiveError, match=r"metadata\.parquet: 1 rows have no patch_id"):
+    with pytest.raises(ArchiveError, match=r"metadata\.parquet: 1 rows have no patch_id: copy or download it again"):
         open_folder(tmp_path)
 
 

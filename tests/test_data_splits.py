@@ -84,9 +84,12 @@ def test_unknown_names_of_a_list_are_counted_and_the_first_five_shown(tmp_path: 
     refused(write(tmp_path / "a"), *parts, split="test", splits_dir=str(where))
 
 
-def test_names_that_stand_twice_are_counted_and_the_first_five_shown(tmp_path: Path) -> None:
+def test_names_that_are_listed_twice_are_counted_and_the_first_five_shown(tmp_path: Path) -> None:
     where = lists(tmp_path / "lists", [f"name{n % 6}" for n in range(12)])
-    parts = [where / "train.csv", "6 names stand twice: name0, name1, name2, name3, name4, …"]
+    parts = [
+        where / "train.csv",
+        "6 names are listed twice: name0, name1, name2, name3, name4, …; leave one row for each",
+    ]
     refused(write_v2(tmp_path / "a"), *parts, split="train", splits_dir=str(where))
 
 
@@ -94,9 +97,22 @@ def test_a_list_without_names_or_that_is_not_there_is_named(tmp_path: Path) -> N
     write_v2(tmp_path / "a")
     where = lists(tmp_path / "lists", [])
     refused(tmp_path / "a", where / "val.csv", "names no patch", split="validation", splits_dir=str(where))
-    refused(tmp_path / "a", "nowhere/val.csv", "cannot be read", split="validation", splits_dir="nowhere")
+    refused(
+        tmp_path / "a",
+        "nowhere/val.csv",
+        "No such file or directory: let data.splits_dir name a folder with it",
+        split="validation",
+        splits_dir="nowhere",
+    )
     (where / "val.csv").write_bytes(b"\xff\xfe\x00")
-    refused(tmp_path / "a", where / "val.csv", "cannot be read", split="validation", splits_dir=str(where))
+    refused(
+        tmp_path / "a",
+        where / "val.csv",
+        "cannot be read",
+        "save it as UTF-8",
+        split="validation",
+        splits_dir=str(where),
+    )
 
 
 def test_lists_with_a_byte_order_mark_and_any_line_end_are_read(tmp_path: Path) -> None:
@@ -116,9 +132,9 @@ def test_metadata_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     rows = table.to_pylist()
     rows[3]["labels"] = ["Lava"]
     pq.write_table(pa.Table.from_pylist(rows), file)
-    refused(tmp_path, file, "label 'Lava' is not one of the 19 classes")
+    refused(tmp_path, file, "label 'Lava' is not one of the 19 classes", "use the archive's own")
     file.write_bytes(b"PAR1 no parquet PAR1")
-    refused(tmp_path, file, "cannot be read as metadata")
+    refused(tmp_path, file, "cannot be read as metadata", "copy or download it again")
 
 
 def test_statistics_of_the_wrong_length_are_refused() -> None:

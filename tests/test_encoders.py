@@ -71,8 +71,8 @@ def test_a_saved_encoder_says_what_it_is(folder: Path) -> None:
     ("name", "content", "text"),
     [
         (WEIGHTS, b"", "does not match the checksum"),
-        (WEIGHTS, None, "encoder.safetensors: cannot be read"),
-        (SETTINGS, None, "config.json: cannot be read"),
+        (WEIGHTS, None, "encoder.safetensors: cannot be read: No such file or directory: fetch it again"),
+        (SETTINGS, None, "config.json: cannot be read: No such file or directory: name an encoder's folder"),
         (SETTINGS, b"{", "config.json: is not JSON"),
         (SETTINGS, b"[]", "is no csmae-encoder of version 1"),
         (SETTINGS, b'{"format": "csmae-encoder", "version": 2}', "is no csmae-encoder of version 1"),
@@ -92,7 +92,7 @@ def test_settings_that_do_not_fit_the_weights_are_refused(folder: Path) -> None:
     settings = json.loads((folder / SETTINGS).read_text())
     settings["model"]["embed_dim"] = 48
     (folder / SETTINGS).write_text(json.dumps(settings))
-    with pytest.raises(EncoderError, match="do not fit together"):
+    with pytest.raises(EncoderError, match=r"do not fit together: .*: fetch the folder again"):
         load_encoder(folder)
 
 
@@ -100,15 +100,19 @@ def test_an_encoder_of_other_bands_is_refused(folder: Path) -> None:
     settings = json.loads((folder / SETTINGS).read_text())
     settings["bands"]["s1"] = ["VV", "VH"]
     (folder / SETTINGS).write_text(json.dumps(settings))
-    with pytest.raises(EncoderError, match="is for other bands"):
+    with pytest.raises(EncoderError, match=r"is for other bands: .*: name an encoder of these"):
         load_encoder(folder)
 
 
 def test_a_file_that_holds_no_published_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cfg.yaml").write_text("kwargs: {}\n")
     (tmp_path / "weights.ckpt").write_bytes(b"not a checkpoint")
-    with pytest.raises(EncoderError, match="is no published checkpoint"):
+    with pytest.raises(EncoderError, match=r"is no published checkpoint \(.+\): name a whole weights\.ckpt"):
         load_published(tmp_path / "weights.ckpt", tmp_path / "cfg.yaml")
+    with pytest.raises(
+        EncoderError, match=r"none\.ckpt: cannot be read: No such file or directory: name a whole weights"
+    ):
+        load_published(tmp_path / "none.ckpt", tmp_path / "cfg.yaml")
 
 
 def images(num: int, side: int = 120) -> tuple[torch.Tensor, torch.Tensor]:

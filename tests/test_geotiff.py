@@ -68,6 +68,13 @@ def holding(image: Any, value: float, rows: int = 3, band: int | None = None) ->
     return changed
 
 
+def glinting(image: Any, value: float) -> Any:
+    """The image with one pixel as bright as the sun on a roof."""
+    changed = image.copy()
+    changed[:, 60, 60] = value
+    return changed
+
+
 CENTI = stored(S1, 0.01, 0, np.int16)
 FLOATS = S2.astype(np.float32)
 
@@ -104,14 +111,24 @@ def test_gaps_are_refused_whether_or_not_the_file_declares_them(tmp_path: Path, 
 
 
 UNITS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
-    "hundredths of dB without a scale": ("s1", CENTI, {}, r"found -2e\+03 to -500: .*gdal_edit.py -scale 0.01"),
+    "hundredths of dB without a scale": (
+        "s1",
+        CENTI,
+        {},
+        r"found -2e\+03 to -500: set the file's scale \(`gdal_edit.py -scale 0.01`",
+    ),
     "dB whose scale was applied already": (
         "s1",
         S1,
         TAGS_S1,
         r"after the file's scale of 0.01.*gdal_edit.py -scale 1 -offset 0",
     ),
-    "power": ("s1", 10 ** (S1 / 10), {}, "must be backscatter in dB, found 0.01 to 0.316: 10·log10"),
+    "power": (
+        "s1",
+        10 ** (S1 / 10),
+        {},
+        r"must be backscatter in dB, found 0.01 to 0.316: convert it to dB: 10·log10\(x\)",
+    ),
     "standardised dB": ("s1", (S1 - S1.mean()) / S1.std(), {}, "must be backscatter in dB, .* not standardised"),
     "complex numbers": ("s1", S1.astype(np.complex64), {}, "holds complex numbers: .*10·log10"),
     "reflectance": (
@@ -127,7 +144,24 @@ UNITS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
         "must be reflectance times 10,000, found 2 to 40: multiply it by 100",
     ),
     "a picture of 8 bits": ("s2", (S2 // 16).astype(np.uint8), {}, "8 bits .* a picture"),
-    "too bright": ("s2", FLOATS * 20, {}, "must be reflectance times 10,000, found .* to 8e[+]04"),
+    "reflectance with a glint": (
+        "s2",
+        glinting(FLOATS / 1e4, 2.15),
+        {},
+        "must be reflectance times 10,000, found 0.02 to 2.15: multiply it by 10,000",
+    ),
+    "reflectance in percent with a glint": (
+        "s2",
+        glinting(FLOATS / 100, 215),
+        {},
+        "must be reflectance times 10,000, found 2 to 215: multiply it by 100",
+    ),
+    "too bright": (
+        "s2",
+        FLOATS * 20,
+        {},
+        "must be reflectance times 10,000, found .* to 8e[+]04: .*: set the file's scale, or cut",
+    ),
     "a scale of zero": ("s1", CENTI, {"scales": (0.01, 0)}, "band VV has a scale of 0"),
 }
 
@@ -150,6 +184,44 @@ def test_dark_bright_and_clipped_scenes_are_no_gaps(tmp_path: Path) -> None:
     for sensor, image in (("s2", sea), ("s2", snow), ("s1", calm), ("s1", city), ("s1", clipped)):
         scene = read_scene(write_geotiff(tmp_path / "scene.tif", image), sensor)
         assert np.array_equal(scene, image.astype(np.float32))
+
+
+@pytest.mark.parametrize("scale", [1, 1e-4])
+def test_a_glint_does_not_change_the_unit_of_its_scene(tmp_path: Path, scale: float) -> None:
+    image = glinting(S2, 21_500)
+    scene = read_scene(write_geotiff(tmp_path / "scene.tif", image, scales=[scale] * 10), "s2")
+    np.testing.assert_allclose(scene, image, rtol=1e-6)
+
+
+def test_a_scaled_scene_that_is_brighter_than_any_is_not_taken_for_another_unit(tmp_path: Path) -> None:
+    path = write_geotiff(tmp_path / "scene.tif", glinting(S2, 40_000), scales=[1e-4] * 10)
+    with pytest.raises(GeoTiffError, match=r"found 200 to 4e[+]04 .*: 1 pixels are outside"):
+        read_scene(path, "s2")
+
+
+def test_dark_water_that_the_offset_makes_negative_is_read(tmp_path: Path) -> None:
+    sea = np.full((10, SIDE, SIDE), 940, np.uint16)
+    path = write_geotiff(tmp_path / "scene.tif", sea, offsets=[-1000] * 10)
+    assert np.array_equal(read_scene(path, "s2"), np.full_like(sea, -60, np.float32))
+
+
+def test_a_sea_in_fractions_of_a_number_is_not_taken_for_percent(tmp_path: Path) -> None:
+    sea = np.full((10, SIDE, SIDE), 60.5, np.float32)
+    sea[:, :2, :30] = 1500  # ships
+    assert np.array_equal(read_scene(write_geotiff(tmp_path / "scene.tif", sea), "s2"), sea)
+
+
+def test_a_shadow_that_is_zero_in_every_band_is_no_gap(tmp_path: Path) -> None:
+    image = glinting(S2, 0)
+    assert np.array_equal(read_scene(write_geotiff(tmp_path / "scene.tif", image), "s2"), image)
+
+
+def test_a_zero_that_the_file_declares_or_that_an_offset_makes_negative_is_a_gap(tmp_path: Path) -> None:
+    image = glinting(S2, 0)
+    for options in ({"nodata": 0}, {"offsets": [-1000] * 10}, {"scales": [1e-4] * 10, "offsets": [-0.1] * 10}):
+        path = write_geotiff(tmp_path / "scene.tif", image, **options)
+        with pytest.raises(GeoTiffError, match="1 pixels hold no data"):
+            read_scene(path, "s2")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

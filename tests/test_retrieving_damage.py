@@ -136,6 +136,7 @@ def test_an_archive_without_labels_is_evaluated_without_them(
     assert main(["evaluate", str(folder), "--encoder", str(encoder_dir), "--k", "2"]) == 0
     said = capsys.readouterr().out
     assert f"no labels in the split {splits[0]}" in said.replace("splits", "split"), said
+    assert "F1 cannot be computed" in said and "finding each test scene's image from the other sensor" in said
     assert "recall@1" in said and "mrr" in said
     assert "f1" not in said and "Urban fabric" not in said
 

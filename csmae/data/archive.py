@@ -119,7 +119,9 @@ class Archive:
         if self.metadata is not None and (rows >= 0).all():
             if len(repeated := _repeated(rows)):
                 twice = first_five(self.metadata.names[repeated])
-                raise ArchiveError(f"{where}: {len(repeated)} patches stand twice: {twice}")
+                raise ArchiveError(
+                    f"{where}: {len(repeated)} patches are listed twice: {twice}; leave one row for each"
+                )
             return self._of_rows(self.metadata, rows, where, sensors)
         if self.is_v1:
             return self._assemble({sensors: names}, None, where)
@@ -149,7 +151,7 @@ class Archive:
         positions = {sensors: self.store.find(names) for sensors, names in keys.items()}
         if self.is_v1 and len(repeated := _repeated(next(iter(positions.values())))):
             twice = first_five(self.store.index.keys[repeated])
-            raise ArchiveError(f"{where}: {len(repeated)} patches stand twice: {twice}")
+            raise ArchiveError(f"{where}: {len(repeated)} patches are listed twice: {twice}; leave one row for each")
         absent = {sensors: found < 0 for sensors, found in positions.items()}
         decoder = PickleDecoder if self.is_v1 else SafetensorsDecoder
         for sensors, lacking in absent.items():

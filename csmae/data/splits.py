@@ -104,13 +104,14 @@ def _read(path: Path, *_state: int) -> Metadata:
     except (pa.ArrowException, OSError, UnicodeError, TypeError, ValueError) as error:
         if isinstance(error, ArchiveError):
             raise
-        raise ArchiveError(f"{path}: cannot be read as metadata: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise ArchiveError(f"{path}: cannot be read as metadata: {reason}: copy or download it again") from None
 
 
 def _check_names(path: Path, names: Any) -> None:
     """That each row names a patch and no other row names it again: it would be a pair twice."""
     if names.null_count:
-        raise ArchiveError(f"{path}: {names.null_count} rows have no patch_id")
+        raise ArchiveError(f"{path}: {names.null_count} rows have no patch_id: copy or download it again")
     if pc.count_distinct(names).as_py() < len(names):
         counts = pc.value_counts(names)
         twice = np.sort(np.array(counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist(), "S"))
@@ -123,7 +124,9 @@ def _set_labels(labels_nc: NDArray[np.bool_], path: Path, column: Any) -> None:
     if pa.types.is_null(column.type):
         return
     if not any(test(column.type) for test in _LISTS):
-        raise ArchiveError(f"{path}: column 'labels' must hold lists of class names, found {column.type}")
+        raise ArchiveError(
+            f"{path}: column 'labels' must hold lists of class names, found {column.type}: use the archive's own table"
+        )
     lists = column.combine_chunks()
     names = pc.list_flatten(lists).cast(pa.string())
     if not len(names):
@@ -131,7 +134,9 @@ def _set_labels(labels_nc: NDArray[np.bool_], path: Path, column: Any) -> None:
     classes = pc.index_in(names, value_set=pa.array(CLASSES, names.type))
     if classes.null_count:
         foreign = names.filter(pc.is_null(classes))[0].as_py()
-        raise ArchiveError(f"{path}: label {foreign!r} is not one of the 19 classes of BigEarthNet")
+        raise ArchiveError(
+            f"{path}: label {foreign!r} is not one of the 19 classes of BigEarthNet: use the archive's own table"
+        )
     labels_nc[np.asarray(pc.list_parent_indices(lists)), np.asarray(classes)] = True
 
 
@@ -139,20 +144,28 @@ def read_names(path: Path) -> NDArray[np.bytes_]:
     """Patch names of a split's list: the first column of a CSV, with or without a heading.
 
     Raises:
-        ArchiveError: No such file, no CSV, no names, or a name stands twice.
+        ArchiveError: No such file, no CSV, no names, or a name is listed twice.
     """
     try:
         names = np.array(_first_column(path, path.read_text(encoding="utf-8-sig")), "S")
     except csv.Error as error:
         raise ArchiveError(f"{path}: is no CSV: {error}; {_LIST_RULE}") from None
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ArchiveError(f"{path}: cannot be read: {reason}") from None
+    except FileNotFoundError as error:
+        raise ArchiveError(
+            f"{path}: cannot be read: {error.strerror}: let data.splits_dir name a folder with it"
+        ) from None
+    except OSError as error:
+        raise ArchiveError(f"{path}: cannot be read: {error.strerror}: let this account read it") from None
+    except UnicodeError as error:
+        raise ArchiveError(f"{path}: cannot be read: {error}: save it as UTF-8") from None
     if not len(names):
         raise ArchiveError(f"{path}: names no patch; {_LIST_RULE}")
     unique, counts = np.unique(names, return_counts=True)
     if len(unique) < len(names):
-        raise ArchiveError(f"{path}: {int((counts > 1).sum())} names stand twice: {first_five(unique[counts > 1])}")
+        raise ArchiveError(
+            f"{path}: {int((counts > 1).sum())} names are listed twice: {first_five(unique[counts > 1])};"
+            " leave one row for each"
+        )
     return names
 
 

@@ -91,30 +91,38 @@ def band_offsets(unpickled: Unpickled, bands: tuple[str, ...]) -> dict[str, int]
 def _offset(name: str, array: Any) -> int:
     """First byte of an array's content, checked against the band's whole contract."""
     band = (BANDS | BANDS_60M)[name]
-    shape, dtype, in_row_order, content = _array(name, array)
+    shape, dtype, order, content = _array(name, array)
     if not (_is_flat(shape) and shape == (band.size, band.size)):
         found = list(shape[:4]) if _is_flat(shape) else "none"
         raise DamagedValueError(f"band {name} must have shape {[band.size, band.size]}: found {found}")
-    if _dtype_name(dtype) != band.dtype or not in_row_order:
-        raise BandTypeError(f"band {name} must be {band.dtype} in row order: found {_dtype_name(dtype)}")
+    if _dtype_name(dtype) != band.dtype or order != "row":
+        found = _dtype_name(dtype) + (f" in {order} order" if order != "row" else "")
+        raise BandTypeError(f"band {name} must be {band.dtype} in row order: found {found}")
     if content.size != band.num_bytes:
         raise DamagedValueError(f"band {name} needs {band.num_bytes} bytes: found {content.size}")
     start: int = content.start
     return start
 
 
-def _array(name: str, array: Any) -> tuple[Any, Any, bool, Bytes]:
-    """Shape, type, whether row follows row, and content of an array, as numpy pickles it under protocols 2 to 4, and 5."""
+def _array(name: str, array: Any) -> tuple[Any, Any, str, Bytes]:
+    """Shape, type, order and content of an array, as numpy pickles it under protocols 2 to 4, and 5."""
     kind = array.kind if isinstance(array, Thing) else None
     if kind == "_reconstruct" and isinstance(array.state, tuple) and len(array.state) == 5:
         _, shape, dtype, by_column, content = array.state
         if isinstance(content, Bytes):
-            return shape, dtype, by_column is False, content
+            return shape, dtype, _order(by_column, False, True), content
     if kind == "_frombuffer" and array.state is None and len(array.args) == 4:
         content, dtype, shape, order = array.args
         if isinstance(content, Bytes):
-            return shape, dtype, order == "C", content
+            return shape, dtype, _order(order, "C", "F"), content
     raise DamagedValueError(f"band {name} holds no array")
+
+
+def _order(found: Any, row: str | bool, column: str | bool) -> str:
+    """What a pickle says of an array's order; 0 and 1 are not what numpy writes."""
+    if type(found) is not type(row):
+        return "unknown"
+    return "row" if found == row else "column" if found == column else "unknown"
 
 
 def offsets_60m(value: memoryview) -> dict[str, int]:

@@ -85,8 +85,10 @@ def score(options: argparse.Namespace) -> int:
         result = evaluate(_encoder(options), archive, options.k, advance)
     say(f"{options.data}: {result.num_queries} validation queries, {result.num_archive} test scenes, k = {options.k}")
     if missing := result.without_labels:
-        say(f"no labels in the {'split' if len(missing) == 1 else 'splits'} {' and '.join(missing)}: F1 cannot be told")
-        say("the other sensor's image of a test scene, in the test split, needs none:")
+        say(
+            f"no labels in the {'split' if len(missing) == 1 else 'splits'} {' and '.join(missing)}: F1 cannot be computed"
+        )
+        say("Without labels, finding each test scene's image from the other sensor in the test split:")
         say(f"recall@1 {100 * result.scores['recall_at_1']:.2f} %, mrr {100 * result.scores['mrr']:.2f} %")
         return 0
     if any(result.unlabelled.values()):

@@ -24,14 +24,14 @@ S1_RANGE, S1_MEDIAN = (-80.0, 60.0), (-50.0, -2.0)
 S2_RANGE = (-1000.0, 32000.0)
 """Reflectance times 10,000: some is negative after correction, clouds and glint go beyond 20,000."""
 
-FRACTION = 2.0
-"""The largest number of a scene whose reflectance was not multiplied."""
+FRACTION, PERCENT = 2.0, 100.0
+"""Largest usual value of a scene in reflectance, and in percent; single glints are brighter."""
 
 NOTHING, ABSURD = (-9999, -32768, -99999), 1e30
 """What files hold where nothing was measured and that they often do not declare."""
 
 CLIPPED = 1 / 200
-"""Share of a scene's pixels that may have 0 dB in both bands: some files end there."""
+"""Share of a scene's pixels that may be zero in every band: clipped at 0 dB, or a deep shadow in S2."""
 
 
 class GeoTiffError(ConfigError):
@@ -83,9 +83,9 @@ def _measurements(path: Path, sensor: str, stored: Any, scales: NDArray[np.float
     scaled = bool((scales != (1, 0)).any())
     _check_type(path, str(stored.dtype), scaled)
     _check_scales(path, sensor, scales)
-    _check_gaps(path, sensor, stored)
+    _check_gaps(path, stored, may_clip=sensor == "s1" or not scales[:, 1].any())
     scene = np.ma.getdata(stored).astype(np.float64) * scales[:, :1, None] + scales[:, 1:, None]
-    if sensor == "s2" and scaled and scene.max() <= FRACTION:
+    if sensor == "s2" and scaled and _is_fraction(scene):
         scene *= 10_000  # with its scale a file says reflectance
     after = f" after the file's scale of {scales[0, 0]:g} and offset of {scales[0, 1]:g}" if scaled else ""
     (_check_s1 if sensor == "s1" else _check_s2)(path, scene, after)
@@ -130,20 +130,20 @@ def _check_type(path: Path, dtype: str, scaled: bool) -> None:
         )
 
 
-def _check_gaps(path: Path, sensor: str, stored: Any) -> None:
-    """That each pixel was measured, as far as that can be seen.
+def _check_gaps(path: Path, stored: Any, may_clip: bool) -> None:
+    """Check that each pixel was measured, as far as that can be seen.
 
     Args:
         path: Named in the error.
-        sensor: Whose.
         stored: Masked, before scale and offset (C, 120, 120).
+        may_clip: Whether a few zeros are measurements. In S2 with an offset they are not: 0 marks missing data there.
     """
     values, declared = np.ma.getdata(stored), np.ma.getmaskarray(stored).any(0)
     nothing = np.isin(values, NOTHING) | (np.abs(values.astype(np.float64)) > ABSURD)
     if values.dtype == np.uint16:
         nothing |= values == np.iinfo(np.uint16).max
     padding = (values == 0).all(0)
-    if sensor == "s1" and padding.mean() < CLIPPED:
+    if may_clip and padding.mean() < CLIPPED:
         padding[:] = False
     kinds = {
         "declared as such": declared,
@@ -167,9 +167,9 @@ def _check_s1(path: Path, scene: NDArray[np.float64], scaled: str) -> None:
     found = f"{path}: s1 must be backscatter in dB, found {scene.min():.3g} to {scene.max():.3g}{scaled}"
     median, outside = np.median(scene), (scene < S1_RANGE[0]) | (scene > S1_RANGE[1])
     if scene.min() >= 0:
-        raise GeoTiffError(f"{found}: 10·log10")
+        raise GeoTiffError(f"{found}: convert it to dB: 10·log10(x)")
     if median < S1_MEDIAN[0]:
-        raise GeoTiffError(f"{found}: give the file its scale (`gdal_edit.py -scale 0.01` for hundredths of dB)")
+        raise GeoTiffError(f"{found}: set the file's scale (`gdal_edit.py -scale 0.01` for hundredths of dB)")
     if median > S1_MEDIAN[1] and scaled:
         raise GeoTiffError(f"{found}: where it holds dB already, clear the scale (`gdal_edit.py -scale 1 -offset 0`)")
     if median > S1_MEDIAN[1]:
@@ -181,15 +181,27 @@ def _check_s1(path: Path, scene: NDArray[np.float64], scaled: str) -> None:
         )
 
 
+def _is_fraction(scene: NDArray[np.float64]) -> bool:
+    """Whether S2's usual values are reflectance itself: neither single glints nor bands that water leaves at 0 decide."""
+    sizes = np.abs(scene[scene != 0])
+    return not sizes.size or bool(np.median(sizes) <= FRACTION)
+
+
+def _is_percent(scene: NDArray[np.float64]) -> bool:
+    """Whether S2 is in percent: fractions of a number, few of them above 100 and none that percent could not be."""
+    few_above = np.percentile(scene, 99) <= PERCENT and scene.max() <= S2_RANGE[1] / 100
+    return bool(few_above and (scene % 1 != 0).any())
+
+
 def _check_s2(path: Path, scene: NDArray[np.float64], scaled: str) -> None:
     found = f"{path}: s2 must be reflectance times 10,000, found {scene.min():.3g} to {scene.max():.3g}{scaled}"
-    if scene.max() <= FRACTION:
+    if _is_fraction(scene):
         raise GeoTiffError(f"{found}: multiply it by 10,000")
-    if scene.max() <= 100 and (scene % 1 != 0).any():
+    if _is_percent(scene):
         raise GeoTiffError(f"{found}: multiply it by 100")
     outside = ((scene < S2_RANGE[0]) | (scene > S2_RANGE[1])).any(0).sum()
     if outside:
         raise GeoTiffError(
-            f"{found}: {outside} pixels are outside {S2_RANGE[0]:g} to {S2_RANGE[1]:g}: give the file its scale, or cut a"
+            f"{found}: {outside} pixels are outside {S2_RANGE[0]:g} to {S2_RANGE[1]:g}: set the file's scale, or cut a"
             " scene without them"
         )

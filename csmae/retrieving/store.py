@@ -244,7 +244,7 @@ def read_facts(folder: Path) -> Facts:
         if not isinstance(facts.get(name), kind):
             raise StoreError(f"{path}: {name} cannot be {facts.get(name)!r}: name a new folder and embed again")
     if facts["split"] not in SPLITS or not set(facts["sensors"]) <= {"s1", "s2"}:
-        raise StoreError(f"{path}: is of no split or sensor that there is: name a new folder and embed again")
+        raise StoreError(f"{path}: names an unknown split or sensor: name a new folder and embed again")
     return facts
 
 
