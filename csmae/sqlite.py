@@ -25,14 +25,14 @@ def sqlite_url(path: Path) -> str:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of an SQLite URL; None for any other URL."""
+    """The file of an SQLite URL, with or without the name of a driver; None for any other URL."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 
-    if not url.startswith(SQLITE):
+    if not url.startswith("sqlite"):
         return None
     try:
-        database = make_url(url).database
-    except ArgumentError:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
         return None
-    return Path(database) if database else None
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None

@@ -80,6 +80,16 @@ def test_a_file_that_is_no_database_of_mlflow_is_named_and_left_as_it_is(
     assert not (tmp_path / "hub").exists()
 
 
+@pytest.mark.parametrize("name", ["foreign.db", "studies.db"])
+def test_the_name_of_a_driver_hides_no_foreign_database(
+    places: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (places / name).read_bytes()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite+pysqlite:///{places / name}")
+    assert PLACES[name] in refused(capsys, "export", MODEL, tmp_path / "hub")
+    assert (places / name).read_bytes() == before
+
+
 @pytest.mark.parametrize("uri", ["mlruns", "file:///srv/mlruns", "nonsense://x", "http://127.0.0.1:9"])
 def test_a_place_that_mlflow_does_not_know_or_that_does_not_answer_is_named(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,7 @@ from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from safetensors.numpy import save_file
 
 from csmae.__main__ import main
+from csmae.tracking.database import follow, moves
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.outbox import Event, Outbox
 from csmae.tracking.tracker import Tracker, replay
@@ -37,9 +38,9 @@ def place(folder: Path) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
-def search(folder: Path, number: int) -> Path:
-    """One more trial of the study ``masking``, which becomes its champion; its encoder's folder."""
-    study = folder / "masking"
+def search(folder: Path, number: int, name: str = "masking") -> Path:
+    """One more trial of a study, which becomes its champion; its encoder's folder."""
+    study = folder / name
     files = study / "trials" / str(number) / "encoder"
     files.mkdir(parents=True)
     save_file({"w": np.full(5, number, np.float32)}, files / "encoder.safetensors")
@@ -50,7 +51,7 @@ def search(folder: Path, number: int) -> Path:
     pictures.mkdir()
     (pictures / "epoch.png").write_bytes(b"png")
     _artifact_repos_cache.clear()  # as in a process of its own: MLflow remembers by run where files go
-    tracker = Tracker(study, "masking", place(folder))
+    tracker = Tracker(study, name, place(folder))
     tracker.start({}, {"csmae.command": "python search.py"}, "val/f1_mean")
     tracker.trial(number, {})
     tracker.epoch(number, 1, {"val/f1_mean": number / 10})
@@ -126,6 +127,75 @@ def test_a_database_that_was_copied_without_its_files_finds_the_old_ones(runs: P
     (tmp_path / "copy").mkdir()
     shutil.copy(runs / "mlflow.db", tmp_path / "copy")
     assert same_files(fetch_encoder("models:/csmae-encoder@champion", place(tmp_path / "copy")), files)
+
+
+def location(folder: Path, name: str) -> str:
+    return str(mlflow.MlflowClient(place(folder)).get_experiment_by_name(name).artifact_location)
+
+
+def test_a_study_that_another_machine_sees_at_another_path_leaves_running_ones_where_they_are(
+    runs: Path, tmp_path: Path
+) -> None:
+    search(runs, 1, "live")
+    search(runs, 1)
+    here = tmp_path / "as mounted elsewhere"
+    runs.rename(here)
+    search(here, 2)
+    assert location(here, "live") == (runs / "mlartifacts" / "live").as_uri()
+    assert location(here, "masking") == (here / "mlartifacts" / "masking").as_uri()
+    here.rename(runs)
+    live = search(runs, 2, "live")
+    assert live.parent.parent.parent.parent == runs
+    assert not here.exists()
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion-live", place(runs)), live)
+
+
+def test_files_that_are_only_out_of_reach_are_not_given_up(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = search(runs, 1)
+    copy, away = tmp_path / "copy", tmp_path / "not mounted"
+    shutil.copytree(runs, copy, ignore=shutil.ignore_patterns("mlartifacts"))
+    (tmp_path / "old home").rename(away)
+    assert replay(copy / "masking", place(copy), 1) == (0, [])
+    (message,) = [line for line in caplog.messages if "mount" in line]
+    assert str(runs / "mlartifacts" / "masking") in message
+    assert f"make the folder {copy / 'mlartifacts' / 'masking'} if they are lost" in message
+    away.rename(tmp_path / "old home")
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion", place(copy)), files)
+    assert replay(copy / "masking", place(copy), 30) == (0, [])
+    assert location(copy, "masking") == (runs / "mlartifacts" / "masking").as_uri()
+
+
+def test_a_study_that_moves_before_it_has_files_stores_them_at_the_new_place(runs: Path, tmp_path: Path) -> None:
+    tracker = Tracker(runs / "masking", "masking", place(runs))
+    tracker.start({}, {}, "val/f1_mean")
+    assert tracker.close(30) == 0
+    moved = tmp_path / "moved"
+    runs.parent.rename(moved)
+    search(moved / "runs", 1)
+    assert not runs.parent.exists()
+    assert location(moved / "runs", "masking") == (moved / "runs" / "mlartifacts" / "masking").as_uri()
+
+
+def test_a_location_that_a_server_chose_stays(runs: Path) -> None:
+    client = mlflow.MlflowClient(place(runs))
+    client.create_experiment("masking", "file:///srv/mlflow/mlartifacts/7", {"csmae.study_id": "x"})
+    (runs / "mlartifacts" / "7").mkdir(parents=True)
+    assert moves(runs / "mlflow.db") == {}
+    follow(place(runs), "masking")
+    assert location(runs, "masking") == "file:///srv/mlflow/mlartifacts/7"
+
+
+def test_the_name_of_a_driver_in_the_address_changes_nothing(runs: Path, tmp_path: Path) -> None:
+    files = search(runs, 1)
+    runs.parent.rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / "runs"
+    uri = f"sqlite+pysqlite:///{moved}/mlflow.db"
+    files = moved / files.relative_to(runs)
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion", uri), files)
+    assert replay(moved / "masking", uri, 30) == (0, [])
+    assert location(moved, "masking") == (moved / "mlartifacts" / "masking").as_uri()
 
 
 def test_a_folder_that_is_reached_through_a_link_has_not_moved(runs: Path, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def test_the_url_of_an_sqlite_file_leads_back_to_it(name: str) -> None:
     assert sqlite_path(sqlite_url(Path(name) / "mlflow.db")) == Path(name) / "mlflow.db"
     assert sqlite_url(Path("my runs/mlflow.db")) == "sqlite:///my runs/mlflow.db"
     assert sqlite_path("sqlite:///x.db?timeout=3") == Path("x.db")
+    assert sqlite_path("sqlite+pysqlite:///x.db") == Path("x.db")
     assert sqlite_path("http://server") is None
 
 

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote, urlparse
 
 from csmae.lock import opening
@@ -53,7 +53,7 @@ def client_of(uri: str) -> MlflowClient:
     with opening(path) if path else nullcontext():
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     written = Path(uri.removeprefix(SQLITE).partition("?")[0]).parent
-    if path and written != path.parent:
+    if path and uri.startswith(SQLITE) and written != path.parent:
         with suppress(OSError):
             os.removedirs(written)  # MLflow takes an encoded path for a folder's name, and makes that folder
     return client
@@ -114,20 +114,48 @@ def moves(path: Path) -> dict[str, str]:
     MLflow stores absolute addresses, and knows no others. A folder that was moved or renamed, or is a copy, has its files
     beside the database; a database that was copied without them still means the old ones.
     """
+    return {place.old.as_uri(): place.new.as_uri() for place in _left_behind(path) if _exists(place.new)}
+
+
+class _Place(NamedTuple):
+    """Where a study's files are."""
+
+    study: str
+    old: Path
+    """According to the database."""
+    new: Path
+    """Beside the database."""
+    has_encoders: bool
+    """Whether files were stored; a search stores encoders and pictures together."""
+
+
+def _left_behind(path: Path) -> list[_Place]:
+    """Studies whose location is not beside the database, though this program puts it there.
+
+    A location whose last part is not the experiment's name was chosen by a server.
+    """
     query = (
-        "SELECT artifact_location FROM experiments JOIN experiment_tags USING (experiment_id) "
-        f"WHERE key = '{STUDY_ID}' AND artifact_location LIKE 'file:%'"
+        "SELECT name, artifact_location, EXISTS (SELECT 1 FROM logged_models AS m WHERE m.experiment_id = e.experiment_id) "
+        "FROM experiments AS e JOIN experiment_tags AS t ON t.experiment_id = e.experiment_id "
+        f"WHERE t.key = '{STUDY_ID}' AND artifact_location LIKE 'file:%'"
     )
+    folder = path.absolute().parent
     with closing(sqlite3.connect(path, timeout=WAIT_S)) as database:
-        found = [Path(unquote(urlparse(location).path)) for (location,) in database.execute(query)]
-    new = {old: path.absolute().parent / ARTIFACTS / old.name for old in found if old.parent.name == ARTIFACTS}
-    return {old.as_uri(): now.as_uri() for old, now in new.items() if old != now and _has_moved(old, now)}
+        places = [
+            _Place(name, Path(unquote(urlparse(location).path)), folder / ARTIFACTS / name, bool(encoders))
+            for name, location, encoders in database.execute(query)
+        ]
+    return [
+        place
+        for place in places
+        if place.old.parts[-2:] == (ARTIFACTS, place.study)
+        and not _are_same(place.old, place.new)
+        and not _are_same(place.old.parent.parent, folder)  # through a link
+    ]
 
 
-def _has_moved(old: Path, new: Path) -> bool:
-    if _exists(new):
-        return not (_exists(old) and old.samefile(new))  # the same folder through a link
-    return not _exists(old)
+def _are_same(one: Path, other: Path) -> bool:
+    return one == other or (_exists(one) and _exists(other) and one.samefile(other))
 
 
 def _exists(path: Path) -> bool:
@@ -145,24 +173,43 @@ def current(location: str, moved: dict[str, str]) -> str:
     return location
 
 
-def follow(uri: str) -> None:
-    """Rewrite the locations in an SQLite file whose folder has moved; elsewhere there is nothing to do.
+def follow(uri: str, study: str) -> None:
+    """Rewrite the locations of one study in an SQLite file whose folder has moved; elsewhere there is nothing to do.
+
+    Other studies may be running on a machine where the folder has another path.
 
     Raises:
+        TrackingError: The study's files are neither at their old nor at their new place.
         sqlite3.Error: The file cannot be written.
     """
     path = sqlite_path(uri)
-    moved = moves(path) if path else {}
-    if not path or not moved:
-        return
+    for place in _left_behind(path) if path else ():
+        if path and place.study == study and _has_moved(place):
+            _rewrite(path, place.old.as_uri(), place.new.as_uri())
+
+
+def _has_moved(place: _Place) -> bool:
+    """Whether a study's files are at the new place, or it has none that could be out of reach only."""
+    if _exists(place.new):
+        return True
+    if _exists(place.old):
+        return False
+    if place.has_encoders and not _exists(place.old.parent):
+        raise TrackingError(
+            f"the files of study {place.study!r} are in {place.old}, which does not exist here: mount or copy it, "
+            f"or make the folder {place.new} if they are lost"
+        )
+    return True
+
+
+def _rewrite(path: Path, old: str, new: str) -> None:
     with _transaction(path) as database:
-        for old, new in moved.items():
-            for table, column in LOCATIONS:
-                database.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-                    (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
-                )
+        for table, column in LOCATIONS:
+            database.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+            )
 
 
 @contextmanager

@@ -99,10 +99,10 @@ class MlflowSink:
         self._environment = f"MLFLOW_TRACKING_URI={shlex.quote(shown(uri))}"
         check_server(uri)
         self._client = client_of(uri)
-        follow(uri)
         self._runs: dict[str, Any] = {}
         self._view: dict[str, Any] = {}
         self.is_new = not self._find_experiment()
+        follow(uri, study)
         if self.is_new:
             tags = {STUDY_ID: study_id, "mlflow.experimentKind": "custom_model_development"}
             self._experiment = str(self._client.create_experiment(study, artifact_location(uri, study), tags))

@@ -12,7 +12,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Protocol
 
-from csmae.tracking.outbox import Bookmark, Event, Outbox
+from csmae.tracking.outbox import Bookmark, Event, Outbox, TrackingError
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +226,8 @@ REASONS = {
 def reason(error: Exception) -> str:
     """What a server's failure means, in words."""
     text = " ".join(str(error).split())
+    if isinstance(error, TrackingError):
+        return text  # written for the user
     return next((reason for part, reason in REASONS.items() if part in text), text[:200] or type(error).__name__)
 
 
