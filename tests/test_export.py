@@ -18,24 +18,44 @@ from csmae.training.scoring import encoder_of, seeded_model
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     config = small_config()
-    details = {"epoch": 3, "metrics": {"val/f1_mean": 0.4321, "train/loss": 1.5}}
+    metrics = {"val/f1_mean": 0.4321, "train/loss": 1.5}
+    details = {"epoch": 3, "metrics": metrics, "data": "BigEarthNet v2, 50 train, 20 validation, 20 test pairs"}
     encoder_of(seeded_model(config), config).save(tmp_path / "trained", details)
     return tmp_path / "trained"
 
 
 def test_an_export_holds_the_encoder_and_a_card(trained: Path) -> None:
     folder = trained.parent / "my-encoder"
-    assert main(["export", str(trained), str(folder)]) == 0
+    assert main(["export", str(trained), str(folder), "--license", "apache-2.0"]) == 0
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "encoder.safetensors"]
     s1 = torch.randn(1, 2, 120, 120)
     torch.testing.assert_close(load_encoder(folder).encode(s1=s1).s1, load_encoder(trained).encode(s1=s1).s1)
     card = (folder / "README.md").read_text()
-    assert card.startswith("---\nlicense: mit\nlibrary_name: csmae\n")
+    assert card.startswith("---\nlicense: apache-2.0\nlibrary_name: csmae\n")
     for text in ("# my-encoder", "| val/f1_mean | 0.4321 |", "| VV | -12.62 | 5.11591 |", "VH VV", "@article{"):
         assert text in card
     assert "train/loss" not in card
-    assert card.splitlines()[1] == "license: mit" and "under the license `mit`" in card
+    assert "The weights are under the license `apache-2.0`." in card
     assert json.loads((folder / SETTINGS).read_text())["details"]["epoch"] == 3
+
+
+def test_a_card_declares_no_license_that_nobody_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained.parent / "my-encoder"
+    assert main(["export", str(trained), str(folder)]) == 0
+    card = (folder / "README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert "license" not in front and front["library_name"] == "csmae"
+    assert "mit" not in card.split("## License")[1].split("## Statistics")[0].split()
+    assert "No license is declared" in card
+    assert "names no license; if the owner grants one, export again with --license" in capsys.readouterr().out
+
+
+def test_a_card_takes_no_archive_of_the_same_layout_for_bigearthnet(trained: Path) -> None:
+    folder = trained.parent / "my-encoder"
+    assert main(["export", str(trained), str(folder)]) == 0
+    terms = (folder / "README.md").read_text().split("## License")[1].split("## Statistics")[0]
+    assert "trained on BigEarthNet" not in terms
+    assert "named after the layout of its archive: BigEarthNet itself is under CDLA-Permissive-1.0" in terms
 
 
 def test_an_export_overwrites_nothing(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,20 +9,24 @@ from typing import Any
 
 from csmae.config import ConfigError
 from csmae.encoders import WEIGHTS, SensorEncoder, load_published
+from csmae.terminal import say
 from csmae.tracking.card import model_card, read_settings
 from csmae.tracking.fetch import fetch_encoder
 
-LICENSE = "mit"
-"""That of this program, and of the published weights."""
-
 FRONT = """---
-license: {license}
-library_name: csmae
+{license}library_name: csmae
 pipeline_tag: image-feature-extraction
 tags: [remote-sensing, sentinel-1, sentinel-2, masked-autoencoder, image-retrieval]
 ---
 
 """
+
+NO_LICENSE = "No license is declared: ask the owner of the weights before you use or share them."
+
+DATA_TERMS = (
+    "The training data is named after the layout of its archive: BigEarthNet itself is under CDLA-Permissive-1.0,"
+    " other data in this layout under its owner's terms."
+)
 
 BACK = """
 ## License
@@ -62,7 +66,9 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     export.add_argument("folder", type=Path, help="new or empty; gets encoder.safetensors, config.json, README.md")
     export.add_argument("--name", help="title of the model card (default: the folder's name)")
     export.add_argument(
-        "--license", default=LICENSE, help=f"of the weights, as a model hub names it (default: {LICENSE})"
+        "--license",
+        metavar="ID",
+        help="license that the owner grants, as a model hub names it (default: none is named)",
     )
     export.set_defaults(run=_run)
 
@@ -70,17 +76,21 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 def _run(options: argparse.Namespace) -> int:
     title = options.name or options.folder.resolve().name
     export_encoder(options.source, options.folder, title, options.license)
+    if not options.license:
+        say(
+            f"{options.folder}: the model card names no license; if the owner grants one, export again with --license ID"
+        )
     return 0
 
 
-def export_encoder(source: str, folder: Path, title: str, license_id: str = LICENSE) -> None:
+def export_encoder(source: str, folder: Path, title: str, license_id: str | None) -> None:
     """Write an encoder with its model card.
 
     Args:
         source: A folder, an MLflow address, or a ``*.ckpt`` of the published code.
         folder: New or empty.
         title: Heading of the card.
-        license_id: Of the weights, as a model hub names it.
+        license_id: Of the weights, as a model hub names it; None where the owner has named none.
 
     Raises:
         ConfigError: The source is damaged or not ours, or the folder has something in it.
@@ -92,15 +102,18 @@ def export_encoder(source: str, folder: Path, title: str, license_id: str = LICE
     settings = read_settings(folder)
     facts = {name: str(details.get(name, "not said")) for name in ("study", "trial", "data")}
     facts["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-    terms = f"The weights are under the license `{license_id}`."
-    if "BigEarthNet" in facts["data"]:
-        terms += " They were trained on BigEarthNet, which is under CDLA-Permissive-1.0."
     card = (
-        FRONT.format(license=license_id)
+        FRONT.format(license=f"license: {license_id}\n" if license_id else "")
         + model_card(title, settings, facts, _numbers(details.get("metrics")), folder.resolve().name)
-        + BACK.format(statistics=_statistics(settings), terms=terms)
+        + BACK.format(statistics=_statistics(settings), terms=_terms(license_id, facts["data"]))
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _terms(license_id: str | None, data: str) -> str:
+    """What the card says of rights. Only the owner can grant one, and any archive of BigEarthNet's layout bears its name."""
+    terms = f"The weights are under the license `{license_id}`." if license_id else NO_LICENSE
+    return f"{terms} {DATA_TERMS}" if data.startswith("BigEarthNet") else terms
 
 
 def _numbers(metrics: object) -> dict[str, float]:
