@@ -179,7 +179,7 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
 
         ending = run_search(budget, part, listen)
     if ending.kind == "superseded":
-        say(f"{ending.reason}: this search ends, its trials go on there")
+        say(f"{ending.reason}: this search ends")
         return FAILED
     for trial in progress.running:
         tracker.end(trial.number, "RUNNING", ending.reason or "interrupted")

@@ -41,6 +41,15 @@ class Server:
             if key.name.startswith(prefix):
                 key.last_modified -= timedelta(days=days)
 
+    def put(self, bucket: str, key: str) -> None:
+        """Put a small object there."""
+        s3_backends["123456789012"]["aws"].put_object(bucket, key, b"x")
+
+    def count(self, bucket: str, prefix: str) -> int:
+        """How many objects there are."""
+        keys = list(s3_backends["123456789012"]["aws"].buckets[bucket].keys)
+        return sum(key.startswith(f"{prefix}/") and not key.endswith("/") for key in keys)
+
     def stop(self) -> None:
         self._server.stop()
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,31 @@ def test_each_bucket_has_a_copy_of_its_own() -> None:
     assert storage.local("s3://lab/csmae/") == storage.local("s3://lab/csmae?region=x") == Path("runs/s3-lab-csmae")
     buckets = ("s3://lab/csmae", "s3://lab-csmae", "s3://lab/cs mae", "s3://lab/cs-mae", "gs://lab/csmae")
     assert len({storage.local(bucket) for bucket in buckets}) == len(buckets)
+
+
+def test_the_copy_of_a_bucket_that_version_0_1_0_made_is_renamed_where_it_is_that_buckets(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, other, old = server.url("lab/old-name"), server.url("lab/old/name"), Path("runs/s3-lab-old-name")
+    monkeypatch.chdir(tmp_path)
+    with storage.opened(url) as files:
+        assert files
+        write_files(files.folder, study__outbox="sent")
+        (files.folder / DATABASE).touch()
+    storage.local(url).rename(old)
+    write_files(old, study__outbox="sent, and waiting")
+    assert (storage.fetched(url) / "study" / "outbox").read_text() == "sent, and waiting"
+    with storage.opened(url) as files:
+        assert files and (files.folder / "study" / "outbox").read_text() == "sent, and waiting"
+    assert files.folder == storage.local(url).absolute() and not old.exists()
+
+    shutil.rmtree(storage.local(url))
+    with storage.opened(other) as files:
+        assert files and files.folder == old.absolute()
+        write_files(files.folder, study__outbox="of another bucket")
+    with storage.opened(url) as files:
+        assert files and (files.folder / "study" / "outbox").read_text() == "sent, and waiting"
+    assert (old / "study" / "outbox").read_text() == "of another bucket"
 
 
 def test_a_copy_gives_way_to_what_another_machine_wrote_since(

@@ -1,17 +1,20 @@
 """Storage in a bucket: who may write, what a kill leaves behind, and what is done with it."""
 
+import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, set_train_fn_utils
 
 from bucket_server import Server, running
 from conftest import small_config
-from csmae.config import ConfigError
+from csmae.config import Config, ConfigError
 from csmae.training.checkpoint import FullDiskError
 from csmae.training.engine import LOOK_EVERY, StoppedError, pretrain
 from csmae.tuning import storage
@@ -23,7 +26,7 @@ from csmae.tuning.ledger import Ledger
 from csmae.tuning.run import Warden
 from csmae.tuning.searcher import LedgerSearcher
 from csmae.tuning.study import load_study
-from csmae.tuning.working_copy import clear_copies, copy_folder, mark_of, working_copy
+from csmae.tuning.working_copy import clear_copies, copy_folder, marks_of, working_copy
 from test_search import write
 
 
@@ -46,12 +49,12 @@ def test_a_save_in_the_middle_of_an_epoch_reaches_the_bucket_and_the_next_node_g
     config = small_config(
         data__synthetic__num_train=4 * LOOK_EVERY, optim__batch_size=2, train__epochs=1, optim__warmup_epochs=0
     )
-    files, mark = FileSet(Bucket(server.url("lab/halfway")), "study/trials/0"), mark_of(config.model_dump())
-    with pytest.raises(StoppedError), working_copy(files, tmp_path / "here", mark, True, bool) as (folder, mirror):
+    files, marks = FileSet(Bucket(server.url("lab/halfway")), "study/trials/0"), marks_of(config.model_dump())
+    with pytest.raises(StoppedError), working_copy(files, tmp_path / "here", marks, True, bool) as (folder, mirror):
         for _ in pretrain(config, folder, on_step=lambda done, total: True):
             mirror()
     steps: list[int] = []
-    with working_copy(files, tmp_path / "there", mark, True, bool) as (folder, mirror):
+    with working_copy(files, tmp_path / "there", marks, True, bool) as (folder, mirror):
         for _ in pretrain(config, folder, on_step=lambda done, total: steps.append(done)):
             mirror()
     assert steps[0] == LOOK_EVERY + 1
@@ -63,9 +66,9 @@ def test_a_save_that_the_bucket_never_got_is_gone_on_from_on_the_same_node(
 ) -> None:
     """A kill in the middle of an epoch: the node has the save, the bucket an older one."""
     config = small_config(data__synthetic__num_train=4 * LOOK_EVERY, optim__batch_size=2, train__epochs=3)
-    bucket, mark, folder = Bucket(server.url("lab/unsent")), mark_of(config.model_dump()), tmp_path / "trial-rank-0"
+    bucket, marks, folder = Bucket(server.url("lab/unsent")), marks_of(config.model_dump()), tmp_path / "trial-rank-0"
     files = FileSet(bucket, "study/trials/0")
-    with pytest.raises(ConfigError), working_copy(files, folder, mark, True, bool) as (run_dir, mirror):
+    with pytest.raises(ConfigError), working_copy(files, folder, marks, True, bool) as (run_dir, mirror):
         for _ in pretrain(config, run_dir):
             break
         with pytest.raises(StoppedError):
@@ -75,7 +78,7 @@ def test_a_save_that_the_bucket_never_got_is_gone_on_from_on_the_same_node(
     clear_copies(tmp_path)
     assert folder.exists()
     steps: list[int] = []
-    with working_copy(files, folder, mark, True, bool) as (run_dir, mirror):
+    with working_copy(files, folder, marks, True, bool) as (run_dir, mirror):
         training = pretrain(config, run_dir, on_step=lambda done, total: steps.append(done))
         assert next(training).number == 2
         mirror()
@@ -88,14 +91,17 @@ def test_the_copy_of_a_dead_worker_is_removed_by_the_next_one_on_the_node(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     first, second = (FileSet(Bucket(server.url("lab/dead")), f"study/trials/{number}") for number in (0, 1))
-    with pytest.raises(RuntimeError), working_copy(first, copy_folder(first, 0), "mark", True, bool) as (left, mirror):
+    with (
+        pytest.raises(RuntimeError),
+        working_copy(first, copy_folder(first, 0), ("mark",), True, bool) as (left, mirror),
+    ):
         (left / "weights").write_text("learnt")
         mirror()
         while first.manifest() == Manifest():
             time.sleep(0.01)
         raise RuntimeError("what takes a group down")
     assert (left / "weights").exists() and left.is_relative_to(tmp_path)
-    with working_copy(second, copy_folder(second, 0), "mark", True, bool) as (folder, _):
+    with working_copy(second, copy_folder(second, 0), ("mark",), True, bool) as (folder, _):
         assert not left.exists()
         clear_copies()
         assert folder.exists(), "it is in use"
@@ -107,12 +113,12 @@ def test_workers_that_were_taken_for_dead_do_not_write_over_those_in_their_place
 ) -> None:
     files = FileSet(Bucket(server.url("lab/zombies")), "study/trials/0")
     with pytest.raises(FullDiskError, match="has taken study/trials/0 over"):  # noqa: SIM117
-        with working_copy(files, tmp_path / "old", "mark", True, bool) as (old, mirror_old):
+        with working_copy(files, tmp_path / "old", ("mark",), True, bool) as (old, mirror_old):
             (old / "weights").write_text("first")
             mirror_old()
             while not files.manifest().files:
                 time.sleep(0.01)
-            with working_copy(files, tmp_path / "new", "mark", True, bool) as (new, mirror_new):
+            with working_copy(files, tmp_path / "new", ("mark",), True, bool) as (new, mirror_new):
                 assert (new / "weights").read_text() == "first"
                 (old / "weights").write_text("of the dead")
                 mirror_old()
@@ -162,24 +168,97 @@ def test_a_driver_that_was_silent_too_long_leaves_the_storage_to_its_successor(
     assert "lost" not in (storage.fetched(url) / "study" / "outbox.jsonl").read_text()
 
 
-def test_objects_that_a_killed_writer_left_are_removed_a_day_later(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_writer_whose_files_were_deleted_writes_nothing_more(server: Server, tmp_path: Path) -> None:
+    bucket, here = Bucket(server.url("lab/deleted")), tmp_path / "here"
+    files = FileSet(bucket, "study/trials/0")
+    here.mkdir()
+    (here / "weights").write_text("of the dead")
+    old = files.claim()
+    state = old.push(here, {"epoch": 1})
+    files.delete()
+    with pytest.raises(SupersededError, match="study/trials/0 was deleted"):
+        old.push(here, {"epoch": 2})
+    assert files.manifest() == Manifest() and not bucket.names(files.key)
+    bucket.put_bytes(f"{files.key}/manifest-{old.token}.json", json.dumps(vars(state)).encode())  # it was on its way
+    assert files.manifest() == Manifest()
+    new = files.claim()
+    (here / "weights").write_text("of the living")
+    new.push(here, {"epoch": 3})
+    assert files.manifest().note == {"epoch": 3}
+
+
+def test_a_worker_whose_trial_was_deleted_ends_quietly_and_leaves_nothing(
+    server: Server, tmp_path: Path, one_worker: None
 ) -> None:
-    url, bucket = server.url("lab/garbage"), Bucket(server.url("lab/garbage"))
-    left = ["driver/studies.db.18b2f3c4d5e6f708", "study/trials/3/checkpoint.pt.18b2f3c4d5e6f708", ".check-0123"]
-    (tmp_path / "files" / "encoder").mkdir(parents=True)
-    (tmp_path / "files" / "encoder" / "weights").write_text("named")
-    FileSet(bucket, "study/trials/4").claim().push(tmp_path / "files", {})
-    FileSet(bucket, "study/trials/3").claim()
-    for key in (*left, "notes.txt"):
-        bucket.put_bytes(key, b"a kill came before the manifest")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(storage, "EVERY_S", 0.05)
-    for days in (0, 2):
-        server.age("lab", "garbage/", days)
-        with storage.opened(url):
-            time.sleep(0.5)
-        assert [key for key in left if bucket.get_bytes(key)] == (left if days == 0 else [])
-    assert bucket.get_bytes("notes.txt") and FileSet(bucket, "study/trials/4").manifest().files
-    FileSet(bucket, "study/trials/4").fetch(tmp_path / "again", FileSet(bucket, "study/trials/4").manifest())
-    assert (tmp_path / "again" / "encoder" / "weights").read_text() == "named"
+    files = FileSet(Bucket(server.url("lab/stopped")), "study/trials/0")
+    with working_copy(files, tmp_path / "copy", ("mark",), True, bool) as (folder, mirror):
+        (folder / "weights").write_text("learnt")
+        mirror()
+        while not files.manifest().files:
+            time.sleep(0.01)
+        files.delete()
+        (folder / "weights").write_text("learnt for nothing")
+        mirror()
+    assert files.manifest() == Manifest() and not (tmp_path / "copy").exists()
+
+
+def test_a_state_that_a_full_disk_kept_back_is_sent_when_there_is_room_again(
+    server: Server, small_disk: Path, one_worker: None
+) -> None:
+    def allow(files: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,nr_inodes={files}", str(small_disk)], check=True)
+
+    files = FileSet(Bucket(server.url("lab/full")), "study/trials/0")
+    with working_copy(files, small_disk / "copy", ("mark",), True, bool) as (folder, mirror):
+        (folder / "weights").write_text("learnt")
+        disk = os.statvfs(small_disk)
+        allow(disk.f_files - disk.f_ffree)
+        with pytest.raises(OSError, match="No space left"):
+            mirror()
+        allow(1000)
+        assert not list(folder.glob(".state-*"))
+        mirror()
+    assert set(files.manifest().files) == {"weights"}
+
+
+def test_a_checkpoint_of_version_0_1_0_is_resumed(server: Server, tmp_path: Path, one_worker: None) -> None:
+    bucket, mark = Bucket(server.url("lab/old")), "98bfbbbb"  # which 0.1.0 wrote for the default configuration
+    state = {"files": {"checkpoint": "checkpoint.18b2f3c4d5e6f708"}, "note": {"mark": mark, "epoch": 1}}
+    bucket.put_bytes("study/trials/0/checkpoint.18b2f3c4d5e6f708", b"learnt")
+    bucket.put_bytes("study/trials/0/manifest.json", json.dumps(state).encode())
+    files, marks = FileSet(bucket, "study/trials/0"), marks_of(Config().model_dump())
+    with working_copy(files, tmp_path / "copy", marks, True, bool) as (folder, mirror):
+        assert (folder / "checkpoint").read_text() == "learnt"
+        (folder / "encoder").write_text("new")
+        mirror()
+    assert set(files.manifest().files) == {"checkpoint", "encoder"} and files.manifest().note["mark"] == marks[0]
+
+
+class OneByOne(LocalTrainFnUtils):  # type: ignore[misc]
+    """Two workers of a training, the second of which begins when the first is done."""
+
+    said: Any = None
+
+    def broadcast_from_rank_zero(self, data: Any) -> Any:
+        self.said = self.said or data
+        return self.said
+
+
+def test_all_ranks_of_a_group_that_was_overtaken_say_the_same_line(server: Server, tmp_path: Path) -> None:
+    files = FileSet(Bucket(server.url("lab/overtaken")), "study/trials/0")
+    files.bucket.put_bytes(
+        "study/trials/0/claim-99999999-ffffffff", b"process 1 on elsewhere"
+    )  # every claim comes before
+    set_train_fn_utils(OneByOne("test"))
+    try:
+        for rank in (0, 1):
+            with (
+                pytest.raises(FullDiskError) as caught,
+                working_copy(files, tmp_path / f"rank-{rank}", ("mark",), rank == 0, bool),
+            ):
+                pass
+            assert str(caught.value) == (
+                f"--storage {files.bucket.url}: process 1 on elsewhere has taken study/trials/0 over"
+            )
+    finally:
+        set_train_fn_utils(None)

@@ -3,7 +3,8 @@
 So whoever reads the manifest has one state of all files, whatever is being written meanwhile.
 
 A writer claims the files first. Each claim has a manifest of its own, and the newest claim's manifest is the state: a writer
-that was taken for dead cannot overwrite its successor's state, whenever it wakes up. It needs nothing of the bucket but that
+that was taken for dead cannot overwrite its successor's state, whenever it wakes up. A manifest counts only as long as its
+claim is there, so that files which were deleted stay deleted. It needs nothing of the bucket but that
 a listing shows what was written before (S3 and Google's both promise that), no locks and no conditional writes.
 """
 
@@ -16,7 +17,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -43,6 +44,10 @@ READS = 5
 
 class SupersededError(ConfigError):
     """Somebody else claimed the files since."""
+
+
+class DeletedError(SupersededError):
+    """The files were deleted since, and the claim with them."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +80,12 @@ class FileSet:
             ConfigError: The manifest is none of ours.
         """
         for _ in range(READS):
-            names = [name for name in self.bucket.names(self.key) if MANIFEST.fullmatch(name)]
+            names = manifests(self.bucket.names(self.key))
             if not names:
                 return Manifest()
-            name = max(names, key=token_of)
-            if content := self.bucket.get_bytes(f"{self.key}/{name}"):
-                return self.parsed(name, content)
-        raise OSError(f"{self.key}: another writer is always quicker")
+            if content := self.bucket.get_bytes(f"{self.key}/{names[-1]}"):
+                return self.parsed(names[-1], content)
+        raise OSError(f"{self.key}: the manifest changed during every read")
 
     def parsed(self, name: str, content: bytes) -> Manifest:
         """What a manifest says; errors as of ``manifest``."""
@@ -89,6 +93,7 @@ class FileSet:
         try:
             found = Manifest(**json.loads(content))
             names = [PurePosixPath(name) for pair in found.files.items() for name in pair]
+            found.note.keys()
         except (ValueError, TypeError, AttributeError):
             raise ConfigError(f"{where} is damaged: remove it") from None
         if bad := [name for name in names if name.is_absolute() or ".." in name.parts]:
@@ -155,18 +160,21 @@ class Claim:
     """Who took the files over, once that is known."""
 
     def check(self) -> None:
-        """Make sure that nobody claimed the files since.
+        """Make sure that nobody claimed the files since, or deleted them.
 
         Raises:
             OSError: The bucket does not answer.
             SupersededError: Somebody did.
         """
-        newest = max(self.files.claims(), default=self.token)
-        if newest > self.token:
-            who = self.files.bucket.get_bytes(f"{self.files.key}/claim-{newest}") or b"another process"
-            what = "this storage" if self.files.key == DRIVER else self.files.key
-            self.lost = f"--storage {self.files.bucket.url}: {who.decode()} has taken {what} over"
+        names, bucket = self.files.bucket.names(self.files.key), self.files.bucket
+        what = "this storage" if self.files.key == DRIVER else self.files.key
+        if claimed := [name for name in names if CLAIM.fullmatch(name) and name > f"claim-{self.token}"]:
+            who = bucket.get_bytes(f"{self.files.key}/{max(claimed)}") or b"another process"
+            self.lost = f"--storage {bucket.url}: {who.decode()} has taken {what} over"
             raise SupersededError(self.lost)
+        if f"claim-{self.token}" not in names:  # which only a successor removes, or who deletes all of the files
+            self.lost = f"--storage {bucket.url}: {what} was deleted"
+            raise DeletedError(self.lost)
 
     def push(self, folder: Path, note: dict[str, Any]) -> Manifest:
         """Make a folder's files the state in the bucket; what did not change is not sent again.
@@ -189,7 +197,7 @@ class Claim:
         if new == self.state:
             return new
         if time.time() - begun > UNNAMED_S / 2:
-            raise OSError("took so long that the first objects may be gone")
+            raise OSError("the upload took over 12 hours and is repeated")
         files.bucket.put_bytes(f"{files.key}/manifest-{self.token}.json", json.dumps(vars(new)).encode())
         self.check()  # whoever claimed before this moment may have taken up the state before: its objects must stay
         self.state = new
@@ -260,6 +268,16 @@ def _names(folder: Path) -> Iterator[str]:
 def _object(folder: Path, name: str) -> str:
     """What a file's object is called: with the time at which it was written."""
     return f"{name}.{(folder / name).stat().st_mtime_ns:x}"
+
+
+def manifests(names: Iterable[str]) -> list[str]:
+    """The manifests that count among a folder's objects, the newest last.
+
+    One without its claim is of an earlier writer, or was on its way while the files were deleted.
+    """
+    names = set(names)
+    found = (name for name in names if MANIFEST.fullmatch(name))
+    return sorted((name for name in found if not token_of(name) or f"claim-{token_of(name)}" in names), key=token_of)
 
 
 def token_of(manifest: str) -> str:

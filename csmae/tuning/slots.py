@@ -23,7 +23,7 @@ from csmae.config import Config, ConfigError
 from csmae.tuning.file_set import Files
 from csmae.tuning.group_events import GroupEvents
 from csmae.tuning.mailbox import Assignment, EpochDone, Event, GroupLost, Holding, Mailbox, Outcome, Silence, TrialDone
-from csmae.tuning.working_copy import clear_copies, copy_folder, mark_of, saved_epoch, working_copy
+from csmae.tuning.working_copy import clear_copies, copy_folder, marks_of, saved_epoch, working_copy
 
 PRETRAIN = "csmae.training.engine:pretrain"
 
@@ -290,7 +290,7 @@ class _Rank:
         def beat() -> None:
             self.mailbox.beat.remote(assignment.ticket, self.group)
 
-        with working_copy(files, folder, mark_of(assignment.config), self.number == 0, beat) as copy:
+        with working_copy(files, folder, marks_of(assignment.config), self.number == 0, beat) as copy:
             yield copy
 
     def _generator(self, assignment: Assignment, run_dir: Path) -> Iterator[Any]:

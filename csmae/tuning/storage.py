@@ -69,11 +69,30 @@ def local(where: str) -> Path:
             "--storage: holds a password, which would be shown and logged: leave it out and set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
-    bucket = where.partition("?")[0].rstrip("/")
-    name = re.sub(r"[^\w.-]+", "-", bucket)
+    bucket, name = where.partition("?")[0].rstrip("/"), _plain(where)
     if re.search(r"[^\w./]", bucket.partition("://")[2]):  # `s3://a/b` and `s3://a-b` are not the same bucket
         name += f"-{hashlib.sha256(bucket.encode()).hexdigest()[:6]}"
     return COPIES / name
+
+
+def _plain(where: str) -> str:
+    """A bucket's URL as the name of a folder, which other buckets may have as well."""
+    return re.sub(r"[^\w.-]+", "-", where.partition("?")[0].rstrip("/"))
+
+
+def _old_copy(where: str, files: FileSet) -> Path | None:
+    """The copy that version 0.1.0 made of a bucket, under a name that several buckets could have.
+
+    Returns:
+        None where there is none, or it is another bucket's, or there is one of this version.
+
+    Raises:
+        OSError: The bucket does not answer.
+    """
+    old = COPIES / _plain(where)
+    if local(where).exists() or not (old / OWNER).exists():
+        return None
+    return old if files.manifest().note.get("owner") == _owner(old) else None
 
 
 def place(where: str) -> Path | Bucket:
@@ -108,14 +127,25 @@ def opened(where: str) -> Iterator[Files | None]:
         return
     folder, bucket = local(where).absolute(), Bucket(where)
     bucket.check()
+    files = FileSet(bucket, DRIVER)
+    _rename_old_copy(where, files)
     with only_driver(folder):
-        mirror = Mirror(FileSet(bucket, DRIVER), folder)
+        mirror = Mirror(files, folder)
         claim = mirror.take_over()
         mirror.start()
         try:
             yield Files(bucket, folder, claim)
         finally:
             mirror.close()
+
+
+def _rename_old_copy(where: str, files: FileSet) -> None:
+    try:
+        if old := _old_copy(where, files):
+            with only_driver(old):
+                old.rename(local(where))
+    except OSError as error:
+        raise ConfigError(f"--storage {where}: {reason(error)}: {ACCESS}") from None
 
 
 def fetched(where: str) -> Path:
@@ -130,6 +160,7 @@ def fetched(where: str) -> Path:
         bucket.check()
         files = FileSet(bucket, DRIVER)
         try:
+            folder = _old_copy(where, files) or folder
             state = files.manifest()
             if state.note.get("owner") != _owner(folder):
                 files.fetch(folder, state)
@@ -211,17 +242,21 @@ class Mirror(threading.Thread):
 
     def run(self) -> None:
         """Send until closed, or until another driver took the storage over."""
-        cleared = -CLEAR_EVERY_S
+        cleared, clearing = -CLEAR_EVERY_S, threading.Thread()
         while not self._closing.wait(EVERY_S) and not self._lost:
-            if self._try(True) and time.monotonic() - cleared > CLEAR_EVERY_S:
+            if self._try(True) and time.monotonic() - cleared > CLEAR_EVERY_S and not clearing.is_alive():
                 cleared = time.monotonic()
-                self._clear()
+                clearing = threading.Thread(target=self._clear, name="leftovers", daemon=True)
+                clearing.start()  # a bucket may hold many: the lease must be renewed meanwhile
 
     def _clear(self) -> None:
         try:
-            remove_leftovers(self._files.bucket)
-        except (OSError, ConfigError) as error:
-            log.warning("%s: %s: what killed processes left there stays", self._files.bucket.url, reason(error))
+            remove_leftovers(self._files.bucket, lambda: self._closing.is_set() or self._lost)
+        except OSError as error:
+            if not self._closing.is_set():
+                log.warning(
+                    "%s: leftovers of killed processes were not removed: %s", self._files.bucket.url, reason(error)
+                )
 
     @property
     def _lost(self) -> bool:

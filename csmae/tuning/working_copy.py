@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from csmae.config import ANY_RUN, TRAINING, Config, ConfigError, may_change
 from csmae.scratch import clear, hold, scratch_root
 from csmae.settings import flatten
 from csmae.tuning.bucket import PATIENCE_S, RETRY_S, patiently, reason
-from csmae.tuning.file_set import Claim, FileSet, Manifest, SupersededError, objects, snapshot
+from csmae.tuning.file_set import Claim, DeletedError, FileSet, Manifest, SupersededError, objects, snapshot
 
 PREFIX = "trial-"
 """Of the names of working copies."""
@@ -76,16 +76,16 @@ class WorkingCopy:
     Args:
         files: Of the trial.
         folder: Of this rank on this node; another one beside it is taken where a process still uses it.
-        mark: Of the trial's configuration: files of another one count as none.
+        marks: Of the trial's configuration, see ``marks_of``: files with none of them count as none; the first is written.
         beat: Called while the bucket keeps this rank waiting.
     """
 
-    def __init__(self, files: FileSet, folder: Path, mark: str, beat: Callable[[], object]) -> None:
-        self._files, self._mark, self._beat = files, mark, beat
+    def __init__(self, files: FileSet, folder: Path, marks: Sequence[str], beat: Callable[[], object]) -> None:
+        self._files, self._marks, self._beat = files, marks, beat
         self._claim: Claim | None = None
         self._pending: Path | None = None
         self._changed = threading.Condition()
-        self._over, self._trouble, self._lost = False, "", False
+        self._over, self._trouble, self._lost, self._deleted = False, "", False, False
         self._pusher: threading.Thread | None = None
         self._offered: dict[str, str] = {}
         self._ended, self._left = False, False
@@ -106,7 +106,7 @@ class WorkingCopy:
         state = broadcast_from_rank_zero(self._reconcile() if first else None)
         if not isinstance(state, Manifest):
             self.let_go()
-            raise self._unreachable(str(state))
+            raise _full_disk(str(state))
         if first:
             self._pusher = threading.Thread(target=self._push, name="mirror", daemon=True)
             self._pusher.start()
@@ -115,14 +115,14 @@ class WorkingCopy:
             patiently(lambda: self._files.fetch(self.folder, state), self._beat)
 
     def _reconcile(self) -> Manifest | str:
-        """Of the node's state and the bucket's, the newer one on both sides; or why not."""
+        """Of the node's state and the bucket's, the newer one on both sides; or why not, in one line."""
         common = _common(self.folder)
-        if common is None or common.note.get("mark") != self._mark:  # of a trial that the ledger has forgotten
+        if common is None or common.note.get("mark") not in self._marks:  # of a trial that the ledger has forgotten
             _remove(self.folder, all_but={})
 
         def newer() -> Manifest:
             self._claim = claim = self._claim or self._files.claim()
-            there = claim.state if claim.state.note.get("mark") == self._mark else Manifest()
+            there = claim.state if claim.state.note.get("mark") in self._marks else Manifest()
             if _progress(self.folder) > (there.note.get("epoch", 0), there.note.get("steps", 0)):
                 there = claim.push(self.folder, self._note(self.folder))
             self._files.fetch(self.folder, there)
@@ -132,39 +132,48 @@ class WorkingCopy:
         try:
             return patiently(newer, self._beat)
         except SupersededError as error:
-            self._lost = True
-            return str(error)
+            self._superseded(error)
         except OSError as error:
-            return reason(error)
+            self._trouble = reason(error)
+        return self._why(self._trouble)
 
     def _note_common(self, state: Manifest) -> None:
         draft = self.folder / f"{COMMON}.tmp"
-        draft.write_text(json.dumps({"files": state.files, "note": {"mark": self._mark}}))
+        draft.write_text(json.dumps({"files": state.files, "note": {"mark": self._marks[0]}}))
         draft.replace(self.folder / COMMON)
 
     def mirror(self) -> None:
         """Have the bucket get what was written, soon; called by rank 0 between epochs, waits for nothing.
 
         Raises:
-            FullDiskError: Other workers have taken the trial over.
+            FullDiskError: Other workers have taken the trial over, or its files were deleted.
+            OSError: The node's disk is full; the next call tries again.
         """
         if self._pusher is None:
             return
         if self._lost:
-            raise self._unreachable(self._trouble)
+            raise _full_disk(self._trouble)
         now = objects(self.folder)
         if now == self._offered:
             return
+        state = self._snapshot()
         self._offered = now
-        state = snapshot(self.folder, Path(tempfile.mkdtemp(prefix=".state-", dir=self.folder)))
         with self._changed:
             skipped, self._pending = self._pending, state
             self._changed.notify_all()
         if skipped:
             shutil.rmtree(skipped, ignore_errors=True)
 
+    def _snapshot(self) -> Path:
+        state = Path(tempfile.mkdtemp(prefix=".state-", dir=self.folder))
+        try:
+            return snapshot(self.folder, state)
+        except OSError:
+            shutil.rmtree(state, ignore_errors=True)
+            raise
+
     def give_back(self) -> None:
-        """Wait until the bucket has all, and clear the node.
+        """Wait until the bucket has all, or the trial's files were deleted there, and clear the node.
 
         Raises:
             FullDiskError: The bucket does not take it; the node keeps it.
@@ -174,9 +183,9 @@ class WorkingCopy:
         while self._pusher and self._pusher.is_alive() and time.monotonic() < deadline:
             self._pusher.join(RETRY_S)
             self._beat()
-        if self._lost or (self._pusher and self._pusher.is_alive()):
+        if (self._lost and not self._deleted) or (self._pusher and self._pusher.is_alive()):
             self.let_go()
-            raise self._unreachable(self._trouble or "does not come to an end")
+            raise _full_disk(self._why(self._trouble or "does not come to an end"))
         shutil.rmtree(self.folder, ignore_errors=True)
         self._release()
 
@@ -196,6 +205,8 @@ class WorkingCopy:
     def _release(self) -> None:
         """Let others take the node's folder up, or remove it."""
         if self._lock >= 0:
+            if self._deleted:
+                shutil.rmtree(self.folder, ignore_errors=True)
             os.close(self._lock)
         self._lock = -1
 
@@ -229,21 +240,29 @@ class WorkingCopy:
         try:
             self._note_common(self._claim.push(state, self._note(state)))
         except SupersededError as error:
-            self._trouble, self._lost = str(error), True
+            self._superseded(error)
         except OSError as error:
             self._trouble = reason(error)
             return False
         return True
 
+    def _superseded(self, error: SupersededError) -> None:
+        self._trouble, self._deleted = str(error), isinstance(error, DeletedError)
+        self._lost = True
+
     def _note(self, folder: Path) -> dict[str, object]:
         epoch, steps = _progress(folder)
-        return {"mark": self._mark, "epoch": epoch, "steps": steps}
+        return {"mark": self._marks[0], "epoch": epoch, "steps": steps}
 
-    def _unreachable(self, why: str) -> Exception:
-        from csmae.training.checkpoint import FullDiskError  # seconds of torch
+    def _why(self, trouble: str) -> str:
+        """What is wrong, where, and what to do."""
+        return trouble if self._lost else f"--storage {self._files.bucket.url}: {trouble}: run again when it does"
 
-        text = why if self._lost else f"--storage {self._files.bucket.url}: {why}: run again when it does"
-        return FullDiskError(text)
+
+def _full_disk(why: str) -> Exception:
+    from csmae.training.checkpoint import FullDiskError  # seconds of torch
+
+    return FullDiskError(why)
 
 
 def _progress(folder: Path) -> tuple[int, int]:
@@ -261,7 +280,7 @@ def _remove(folder: Path, all_but: Mapping[str, str]) -> None:
 
 @contextmanager
 def working_copy(
-    files: FileSet, folder: Path, mark: str, first: bool, beat: Callable[[], object]
+    files: FileSet, folder: Path, marks: Sequence[str], first: bool, beat: Callable[[], object]
 ) -> Iterator[tuple[Path, Callable[[], None]]]:
     """A rank's copy of a trial's files for as long as the block lasts; arguments as of ``WorkingCopy``. Collective.
 
@@ -274,7 +293,7 @@ def working_copy(
     from csmae.training.checkpoint import FullDiskError  # seconds of torch
     from csmae.training.engine import StoppedError
 
-    copy = WorkingCopy(files, folder, mark, beat)
+    copy = WorkingCopy(files, folder, marks, beat)
     copy.take_up(first)
     clear_copies(folder.parent)
     try:
@@ -292,9 +311,18 @@ def working_copy(
     copy.give_back()
 
 
-def mark_of(config: Mapping[str, Any]) -> str:
-    """A checksum over what a trial learns by: what may change while it trains is left out, as are defaults, which grow in number."""
+def marks_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Checksums over what a trial learns by: this version's, and that of 0.1.0, whose checkpoints are resumed.
+
+    What may change while a trial trains is left out, as are defaults, whose number grows.
+    """
     free, default = may_change(ANY_RUN, TRAINING), dict(flatten(Config().model_dump(mode="json")))
     values = dict(flatten(json.loads(json.dumps(config))))
     learnt = {name: value for name, value in values.items() if name not in free and value != default.get(name)}
-    return f"{zlib.crc32(json.dumps(learnt, sort_keys=True).encode()):08x}"
+    return _checksum(learnt), _checksum(
+        {name: section for name, section in config.items() if name not in ("data", "eval")}
+    )
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
