@@ -4,8 +4,11 @@ import asyncio
 
 import pytest
 
+from conftest import SMALL
+from csmae.config import Config
 from csmae.tuning import mailbox
 from csmae.tuning.mailbox import EpochDone, GroupLost, Holding, Mailbox, Silence, TrialDone
+from csmae.tuning.slots import Slot
 
 
 @pytest.fixture(autouse=True)
@@ -14,10 +17,17 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mailbox, "START_S", 0.3)
 
 
+async def waiting(retries: int, hang_timeout_s: float) -> Mailbox:
+    """A mailbox with an assignment for workers that have not started."""
+    box = Mailbox(retries, hang_timeout_s)
+    await box.assign({}, "trials/0")
+    assert await box.next_event() == Holding(False)
+    return box
+
+
 async def assigned(group: str) -> Mailbox:
     """A mailbox whose assignment a group has taken."""
-    box = Mailbox(retries=2, hang_timeout_s=0.2)
-    await box.assign({}, "trials/0")
+    box = await waiting(retries=2, hang_timeout_s=0.2)
     await box.take(group, 0, f"worker of {group}")
     return box
 
@@ -28,7 +38,9 @@ def test_a_trial_whose_silent_workers_are_not_replaced_fails() -> None:
         assert await box.next_event() == Silence(["worker of one"])
         ended = await box.next_event()
         assert isinstance(ended, TrialDone) and ended.outcome == "failed"
-        assert ended.reason.startswith("no sign of life from the workers for 0.2 s, and for 0.3 s no others")
+        assert ended.reason == (
+            "no sign of life from the workers for 0.2 s, and no replacement workers started within 0.3 s"
+        )
 
     asyncio.run(asyncio.wait_for(course(), 20))
 
@@ -81,8 +93,7 @@ def test_a_group_that_leaves_with_its_work_saved_costs_no_attempt() -> None:
 
 def test_workers_that_never_take_their_first_assignment_are_taken_for_dead() -> None:
     async def course() -> None:
-        box = Mailbox(retries=1, hang_timeout_s=0.2)
-        await box.assign({}, "trials/0")
+        box = await waiting(retries=1, hang_timeout_s=0.2)
         await box.workers_there(["rank 0", "rank 1"])
         assert await box.next_event() == Holding(True)
         assert await box.next_event() == Silence(["rank 0", "rank 1"])
@@ -92,9 +103,7 @@ def test_workers_that_never_take_their_first_assignment_are_taken_for_dead() -> 
         assert await box.next_event() == Silence(["rank 0 again", "rank 1 again"])
         ended = await box.next_event()
         assert isinstance(ended, TrialDone) and ended.outcome == "failed"
-        assert ended.reason == (
-            "no sign of life from the workers for 0.3 s that they had to take the trial (in each of 2 attempts)"
-        )
+        assert ended.reason == "the workers did not start the trial within 0.3 s (in each of 2 attempts)"
 
     asyncio.run(asyncio.wait_for(course(), 20))
 
@@ -131,8 +140,7 @@ def test_workers_that_start_in_the_place_of_silent_ones_get_their_time() -> None
 
 def test_a_group_that_waits_for_resources_is_not_silent() -> None:
     async def course() -> None:
-        box = Mailbox(retries=1, hang_timeout_s=0.1)
-        await box.assign({}, "trials/0")
+        box = await waiting(retries=1, hang_timeout_s=0.1)
         await box.workers_gone()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(box.next_event(), 1)
@@ -159,8 +167,7 @@ def test_no_worker_goes_on_after_an_epoch_that_was_not_judged() -> None:
 
 def test_groups_that_ask_for_smaller_micro_batches_cost_no_attempt() -> None:
     async def course() -> None:
-        box = Mailbox(retries=0, hang_timeout_s=60)
-        await box.assign({}, "trials/0")
+        box = await waiting(retries=0, hang_timeout_s=60)
         for number, size in enumerate((64, 32, 16, 8, 4, 2, 1)):
             assignment = await box.take(f"group {number}", 0, "worker")
             assert assignment is not None and assignment.micro_batch == (2 * size if number else None)
@@ -180,8 +187,7 @@ def test_groups_that_ask_for_smaller_micro_batches_cost_no_attempt() -> None:
 
 def test_a_micro_batch_that_does_not_shrink_is_an_attempt_that_failed() -> None:
     async def course() -> None:
-        box = Mailbox(retries=0, hang_timeout_s=60)
-        await box.assign({}, "trials/0")
+        box = await waiting(retries=0, hang_timeout_s=60)
         for group in ("one", "two"):
             await box.take(group, 0, "worker")
             await box.shrink(1, group, 4)
@@ -190,7 +196,42 @@ def test_a_micro_batch_that_does_not_shrink_is_an_attempt_that_failed() -> None:
         third = asyncio.create_task(box.take("three", 0, "worker"))
         ended = await box.next_event()
         assert isinstance(ended, TrialDone)
-        assert ended.reason == "out of memory, again, with 4 pairs at a time (in each of 1 attempts)"
+        assert ended.reason == "out of memory again with micro-batches of 4 pairs (in each of 1 attempts)"
         third.cancel()
 
     asyncio.run(asyncio.wait_for(course(), 20))
+
+
+def test_a_trial_that_a_new_mailbox_takes_over_is_told_that_it_holds_nothing() -> None:
+    """Tune starts a trial again after the death of its slot, of which the search hears nothing."""
+
+    async def course() -> None:
+        box = Mailbox(retries=1, hang_timeout_s=60)
+        await box.assign({}, "trials/0")
+        assert await box.next_event() == Holding(False)
+        await box.workers_there(["rank 0"])
+        assert await box.next_event() == Holding(True)
+
+    asyncio.run(asyncio.wait_for(course(), 5))
+
+
+class ScriptedSlot(Slot):
+    """A slot in the middle of a trial of two epochs, whose events are given."""
+
+    def __init__(self, *events: EpochDone | Holding | TrialDone) -> None:
+        self._events, self._losses, self._last = iter(events), 0, None
+        self._config = Config.model_validate(SMALL | {"train": {"epochs": 2}})
+
+    def _next_event(self) -> EpochDone | Holding | TrialDone:
+        return next(self._events)
+
+
+def test_a_group_that_waits_for_resources_after_the_last_epoch_says_so() -> None:
+    last = EpochDone(2, {"a": 1.0})
+    slot = ScriptedSlot(EpochDone(1, {}), last, Holding(False), Holding(True), TrialDone("finished"))
+    assert [slot.step() for _ in range(4)] == [
+        {"epoch": 1, "metrics": {}},
+        {"holding": False},
+        {"holding": True},
+        {"epoch": 2, "metrics": {"a": 1.0}, "finished": "", "done": True},
+    ]

@@ -44,7 +44,7 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class Holding:
-    """Whether the trial's workers hold resources, or wait for them; a trial begins without, until this tells."""
+    """Whether the trial's workers hold resources, or wait for them; the first event of each assignment."""
 
     resources: bool
 
@@ -129,8 +129,8 @@ class Mailbox:
         self._tickets += 1
         self._assignment, self._course = Assignment(self._tickets, config, run_dir), _Course()
         self._events = asyncio.Queue()
-        if self._workers:
-            self._events.put_nowait(Holding(True))
+        # False as well: a trial that Tune restarts in another process held resources when its last one died.
+        self._events.put_nowait(Holding(bool(self._workers)))
         await self._notify()
 
     async def next_event(self) -> Event:
@@ -255,7 +255,7 @@ class Mailbox:
                 self._assignment = replace(self._assignment, micro_batch=micro_batch)
                 self._let_go()
             else:
-                self._course.complaints.setdefault(group, f"out of memory, again, with {before} pairs at a time")
+                self._course.complaints.setdefault(group, f"out of memory again with micro-batches of {before} pairs")
 
     def _let_go(self) -> None:
         """Forget the group at work, which goes of its own accord."""
@@ -305,9 +305,9 @@ class Mailbox:
         if course.silent:
             self._assignment = None
             text = f"no sign of life from the workers for {self._hang_timeout_s:g} s"
-            return TrialDone("failed", f"{text}, and for {patience_s:g} s no others in their place")
+            return TrialDone("failed", f"{text}, and no replacement workers started within {patience_s:g} s")
         if not course.workers:
-            text = f"{text} that they had to take the trial"
+            text = f"the workers did not start the trial within {patience_s:g} s"
             course.groups.append(f"{len(course.groups)}, which never took it")
         course.silent = True
         course.complaints.setdefault(course.groups[-1], text)

@@ -85,6 +85,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], plan: SlotPlan) -> None:
         """Start the workers, with their first assignment waiting for them."""
         self._plan, self._closing = plan, False
+        self._last: EpochDone | None = None  # the trial's last epoch, told to Tune together with the trial's end
         self._fits, self._ended = 0, 0
         self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote(plan.retries, plan.hang_timeout_s)
         self._start()
@@ -103,16 +104,15 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             ``done``, and the reason under the outcome's name.
         """
         event = self._next_event()
-        last = self._config.train.epochs
+        if isinstance(event, EpochDone):
+            self._losses = 0
+            if event.number < self._config.train.epochs:
+                return _result(event)
+            self._last, event = event, self._next_event()
         if isinstance(event, Holding):
             return {"holding": event.resources}
-        if isinstance(event, EpochDone) and event.number < last:
-            return self._result(event)
-        ended: Any = event
-        while not isinstance(ended, TrialDone):
-            ended = self._next_event()
-        result = self._result(event) if isinstance(event, EpochDone) else {}
-        return {**result, ended.outcome: ended.reason, "done": True}
+        assert isinstance(event, TrialDone), "no epoch follows the last one"
+        return {**(_result(self._last) if self._last else {}), event.outcome: event.reason, "done": True}
 
     def cleanup(self) -> None:
         """Send the workers home and wait until their reservation is free."""
@@ -121,14 +121,10 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._thread.join(CLOSE_TIMEOUT_S)
 
     def _assign(self, config: dict[str, Any]) -> None:
-        self._config, self._losses = Config.model_validate(config["config"]), 0
+        self._config, self._losses, self._last = Config.model_validate(config["config"]), 0, None
         ray.get(self._mailbox.assign.remote(config["config"], config["run_dir"]))
         if self._ended == self._fits:
             self._start()
-
-    def _result(self, event: EpochDone) -> dict[str, Any]:
-        self._losses = 0
-        return {"epoch": event.number, "metrics": event.metrics}
 
     def _start(self) -> None:
         self._fits += 1
@@ -167,6 +163,10 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._ended = number  # before the slot hears of it: an assignment in between starts the successor itself
         if not self._closing:
             ray.get(self._mailbox.group_lost.remote(lost))
+
+
+def _result(event: EpochDone) -> dict[str, Any]:
+    return {"epoch": event.number, "metrics": event.metrics}
 
 
 def make_trainer(
