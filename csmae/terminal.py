@@ -6,8 +6,10 @@ import codecs
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -18,6 +20,9 @@ STAND_INS = {"✓": "+", "✗": "x", "×": "x", "→": "->", "…": "...", "±":
 
 REPLACE = "csmae.terminal"
 """Name of the handler of encoding errors."""
+
+FINISH_S = 5.0
+"""How long a process waits at its end for whoever reads its output."""
 
 
 def console() -> Console:
@@ -51,7 +56,11 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], o
 
 @contextmanager
 def printable() -> Iterator[None]:
-    """Have the process's streams print every text, whatever their encoding, for as long as the block lasts."""
+    """Have the process's streams print every text, whatever their encoding, for as long as the block lasts.
+
+    Streams that were closed when the process started are replaced for good by ones that discard what they are given.
+    """
+    _replace_closed()
     codecs.register_error(REPLACE, _stand_ins)
     with ExitStack() as stack:
         for stream in (sys.stdout, sys.stderr):
@@ -67,16 +76,30 @@ def lasting() -> Iterator[None]:
 
     It lasts as long as the block, and keeps a search from ending with the window that it was started in.
     """
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Lasting(sys.stdout), _Lasting(sys.stderr)
+    _replace_closed()
+    before, streams = (sys.stdout, sys.stderr), (_Lasting(sys.stdout), _Lasting(sys.stderr))
+    sys.stdout, sys.stderr = streams
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
+        for stream in streams:
+            stream.finish()
+
+
+def _replace_closed() -> None:
+    """Open ``/dev/null`` for each stream that was closed when the process started, which Python shows as None.
+
+    It gets the lowest free descriptors, which are those of the closed streams: otherwise the next file would get them, such
+    as a database, and receive whatever a library or a child process writes to standard error.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 class _Lasting:
-    """A stream that is given up where it fails."""
+    """A stream that is given up where it fails, but not where its reader is only slow."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -87,6 +110,8 @@ class _Lasting:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
+        except BlockingIOError:  # a non-blocking pipe that is full: what does not fit in its buffer is lost
+            return len(text)
         except OSError:
             self._give_up()
             return len(text)
@@ -94,8 +119,23 @@ class _Lasting:
     def flush(self) -> None:
         try:
             self._stream.flush()
+        except BlockingIOError:
+            pass  # the buffer keeps it for the next time
         except OSError:
             self._give_up()
+
+    def finish(self) -> None:
+        """Wait a moment until a slow reader has taken what the buffer holds."""
+        deadline = time.monotonic() + FINISH_S
+        while time.monotonic() < deadline:
+            try:
+                self._stream.flush()
+                return
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:
+                break
+        self._give_up()
 
     def _give_up(self) -> None:
         """Let the stream's file be ``/dev/null``: what its buffer still holds would fail again, at the latest at the end."""

@@ -16,6 +16,8 @@ from archives import write_v2
 from csmae.terminal import console, say
 from test_search import ROOT, write
 
+BUFFERED = {"PYTHONUNBUFFERED": ""}
+
 MARKUP = "gloo failed: [/__w/pytorch/pytorch/tcp/pair.cc:534] [enforce fail at alloc_cpu.cpp:117] :warning: [bold]"
 
 
@@ -90,3 +92,54 @@ def test_a_closed_terminal_ends_nothing() -> None:
     os.close(ours)
     process.communicate(b"go on\n", 60)
     assert process.returncode == 7
+
+
+def test_a_slow_reader_misses_lines_and_is_not_given_up(tmp_path: Path) -> None:
+    code = (
+        "from csmae.terminal import lasting\nimport os, sys\nos.set_blocking(1, False)\n"
+        "with lasting():\n    for _ in range(50): print('x' * 10_000, flush=True)\n"
+        "    print('full', file=sys.stderr, flush=True)\n    sys.stdin.readline()\n"
+        "    print('still here', flush=True)\n    print('y' * 200_000, flush=True)\nsys.exit(7)"
+    )
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, env=os.environ | BUFFERED)
+    assert process.stdin and process.stdout and process.stderr
+    assert process.stderr.readline() == b"full\n"
+    os.set_blocking(process.stdout.fileno(), False)  # the same pipe's other end: empty it
+    while process.stdout.read(1 << 16):
+        pass
+    os.set_blocking(process.stdout.fileno(), True)
+    process.stdin.write(b"go on\n")
+    process.stdin.close()
+    assert b"still here\n" in process.stdout.read()
+    assert process.wait(60) == 7, process.stderr.read()
+
+
+@pytest.mark.parametrize("closed", [("stdin", "stdout"), ("stderr",), ("stdin", "stdout", "stderr")])
+def test_no_command_needs_open_streams(
+    closed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = [
+        (csmae.__main__.main, ["data", "check", str(tmp_path / "none")], 2),
+        (search.main, ["--list", "--storage", str(tmp_path)], 0),
+        (search.main, [str(tmp_path / "none.yaml")], 2),
+        (train_worker.main, [str(tmp_path / "none.yaml")], 2),
+    ]
+    for main, arguments, status in commands:
+        for name in closed:
+            monkeypatch.setattr(sys, name, None)
+        assert main(arguments) == status
+
+
+def test_files_never_take_the_numbers_of_closed_streams(tmp_path: Path) -> None:
+    """Otherwise whatever a library writes to standard error would land in a database."""
+    code = (
+        "import os\nfrom csmae.terminal import printable\n"
+        f"with printable(), open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "    os._exit(sum(os.readlink(f'/proc/self/fd/{n}') == os.devnull for n in range(3)) + 10 * file.fileno())"
+    )
+    done = subprocess.run(
+        f'{sys.executable} -c "$CODE" <&- >&- 2>&-', shell=True, cwd=ROOT, env=os.environ | {"CODE": code}
+    )
+    assert done.returncode == 33
