@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +18,7 @@ from ray.tune import PlacementGroupFactory, Stopper
 
 from csmae.config import ConfigError
 from csmae.lock import unwritable
-from csmae.scratch import scratch
+from csmae.scratch import scratch, scratch_root, unwritable_scratch
 from csmae.tuning.budget import Budget
 from csmae.tuning.capacity import Capacity
 from csmae.tuning.cluster import Share
@@ -169,7 +169,11 @@ def _scratch(folder: Path | None) -> Iterator[str]:
         folder: That all nodes share; None is each node's own temporary folder.
     """
     if folder is None:
-        with scratch("tune") as own:
+        with ExitStack() as stack:
+            try:
+                own = stack.enter_context(scratch("tune"))
+            except OSError as error:
+                raise unwritable_scratch(scratch_root(), error) from None
             yield str(own)
         return
     for stale in folder.glob("tune-*"):
@@ -177,7 +181,7 @@ def _scratch(folder: Path | None) -> Iterator[str]:
     try:
         shared = tempfile.TemporaryDirectory(prefix="tune-", dir=folder)
     except OSError as error:
-        raise ConfigError(unwritable(folder or tempfile.gettempdir(), error)) from None
+        raise ConfigError(unwritable(folder, error)) from None
     with shared as name:
         yield name
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from csmae.config import ConfigError
+from csmae.scratch import scratch
 
 SOCKET_BYTES = 107
 """Longest path of a Unix socket."""
@@ -38,11 +38,8 @@ def ray_temp_dir(usual: Path | None = None) -> Iterator[str | None]:
     if len(os.fsencode(usual.absolute() / LONGEST)) <= SOCKET_BYTES and _writable(usual):
         yield None
         return
-    folder = _short_folder(usual)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        yield _short_folder(usual, stack)
 
 
 def _writable(usual: Path) -> bool:
@@ -55,12 +52,10 @@ def _writable(usual: Path) -> bool:
         return False
 
 
-def _short_folder(usual: Path) -> str:
+def _short_folder(usual: Path, stack: ExitStack) -> str:
     for place in SHORT:
-        try:
-            return tempfile.mkdtemp(prefix="csmae-", dir=place)
-        except OSError:
-            continue
+        with suppress(OSError):
+            return str(stack.enter_context(scratch("csmae_ray", Path(place), shared=False)))
     raise ConfigError(
         f"Ray cannot have its sockets in {usual}, whose name is too long or which cannot be written, nor in "
         f"{', '.join(SHORT)}: name a short folder in RAY_TMPDIR"
