@@ -122,6 +122,7 @@ def _search(options: argparse.Namespace) -> int:
                 ancestors.append(ancestor(folder / DATABASE, name, study))
             except ConfigError as error:  # the change of the file that made the study anew leaves nothing to take over
                 say(str(error))
+                ledger.drop_source(name)
         for old in ancestors:
             say(f"{take_over(ledger, old)} trials of study {old.study_name} taken over")
         tracker = Tracker(ledger.folder, study.name, _uri(options))

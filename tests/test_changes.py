@@ -100,7 +100,7 @@ def test_a_trial_with_a_checkpoint_was_trained(tmp_path: Path) -> None:
     assert isinstance(suggestion, dict)
     Path(suggestion["run_dir"]).mkdir(parents=True)
     (Path(suggestion["run_dir"]) / "checkpoint.pt").touch()
-    with pytest.raises(ConfigError, match="was started otherwise"):
+    with pytest.raises(ConfigError, match="was started with a different definition"):
         Ledger(changed(tmp_path, "optim.lr", 1e-2), tmp_path)
 
 

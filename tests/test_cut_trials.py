@@ -1,15 +1,23 @@
 """Trials that a budget cuts short, while they run or before a search that goes on has begun."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from csmae.tuning.budget import Budget
 from csmae.tuning.cluster import Share
 from csmae.tuning.events import Ended, Ending, Event, Started, Waiting
-from csmae.tuning.ledger import Ledger
+from csmae.tuning.inheritance import ancestor, take_over
+from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.run import run_search
-from test_searcher import make_searcher, make_study, result
+from csmae.tuning.standings import leaderboard, standings
+from csmae.tuning.study import load_study
+from csmae.tuning.tables import studies_table
+from test_searcher import SPACE, make_searcher, make_study, result
+from test_study import write
 
 OVER = "the time limit of 1s is reached"
 
@@ -109,3 +117,99 @@ def test_a_trial_of_a_dead_driver_wins_only_within_its_constraints(tmp_path: Pat
             saved.write_text(json.dumps({"details": {"epoch": 1, "metrics": {"time/epoch_s": seconds}}}))
         ledger, _ = search_without_time(folder, **search)
         assert [trial.number for trial in ledger.ranked()] == winners
+
+
+SCORED_BY_RECALL = {"constraints": {"val/recall_at_1": ">= 0.5"}}
+
+
+def trained_to_epoch_3(folder: Path, recall: float) -> Ledger:
+    """A driver that dies after an epoch without scores: the last ones are those of epoch 2."""
+    searcher, _ = make_searcher(make_study(folder, **SCORED_BY_RECALL), folder)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(2, 0.4) | {"metrics/val/recall_at_1": recall})
+    searcher.on_trial_result("a", without_score(3))
+    return Ledger(make_study(folder, **SCORED_BY_RECALL), folder)
+
+
+@pytest.mark.parametrize("replays", [False, True])
+@pytest.mark.parametrize(("recall", "winners"), [(0.1, []), (0.6, [0])])
+def test_a_trial_that_a_restart_cuts_is_judged_by_its_last_scores(
+    tmp_path: Path, recall: float, winners: list[int], replays: bool
+) -> None:
+    trained_to_epoch_3(tmp_path, recall)
+    if replays:
+        searcher, _ = make_searcher(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
+        searcher.suggest("a")
+        searcher.on_trial_result("a", without_score(3))
+        searcher.abandon(OVER)
+    else:
+        search_without_time(tmp_path, **SCORED_BY_RECALL)
+    ledger = Ledger(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
+    assert [trial.state.name for trial in ledger.all_trials()] == ["PRUNED"]
+    assert [trial.number for trial in ledger.ranked()] == winners
+
+
+def test_a_cut_trial_breaks_a_constraint_of_which_nothing_is_known(tmp_path: Path) -> None:
+    ledger = Ledger(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
+    trial = ledger.next()
+    ledger.study.space.suggest(trial)
+    ledger.record(trial, 2, (0.4,))  # as an earlier version left it
+    searcher, _ = make_searcher(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", without_score(3))
+    searcher.abandon(OVER)
+    (cut,) = Ledger(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path).all_trials()
+    assert cut.constraints == {"val/recall_at_1": math.inf}
+
+
+def test_a_cut_trial_is_not_refused_as_what_another_study_trained(tmp_path: Path) -> None:
+    other = load_study(write(tmp_path, SPACE, num_trials=1), "other")
+    searcher, _ = make_searcher(other, tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(4, 0.5, finished=True))
+    plain: dict[str, Any] = {"start_from": [], "sampler": "random"}
+    study = make_study(tmp_path, **plain)
+    ledger = Ledger(study, tmp_path)
+    trial = ledger.next()
+    for name, value in study.space.encode(study.space.point({})).items():  # drawn by chance, as it may be
+        ledger.optuna._storage.set_trial_param(
+            trial._trial_id,
+            name,
+            study.space.domains[name].distribution.to_internal_repr(value),
+            study.space.domains[name].distribution,
+        )
+    searcher, _ = make_searcher(study, tmp_path)
+    first = searcher.suggest("a")
+    searcher.abandon(OVER)
+    assert take_over(Ledger(study, tmp_path), ancestor(tmp_path / DATABASE, "other", study)) == 1
+    again, _ = make_searcher(study, tmp_path)
+    assert again.suggest("b") == first
+
+
+def test_a_repetition_that_is_cut_after_its_first_score_goes_on_under_its_number_and_seed(tmp_path: Path) -> None:
+    study = make_study(tmp_path, num_trials=1, confirm={"top": 1, "seeds": 1})
+    searcher, told = make_searcher(study, tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(4, 0.5, finished=True))
+    repetition = searcher.suggest("b")
+    assert isinstance(repetition, dict)
+    (Path(repetition["run_dir"])).mkdir(parents=True)
+    (Path(repetition["run_dir"]) / "checkpoint.pt").touch()
+    searcher.on_trial_result("b", result(2, 0.3))
+    searcher.abandon(OVER)
+    assert told[-1] == Waiting(1, OVER)
+    assert leaderboard(Ledger(study, tmp_path).optuna).repeats == {1: 0}
+    again, _ = make_searcher(study, tmp_path)
+    assert again.suggest("c") == repetition
+    again.on_trial_complete("c", result(4, 0.4, finished=True))
+    assert again.suggest("d") == "FINISHED"
+    ledger = Ledger(study, tmp_path)
+    assert standings(ledger)[0].scores == (0.5, 0.4) and len(ledger.all_trials()) == 2
+    assert list(tmp_path.glob("study/trials/*/checkpoint.pt")) == []
+
+
+def test_the_list_of_studies_counts_trials_that_a_budget_cut(tmp_path: Path) -> None:
+    started(tmp_path)
+    table = studies_table(tmp_path / DATABASE)
+    row = {str(column.header): list(map(str, column.cells)) for column in table.columns}
+    assert row["waiting"] == ["1"] and row["running"] == ["0"]

@@ -23,7 +23,7 @@ def test_a_changed_study_is_refused_with_the_difference(tmp_path: Path) -> None:
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.4, finished=True))
     changed = make_study(tmp_path, {"masking.ratio": {"float": [0.3, 0.8]}})
-    with pytest.raises(ConfigError, match="started otherwise") as caught:
+    with pytest.raises(ConfigError, match="started with a different definition") as caught:
         Ledger(changed, tmp_path)
     assert "space.masking.ratio was float 0.3 to 0.9, is float 0.3 to 0.8" in str(caught.value)
     assert 'space.masking.strategy was one of "random", "disjoint", is not there' in str(caught.value)

@@ -209,7 +209,7 @@ def test_another_programs_study_is_left_alone(tmp_path: Path) -> None:
     other = optuna.create_study(storage=f"sqlite:///{tmp_path}/{DATABASE}", study_name="study")
     other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     study = make_study(tmp_path)
-    with pytest.raises(ConfigError, match="is another program's: use --name"):
+    with pytest.raises(ConfigError, match="was not created by this program: use --name"):
         Ledger(study, tmp_path)
     with pytest.raises(ConfigError, match="nothing of it can be taken over"):
         ancestor(tmp_path / DATABASE, "study", study)

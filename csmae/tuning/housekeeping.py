@@ -38,7 +38,8 @@ class Housekeeper:
         keep = max(search.keep, search.confirm.top if search.confirm else 0)
         board = leaderboard(self._ledger.optuna)
         finalists = {standing.trial.number for standing in board.standings if standing.is_finalist}
-        best = {trial.number for trial in self._ledger.ranked()[:keep]} | board.front | finalists
+        first = {standing.trial.number for standing in board.standings[:keep]}
+        best = {trial.number for trial in self._ledger.ranked()[:keep]} | first | board.front | finalists
         for trial in self._ledger.trials():
             if trial.state.is_finished() and trial.number not in self._gone | best and not _stays(trial):
                 self._gone.add(trial.number)
@@ -76,4 +77,4 @@ def _delete(files: Files, run_dir: Path) -> None:
 
 
 def _stays(trial: FrozenTrial) -> bool:
-    return was_cut(trial) or (START in trial.user_attrs and CONFIRMS not in trial.user_attrs)
+    return CONFIRMS not in trial.user_attrs and (was_cut(trial) or START in trial.user_attrs)

@@ -37,7 +37,7 @@ def ancestor(path: Path, name: str, study: Study) -> optuna.Study:
         attributes = old.user_attrs
     if "definition" not in attributes:
         raise ConfigError(
-            f"study {name!r} in {path} is another program's: nothing of it can be taken over: name a study of this program (--list)"
+            f"study {name!r} in {path} was not created by this program: nothing of it can be taken over: name a study of this program (--list)"
         )
     if attributes["definition"]["search"]["objectives"] != study.definition()["search"]["objectives"]:
         raise ConfigError(
@@ -68,6 +68,7 @@ def take_over(ledger: Ledger, old: optuna.Study) -> int:
             if trained and tuple(origin) not in known and (copy := _copy(ledger.study, old, trial, origin)):
                 ledger.optuna.add_trial(copy)
                 taken += 1
+        ledger.drop_source(old.study_name)
     return taken
 
 

@@ -18,7 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from csmae.config import ConfigError
 from csmae.lock import opening
 from csmae.sqlite import sqlite_url
-from csmae.tuning.definition import differences
+from csmae.tuning.bucket import patiently, reason
+from csmae.tuning.definition import Kept, differences
 from csmae.tuning.file_set import Files
 from csmae.tuning.quiet import quiet_optuna
 from csmae.tuning.ranking import order, undominated
@@ -53,7 +54,13 @@ START = "start"
 """User attribute of a trial that is never stopped early: a starting point, which it holds, or a repetition."""
 
 CUT = "cut"
-"""User attribute of a trial that waits because a budget cut it before its first score: why. It goes on under its number."""
+"""User attribute of a trial that waits because a budget cut it without a result: why. It resumes under its number."""
+
+SOURCES = "sources"
+"""User attribute of a study that got another definition: studies from which trials have yet to be taken over again."""
+
+CONFIRMING = "confirming"
+"""User attribute of a study: whether its last search trains the best trials again with other seeds."""
 
 SPENT = {"runs_s", "gpu_s", "worker_s"}
 """User attributes of a study and of its trials that say what they took (see ``Budget``)."""
@@ -85,14 +92,10 @@ class Ledger:
             self.folder.mkdir(parents=True, exist_ok=True)
             database = open_storage(self.path)
             self.optuna = self._open(database)
-            self.sources: list[str] = []
-            """Studies from which trials were taken over before this one was made anew."""
             self._define(database)
             self._line_up_starts()
             self._settle_repetitions()
-            self._left = [
-                trial for trial in self.all_trials() if trial.state is TrialState.RUNNING or _was_begun(trial)
-            ]
+            self._left = [trial for trial in self.all_trials() if trial.state is TrialState.RUNNING or waits(trial)]
 
     def _open(self, storage: optuna.storages.BaseStorage) -> optuna.Study:
         directions = list(self.study.search.objectives.values())
@@ -103,19 +106,28 @@ class Ledger:
     def _define(self, storage: optuna.storages.BaseStorage) -> None:
         """Write what a study is, where it is new or nothing of it was trained; else compare with what it was started as."""
         study, written = self.study, self.optuna.user_attrs.get("definition")
-        if written is None and self.all_trials():
-            raise ConfigError(f"study {study.name!r} in {self.path} is another program's: use --name")
-        lines = list(differences(written, study.definition())) if written else []
+        kept = Kept.read(self._kept_path)  # of a driver that was killed meanwhile
+        if written is None and kept is None and self.all_trials():
+            raise ConfigError(f"study {study.name!r} in {self.path} was not created by this program: use --name")
+        lines = list(differences(written, study.definition())) if written and kept is None else []
         if lines and any(map(self._was_trained, self.all_trials())):
             raise ConfigError(
-                f"study {study.name!r} in {self.path} was started otherwise: {'; '.join(lines)}: "
+                f"study {study.name!r} in {self.path} was started with a different definition: {'; '.join(lines)}: "
                 "use --fork NEW to begin a study that takes over what still fits"
             )
         if lines:
-            self._make_anew(storage)
+            kept = self._kept()
+            kept.write(self._kept_path)
+        if kept:
+            self._make_anew(storage, kept)
+        self._write_definition()
+
+    def _write_definition(self) -> None:
+        study = self.study
         if list(self.optuna.metric_names or []) != list(study.search.objectives):
             self.optuna.set_metric_names(list(study.search.objectives))
-        for name, value in (("said", dict(study.base)), ("definition", study.definition())):
+        confirms = study.search.confirm is not None
+        for name, value in (("said", dict(study.base)), ("definition", study.definition()), (CONFIRMING, confirms)):
             if self.optuna.user_attrs.get(name) != json.loads(json.dumps(value)):
                 self.optuna.set_user_attr(name, value)
 
@@ -125,30 +137,52 @@ class Ledger:
             return False
         if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or curve(trial):
             return True
-        goes_on = trial.state is TrialState.RUNNING or _was_begun(trial)
-        return goes_on and (self.files is not None or (self.run_dir(trial.number) / "checkpoint.pt").exists())
+        goes_on = trial.state is TrialState.RUNNING or waits(trial)
+        return goes_on and self._has_files(self.run_dir(trial.number))
 
-    def _make_anew(self, storage: optuna.storages.BaseStorage) -> None:
-        """Make Optuna's study once more, for it never changes its directions or the choices of a parameter.
+    def _has_files(self, run_dir: Path) -> bool:
+        """Whether a trial has a checkpoint, in the folder or in the bucket."""
+        files = self.files
+        if files is None:
+            return (run_dir / "checkpoint.pt").exists()
+        try:
+            return bool(patiently(lambda: files.of(run_dir).manifest().files))
+        except OSError as error:
+            raise ConfigError(f"--storage {files.bucket.url}: {reason(error)}: run again when it does") from None
 
-        Trials that were begun in vain keep their numbers, which trackers know, and what they cost.
-        """
-        old, spent = (
-            self.all_trials(),
-            {key: self.optuna.user_attrs[key] for key in SPENT & self.optuna.user_attrs.keys()},
-        )
-        self.sources = sorted({trial.user_attrs[ORIGIN][0] for trial in old if ORIGIN in trial.user_attrs})
-        num_begun = max((trial.number + 1 for trial in self.trials()), default=0)
+    @property
+    def _kept_path(self) -> Path:
+        return self.folder / "redefinition.json"
+
+    def _kept(self) -> Kept:
+        """What stays: what the study took so far, and the numbers of trials that were begun in vain, for trackers know these."""
+        old, attributes = self.all_trials(), self.optuna.user_attrs
+        sources = {trial.user_attrs[ORIGIN][0] for trial in old if ORIGIN in trial.user_attrs} | {*self.sources}
+        num_used = max((trial.number + 1 for trial in old if _uses_number(trial)), default=0)
+        spent = {key: attributes[key] for key in SPENT & attributes.keys()}
+        return Kept(spent | {SOURCES: sorted(sources)}, [_placeholder(trial) for trial in old[:num_used]])
+
+    def _make_anew(self, storage: optuna.storages.BaseStorage, kept: Kept) -> None:
+        """Make Optuna's study once more, for it never changes its directions or the choices of a parameter."""
         optuna.delete_study(study_name=self.study.name, storage=storage)
         self.optuna = self._open(storage)
-        for key, value in spent.items():
+        self._write_definition()
+        for key, value in kept.attributes.items():
             self.optuna.set_user_attr(key, value)
-        for trial in old[:num_begun]:
-            costs = {key: trial.user_attrs[key] for key in SPENT & trial.user_attrs.keys()}
-            reason = trial.user_attrs.get("reason", "the study's file was changed before anything was trained")
-            attributes = {NOT_TRAINED: True, "reason": reason, **costs}
+        for attributes in kept.trials:
             self.optuna.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=attributes))
         shutil.rmtree(self.run_dir(0).parent, ignore_errors=True)
+        self._kept_path.unlink()
+
+    @property
+    def sources(self) -> list[str]:
+        """Studies from which trials have yet to be taken over again, for this one got another definition since."""
+        return list(self.optuna.user_attrs.get(SOURCES, []))
+
+    def drop_source(self, name: str) -> None:
+        """Note that what fits was taken over from a study, or that nothing can be."""
+        if name in self.sources:
+            self.optuna.set_user_attr(SOURCES, [source for source in self.sources if source != name])
 
     def _line_up_starts(self) -> None:
         """Put the starting points in line, once each: a study that goes on may name further ones."""
@@ -161,7 +195,7 @@ class Ledger:
     def _settle_repetitions(self) -> None:
         """Take repetitions out of line that a killed driver put there: the best may be others by now."""
         for trial in self._in_line():
-            if CONFIRMS in trial.user_attrs and not _was_begun(trial):
+            if CONFIRMS in trial.user_attrs and not waits(trial):
                 self.refuse(self._begin(trial), "not begun", steer=False)
 
     # What there is.
@@ -306,9 +340,13 @@ class Ledger:
         trial.set_user_attr(NOT_TRAINED, True)
         self.optuna.tell(trial, state=TrialState.PRUNED if steer else TrialState.FAIL)
 
+    def has_result(self, trial: optuna.Trial) -> bool:
+        """Whether a trial counts if it is cut short now: it has a score, and is no repetition, of which only the end counts."""
+        return CONFIRMS not in trial.user_attrs and bool(curve(self.frozen(trial)))
+
     def cut(self, trial: optuna.Trial, reason: str) -> None:
-        """End a trial that the budget cut short; one without a score yet waits, to go on where its checkpoint is."""
-        if curve(self.frozen(trial)):
+        """End a trial that the budget cut short; one without a result waits, to resume from its checkpoint."""
+        if self.has_result(trial):
             trial.set_user_attr("reason", reason)
             self.prune(trial)
         else:
@@ -415,9 +453,25 @@ def eligible(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     return [t for t in kept if t.state is TrialState.COMPLETE] or [t for t in kept if was_cut(t)]
 
 
-def _was_begun(trial: FrozenTrial) -> bool:
-    """Whether a trial waits that a budget cut."""
+def was_begun(trial: FrozenTrial) -> bool:
+    """Whether a trial runs, is over, or waits because a budget cut it; not one that is only enqueued."""
+    return trial.state is not TrialState.WAITING or CUT in trial.user_attrs
+
+
+def waits(trial: FrozenTrial) -> bool:
+    """Whether a trial waits because a budget cut it."""
     return trial.state is TrialState.WAITING and CUT in trial.user_attrs
+
+
+def _uses_number(trial: FrozenTrial) -> bool:
+    """Whether a trial was begun or refused by this study itself, so that no other one may have its number."""
+    return ORIGIN not in trial.user_attrs and was_begun(trial)
+
+
+def _placeholder(trial: FrozenTrial) -> dict[str, Any]:
+    """User attributes of a trial that stands for one of a former definition: why it has no result, and what it took."""
+    reason = trial.user_attrs.get("reason", "the study's file was changed before anything was trained")
+    return {NOT_TRAINED: True, "reason": reason, **{k: v for k, v in trial.user_attrs.items() if k in SPENT}}
 
 
 def was_cut(trial: FrozenTrial) -> bool:

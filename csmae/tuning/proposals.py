@@ -11,12 +11,12 @@ from itertools import islice
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
 from csmae.tuning.draft import Draft
-from csmae.tuning.ledger import NOT_TRAINED, ORIGIN, START, Ledger
+from csmae.tuning.ledger import NOT_TRAINED, ORIGIN, START, Ledger, was_begun
 from csmae.tuning.options import bound
 from csmae.tuning.study import MAX_GRID
 
@@ -58,10 +58,10 @@ class Proposals:
     def _remember(self, trial: FrozenTrial) -> None:
         """Note a trial's configuration, unless the driver died before the trial had all its values."""
         inherited = ORIGIN in trial.user_attrs
-        if trial.state is TrialState.WAITING or (NOT_TRAINED in trial.user_attrs and not inherited):
+        if not was_begun(trial) or (NOT_TRAINED in trial.user_attrs and not inherited):
             return
         values = self._ledger.values(trial)
-        if trial.state is TrialState.RUNNING and values != self._study.space.point(values):
+        if not trial.state.is_finished() and values != self._study.space.point(values):
             return
         known = self._inherited if inherited else self._own
         with suppress(ConfigError):  # one that the search's present settings would not allow

@@ -157,6 +157,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         live.epoch = epoch
         objectives = self._ledger.study.search.objectives
         if all(name in live.metrics for name in objectives):
+            self._judge(live)  # on record with the scores: after a restart nothing else knows these metrics
             self._ledger.record(live.trial, epoch, tuple(live.metrics[name] for name in objectives))
         self._listener(Reported(live.trial.number, epoch, live.metrics))
 
@@ -198,7 +199,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def abandon(self, reason: str) -> None:
         """End the trials that run, or were left in the middle; their checkpoints stay.
 
-        Those with a score count as stopped early, the others can be gone on with.
+        Those with a result count as stopped early, the others wait.
         """
         for live in self._live.values():
             self._budget.end(live.trial)
@@ -211,14 +212,14 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self._cut(_Live(trial, epoch, any_config, metrics, metrics), reason)
 
     def _cut(self, live: _Live, reason: str) -> None:
-        scored = bool(curve(self._ledger.frozen(live.trial)))
-        if scored:
+        counts = self._ledger.has_result(live.trial)
+        if counts:
             self._judge(live)
-            unknown = () if live.metrics else self._ledger.study.search.constraints.keys() - set(COSTS)
-            for name in unknown:
-                live.trial.set_constraint(name, math.inf)  # nobody knows any more whether it was kept
+            known = {*COSTS, *self._ledger.frozen(live.trial).constraints}
+            for name in self._ledger.study.search.constraints.keys() - known:
+                live.trial.set_constraint(name, math.inf)  # nobody knows whether it was kept
         self._ledger.cut(live.trial, reason)
-        if scored:
+        if counts:
             self._tell(live, reason)
         else:
             self._listener(Waiting(live.trial.number, reason))
@@ -269,10 +270,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def _judge(self, live: _Live) -> None:
         """Write down how the last metrics stand to the constraints; a loss term that is not computed breaks none."""
         for name, wanted in self._ledger.study.search.constraints.items():
-            if name in TERMS and live.metrics and name not in live.latest:
+            if name in live.latest:
+                value = live.latest[name]
+                live.trial.set_constraint(name, violation(value, wanted) if math.isfinite(value) else math.inf)
+            elif name in TERMS and live.metrics:
                 live.trial.set_constraint(name, 0.0)
-            elif math.isfinite(value := live.latest.get(name, math.nan)):
-                live.trial.set_constraint(name, violation(value, wanted))
 
     def _check_first(self, number: int, failed: str | None) -> None:
         """End the search where the first trials all failed for the same reason, and none that runs has done an epoch."""
