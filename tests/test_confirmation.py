@@ -82,6 +82,34 @@ def test_one_that_was_never_to_be_confirmed_is_not_crowned_by_a_single_score(tmp
     assert [s.trial.number for s in standings(ledger)] == [1, 0, 2]
 
 
+@pytest.mark.parametrize(("later", "best"), [({}, 0), ({"confirm": None}, 4)])
+def test_a_finalist_stands_before_better_trials_only_while_the_study_confirms(
+    tmp_path: Path, later: dict[str, Any], best: int
+) -> None:
+    confirmed(tmp_path, [0.5, 0.45, 0.5, 0.3], num_trials=2, top=2, seeds=1)
+    study = make_study(tmp_path, num_trials=5, keep=1, **{"confirm": {"top": 1, "seeds": 1}, **SETTINGS, **later})
+    searcher, _ = make_searcher(study, tmp_path)
+    suggestions = [searcher.suggest(str(index)) for index in range(3)]
+    for index, score in enumerate((0.55, 0.4, 0.45)):
+        suggestion = suggestions[index]
+        assert isinstance(suggestion, dict)
+        (Path(suggestion["run_dir"]) / "encoder").mkdir(parents=True)
+        searcher.on_trial_complete(str(index), result(4, score, finished=True))
+    ledger = Ledger(study, tmp_path)
+    first = standings(ledger)[0]
+    assert (first.trial.number, first.mean) == ((0, 0.5) if best == 0 else (4, 0.55))
+
+
+def test_without_confirmation_trials_compare_by_their_means_and_the_best_keeps_its_encoder(tmp_path: Path) -> None:
+    confirmed(tmp_path, [0.6, 0.5, 0.2, 0.5], num_trials=2, top=2, seeds=1)
+    study = make_study(tmp_path, num_trials=4, keep=1, **SETTINGS)
+    searcher, _ = make_searcher(study, tmp_path)
+    train(searcher, [0.55, 0.45])
+    ledger = Ledger(study, tmp_path)
+    assert [(s.trial.number, s.mean) for s in standings(ledger)] == [(4, 0.55), (1, 0.5), (5, 0.45), (0, 0.4)]
+    assert champion(ledger) == 4
+
+
 def test_every_finalist_is_repeated_once_before_one_is_repeated_twice(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=2, confirm={"top": 2, "seeds": 2}, **SETTINGS)
     searcher, _ = make_searcher(study, tmp_path)
@@ -141,7 +169,7 @@ def test_the_live_view_and_the_list_of_studies_name_the_champion(tmp_path: Path)
     assert later.value == pytest.approx(0.525)
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(studies_table(tmp_path / DATABASE))
-    assert console.export_text().splitlines()[-1].split() == ["study", "5", "0", "0", "0", "0.525", "val/f1_mean"]
+    assert console.export_text().splitlines()[-1].split() == ["study", "5", "0", "0", "0", "0", "0.525", "val/f1_mean"]
 
 
 def test_a_fork_takes_over_a_repetition_as_the_trial_that_it_is_there(tmp_path: Path) -> None:

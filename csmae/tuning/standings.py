@@ -9,9 +9,10 @@ from pathlib import Path
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from csmae.tuning.ledger import (
+    CONFIRMING,
     CONFIRMS,
     DATABASE,
     FINALISTS,
@@ -23,7 +24,9 @@ from csmae.tuning.ledger import (
     ranked,
     result_of,
     usable,
+    was_begun,
 )
+from csmae.tuning.ranking import order
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def leaderboard(study: optuna.Study) -> Leaderboard:
     Trials that keep to the constraints and came to their end stand by their scores, by Pareto front where there are
     several objectives; where none came to its end, those that a budget cut short. Finalists, which are those chosen to
     be trained again with other seeds, stand before all others, by the mean of the first objective over the seeds that each
-    has by now: so one that its repetition disproved gives way to one that is not repeated yet.
+    has by now: so one that its repetition disproved gives way to one that is not repeated yet. Where the study no longer
+    confirms, all compare, with the mean over the seeds that each has in place of its own score.
     """
     trials = [t for t in study.get_trials(deepcopy=False) if _is_trained(t)]
     repetitions = [trial for trial in trials if CONFIRMS in trial.user_attrs]
@@ -94,15 +98,25 @@ def leaderboard(study: optuna.Study) -> Leaderboard:
     found = [
         Standing(t, (last_values(t)[0], *again.get(t.number, ())), t.number in named) for t in ranked(explored, signs)
     ]
-    finalists = [standing for standing in found if standing.is_finalist]
-    finalists.sort(key=lambda standing: (-signs[0] * standing.mean, -standing.num_seeds))
     return Leaderboard(
         dict(zip(study.metric_names or ["objective"], (d.name.lower() for d in study.directions), strict=False)),
-        finalists + [standing for standing in found if not standing.is_finalist],
+        _finalists_first(found, signs) if study.user_attrs.get(CONFIRMING, True) else _by_mean(found, signs),
         frozenset(trial.number for trial in front(explored, signs)),
         {trial.number: trial.user_attrs[CONFIRMS] for trial in repetitions},
         {trial.number: names for trial in trials if (names := broken_by(trial))},
     )
+
+
+def _finalists_first(found: list[Standing], signs: list[int]) -> list[Standing]:
+    finalists = [standing for standing in found if standing.is_finalist]
+    finalists.sort(key=lambda standing: (-signs[0] * standing.mean, -standing.num_seeds))
+    return finalists + [standing for standing in found if not standing.is_finalist]
+
+
+def _by_mean(found: list[Standing], signs: list[int]) -> list[Standing]:
+    values = [(standing.mean, *last_values(standing.trial)[1:]) for standing in found]
+    scores = [tuple(sign * value for sign, value in zip(signs, row, strict=True)) for row in values]
+    return [found[index] for index in order(scores)]
 
 
 def stored_leaderboard(folder: Path) -> Leaderboard | None:
@@ -132,4 +146,4 @@ def broken_by(trial: FrozenTrial) -> tuple[str, ...]:
 
 
 def _is_trained(trial: FrozenTrial) -> bool:
-    return trial.state is not TrialState.WAITING and NOT_TRAINED not in trial.user_attrs
+    return was_begun(trial) and NOT_TRAINED not in trial.user_attrs

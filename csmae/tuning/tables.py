@@ -12,7 +12,7 @@ from rich.text import Text
 
 from csmae.tuning.importance import importances
 from csmae.tuning.inheritance import study_names
-from csmae.tuning.ledger import NOT_TRAINED, Ledger, last_values, open_storage, state_of, usable
+from csmae.tuning.ledger import NOT_TRAINED, Ledger, last_values, open_storage, state_of, usable, was_begun
 from csmae.tuning.standings import leaderboard
 from csmae.tuning.view import number, settings
 
@@ -77,21 +77,21 @@ def importance_lines(ledger: Ledger) -> Iterator[str]:
 
 
 def studies_table(path: Path) -> Table:
-    """Every study of a database.
+    """Every study of a database; trials that wait are those that a budget cut and that resume with their study.
 
     Raises:
         ConfigError: The database cannot be used.
     """
     table = _table(f"studies in {path}")
-    for column in ("study", "done", "pruned", "failed", "running", "best", "of"):
+    for column in ("study", "done", "pruned", "failed", "running", "waiting", "best", "of"):
         table.add_column(column, justify="left" if column in ("study", "of") else "right", no_wrap=True)
     for name in study_names(path):
         with usable(path):
             study = optuna.load_study(study_name=name, storage=open_storage(path))
-            trials = [trial for trial in study.get_trials(deepcopy=False) if NOT_TRAINED not in trial.user_attrs]
+            trials = [t for t in study.get_trials(deepcopy=False) if was_begun(t) and NOT_TRAINED not in t.user_attrs]
             board = leaderboard(study)
         states = Counter(map(state_of, trials))
-        counts = [str(states[state]) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING")]
+        counts = [str(states[state]) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")]
         best = next((standing.mean for standing in board.standings), None)
         table.add_row(Text(name), *counts, number(best), Text(next(iter(board.objectives))))
     return table
