@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print(f"stopped; to go on: {command()}", file=sys.stderr)
+        print(f"stopped; to resume: {command()}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--warm-start-from", metavar="STUDY", help="begin with what fits from another study")
     add("--dry-run", action="store_true", help="show the space and what a trial costs, and stop")
     add("--list", action="store_true", help="show the studies in the storage folder, and stop")
-    add("--verbose", action="store_true", help="let Ray speak")
+    add("--verbose", action="store_true", help="show Ray's own logs")
     return parser
 
 
@@ -101,7 +101,7 @@ def _search(options: argparse.Namespace) -> int:
     if options.study is None:
         raise ConfigError("name a study file, such as spaces/quickstart.yaml (--list shows the studies there are)")
     if options.insecure and not options.address:
-        raise ConfigError("--insecure: is of a cluster to join: name it with --address")
+        raise ConfigError("--insecure applies only to a cluster: add --address")
     study = load_study(options.study, options.fork or options.name, _assignments(options))
     shown(_uri(options))
     room = None if options.address else this_machine()
@@ -180,12 +180,12 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
 
         ending = run_search(budget, part, listen)
     if ending.kind == "superseded":
-        say(f"{ending.reason}: this search ends")
+        say(f"{ending.reason}: this search stops")
         return FAILED
     for trial in progress.running:
         tracker.end(trial.number, "RUNNING", ending.reason or "interrupted")
     if ending.kind in ("interrupted", "stuck"):
-        say(f"{ending.reason or 'stopped in order'}; to go on: {command()}")
+        say(f"{ending.reason or 'stopped cleanly'}; to resume: {command()}")
         return FAILED if ending.reason else INTERRUPTED
     return _finish(options, ledger, tracker, part, ending)
 
@@ -242,7 +242,7 @@ def _crown(tracker: Tracker, ledger: Ledger, found: list[Candidate], scores: lis
     best = next(standing for standing in board.standings if standing.trial.number == champion.trial.number)
     if best is not board.standings[0]:
         first = board.standings[0].trial.number
-        say(f"trial {first} is the best, but {ledger.encoder_dir(first)} is gone: trial {best.trial.number} is taken")
+        say(f"trial {first} is best, but {ledger.encoder_dir(first)} no longer exists: using trial {best.trial.number}")
     confirmed = {"confirm/mean": best.mean, "confirm/spread": best.spread} if best.num_seeds > 1 else {}
     tags = {"csmae.study": ledger.study.name, "csmae.data": data_name(champion.config.data)}
     for standing in board.standings[: ledger.study.search.keep]:
@@ -287,7 +287,7 @@ def advice(uri: str, folder: Path, encoder_dir: Path) -> Iterator[str]:
 def _close(tracker: Tracker) -> None:
     left = tracker.close(UPLOAD_TIMEOUT_S)
     if left:
-        say(f"{tracker.place} does not have {left} events yet: they wait in the outbox for the next start")
+        say(f"{left} events are not yet uploaded to {tracker.place}; the next run sends them")
     for text in tracker.refused:
         say(f"{tracker.place} refused: {text}")
 

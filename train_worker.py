@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{error}; run the same command again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("stopped; run the same command to resume from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 

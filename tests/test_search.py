@@ -150,7 +150,7 @@ def test_a_search_is_interrupted_goes_on_and_ends_with_a_champion_that_loads(
     os.killpg(driver.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to all of the group
     assert driver.wait(120) == 130
     log = (tmp_path / "log").read_text()
-    assert "stopped in order; to go on: python" in log and "Traceback" not in log
+    assert "stopped cleanly; to resume: python" in log and "Traceback" not in log
     assert not processes(driver.pid)
 
     driver = start(tmp_path, "--num-trials", "2")

@@ -104,8 +104,8 @@ def test_a_notice_that_ray_never_hears_is_told_again_until_the_end(
     monkeypatch.setattr(notice, "TRY_S", 1.0)
     assert main(["notice", "gcp", "--address", f"127.0.0.1:{free_port()}", "--node-id", "a" * 56]) == 2
     out, err = capsys.readouterr()
-    assert out.count("Ray has not heard it, once more") >= 1
-    assert err.startswith("notice gcp: Ray at 127.0.0.1:") and "could not be told" in err and err.count("\n") == 1
+    assert out.count("Ray did not accept the notice; retrying") >= 1
+    assert err.startswith("notice gcp: Ray at 127.0.0.1:") and "could not be notified" in err and err.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -119,9 +119,9 @@ def test_a_notice_reaches_a_head_that_answers_later(cluster: OwnCluster, metadat
     watch = subprocess.Popen(command, env=os.environ | cluster.environment, stdout=subprocess.PIPE, text=True)
     assert watch.stdout is not None
     lines = iter(watch.stdout.readline, "")
-    assert next(lines).startswith("this machine goes in") and "once more" in next(lines)
+    assert next(lines).startswith("this machine stops in") and "retrying" in next(lines)
     os.kill(gcs, signal.SIGCONT)
-    assert list(lines)[-1] == "Ray knows\n" and watch.wait() == 0
+    assert list(lines)[-1] == "Ray has been notified\n" and watch.wait() == 0
 
 
 @pytest.mark.slow
@@ -135,7 +135,7 @@ def test_a_trial_saves_in_the_middle_of_an_epoch_and_moves_when_its_node_will_go
     wait_for(driver, tmp_path, "trial 0 epoch 1/5")
     (leaving,) = cluster.nodes_at_work()
     command = [sys.executable, "-m", "csmae", "notice", "aws", "--address", cluster.address, "--node-id", leaving]
-    assert cluster.run(command).startswith("this machine goes in 1")
+    assert cluster.run(command).startswith("this machine stops in 1")
     deadline = time.monotonic() + 60
     while not saved(tmp_path)["done"]["steps"]:
         assert driver.poll() is None and time.monotonic() < deadline

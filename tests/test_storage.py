@@ -263,7 +263,7 @@ def test_a_driver_that_stood_still_ends_and_its_successor_keeps_the_trials(serve
     os.kill(old.pid, signal.SIGCONT)
     assert old.wait(120) == 1, (still / "log").read_text()
     log = (still / "log").read_text()
-    assert f"process {new.pid} on" in log and "has taken this storage over: this search ends" in log
+    assert f"process {new.pid} on" in log and "has taken this storage over: this search stops" in log
     assert "Traceback" not in log
     assert new.wait(400) == 0, (successor / "log").read_text()
     copy = successor / storage.local(url)

@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     next(pretrain(small_config(), tmp_path))
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match=r"checkpoint.pt: is damaged .* remove it to start the run anew"):
+    with pytest.raises(ConfigError, match=r"checkpoint.pt: is damaged .* remove it to restart the run"):
         next(pretrain(small_config(), tmp_path))
 
 

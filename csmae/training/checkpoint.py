@@ -86,7 +86,7 @@ def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any]) -> Done
         # Not on the device: while its parts are copied there would be everything twice.
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != FORMAT:
-            raise CheckpointError(f"{path}: is no checkpoint of this version: remove it to start the run anew")
+            raise CheckpointError(f"{path}: is not a checkpoint of this version: remove it to restart the run")
     except CheckpointError:
         raise
     except Exception as error:
@@ -94,7 +94,7 @@ def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any]) -> Done
             raise
         # A damaged file fails in any of torch's, pickle's or zip's ways.
         reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path}: is damaged ({reason}): remove it to start the run anew") from None
+        raise CheckpointError(f"{path}: is damaged ({reason}): remove it to restart the run") from None
     _compare(path, json.loads(content["config"]), config)
     for name, part in parts.items():
         if content[name]:  # a gradient scaler that was off leaves nothing

@@ -90,7 +90,7 @@ class Domain:
         known = [kind, "when"] + ([] if kind == "choice" else ["log", "step"])
         for key in entry:
             if key not in known:
-                raise ConfigError(f"{key!r} is no option of {kind}{did_you_mean(str(key), known)}")
+                raise ConfigError(f"{key!r} is not an option of {kind}{did_you_mean(str(key), known)}")
         when = entry.get("when") or {}
         if not isinstance(when, dict):
             raise ConfigError("when must map fields to what they must be, such as {loss.mim_weight: '> 0'}")

@@ -147,7 +147,7 @@ def _lets_in(gcs_address: str, mode: str) -> bool:
     if done.returncode not in (0, REFUSED):
         reason = (done.stderr.strip().splitlines() or ["no reason"])[-1][:200]
         raise ConfigError(
-            f"the cluster at {gcs_address} cannot be asked whether it wants a token: {reason}: look whether it is well (`ray status` on its head)"
+            f"the cluster at {gcs_address} cannot be asked whether it wants a token: {reason}: check it with `ray status` on the head node"
         )
     return done.returncode == 0
 

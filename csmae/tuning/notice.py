@@ -78,7 +78,7 @@ def _watch(options: argparse.Namespace) -> int:
             left = seconds_left()
         except (OSError, ValueError, KeyError):  # the service is asked again in a moment, half an answer included
             continue
-    _say(f"this machine goes in {left:.0f} s: telling Ray")
+    _say(f"this machine stops in {left:.0f} s; notifying Ray")
     _tell(options, time.monotonic() + left)
     return 0
 
@@ -118,12 +118,12 @@ def _tell(options: argparse.Namespace, end: float) -> None:
     while reason := _try([*command, f"--deadline-remaining-seconds={max(0.0, end - time.monotonic()):.0f}"]):
         if time.monotonic() > end:
             raise ConfigError(
-                f"notice {options.cloud}: Ray at {options.address} could not be told: {reason}: see with `ray status` whether the "
+                f"notice {options.cloud}: Ray at {options.address} could not be notified: {reason}: check with `ray status` that the "
                 "head runs there, and that this machine has its token"
             )
-        _say(f"Ray has not heard it, once more: {reason}")
+        _say(f"Ray did not accept the notice; retrying: {reason}")
         time.sleep(1)
-    _say("Ray knows")
+    _say("Ray has been notified")
 
 
 def _try(command: list[str]) -> str | None:

@@ -57,7 +57,9 @@ class Space:
                     raise ConfigError(f"space key {name!r}: condition on unknown field {condition.name!r}{hint}")
                 others = domains[condition.name].ends if condition.name in domains else [base[condition.name]]
                 if condition.compares and any(isinstance(other, str | list) for other in others):
-                    raise ConfigError(f"space key {name!r}: condition {condition.text}: {condition.name} is no number")
+                    raise ConfigError(
+                        f"space key {name!r}: condition {condition.text}: {condition.name} is not a number"
+                    )
         return cls(_in_order(domains), base)
 
     def active(self, domain: Domain, values: Mapping[str, Any]) -> bool:
@@ -165,7 +167,7 @@ def _in_order(domains: dict[str, Domain]) -> dict[str, Domain]:
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             circle = " -> ".join((*path[path.index(name) :], name))
-            raise ConfigError(f"space key {name!r}: its conditions go in a circle: {circle}: remove one of them")
+            raise ConfigError(f"space key {name!r}: its conditions are circular: {circle}: remove one of them")
         for other in _needs(domains[name]):
             if other in domains and other not in ordered:
                 visit(other, (*path, name))
