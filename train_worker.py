@@ -33,6 +33,8 @@ JOIN_S = 300.0
 LAUNCHER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun tells each process."""
 
+MAX_PORT = 65535
+
 ALONE = "start all processes with torchrun, or unset RANK to train in this process alone"
 
 
@@ -110,18 +112,44 @@ def _meet(cuda: bool) -> tuple[Any, int, int]:
     """
     if missing := [name for name in (*LAUNCHER, *(["LOCAL_RANK"] * cuda)) if not os.environ.get(name)]:
         raise ConfigError(f"RANK is set in the environment, but {' and '.join(missing)} is not: {ALONE}")
-    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    world_size = _number("WORLD_SIZE", 1)
+    rank, port = _number("RANK", 0, world_size - 1), _number("MASTER_PORT", 0, MAX_PORT)
+    if cuda:
+        _number("LOCAL_RANK", 0, torch.cuda.device_count() - 1)
+    host = os.environ["MASTER_ADDR"]
     try:
-        if int(os.environ["RANK"]):
-            _wait_for(host, int(port))
-        store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
-    except (ValueError, OverflowError, OSError, RuntimeError) as error:  # no numbers; nobody answers, in torch's words
+        if rank:
+            _wait_for(host, port)
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_S)))
+    except (
+        ValueError,
+        OverflowError,
+        OSError,
+        RuntimeError,
+    ) as error:  # no such host; nobody answers, in torch's words
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has not met the others at {host}:{port} (MASTER_ADDR, "
+            f"rank {rank} of {world_size} has not met the others at {host}:{port} (MASTER_ADDR, "
             f"MASTER_PORT) within {JOIN_S:.0f} s: {reason}: {ALONE}"
         ) from None
     return store, rank, world_size
+
+
+def _number(name: str, least: int, most: int | None = None) -> int:
+    """An integer of the environment.
+
+    Raises:
+        ConfigError: It is not an integer, or out of range.
+    """
+    text = os.environ[name]
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least or (most is not None and number > most):
+        wanted = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ConfigError(f"{name} is {text!r} in the environment, not an integer {wanted}: {ALONE}")
+    return number
 
 
 def _wait_for(host: str, port: int) -> None:

@@ -18,7 +18,7 @@ from csmae.model.csmae import CSMAE
 from csmae.model.losses import nt_xent
 from csmae.model.masking import draw_masks
 from csmae.training.engine import pretrain
-from csmae.training.step import RECOMPILE_LIMIT
+from csmae.training.step import RECOMPILE_LIMIT, Stepper
 from test_csmae import VARIANTS, batch, tiny
 from test_training import limit_memory
 
@@ -176,3 +176,11 @@ def test_an_epoch_tells_what_it_and_a_pair_cost() -> None:
     smaller = Model.model_validate(config.model.model_dump() | {"decoder_depth": 1, "decoder_embed_dim": 32})
     cheaper = next(pretrain(config.model_copy(update={"model": smaller}))).metrics
     assert cheaper["cost/flops"] < metrics["cost/flops"]
+
+
+def test_scores_are_computed_with_a_torch_that_cannot_pause_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.compiler, "set_stance")  # as before torch 2.6
+    stepper = Stepper.__new__(Stepper)
+    stepper.compiled = True
+    with stepper.eager():
+        assert torch.compiler.is_compiling() is False

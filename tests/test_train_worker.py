@@ -93,7 +93,20 @@ def test_a_checkpoint_half_written_is_one_line_and_status_2(run_yaml: Path, caps
     ("environment", "text"),
     [
         ({}, "RANK is set in the environment, but WORLD_SIZE and MASTER_ADDR and MASTER_PORT is not: start all"),
-        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "no"}, "rank 1 of 2 has not met the others at"),
+        (
+            {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "no"},
+            "MASTER_PORT is 'no' in the environment, not an integer from 0 to 65535: start all",
+        ),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "65536"}, "MASTER_PORT is '65536' in"),
+        (
+            {"RANK": "abc", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            "RANK is 'abc' in the environment, not an integer from 0 to 1: start all",
+        ),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}, "RANK is '2' in"),
+        (
+            {"WORLD_SIZE": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
+            "WORLD_SIZE is 'two' in the environment, not an integer of at least 1: start all",
+        ),
         (
             {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"},
             "at 127.0.0.1:1 (MASTER_ADDR, MASTER_PORT)",

@@ -122,7 +122,8 @@ class Stepper:
 
     def eager(self) -> AbstractContextManager[object]:
         """Within it nothing is compiled: a score's batches have shapes of their own."""
-        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6; before, a score is compiled as well
+        return set_stance("force_eager") if self.compiled and set_stance else nullcontext()
 
     def _halve(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
