@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,27 @@ def test_an_encoder_that_is_missing_at_the_last_end_of_a_search_is_missed(runs: 
     num_left, (refusal,) = replay(runs / "masking", place(runs), 30)
     assert num_left == 0
     assert refusal.startswith(f"trial 0: encoder: {gone}: no encoder")
+
+
+def test_a_champion_that_was_refused_takes_no_alias_from_the_one_that_replaced_it(
+    runs: Path, tmp_path: Path, empty_database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = search(runs, 3)
+    shutil.copy(empty_database, tmp_path / "other.db")
+    other = f"sqlite:///{tmp_path}/other.db"
+    first.rename(tmp_path / "away")
+    assert refused(runs, other, capsys)[0] == 1
+    second = shutil.copytree(tmp_path / "away", runs / "masking" / "trials" / "2" / "encoder")
+    tracker = Tracker(runs / "masking", "masking", other)
+    tracker.start({}, {}, "val/f1_mean")
+    time.sleep(1.5)  # the first champion is sent again, and refused, before the second one is named
+    tracker.champion(2, second, {"val/f1_mean": 0.2}, REAL)
+    assert tracker.close(30) == 0
+    (tmp_path / "away").rename(first)
+    assert refused(runs, other, capsys) == (0, [f"masking is whole in {other}"])
+    for alias in ("champion", "champion-masking"):
+        version = mlflow.MlflowClient(other).get_model_version_by_alias("csmae-encoder", alias)
+        assert version.tags["csmae.trial"] == "2"
 
 
 def test_the_files_of_a_champion_that_was_beaten_since_are_not_missed(

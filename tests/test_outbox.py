@@ -101,7 +101,7 @@ def test_two_processes_cannot_write_one_outbox(tmp_path: Path) -> None:
 def test_a_file_that_is_no_outbox_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "outbox.jsonl"
     path.write_bytes(epoch(0, 1).to_line())
-    with pytest.raises(TrackingError, match="is no outbox"):
+    with pytest.raises(TrackingError, match="is not an outbox"):
         Outbox(path)
 
 
@@ -290,6 +290,30 @@ def test_what_was_refused_is_sent_once_more_at_each_start_and_told_once(
     uploader.step()
     assert uploader.refused == []
     assert Bookmark(mark, outbox.study_id, "here").refused == {}
+
+
+class Repaired(Picky):
+    """A sink that refuses the first event only: somebody restored the run then."""
+
+    def send(self, events: Sequence[Event]) -> None:
+        try:
+            super().send(events)
+        finally:
+            self._refuses = ()
+
+
+def test_a_start_that_was_refused_does_not_reopen_a_trial_that_has_ended(tmp_path: Path) -> None:
+    outbox, mark = Outbox(tmp_path / "outbox.jsonl"), tmp_path / "mark"
+    for number in (1, 2):
+        outbox.append(Event("trial", number, 0, {}))
+    Uploader(outbox, Bookmark(mark, outbox.study_id, "here"), lambda: Picky(refuses=(1,)), "here").step()
+    for number in (1, 2):
+        outbox.append(epoch(number, 1, loss=1.0))
+        outbox.append(Event("end", number, 0, {}))
+    Uploader(outbox, Bookmark(mark, outbox.study_id, "here"), lambda: Repaired(), "here").step()
+    sink = Picky(refuses=())
+    Uploader(outbox, Bookmark(mark, outbox.study_id, "here"), lambda: sink, "here").step()
+    assert [(event.kind, event.number) for event in sink.taken] == [("trial", 1), ("end", 1)]
 
 
 class Dead:

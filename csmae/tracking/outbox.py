@@ -129,7 +129,9 @@ class Outbox:
             header = Event(HEADER, None, 0, {"study_id": uuid.uuid4().hex})
             self.append(header).result()
         if header.kind != HEADER:
-            raise TrackingError(f"{self.path}: is no outbox: its first line does not name the study: move it away")
+            raise TrackingError(
+                f"{self.path}: is not an outbox (its first line does not identify a study); move it elsewhere"
+            )
         return str(header.body["study_id"])
 
     def append(self, event: Event) -> Future[None]:
@@ -173,14 +175,19 @@ class Outbox:
         Returns:
             The events, and the offset behind the last of them.
         """
-        events: list[Event] = []
+        found, end = self.locate(offset, limit)
+        return [event for _, event in found], end
+
+    def locate(self, offset: int, limit: int) -> tuple[list[tuple[int, Event]], int]:
+        """Events from a byte offset on, each with its own offset; otherwise as ``read``."""
+        events: list[tuple[int, Event]] = []
         for line in self._lines(offset, limit):
-            offset += len(line)
             event = Event.from_line(line)
             if event is None:
-                log.warning("%s: a damaged line before byte %d is left out", self.path, offset)
+                log.warning("%s: a damaged line before byte %d is left out", self.path, offset + len(line))
             else:
-                events.append(event.found_in(self.folder))
+                events.append((offset, event.found_in(self.folder)))
+            offset += len(line)
         return events, offset
 
     def _lines(self, offset: int, limit: int) -> list[bytes]:

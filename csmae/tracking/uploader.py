@@ -32,6 +32,10 @@ FILES = ("artifact", "encoder", "champion")
 """Kinds of events about files. Each run of a search that names a champion hands in anew all that count."""
 
 
+STATES = ("start", "trial", "end", "finish")
+"""Kinds of events that set the state of a study or a trial."""
+
+
 class RefusedError(Exception):
     """The server does not take this event, and the events behind it need not wait for it."""
 
@@ -120,7 +124,7 @@ class Uploader(threading.Thread):
             if self._sink.is_new and self.bookmark.offset:
                 self.bookmark.move(0)  # the server has lost what it had
         if not self._tried_again:
-            for offset in sorted(self.bookmark.refused):
+            for offset in self._to_send_again():
                 self._send_one(self._sink, offset)
             self.bookmark.move(self.bookmark.offset)
             self._tried_again = True
@@ -130,6 +134,24 @@ class Uploader(threading.Thread):
             self._send(self._sink, events, start, end)
             self.bookmark.move(end)
         return len(events)
+
+    def _to_send_again(self) -> list[int]:
+        """Offsets of what was refused, and of what set the state of the same trials later: the last state is to stay.
+
+        A champion that a later one replaced is dropped: it would take the alias back.
+        """
+        refused = self.bookmark.refused
+        found, _ = self._outbox.locate(min(refused, default=self.bookmark.offset), limit=1 << 62)
+        champion = max((offset for offset, event in found if event.kind == "champion"), default=0)
+        again, numbers = set(refused), set()
+        for offset, event in found:
+            if offset in refused and event.kind == "champion" and offset < champion:
+                again.remove(offset)
+                del refused[offset]
+            elif event.kind in STATES and (offset in refused or event.number in numbers):
+                numbers.add(event.number)
+                again.add(offset)
+        return sorted(offset for offset in again if offset < self.bookmark.offset)
 
     def _send(self, sink: Sink, events: Sequence[Event], start: int, end: int) -> None:
         """Send the events between two offsets, and remember which were refused."""
@@ -151,21 +173,21 @@ class Uploader(threading.Thread):
             refused.pop(offset, None)
         except RefusedError as refusal:
             (event,) = events
-            if event.kind in FILES and self._is_replaced(following):
+            if event.kind in FILES and self._is_replaced(event, following):
                 refused.pop(offset, None)
-                log.info(
-                    "%s lacks %s, which a later end of the search replaced: %s", self._place, _name(event), refusal
-                )
+                log.info("%s lacks %s, superseded by a later run of the search: %s", self._place, _name(event), refusal)
                 return following
             if offset not in refused:  # else it was told when it was refused first
                 log.warning("%s refused %s: %s", self._place, _name(event), refusal)
             refused[offset] = f"{_where(event)}{f': {event.kind}' if event.kind in FILES else ''}: {refusal}"
         return following
 
-    def _is_replaced(self, offset: int) -> bool:
-        """Whether a later run of the search than that of this place in the outbox named its champion."""
-        later = dropwhile(lambda event: event.kind != "start", self._outbox.read(offset, limit=1 << 62)[0])
-        return any(event.kind == "champion" for event in later)
+    def _is_replaced(self, event: Event, following: int) -> bool:
+        """Whether a later run of the search named its champion; a champion is replaced by any later one."""
+        later, _ = self._outbox.read(following, limit=1 << 62)
+        if event.kind != "champion":
+            later = list(dropwhile(lambda each: each.kind != "start", later))
+        return any(each.kind == "champion" for each in later)
 
     def _failed(self, error: Exception) -> None:
         self._sink = None
