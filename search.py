@@ -289,7 +289,7 @@ def _close(tracker: Tracker) -> None:
     if left:
         say(f"{left} events are not yet uploaded to {tracker.place}; the next run sends them")
     for text in tracker.refused:
-        say(f"{tracker.place} refused: {text}")
+        say(f"{tracker.place} rejected: {text}")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ __all__ = ["data", "empty_database", "encoder", "encoder_dir"]
 MODEL = "models:/csmae-encoder@champion"
 
 PLACES = {
-    "text.db": "is no SQLite database",
+    "text.db": "is not an SQLite database",
     "cut.db": "its database is damaged",
+    "scrambled.db": "its database is damaged",
     "foreign.db": "is another program's database",
     "studies.db": "is another program's database",
     "old.db": "was written by another version of MLflow",
@@ -47,6 +48,7 @@ def places(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("places")
     (folder / "text.db").write_text("This is a file that somebody took for a database.")
     (folder / "cut.db").write_bytes(empty_database.read_bytes()[:5000] + bytes(5000))
+    (folder / "scrambled.db").write_bytes(empty_database.read_bytes()[:16] + b"scrambled" * 1000)
     (folder / "empty.db").touch()
     (folder / "folder.db").mkdir()
     with closing(sqlite3.connect(folder / "foreign.db")) as database:
@@ -121,7 +123,8 @@ def test_every_command_that_takes_an_encoder_says_so(
     (tmp_path / "plain").mkdir()
     assert "config.json: cannot be read" in refused(capsys, *words, "--encoder", tmp_path / "plain")
     (tmp_path / "file").touch()
-    assert "config.json: cannot be read" in refused(capsys, *words, "--encoder", tmp_path / "file")
+    line = refused(capsys, *words, "--encoder", tmp_path / "file")
+    assert "config.json: cannot be read" in line
     assert not (tmp_path / "store" / "store.json").exists() or command == "retrieve"
 
 

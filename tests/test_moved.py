@@ -20,7 +20,7 @@ from csmae.__main__ import main
 from csmae.tracking.database import follow, moves
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.outbox import Event, Outbox
-from csmae.tracking.tracker import Tracker, replay
+from csmae.tracking.tracker import Tracker, _uploader, replay
 from test_registry import REAL, empty_database, same_files
 
 __all__ = ["empty_database"]
@@ -216,7 +216,7 @@ def test_after_a_move_a_study_is_sent_whole_to_another_place(
     shutil.copy(empty_database, tmp_path / "other.db")
     other = f"sqlite:///{tmp_path}/other.db"
     assert main(["sync", "masking", "--runs", str(moved), "--mlflow-uri", other]) == 0
-    assert capsys.readouterr().out == f"masking is whole in {other}\n"
+    assert capsys.readouterr().out == f"masking is complete in {other}\n"
     assert files_of(other) == {"masking": ["report.html"], "trial 1": ["epoch.png"]}
     encoder = moved / "masking" / "trials" / "1" / "encoder"
     assert same_files(fetch_encoder("models:/csmae-encoder@champion", other), encoder)
@@ -231,6 +231,21 @@ def test_absolute_paths_that_an_earlier_release_wrote_are_found_after_a_move(tmp
     champion, picture = outbox.read(0, 9)[0][1:]
     assert champion.body["encoder_dir"] == str(study / "trials" / "1" / "encoder")
     assert picture.body["path"] == "/elsewhere/picture.png"
+
+
+def test_what_an_earlier_release_uploaded_is_not_sent_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search(runs, 1)
+    mark = runs / "masking" / "outbox.uploaded"
+    content = json.loads(mark.read_text())
+    content["sqlite:///runs/mlflow.db"] = content.pop("sqlite:///../mlflow.db")
+    mark.write_text(json.dumps(content | {"refused": {"sqlite:///runs/mlflow.db": {"90": "trial 1: gone"}}}))
+    monkeypatch.chdir(runs.parent)
+    outbox = Outbox(runs / "masking" / "outbox.jsonl")
+    uploader = _uploader(outbox, "masking", "sqlite:///runs/mlflow.db")
+    assert outbox.count(uploader.bookmark.offset) == 0
+    assert uploader.refused == ["trial 1: gone"]
+    uploader.bookmark.move(uploader.bookmark.offset)
+    assert json.loads(mark.read_text())["sqlite:///../mlflow.db"] == outbox.path.stat().st_size
 
 
 def refused(folder: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
@@ -252,13 +267,14 @@ def test_sync_says_what_was_refused_and_sends_it_once_it_can(
         status, lines = refused(runs, other, capsys)
         assert status == 1
         assert lines[:2] == [
-            f"refused: trial 1: champion: {encoder}: no encoder: encoder.safetensors cannot be read: No such file or directory",
-            f"refused: the study: artifact: {report} is gone",
+            f"rejected: trial 1: champion: {encoder}: no encoder: encoder.safetensors cannot be read: No such file or directory: "
+            "restore the file, or name another encoder",
+            f"rejected: the study: artifact: {report} is gone",
         ]
-        assert lines[2].startswith(f"masking is not whole in {other}")
+        assert lines[2].startswith(f"masking is incomplete in {other}")
     for path in (report, encoder):
         (away / path.name).rename(path)
-    assert refused(runs, other, capsys) == (0, [f"masking is whole in {other}"])
+    assert refused(runs, other, capsys) == (0, [f"masking is complete in {other}"])
     assert files_of(other) == {"masking": ["report.html"], "trial 1": ["epoch.png"]}
     assert same_files(fetch_encoder("models:/csmae-encoder@champion", other), encoder)
 
@@ -292,7 +308,7 @@ def test_a_champion_that_was_refused_takes_no_alias_from_the_one_that_replaced_i
     tracker.champion(2, second, {"val/f1_mean": 0.2}, REAL)
     assert tracker.close(30) == 0
     (tmp_path / "away").rename(first)
-    assert refused(runs, other, capsys) == (0, [f"masking is whole in {other}"])
+    assert refused(runs, other, capsys) == (0, [f"masking is complete in {other}"])
     for alias in ("champion", "champion-masking"):
         version = mlflow.MlflowClient(other).get_model_version_by_alias("csmae-encoder", alias)
         assert version.tags["csmae.trial"] == "2"
@@ -306,4 +322,4 @@ def test_the_files_of_a_champion_that_was_beaten_since_are_not_missed(
     shutil.rmtree(beaten)  # only the best keep their files
     shutil.copy(empty_database, tmp_path / "other.db")
     other = f"sqlite:///{tmp_path}/other.db"
-    assert refused(runs, other, capsys) == (0, [f"masking is whole in {other}"])
+    assert refused(runs, other, capsys) == (0, [f"masking is complete in {other}"])

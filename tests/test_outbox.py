@@ -268,7 +268,7 @@ def test_one_refused_event_is_told_and_does_not_hold_up_the_others(
     with caplog.at_level(logging.WARNING):
         uploader.step()
     assert [event.number for event in sink.taken] == [None, 0, 2, 3]
-    assert "here refused trial 1, epoch 7: no such run" in caplog.text
+    assert "here rejected trial 1, epoch 7: no such run" in caplog.text
     assert uploader.refused == ["trial 1: no such run"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
 import uuid
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,18 @@ def test_a_champion_of_other_bands_keeps_the_alias_and_is_told(
         search(place, tmp_path / "b", 0.7, REAL)
     assert holder(place).tags["csmae.study"] == "a"
     assert "it reads other bands (s1 VV; s2 B04)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["it's", 'a "b"', "$HOME `x`", "back\\slash", "größe"])
+def test_the_printed_command_loads_the_encoder_of_any_folder(tmp_path: Path, name: str) -> None:
+    tracker = Tracker(tmp_path / "masking", "masking", "http://127.0.0.1:9")
+    tracker.start({}, {"csmae.tracking": "Weights & Biases"}, "val/f1_mean")
+    files = encoder(tmp_path / name, 1)
+    tracker.champion(0, files, {"val/f1_mean": 0.5}, REAL)
+    tracker.close(0)
+    line = reproduction(read_record(tmp_path / "masking")).splitlines()[-1].replace("csmae.load_encoder", "print")
+    said = subprocess.run(line.replace("import csmae; ", ""), shell=True, capture_output=True, text=True, check=True)
+    assert said.stdout == f"{files}\n"
 
 
 def test_the_same_champion_twice_is_one_version(place: str, tmp_path: Path) -> None:
@@ -361,6 +374,15 @@ def test_a_champion_that_gets_worse_hands_the_alias_to_the_best_of_the_studies(p
     crown(place, tmp_path / "b", 3, 0.6, 0.58)
     assert holder(place, "champion-b").tags["csmae.trial"] == "3"
     assert holder(place).tags["csmae.study"] == "a"
+
+
+def test_an_alias_that_an_earlier_release_wrote_keeps_no_disproved_champion(place: str, tmp_path: Path) -> None:
+    search(place, tmp_path / "losses_v1.2", 0.7, REAL)
+    client = mlflow.MlflowClient(place)
+    client.delete_registered_model_alias("csmae-encoder", study_alias("losses_v1.2"))
+    client.set_registered_model_alias("csmae-encoder", "champion-losses_v1-2", 1)
+    crown(place, tmp_path / "losses_v1.2", 3, 0.6, 0.58)
+    assert holder(place).tags["csmae.trial"] == "3"
 
 
 def test_a_champion_that_is_named_again_says_its_new_score(place: str, tmp_path: Path) -> None:

@@ -279,9 +279,9 @@ def test_the_report_command_names_the_files(folder: Path, capsys: pytest.Capture
 def test_the_sync_command_brings_a_study_to_a_database(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("sync", "masking", "--runs", str(folder.parent))
     assert command(*words, "--mlflow-uri", f"sqlite:///{folder}/mlflow.db") == 0
-    assert capsys.readouterr().out == f"masking is whole in sqlite:///{folder}/mlflow.db\n"
+    assert capsys.readouterr().out == f"masking is complete in sqlite:///{folder}/mlflow.db\n"
     assert command(*words, "--mlflow-uri", "http://127.0.0.1:9", "--timeout", "1") == 1
-    assert capsys.readouterr().out == "14 events of masking still wait: http://127.0.0.1:9\n"
+    assert capsys.readouterr().out == "14 events of masking are not uploaded yet to http://127.0.0.1:9\n"
 
 
 @pytest.mark.parametrize("name", ["sync", "report"])

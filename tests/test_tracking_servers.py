@@ -155,8 +155,8 @@ def test_a_study_that_has_moved_is_sent_whole_to_a_server_or_says_what_is_missin
     sync = ["sync", "masking", "--runs", str(moved), "--mlflow-uri", server.uri]
     assert main(sync) == 1
     refused, verdict = capsys.readouterr().out.splitlines()
-    assert refused == f"refused: the study: artifact: {report} is gone"
-    assert verdict.startswith(f"masking is not whole in {server.uri}")
+    assert refused == f"rejected: the study: artifact: {report} is gone"
+    assert verdict.startswith(f"masking is incomplete in {server.uri}")
     (tmp_path / "report.html").rename(report)
     assert main(sync) == 0
     assert files_of(server.uri) == {"masking": ["report.html"], "trial 1": ["epoch.png"]}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from csmae.tracking.outbox import Event, Outbox
-from csmae.tracking.tracker import Tracker
+from csmae.tracking.outbox import Event, Outbox, TrackingError
+from csmae.tracking.tracker import Tracker, shown
 
 pytest.importorskip("wandb", reason="the logger for Weights & Biases is an extra")
 
@@ -114,3 +114,26 @@ def test_what_cannot_be_sent_is_told_and_holds_up_nothing(tmp_path: Path) -> Non
         "trial 0: this version knows no event of kind 'verdict'",
         "trial 0: the event has no 'reason'",
     ]
+
+
+@pytest.mark.parametrize("project", ["my project", "team/my project", "Prüfung (2)", "csmae"])
+def test_a_project_may_have_any_name_that_weights_and_biases_takes(project: str) -> None:
+    assert shown(f"wandb://{project}") == f"wandb://{project}"
+    assert import_module("wandb").Settings(project=project.rpartition("/")[2]).project
+
+
+@pytest.mark.parametrize("project", ["", " csmae", "a/b/c", "50%", "what?", "a:b", "a#b", "x" * 129])
+def test_a_project_that_weights_and_biases_does_not_take_is_refused(project: str) -> None:
+    with pytest.raises(TrackingError, match="must be wandb://PROJECT"):
+        shown(f"wandb://{project}")
+
+
+def test_an_error_inside_of_weights_and_biases_is_tried_again_and_no_refusal(tmp_path: Path) -> None:
+    from csmae.tracking.wandb_sink import WandbSink
+
+    class Failing(WandbSink):
+        def _epoch(self, event: Event) -> None:
+            raise KeyError("settings")
+
+    with pytest.raises(KeyError):
+        Failing("csmae", tmp_path / "masking", "x").send([Event("epoch", 0, 0, {"epoch": 1, "metrics": {}})])

@@ -89,6 +89,8 @@ def read_settings(encoder_dir: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        raise TrackingError(f"{path}: cannot be read: {error.strerror}") from None
+        raise TrackingError(
+            f"{path}: cannot be read: {error.strerror}: restore the file, or name another encoder"
+        ) from None
     except (ValueError, TypeError):
-        raise TrackingError(f"{path}: is not an encoder's") from None
+        raise TrackingError(f"{path}: is not an encoder's config.json: export it again") from None

@@ -42,13 +42,13 @@ def _sync(options: argparse.Namespace) -> int:
     num_left, refused = replay(options.runs / options.study, uri, options.timeout, options.all)
     place = shown(uri)
     for text in refused:
-        say(f"refused: {text}")
+        say(f"rejected: {text}")
     if num_left:
-        say(f"{num_left} events of {options.study} still wait: {place}")
+        say(f"{num_left} events of {options.study} are not uploaded yet to {place}")
     elif refused:
-        say(f"{options.study} is not whole in {place}: what was refused is sent once more by the next sync")
+        say(f"{options.study} is incomplete in {place}; the next sync retries rejected events")
     else:
-        say(f"{options.study} is whole in {place}")
+        say(f"{options.study} is complete in {place}")
     return 1 if num_left or refused else 0
 
 

@@ -63,7 +63,7 @@ def check_file(path: Path | None) -> None:
     """Refuse a file that is not MLflow's, in which MLflow would make its tables all the same.
 
     Raises:
-        TrackingError: It is a folder, no SQLite database, or another program's database.
+        TrackingError: It is a folder, not an SQLite database, or another program's database.
     """
     if path is None or not path.exists():
         return
@@ -78,7 +78,7 @@ def check_file(path: Path | None) -> None:
     except sqlite3.DatabaseError:
         return  # locked or damaged: MLflow's all the same
     if start and start != MAGIC:
-        raise TrackingError(f"{path}: is no SQLite database: restore it, or name another one")
+        raise TrackingError(f"{path}: is not an SQLite database: restore it, or name another one")
     if tables and not tables & {"experiments", "registered_models"}:
         raise TrackingError(
             f"{path}: is another program's database, not MLflow's: name MLflow's own, such as mlflow.db"

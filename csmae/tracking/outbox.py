@@ -218,13 +218,15 @@ class Bookmark:
         path: The file; it serves every place to which this outbox was ever uploaded.
         study_id: Identity of the outbox; a bookmark of another one counts as none.
         place: Where the events go, without password.
+        former: What release 0.1.0 called the place.
     """
 
-    def __init__(self, path: Path, study_id: str, place: str) -> None:
+    def __init__(self, path: Path, study_id: str, place: str, former: str = "") -> None:
         self._path, self._study_id, self._place = path, study_id, place
         content = self._load()
-        self.offset = int(content.get(place, 0))
-        refused = content.get(REFUSED, {}).get(place, {})
+        known = former if former in content and place not in content else place
+        self.offset = int(content.get(known, 0))
+        refused = content.get(REFUSED, {}).get(known, {})
         self.refused: dict[int, str] = {int(offset): text for offset, text in refused.items()}
         """Byte offsets before ``offset`` of events that the place did not take, each with which and why."""
 

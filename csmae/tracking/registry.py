@@ -36,7 +36,9 @@ def checksum(encoder_dir: Path) -> str:
                 while block := file.read(1 << 20):
                     digest.update(block)
         except OSError as error:
-            raise TrackingError(f"{encoder_dir}: no encoder: {name} cannot be read: {error.strerror}") from None
+            raise TrackingError(
+                f"{encoder_dir}: no encoder: {name} cannot be read: {error.strerror}: restore the file, or name another encoder"
+            ) from None
     return digest.hexdigest()
 
 
@@ -159,6 +161,8 @@ class Registry:
         """The best of the studies' champions that compare with a version: what held the alias may have got worse."""
         for alias, number in aliases.items():
             rival = self._client.get_model_version(MODEL, number) if alias.startswith(f"{ALIAS}-") else version
+            if rival.tags.get(STUDY) == self._study:
+                continue  # a former champion, which an alias of release 0.1.0 still names
             same = all(rival.tags.get(name) == version.tags.get(name) for name in (METRIC, DATA, BANDS))
             if same and _why_it_stays(version.tags, rival.tags) is None:
                 version = rival

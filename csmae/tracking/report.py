@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import html
+import json
 import math
+import shlex
 import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -108,8 +110,8 @@ def reproduction(record: StudyRecord) -> str:
     address = f"models:/{MODEL}@{study_alias(record.name)}"
     if record.tags.get("csmae.tracking", "MLflow") != "MLflow" and record.champion:
         address = record.champion["encoder_dir"]
-    load = f"import csmae; csmae.load_encoder({address!r})"
-    return "\n".join([*lines, command, f'python -c "{load}"'])
+    load = f"import csmae; csmae.load_encoder({json.dumps(address, ensure_ascii=False)})"
+    return "\n".join([*lines, command, f"python -c {shlex.quote(load)}"])
 
 
 def _tables(record: StudyRecord) -> Iterator[tuple[str, Row, list[Row]]]:

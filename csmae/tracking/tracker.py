@@ -272,10 +272,9 @@ def shown(uri: str) -> str:
     Raises:
         TrackingError: It has no scheme that MLflow's stores know, or Weights & Biases is asked for and not installed.
     """
-    if uri.startswith(WANDB) and not re.fullmatch(r"([\w.-]+/)?[\w.-]+", uri.removeprefix(WANDB)):
-        raise TrackingError(f"{uri}: must be wandb://PROJECT or wandb://ENTITY/PROJECT")
-    if uri.startswith(WANDB) and not find_spec("wandb"):
-        raise TrackingError(f"{uri}: Weights & Biases is not installed: pip install 'csmae[wandb]'")
+    if uri.startswith(WANDB):
+        _check_project(uri)
+        return uri
     parts = urlsplit(uri)
     if parts.scheme.partition("+")[0] not in SCHEMES:
         raise TrackingError(
@@ -284,6 +283,15 @@ def shown(uri: str) -> str:
         )
     login, at, _ = parts.netloc.rpartition("@")
     return uri.replace(login + at, "", 1)
+
+
+def _check_project(uri: str) -> None:
+    if not re.fullmatch(r"([\w.-]+/)?[^/\\#?%:\s]([^/\\#?%:]{0,126}[^/\\#?%:\s])?", uri.removeprefix(WANDB)):
+        raise TrackingError(
+            f"{uri}: must be wandb://PROJECT or wandb://ENTITY/PROJECT; a project has up to 128 characters without / \\ # ? % :"
+        )
+    if not find_spec("wandb"):
+        raise TrackingError(f"{uri}: Weights & Biases is not installed: pip install 'csmae[wandb]'")
 
 
 def _uploader(outbox: Outbox, study: str, uri: str) -> Uploader:
@@ -296,7 +304,7 @@ def _uploader(outbox: Outbox, study: str, uri: str) -> Uploader:
 
         return MlflowSink(uri, study, outbox.study_id)
 
-    bookmark = Bookmark(outbox.path.with_suffix(".uploaded"), outbox.study_id, _place(uri, outbox.folder))
+    bookmark = Bookmark(outbox.path.with_suffix(".uploaded"), outbox.study_id, _place(uri, outbox.folder), shown(uri))
     return Uploader(outbox, bookmark, connect, shown(uri))
 
 

@@ -50,7 +50,7 @@ def readable(path: Path) -> Path:
         raise RefusedError(f"{path} is gone")
     for each in (path, *path.rglob("*")):
         if not os.access(each, os.R_OK):
-            raise RefusedError(f"{each} cannot be read")
+            raise RefusedError(f"{each} cannot be read: let this account read it")
     return path
 
 
@@ -178,7 +178,7 @@ class Uploader(threading.Thread):
                 log.info("%s lacks %s, superseded by a later run of the search: %s", self._place, _name(event), refusal)
                 return following
             if offset not in refused:  # else it was told when it was refused first
-                log.warning("%s refused %s: %s", self._place, _name(event), refusal)
+                log.warning("%s rejected %s: %s", self._place, _name(event), refusal)
             refused[offset] = f"{_where(event)}{f': {event.kind}' if event.kind in FILES else ''}: {refusal}"
         return following
 
@@ -224,6 +224,8 @@ class Uploader(threading.Thread):
         return left
 
 
+DAMAGED = "its database is damaged: restore it, or move it elsewhere: a new one is filled from the outbox"
+
 REASONS = {
     "Connection refused": "nothing answers there",
     "Connection aborted": "broke off in the middle of an answer",
@@ -238,7 +240,8 @@ REASONS = {
     "out-of-date database schema": "its database was written by another version of MLflow: install that version, or back the "
     "database up and run `mlflow db upgrade` on it",
     "Can't locate revision": "its database was written by another version of MLflow, or another program: install that version",
-    "malformed": "its database is damaged: restore it, or move it away: a new one is filled from the outbox",
+    "malformed": DAMAGED,
+    "file is not a database": DAMAGED,
     "unable to open database file": "its database cannot be opened",
     "database is locked": "its database is locked by another program",
 }

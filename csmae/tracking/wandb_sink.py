@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import wandb
 
@@ -33,7 +35,7 @@ class WandbSink:
         self._folder, self._study_id = folder, study_id
         self._open: dict[str, Any] = {}
         self._exit_codes: dict[str, int] = {}
-        self.page = f"/{project}/groups/{folder.name}"
+        self.page = quote(f"/{project}/groups/{folder.name}")
 
     def send(self, events: Sequence[Event]) -> None:
         """Store events; a run is closed once its trial has ended, and again after a picture that comes late."""
@@ -42,10 +44,7 @@ class WandbSink:
                 continue
             if event.kind not in KINDS:
                 raise RefusedError(f"this version knows no event of kind {event.kind!r}")
-            try:
-                self._send(event)
-            except KeyError as error:  # written by another version of this program
-                raise RefusedError(f"the event has no {error}") from error
+            self._send(replace(event, body=_Body(event.body)))
 
     def _send(self, event: Event) -> None:
         name = _run_name(event.number)
@@ -111,6 +110,13 @@ class WandbSink:
     def _finish(self, event: Event) -> None:
         self._run(event.number).summary.update(event.body["metrics"])
         self._exit_codes[_run_name(None)] = 0
+
+
+class _Body(dict[str, Any]):
+    """An event's body. One that another version of this program wrote may lack a part."""
+
+    def __missing__(self, name: str) -> Any:
+        raise RefusedError(f"the event has no {name!r}")
 
 
 def _run_name(number: int | None) -> str:
