@@ -209,7 +209,7 @@ def test_a_file_that_is_gone_is_told_and_the_rest_arrives(
         tracker.artifact(0, tmp_path / "no.png", "")
         tracker.epoch(0, 1, {"train/loss": 1.0})
         assert tracker.close(30) == 0
-    assert "refused trial 0: artifact: " in caplog.text
+    assert "rejected trial 0: artifact: " in caplog.text
     assert runs(place, tmp_path)["trial 0"].data.metrics == {"train/loss": 1.0}
 
 
@@ -223,7 +223,7 @@ def test_an_event_that_another_version_wrote_holds_up_nothing(
         tracker = open_tracker(place, tmp_path)
         tracker.epoch(1, 1, {"train/loss": 1.0})
         assert tracker.close(30) == 0
-    assert "refused trial 0: end: the event has no 'step'" in caplog.text
+    assert "rejected trial 0: end: the event has no 'step'" in caplog.text
     assert runs(place, tmp_path)["trial 1"].data.metrics == {"train/loss": 1.0}
 
 
