@@ -117,7 +117,9 @@ def test_compiled_trials_of_changing_architecture_compute_the_same_losses() -> N
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """torch's own counters of what it compiles; the code that it would generate is left out, for that takes half a minute."""
-    monkeypatch.setattr(Block, "compile", lambda block: nn.Module.compile(block, backend="eager"))
+    monkeypatch.setattr(
+        Block, "compile", lambda block, dynamic: nn.Module.compile(block, backend="eager", dynamic=dynamic)
+    )
     counters.clear()
     yield counters
     torch.compiler.reset()
