@@ -13,7 +13,7 @@ from csmae.tuning.budget import Budget
 from csmae.tuning.inheritance import ancestor, take_over
 from csmae.tuning.ledger import DATABASE, Ledger
 from csmae.tuning.study import Study, load_study
-from csmae.tuning.working_copy import mark_of
+from csmae.tuning.working_copy import marks_of
 from test_searcher import SPACE, make_searcher, make_study, result
 from test_study import write
 
@@ -142,8 +142,8 @@ def test_a_training_is_resumed_after_a_change_that_means_nothing_to_it(tmp_path:
 
 
 def test_a_buckets_trial_keeps_its_files_after_such_a_change() -> None:
-    mark = mark_of(small_config().model_dump(mode="json"))
+    mark = marks_of(small_config().model_dump(mode="json"))[0]
     for name, value in {**FREE, **SCORING}.items():
-        assert mark_of(small_config(**{name.replace(".", "__"): value}).model_dump(mode="json")) == mark
-    assert mark_of(without(small_config().model_dump(mode="json"), "loss.norm_pix")) == mark
-    assert mark_of(small_config(optim__lr=1e-2).model_dump(mode="json")) != mark
+        assert marks_of(small_config(**{name.replace(".", "__"): value}).model_dump(mode="json"))[0] == mark
+    assert marks_of(without(small_config().model_dump(mode="json"), "loss.norm_pix"))[0] == mark
+    assert marks_of(small_config(optim__lr=1e-2).model_dump(mode="json"))[0] != mark
