@@ -35,7 +35,7 @@ def test_an_address_a_long_folder_and_no_home_do_not_keep_ray_from_starting(tmp_
     long = tmp_path / ("job-" + "x" * 100)
     found = start(RAY_ADDRESS=f"127.0.0.1:{free_port()}", TMPDIR=str(long), HOME="/dev/null/home")
     assert '"cpus": 1' in found and '"worker": null' in found
-    assert '"session": "/tmp/csmae-' in found and not list(long.rglob("session_*"))
+    assert '"session": "/tmp/csmae_ray-' in found and not list(long.rglob("session_*"))
 
 
 @pytest.mark.slow

@@ -185,6 +185,23 @@ def test_a_trial_that_breaks_a_measured_constraint_cannot_win(tmp_path: Path) ->
     assert [trial.number for trial in Ledger(study, tmp_path).ranked()] == [0]
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_measured_constraint_is_judged_by_the_last_epoch(tmp_path: Path, restarted: bool) -> None:
+    study = make_study(tmp_path, constraints={"time/epoch_s": "<= 10"}, num_trials=2)
+    searcher, _ = make_searcher(study, tmp_path)
+    for name, first, last in (("a", 50, 5), ("b", 5, 50)):
+        searcher.suggest(name)
+        searcher.on_trial_result(name, result(1, 0.2) | {"metrics/time/epoch_s": first})
+        searcher.on_trial_result(name, result(2, 0.2) | {"metrics/time/epoch_s": last})
+        if not restarted:
+            searcher.on_trial_complete(name, {"done": True})
+    if restarted:
+        searcher, _ = make_searcher(study, tmp_path)
+        searcher.abandon("the budget is over")
+    trials = Ledger(study, tmp_path).trials()
+    assert [trial.constraints["time/epoch_s"] for trial in trials] == [-5, 40]
+
+
 def test_constraints_that_nothing_keeps_to_end_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, constraints={"cost/params": "<= 10"}), tmp_path)
     assert searcher.suggest("a") == Searcher.FINISHED

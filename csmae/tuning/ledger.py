@@ -50,6 +50,10 @@ FINALISTS = "finalists"
 CHAMPION = "champion"
 """User attribute of a study: the trial that its last search named, its mean and its seeds. Optuna's own best trial knows of no mean."""
 
+MEASURED = "measured"
+"""User attribute of a trial: its last objectives and metrics under a constraint. Optuna keeps the first value that a
+constraint gets, so constraints are set when the trial ends, and a restart reads what they are judged by from here."""
+
 START = "start"
 """User attribute of a trial that is never stopped early: a starting point, which it holds, or a repetition."""
 
@@ -310,6 +314,18 @@ class Ledger:
             trial.report(values[0], epoch)
         else:
             trial.set_user_attr(f"{EPOCH}{epoch}", values)
+
+    def note_measured(self, trial: optuna.Trial, metrics: Mapping[str, float]) -> None:
+        """Write down the metrics by which a trial is judged when it ends; nothing in a study without constraints."""
+        search = self.study.search
+        if search.constraints:
+            wanted = [name for name in (*search.objectives, *search.constraints) if name in metrics]
+            trial.set_user_attr(MEASURED, {name: metrics[name] for name in wanted})
+
+    def measured(self, trial: optuna.Trial) -> Mapping[str, float]:
+        """What ``note_measured`` wrote last; empty if it wrote nothing."""
+        found: Mapping[str, float] = self.frozen(trial).user_attrs.get(MEASURED, {})
+        return found
 
     def complete(self, trial: optuna.Trial, values: Values) -> None:
         """End a trial that was trained to its end."""

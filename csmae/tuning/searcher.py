@@ -99,7 +99,8 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if proposal is None:
             return None if self._live else str(Searcher.FINISHED)
         trial, config = proposal.trial, proposal.config
-        self._live[trial_id] = _Live(trial, max(curve(self._ledger.frozen(trial)), default=0), config)
+        done = max(curve(self._ledger.frozen(trial)), default=0)
+        self._live[trial_id] = _Live(trial, done, config, latest=dict(self._ledger.measured(trial)))
         if self._first is not None and len(self._first) < NUM_ALIKE:
             self._first.setdefault(trial.number, None)
         self._budget.begin(trial)
@@ -157,7 +158,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         live.epoch = epoch
         objectives = self._ledger.study.search.objectives
         if all(name in live.metrics for name in objectives):
-            self._judge(live)  # on record with the scores: after a restart nothing else knows these metrics
+            self._ledger.note_measured(live.trial, live.latest)
             self._ledger.record(live.trial, epoch, tuple(live.metrics[name] for name in objectives))
         self._listener(Reported(live.trial.number, epoch, live.metrics))
 
@@ -209,7 +210,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         while self._ledger.num_left:
             trial = self._ledger.left()
             epoch, metrics = saved_epoch(self._ledger.run_dir(trial.number)) or (0, {})
-            self._cut(_Live(trial, epoch, any_config, metrics, metrics), reason)
+            self._cut(_Live(trial, epoch, any_config, metrics, {**self._ledger.measured(trial), **metrics}), reason)
 
     def _cut(self, live: _Live, reason: str) -> None:
         counts = self._ledger.has_result(live.trial)
@@ -273,7 +274,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             if name in live.latest:
                 value = live.latest[name]
                 live.trial.set_constraint(name, violation(value, wanted) if math.isfinite(value) else math.inf)
-            elif name in TERMS and live.metrics:
+            elif name in TERMS and live.latest:
                 live.trial.set_constraint(name, 0.0)
 
     def _check_first(self, number: int, failed: str | None) -> None:
