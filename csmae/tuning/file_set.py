@@ -79,13 +79,17 @@ class FileSet:
             OSError: The bucket does not answer.
             ConfigError: The manifest is none of ours.
         """
+        damaged: ConfigError | None = None
         for _ in range(READS):
             names = manifests(self.bucket.names(self.key))
             if not names:
                 return Manifest()
             if content := self.bucket.get_bytes(f"{self.key}/{names[-1]}"):
-                return self.parsed(names[-1], content)
-        raise OSError(f"{self.key}: the manifest changed during every read")
+                try:
+                    return self.parsed(names[-1], content)
+                except ConfigError as error:  # pyarrow asks for the size first: of a longer successor it reads a part
+                    damaged = error
+        raise damaged or OSError(f"{self.key}: the manifest changed during every read")
 
     def parsed(self, name: str, content: bytes) -> Manifest:
         """What a manifest says; errors as of ``manifest``."""
