@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from csmae.config import Config, ConfigError
@@ -112,38 +112,42 @@ def note_micro_batch(run_dir: Path, micro_batch: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def weights_must_fit(config: Config) -> Iterator[None]:
+def weights_must_fit(config: Config) -> AbstractContextManager[None]:
     """Explain an error for lack of memory while nothing but weights and the optimiser's state is there.
 
     Raises:
         MemoryLimitError: The memory is too small.
     """
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
+
+    def explain() -> str:
         params = cost(config).params
-        raise MemoryLimitError(
+        return (
             f"out of memory before the first step: the configuration has {params / 1e6:.1f} M parameters, which take"
             f" {params * 4 * ADAMW_FLOATS / 2**20:.0f} MiB with gradients and AdamW's moments: choose a smaller model"
-        ) from error
+        )
+
+    return _must_fit(explain)
 
 
-@contextmanager
-def scores_must_fit(num_pairs: int) -> Iterator[None]:
+def scores_must_fit(num_pairs: int) -> AbstractContextManager[None]:
     """Explain an error for lack of memory while the validation pairs are scored.
 
     Raises:
         MemoryLimitError: The memory is too small.
     """
+    return _must_fit(
+        lambda: (
+            f"out of memory while {num_pairs} validation pairs were scored, one pair at a time: lower eval.max_pairs, or"
+            " choose a smaller model"
+        )
+    )
+
+
+@contextmanager
+def _must_fit(explain: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryLimitError(
-            f"out of memory while {num_pairs} validation pairs were scored, one pair at a time: lower eval.max_pairs, or"
-            " choose a smaller model"
-        ) from error
+        raise MemoryLimitError(explain()) from error
