@@ -13,33 +13,35 @@ from pathlib import Path
 
 from ray.exceptions import RayError
 
+from csmae.cluster.node_report import survey
+from csmae.cluster.preflight import needed, require
+from csmae.cluster.reserved import NoResourcesError
+from csmae.cluster.session import Share, ray_running, share, this_machine
 from csmae.config import ConfigError
-from csmae.data.name import data_name
+from csmae.console.dry_run import describe
+from csmae.console.live_view import View, settings
+from csmae.console.progress import Progress
+from csmae.console.tables import best_table, importance_lines, scores_table, studies_table
+from csmae.console.terminal import console, lasting, printable, say
+from csmae.data.archive_name import data_name
+from csmae.lock import only_driver
 from csmae.settings import flatten
-from csmae.terminal import console, lasting, printable, say
+from csmae.storage.layout import DATABASE
+from csmae.storage.study_mirror import fetched, local, opened
+from csmae.study.metrics import LABEL_SCORES
+from csmae.study.study import Study, load_study
 from csmae.tracking.provenance import command
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import WANDB, Tracker, shown, tracking_uri
-from csmae.tuning.budget import Budget
-from csmae.tuning.champion import Candidate, candidates, saved_metrics, score_all
-from csmae.tuning.checks import needed, require
-from csmae.tuning.cluster import Share, ray_running, share, this_machine
-from csmae.tuning.dry_run import describe
+from csmae.trials.budget import Budget
+from csmae.trials.importance import importances
+from csmae.trials.leaderboard import leaderboard
+from csmae.trials.store import Ledger
+from csmae.trials.transfer import ancestor, take_over
+from csmae.tuning.advice import notes
+from csmae.tuning.champion import Candidate, bring_home, candidates, saved_metrics, score_all
+from csmae.tuning.driver import interruptible, run_search
 from csmae.tuning.events import Ended, Ending, Event, Reported, Started
-from csmae.tuning.importance import importances
-from csmae.tuning.inheritance import ancestor, take_over
-from csmae.tuning.ledger import DATABASE, Ledger
-from csmae.tuning.metrics import LABEL_SCORES
-from csmae.tuning.nodes import survey
-from csmae.tuning.notes import notes
-from csmae.tuning.progress import Progress
-from csmae.tuning.reserved import NoResourcesError
-from csmae.tuning.run import interruptible, only_driver, run_search
-from csmae.tuning.standings import leaderboard
-from csmae.tuning.storage import bring_home, fetched, local, opened
-from csmae.tuning.study import Study, load_study
-from csmae.tuning.tables import best_table, importance_lines, scores_table, studies_table
-from csmae.tuning.view import View, settings
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
@@ -141,8 +143,8 @@ def _assignments(options: argparse.Namespace) -> list[str]:
 
 
 def _check_data(study: Study) -> None:
-    from csmae.training.engine import check  # seconds of torch, which a mistake in the file need not wait for
     from csmae.training.scoring import validation_split
+    from csmae.training.trainer import check  # seconds of torch, which a mistake in the file need not wait for
 
     config = study.first()
     validation = validation_split(check(config), config)
@@ -217,7 +219,7 @@ def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part:
         say(f"the published protocol could not be computed: {str(error).splitlines()[-1]}")
         scores = [{} for _ in found]
     _crown(tracker, ledger, found, scores)
-    from csmae.tracking.report import publish  # matplotlib takes its time
+    from csmae.reporting.report import publish  # matplotlib takes its time
 
     publish(tracker, ledger.folder, leaderboard(ledger.optuna))
     if all(scores):

@@ -21,11 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.distributed.rendezvous import rendezvous
 
 from csmae.config import Config, ConfigError
+from csmae.console.terminal import lasting, printable
 from csmae.cpus import usable_cpus
 from csmae.settings import load_yaml, merge, parse_assignments, parse_config
-from csmae.terminal import lasting, printable
-from csmae.training.engine import DivergedError, Epoch, pretrain
-from csmae.training.memory import SmallerMicroBatchError
+from csmae.training.micro_batch import SmallerMicroBatchError
+from csmae.training.trainer import DivergedError, Epoch, pretrain
 
 JOIN_S = 300.0
 """In which all processes of a training must have found each other."""

@@ -28,16 +28,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2 as transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from csmae.config import Data, Synthetic
 from csmae.data.archive import Split, open_archive
 from csmae.data.loader import batches, epoch_rows
-from csmae.data.scenes import draw_scenes
-from csmae.data.synthetic import synthesize
+from csmae.data.synthetic.archive import synthesize
+from csmae.data.synthetic.scenes import draw_scenes
 from csmae.data.transforms import Prepare
 from csmae.sensors import S1_BANDS, S2_10M_BANDS, S2_20M_BANDS, S2_BANDS
-from v1_pickles import patch_interface, pickled, write_v1
+from tests.support.v1_pickles import patch_interface, pickled, write_v1
 
 PASSES = 9
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from csmae.nearest import ARCHIVE_BLOCK, search
+from csmae.retrieval.nearest import ARCHIVE_BLOCK, search
 
 WIDTH, K, CENTRES = 768, 10, 50
 

@@ -22,15 +22,15 @@ from typing import Any
 
 import yaml
 
+from csmae.cluster.session import ray_running, share, this_machine
 from csmae.config import Config
+from csmae.study.study import load_study
 from csmae.tracking.tracker import Tracker
-from csmae.training.engine import Epoch
-from csmae.tuning.budget import Budget
-from csmae.tuning.cluster import ray_running, share, this_machine
+from csmae.training.trainer import Epoch
+from csmae.trials.budget import Budget
+from csmae.trials.store import Ledger
+from csmae.tuning.driver import run_search
 from csmae.tuning.events import Ended, Event, Reported
-from csmae.tuning.ledger import Ledger
-from csmae.tuning.run import run_search
-from csmae.tuning.study import load_study
 from search import track
 
 STUDY: dict[str, Any] = {

@@ -23,11 +23,11 @@ from typing import Any
 import yaml
 
 from csmae.config import Config
-from csmae.training.engine import DivergedError, pretrain
-from csmae.tuning.ledger import Ledger
+from csmae.study.study import Study, load_study
+from csmae.training.trainer import DivergedError, pretrain
+from csmae.trials.store import Ledger
+from csmae.tuning.early_stopping import make_rule
 from csmae.tuning.proposals import Proposals
-from csmae.tuning.scheduler import make_rule
-from csmae.tuning.study import Study, load_study
 
 STUDY: dict[str, Any] = {
     "base": {

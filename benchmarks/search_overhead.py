@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from csmae.cluster.session import ray_running, share, this_machine
 from csmae.config import Config
-from csmae.training.engine import Epoch, pretrain
-from csmae.tuning.budget import Budget
-from csmae.tuning.cluster import ray_running, share, this_machine
-from csmae.tuning.ledger import Ledger
-from csmae.tuning.run import run_search
-from csmae.tuning.study import load_study
+from csmae.study.study import load_study
+from csmae.training.trainer import Epoch, pretrain
+from csmae.trials.budget import Budget
+from csmae.trials.store import Ledger
+from csmae.tuning.driver import run_search
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "spaces" / "quickstart.yaml"
 

@@ -22,14 +22,14 @@ import torch
 import yaml
 from torch._dynamo.utils import counters
 
+from csmae.cluster.session import ray_running, share, this_machine
 from csmae.config import Config
-from csmae.training.engine import pretrain
-from csmae.tuning.budget import Budget
-from csmae.tuning.cluster import ray_running, share, this_machine
+from csmae.study.study import load_study
+from csmae.training.trainer import pretrain
+from csmae.trials.budget import Budget
+from csmae.trials.store import Ledger
+from csmae.tuning.driver import run_search
 from csmae.tuning.events import Ended, Event, Reported, Started
-from csmae.tuning.ledger import Ledger
-from csmae.tuning.run import run_search
-from csmae.tuning.study import load_study
 
 VARIANTS, WIDTHS, PATCHES, RATIOS = ("sesd", "cecd", "secd", "cesd"), (96, 60, 144), (30, 24, 40), (0.5, 0.75, 0.3)
 

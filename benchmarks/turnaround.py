@@ -24,14 +24,15 @@ import yaml
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
+from csmae.cluster.session import Room, ray_running, share
 from csmae.config import Config
-from csmae.training.engine import Epoch, pretrain
-from csmae.tuning.budget import Budget
-from csmae.tuning.cluster import Room, ray_running, share
-from csmae.tuning.ledger import Ledger
-from csmae.tuning.run import run_search
-from csmae.tuning.slots import SLOT_RESOURCES, SlotPlan, make_trainer
-from csmae.tuning.study import Study, load_study
+from csmae.study.study import Study, load_study
+from csmae.training.trainer import Epoch, pretrain
+from csmae.trials.budget import Budget
+from csmae.trials.store import Ledger
+from csmae.tuning.driver import run_search
+from csmae.workers.group import SLOT_RESOURCES, make_trainer
+from csmae.workers.spec import SlotPlan
 
 STUDY = {
     "base": {

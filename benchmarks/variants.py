@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from csmae.config import Config
-from csmae.training.engine import check, pretrain
 from csmae.training.scoring import score
+from csmae.training.trainer import check, pretrain
 
 VARIANTS = ("cecd", "cesd", "secd", "sesd")
 

@@ -7,24 +7,24 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import csmae.data.commands
-import csmae.doctor
-import csmae.retrieving.commands
-import csmae.tracking.commands
-import csmae.tracking.export
-import csmae.tuning.notice
+import csmae.cli.data
+import csmae.cli.doctor
+import csmae.cli.export
+import csmae.cli.retrieval
+import csmae.cli.tracking
+import csmae.cluster.preemption
 from csmae.config import ConfigError
-from csmae.terminal import printable
+from csmae.console.terminal import printable
 
 if TYPE_CHECKING:
-    from csmae.tuning.standings import Leaderboard
+    from csmae.trials.leaderboard import Leaderboard
 
 ROOMS = (
-    csmae.data.commands,
-    csmae.retrieving.commands,
-    csmae.tracking.export,
-    csmae.doctor,
-    csmae.tuning.notice,
+    csmae.cli.data,
+    csmae.cli.retrieval,
+    csmae.cli.export,
+    csmae.cli.doctor,
+    csmae.cluster.preemption,
 )
 
 
@@ -36,12 +36,12 @@ def parser() -> argparse.ArgumentParser:
     subparsers = found.add_subparsers(metavar="COMMAND", required=True)
     for room in ROOMS:
         room.add_commands(subparsers)
-    csmae.tracking.commands.add_commands(subparsers, _leaderboard)
+    csmae.cli.tracking.add_commands(subparsers, _leaderboard)
     return found
 
 
 def _leaderboard(folder: Path) -> Leaderboard | None:
-    from csmae.tuning.standings import stored_leaderboard  # Optuna takes its time
+    from csmae.trials.leaderboard import stored_leaderboard  # Optuna takes its time
 
     return stored_leaderboard(folder)
 

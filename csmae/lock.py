@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from csmae.config import ConfigError
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems without locks answer, such as Lustre without its option flock."""
 
@@ -61,3 +63,37 @@ def opening(database: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+@contextmanager
+def only_driver(folder: Path) -> Iterator[None]:
+    """Hold the study's folder for this process.
+
+    Raises:
+        ConfigError: Another process has it.
+    """
+    path = folder / "driver.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError(unwritable(error.filename, error)) from None
+    try:
+        _sign(lock, path)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _sign(lock: int, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.write(lock, str(os.getpid()).encode())
+    except BlockingIOError:
+        raise ConfigError(
+            f"study {path.parent.name!r} is being run by process {path.read_text()}: "
+            "wait for its end, or use --name to begin another study"
+        ) from None
+    except OSError as error:
+        raise ConfigError(unwritable(path, error)) from None

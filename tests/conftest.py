@@ -50,7 +50,8 @@ def small_config(**values: Any) -> Config:
 @pytest.fixture(scope="session")
 def empty_studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of studies without any: making its tables takes longer than most tests."""
-    from csmae.tuning.ledger import DATABASE, open_storage
+    from csmae.storage.layout import DATABASE
+    from csmae.trials.database import open_storage
 
     path = tmp_path_factory.mktemp("studies") / DATABASE
     open_storage(path).engine.dispose()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from csmae.cluster import session as cluster
 from csmae.cpus import CGROUPS, usable_cpus
-from csmae.tuning import cluster
-from test_ddp import ROOT
+from tests.training.test_ddp import ROOT
 
 AFFINITY = len(os.sched_getaffinity(0))
 
@@ -72,7 +72,7 @@ def one_cpu() -> Iterator[Path]:
 
 
 def test_a_real_quota_limits_what_this_machine_is_said_to_have(one_cpu: Path) -> None:
-    code = "from csmae.tuning.cluster import this_machine; print(this_machine().cpus)"
+    code = "from csmae.cluster.session import this_machine; print(this_machine().cpus)"
     join = f"echo $$ > {one_cpu}/cgroup.procs && exec {sys.executable} -c '{code}'"
     done = subprocess.run(["sh", "-c", join], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "1", done.stdout + done.stderr

@@ -21,9 +21,9 @@ import train_worker
 from csmae.config import Config, ConfigError
 from csmae.encoders import SensorEncoder
 from csmae.settings import field_names, merge, parse_assignments, parse_config
-from csmae.tuning.metrics import METRICS
-from csmae.tuning.options import Search
-from csmae.tuning.study import PARTS, load_study
+from csmae.study.metrics import METRICS
+from csmae.study.options import Search
+from csmae.study.study import PARTS, load_study
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

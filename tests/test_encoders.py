@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small_config
 from csmae import load_encoder
 from csmae.encoders import SETTINGS, WEIGHTS, EncoderError, SensorEncoder, load_published
 from csmae.training.scoring import encoder_of, seeded_model
+from tests.conftest import small_config
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ import pytest
 
 from csmae.__main__ import main
 from csmae.data.archive import open_archive
-from csmae.retrieving.store import Source, write_store
+from csmae.retrieval.store import Source, write_store
 from csmae.sqlite import sqlite_url
 from csmae.tracking.outbox import TrackingError
-from csmae.tracking.reach import unreachable
+from csmae.tracking.reachable import unreachable
 from csmae.tracking.tracker import Tracker
-from csmae.tuning.ledger import open_storage
-from test_registry import empty_database
-from test_retrieving import data, encoder, encoder_dir, nothing
+from csmae.trials.database import open_storage
+from tests.retrieval.test_stores_and_queries import data, encoder, encoder_dir, nothing
+from tests.tracking.test_registry import empty_database
 
 __all__ = ["data", "empty_database", "encoder", "encoder_dir"]
 

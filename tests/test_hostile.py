@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import csmae
-from conftest import small_config
 from csmae.config import ConfigError
 from csmae.encoders import SETTINGS, WEIGHTS, EncoderError, load_published
 from csmae.settings import load_yaml
+from csmae.study.study import load_study
 from csmae.tracking.registry import CHECKSUM, checksum
 from csmae.training.scoring import encoder_of, seeded_model
-from csmae.tuning.study import load_study
+from tests.conftest import small_config
 
 
 class Attack:

@@ -12,7 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.config import Data
-from csmae.data.layout import BANDS_OF, ArchiveError, DamagedValueError
+from csmae.data.formats.layout import BANDS_OF, ArchiveError, DamagedValueError
+from csmae.data.formats.lmdb_values import MAX_VALUE, Store, open_store
+from csmae.data.formats.v1 import PickleDecoder
+from csmae.data.formats.v1 import sensors as stored_sensors
+from csmae.data.formats.v2 import SafetensorsDecoder
 from csmae.data.pairs import BOTH, Sensor
 from csmae.data.split import Source, Split
 from csmae.data.splits import (
@@ -25,11 +29,7 @@ from csmae.data.splits import (
     read_metadata,
     read_names,
 )
-from csmae.data.store import MAX_VALUE, Store, open_store
-from csmae.data.synthetic import ensure_synthetic
-from csmae.data.v1 import PickleDecoder
-from csmae.data.v1 import sensors as stored_sensors
-from csmae.data.v2 import SafetensorsDecoder
+from csmae.data.synthetic.archive import ensure_synthetic
 
 __all__ = ["Archive", "ArchiveError", "Split", "open_archive"]
 

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.data.archive import Archive, ArchiveError
-from csmae.data.layout import BANDS_OF, BandTypeError, DamagedValueError
+from csmae.data.formats.layout import BANDS_OF, BandTypeError, DamagedValueError
+from csmae.data.formats.v1 import PickleDecoder, labels
+from csmae.data.formats.v2 import SafetensorsDecoder, header_of, parse_header
 from csmae.data.pairs import Buffer, Sensor, allocate
 from csmae.data.split import copy_runs
 from csmae.data.splits import SPLITS
-from csmae.data.v1 import PickleDecoder, labels
-from csmae.data.v2 import SafetensorsDecoder, header_of, parse_header
 from csmae.data.write import replacing, writing
 
 S1_RANGE = (-100.0, 60.0)

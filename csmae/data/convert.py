@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from csmae.config import Data
 from csmae.data.archive import Archive, open_archive
-from csmae.data.index import read_index
-from csmae.data.layout import ArchiveError
+from csmae.data.formats.layout import ArchiveError
+from csmae.data.formats.lmdb_index import read_index
 from csmae.data.split import Split
 from csmae.data.splits import LIST_FILES, METADATA, first_five
 from csmae.data.write import LMDB, PAIR_BYTES, Writer, put_pair, require_new, write_metadata, writing

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from csmae.data.layout import ArchiveError
+from csmae.data.formats.layout import ArchiveError
 from csmae.data.pairs import Buffer, PairBatch, allocate
 from csmae.data.split import Split
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from csmae.data import v1, v2
-from csmae.data.layout import ArchiveError, BandTypeError, DamagedValueError, Layout
+from csmae.data.formats import v1, v2
+from csmae.data.formats.layout import ArchiveError, BandTypeError, DamagedValueError, Layout
+from csmae.data.formats.lmdb_values import Store
 from csmae.data.pairs import Buffer, PairBatch, Sensor, allocate
-from csmae.data.store import Store
 from csmae.sensors import CLASSES
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from csmae.data.layout import ArchiveError
+from csmae.data.formats.layout import ArchiveError
 from csmae.sensors import CLASSES
 
 SPLITS = ("train", "validation", "test")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from csmae.data.layout import ArchiveError
+from csmae.data.formats.layout import ArchiveError
 from csmae.data.splits import LIST_FILES, METADATA, read_metadata, read_names
 from csmae.data.write import replacing, writing
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from csmae.data.layout import ArchiveError
+from csmae.data.formats.layout import ArchiveError
 from csmae.data.pairs import PairBatch
 from csmae.data.splits import METADATA
 from csmae.sensors import S1_BANDS, S2_10M_BANDS, S2_20M_BANDS

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlparse
 
 from csmae.scratch import scratch
 from csmae.sqlite import sqlite_path, sqlite_url
-from csmae.tracking.database import check_filled, client_of, current, moves
+from csmae.tracking.mlflow_database import check_filled, client_of, current, moves
 from csmae.tracking.outbox import TrackingError
 from csmae.tracking.registry import ALIAS, CHECKSUM, MODEL, checksum
 from csmae.tracking.tracker import shown

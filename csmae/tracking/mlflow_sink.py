@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from csmae.tracking.database import STUDY_ID, artifact_location, client_of, follow
+from csmae.tracking.mlflow_database import STUDY_ID, artifact_location, client_of, follow
+from csmae.tracking.mlflow_settings import quiet_mlflow
 from csmae.tracking.outbox import HEADER, KINDS, Event, TrackingError
-from csmae.tracking.quiet import quiet_mlflow
 from csmae.tracking.registry import Registry
 from csmae.tracking.tracker import shown
 from csmae.tracking.uploader import RefusedError, readable

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from csmae.scratch import scratch
-from csmae.tracking.card import bands_of, model_card, read_settings
+from csmae.tracking.model_card import bands_of, model_card, read_settings
 from csmae.tracking.outbox import Event, TrackingError
 
 log = logging.getLogger(__name__)

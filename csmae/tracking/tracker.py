@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from csmae.sqlite import SQLITE, sqlite_path, sqlite_url
-from csmae.tracking.database import check_file
+from csmae.tracking.mlflow_database import check_file
 from csmae.tracking.outbox import OUTBOX, Bookmark, Event, Outbox, TrackingError
 from csmae.tracking.provenance import provenance
 from csmae.tracking.registry import checksum

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from csmae import retrieval
 from csmae.config import Config, ConfigError
 from csmae.data.archive import Archive, Split, open_archive
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import CSMAE
+from csmae.retrieval.embed import embed
+from csmae.retrieval.scores import partner_scores, retrieval_scores
 
 SUBSET_SEED = 0
 """Draws the validation pairs and their halves: the same for every trial, or scores would not compare."""
@@ -36,17 +37,17 @@ def validation_scores(features: dict[str, Tensor], validation: Split, k: int) ->
     """Retrieval within the validation split: its first half queries its second.
 
     Args:
-        features: Of the split's scenes, as ``retrieval.embed`` gives them.
+        features: Of the split's scenes, as ``embed`` gives them.
         validation: Has their labels.
         k: Scenes retrieved for each query.
 
     Returns:
-        ``val/f1_mean``, ``val/f1/s1_to_s2`` and the like (see ``retrieval.retrieval_scores``) where there are labels, and
-        over the whole split ``val/recall_at_1`` and ``val/mrr`` (see ``retrieval.partner_scores``).
+        ``val/f1_mean``, ``val/f1/s1_to_s2`` and the like (see ``retrieval_scores``) where there are labels, and
+        over the whole split ``val/recall_at_1`` and ``val/mrr`` (see ``partner_scores``).
     """
     scenes, half = _Scenes.of(features, validation), len(validation) // 2
     queries, archive = scenes.intact(slice(half)), scenes.intact(slice(half, None))
-    scores = _label_scores(queries, archive, k) | retrieval.partner_scores(scenes.intact(slice(None)).features)
+    scores = _label_scores(queries, archive, k) | partner_scores(scenes.intact(slice(None)).features)
     return {f"val/{name}": value for name, value in scores.items()}
 
 
@@ -59,17 +60,17 @@ def score(config: Config, encoder_dir: Path | None = None, device: str | None = 
         device: Such as ``cuda:0``; the process's GPU, or the CPU, where None.
 
     Returns:
-        ``test/f1_mean``, ``test/f1/s1_to_s2`` and the like, see ``retrieval.retrieval_scores``; for an archive without
-        labels ``test/recall_at_1`` and ``test/mrr`` within the test split, see ``retrieval.partner_scores``.
+        ``test/f1_mean``, ``test/f1/s1_to_s2`` and the like, see ``retrieval_scores``; for an archive without
+        labels ``test/recall_at_1`` and ``test/mrr`` within the test split, see ``partner_scores``.
     """
     archive = open_archive(config.data)
     encoder = SensorEncoder.load(encoder_dir) if encoder_dir else encoder_of(seeded_model(config), config)
     encoder.to(torch.device(device or default_device())).eval()
     queries, gallery = (
-        _Scenes.of(retrieval.embed(encoder, split, config.eval.batch_size), split).intact(slice(None))
+        _Scenes.of(embed(encoder, split, config.eval.batch_size), split).intact(slice(None))
         for split in map(archive.split, ("validation", "test"))
     )
-    scores = _label_scores(queries, gallery, config.eval.k) or retrieval.partner_scores(gallery.features)
+    scores = _label_scores(queries, gallery, config.eval.k) or partner_scores(gallery.features)
     return {f"test/{name}": value for name, value in scores.items()}
 
 
@@ -98,7 +99,7 @@ def _label_scores(queries: _Scenes, archive: _Scenes, k: int) -> dict[str, float
         )
     if not (queries.labels_nc.any() and archive.labels_nc.any()):
         return {}
-    return retrieval.retrieval_scores(*queries, *archive, k)
+    return retrieval_scores(*queries, *archive, k)
 
 
 def seeded_model(config: Config) -> CSMAE:

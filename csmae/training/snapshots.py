@@ -1,6 +1,6 @@
 """What a network makes of a few validation scenes, kept as arrays at the start, middle and end of a training.
 
-B scenes, L patches, k hits. ``csmae.tracking.panels`` says what a file holds and draws it.
+B scenes, L patches, k hits. ``csmae.reporting.panels`` says what a file holds and draws it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csmae import retrieval
 from csmae.config import Config
 from csmae.data.pairs import BOTH, PairBatch
 from csmae.data.split import Split
@@ -24,6 +23,7 @@ from csmae.model.csmae import CSMAE
 from csmae.model.losses import EPSILON
 from csmae.model.patches import patchify, unpatchify
 from csmae.out_of_memory import is_out_of_memory
+from csmae.retrieval.scores import rank_directions
 from csmae.sensors import CLASSES, S2_RGB
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _retrieval(validation: Split, features: dict[str, Tensor], k: int) -> Arrays
     }
     asking = {sensor: f[first : first + 1] for sensor, f in features.items()}
     there = {sensor: f[half:] for sensor, f in features.items()}
-    for direction, ranked in retrieval.rank_directions(asking, there, k).items():
+    for direction, ranked in rank_directions(asking, there, k).items():
         places = ranked[0].cpu().numpy()
         found = validation.read(half + places)
         arrays[f"hits_{direction}"] = _shown(found.s1 if direction.endswith("s1") else found.s2_10m)

@@ -23,7 +23,7 @@ from csmae.config import Config, ConfigError
 from csmae.model.blocks import Block
 from csmae.model.csmae import CSMAE
 from csmae.out_of_memory import is_out_of_memory
-from csmae.training.memory import MicroBatch, SmallerMicroBatchError
+from csmae.training.micro_batch import MicroBatch, SmallerMicroBatchError
 from csmae.training.optim import allocate_moments, make_optimizer
 
 log = logging.getLogger(__name__)

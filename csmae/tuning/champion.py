@@ -6,18 +6,21 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from csmae.config import Config
+from csmae.cluster.reserved import NoResourcesError, run_reserved
+from csmae.cluster.session import ACCELERATOR, KIND_UNIT, Share
+from csmae.config import Config, ConfigError
 from csmae.scratch import scratch
-from csmae.tuning.bucket import patiently
-from csmae.tuning.cluster import ACCELERATOR, KIND_UNIT, Share
-from csmae.tuning.file_set import Files, FileSet
-from csmae.tuning.ledger import Ledger
-from csmae.tuning.reserved import NoResourcesError, run_reserved
-from csmae.tuning.standings import standings
+from csmae.storage.manifest import Files, FileSet
+from csmae.storage.object_store import patiently, reason
+from csmae.trials.leaderboard import standings
+from csmae.trials.store import Ledger
+
+CHECKPOINT = "checkpoint.pt"
 
 log = logging.getLogger(__name__)
 
@@ -98,3 +101,23 @@ def _score(config: Config, folder: Path | None, files: FileSet | None, device: s
     with scratch("score") as copy:
         patiently(lambda: files.fetch(copy, files.manifest(), lambda name: name.startswith("encoder/")))
         return score(config, copy / "encoder", device)
+
+
+def bring_home(ledger: Ledger) -> None:
+    """Fetch what a bucket holds of the trials, checkpoints excepted, to the driver's copy.
+
+    Raises:
+        ConfigError: The bucket does not answer, or another driver took the storage over.
+    """
+    files = ledger.files
+    if files is None:
+        return
+    trials = ledger.run_dir(0).parent
+    try:
+        patiently(files.check)
+        for name in patiently(lambda: files.bucket.names(trials.relative_to(files.folder).as_posix())):
+            trial = files.of(trials / name)
+            state = patiently(trial.manifest)
+            patiently(partial(trial.fetch, trials / name, state, lambda path: path != CHECKPOINT))
+    except OSError as error:
+        raise ConfigError(f"--storage {files.bucket.url}: {reason(error)}: run again when it does") from None

@@ -10,11 +10,11 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from csmae.tuning.ledger import CONFIRMS
+from csmae.study.study import Study
+from csmae.study.values import Value
+from csmae.trials.attributes import CONFIRMS
 from csmae.tuning.sampler_view import DRAFT_ID, SamplerView, seen_by_sampler
 from csmae.tuning.samplers import make_sampler
-from csmae.tuning.study import Study
-from csmae.tuning.values import Value
 
 REFUSED = "refused"
 """User attribute of a trial: the points that were proposed for it and refused, as fields of ``Refusal``."""

@@ -14,11 +14,13 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from csmae.config import Config, ConfigError
-from csmae.model.cost import cost
+from csmae.study.study import MAX_GRID
+from csmae.trials.attributes import NOT_TRAINED, ORIGIN, START
+from csmae.trials.constraints import known_metrics, violation
+from csmae.trials.store import Ledger
+from csmae.trials.trial import was_begun, with_seed
 from csmae.tuning.draft import Draft
-from csmae.tuning.ledger import NOT_TRAINED, ORIGIN, START, Ledger, was_begun
-from csmae.tuning.options import bound
-from csmae.tuning.study import MAX_GRID
+from csmae.tuning.samplers import make_sampler
 
 MAX_REFUSED = 20
 """Proposals of the sampler in a row that are refused before a point is drawn at random from those that are not."""
@@ -70,13 +72,19 @@ class Proposals:
     def left(self) -> Proposal | None:
         """A trial that an earlier driver left in the middle, as it was; None where that one had not yet refused it."""
         trial = self._ledger.left()
+        self._seed(trial.number)
         params, drawn = self._ledger.frozen(trial).params, self._study.space.suggest(trial)
         exact = {name: value for name, value in params.items() if isinstance(value, float)}
         return self._check(trial, drawn | exact, resumed=True)  # its checkpoint has them to the last digit
 
+    def _seed(self, number: int) -> None:
+        """Have the values that an enqueued or interrupted trial lacks drawn as an uninterrupted search would."""
+        self._ledger.optuna.sampler = make_sampler(self._study.search, number)
+
     def new(self) -> Proposal | None:
         """A configuration that was not trained before; None when there is none left."""
         while self._ledger.has_line:
+            self._seed(len(self._ledger.all_trials()))
             trial = self._ledger.next()
             if proposal := self._check(trial, self._study.space.suggest(trial)):
                 return proposal
@@ -180,24 +188,6 @@ class Proposals:
         points = list(space.grid())
         random.Random(seed).shuffle(points)
         return iter(points)
-
-
-def known_metrics(config: Config) -> dict[str, float]:
-    """Metrics of a configuration that need no training."""
-    spent = cost(config)
-    return {f"cost/{name}": float(value) for name, value in spent._asdict().items()}
-
-
-def violation(value: float, wanted: str) -> float:
-    """By how much a metric breaks its constraint; not positive where it keeps to it."""
-    sign, limit = bound(wanted)
-    return value - limit if sign == "<=" else limit - value
-
-
-def with_seed(trial: optuna.Trial | FrozenTrial, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's values, with the seed that a repetition has of its own."""
-    seed = {"train.seed": trial.user_attrs["seed"]} if "seed" in trial.user_attrs else {}
-    return {**values, **seed}
 
 
 def _key(config: Config) -> str:

@@ -11,10 +11,10 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from csmae.tuning.ledger import Values, curve
-from csmae.tuning.options import Search
-from csmae.tuning.ranking import order
-from csmae.tuning.scheduler import signed
+from csmae.study.options import Search
+from csmae.trials.pareto import order
+from csmae.trials.trial import Values, curve
+from csmae.tuning.early_stopping import signed
 
 DRAFT_ID = -1
 """Id by which a sampler knows the draft."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, RandomSampler, TPESampler
 
-from csmae.tuning.options import Search
+from csmae.study.options import Search
 
 NUM_GENERATIONS = 5
 """Generations that nsga2 has within a study, at least: Optuna's own populations of 50 would leave most studies at random."""

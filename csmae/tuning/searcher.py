@@ -13,14 +13,17 @@ import optuna
 from ray.tune.search import Searcher
 
 from csmae.config import Config
-from csmae.tuning.budget import Budget
+from csmae.study.metrics import COSTS, TERMS, due
+from csmae.trials.attributes import CONFIRMS, START
+from csmae.trials.budget import Budget
+from csmae.trials.constraints import violation
+from csmae.trials.database import DATABASE_ERRORS, unusable
+from csmae.trials.leaderboard import broken_by
+from csmae.trials.trial import curve, state_of
 from csmae.tuning.events import Ended, Ending, Listener, Reported, Started, Waiting
-from csmae.tuning.housekeeping import Housekeeper
-from csmae.tuning.ledger import CONFIRMS, DATABASE_ERRORS, START, curve, state_of, unusable
-from csmae.tuning.metrics import COSTS, TERMS, due
-from csmae.tuning.proposals import Proposal, Proposals, violation
-from csmae.tuning.standings import broken_by
-from csmae.tuning.working_copy import saved_epoch
+from csmae.tuning.proposals import Proposal, Proposals
+from csmae.tuning.retention import Housekeeper
+from csmae.workers.trial_files import saved_epoch
 
 METRICS = "metrics/"
 """Prefix of an epoch's metrics in a flattened result."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from lab import ENVIRONMENT, HEAD, HOSTS, NETWORK, NUM_HOSTS, ROOT, STATE, equip, hosts, ray, wait_for_all
+from tests.cluster.lab import ENVIRONMENT, HEAD, HOSTS, NETWORK, NUM_HOSTS, ROOT, STATE, equip, hosts, ray, wait_for_all
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from lab import HEAD, NUM_HOSTS, ROOT, SEARCH, STORAGE, no_output, on_host, ray, wait_until
+from tests.cluster.lab import HEAD, NUM_HOSTS, ROOT, SEARCH, STORAGE, no_output, on_host, ray, wait_until
 
 pytest_plugins = ["lab_fixtures"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from lab import equip, hosts, on_host, ray, wait_for_all
-from watched import WatchedSearch
+from tests.cluster.lab import equip, hosts, on_host, ray, wait_for_all
+from tests.cluster.watched import WatchedSearch
 
 pytest_plugins = ["lab_fixtures"]
 pytestmark = pytest.mark.timeout(1800)

@@ -13,7 +13,7 @@ import optuna
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
-from lab import ENVIRONMENT, RAY, ROOT, SEARCH, STATE, STORAGE, on_host
+from tests.cluster.lab import ENVIRONMENT, RAY, ROOT, SEARCH, STATE, STORAGE, on_host
 
 FIRST_LOSS = 3
 """Epochs that a trial must have saved before anything is lost: one that began anew would be seen."""

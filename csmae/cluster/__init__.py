@@ -1,0 +1,1 @@
+"""Ray itself: sessions, authentication, resources, and checks of the nodes before a search starts."""

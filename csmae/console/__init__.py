@@ -1,0 +1,1 @@
+"""What is printed on a terminal: live view, tables, dry run."""

@@ -1,0 +1,1 @@
+"""BigEarthNet's file formats, read without trusting a byte of them."""

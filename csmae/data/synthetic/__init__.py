@@ -1,0 +1,1 @@
+"""The synthetic archive: scenes drawn from land-cover classes."""

@@ -1,0 +1,1 @@
+"""Plots, reports, model cards and exported encoders, built from stored results."""

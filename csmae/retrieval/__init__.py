@@ -1,0 +1,1 @@
+"""Sensor-agnostic image retrieval: embed an archive, search it, score what was found."""

@@ -1,1 +1,0 @@
-"""The retrieving room: feature stores, queries, and the commands that people search archives with."""

@@ -1,0 +1,1 @@
+"""Storage of studies in an object store."""

@@ -1,0 +1,1 @@
+"""What a study file says: base configuration, search space and search settings; neither Ray nor torch."""

@@ -1,0 +1,147 @@
+"""What is printed: foreign text as it is, on streams of any encoding, and a terminal that goes away."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import csmae.__main__
+import search
+import train_worker
+from csmae.console.terminal import console, say
+from tests.support.archives import write_v2
+from tests.tuning.test_search import ROOT, write
+
+BUFFERED = {"PYTHONUNBUFFERED": ""}
+
+MARKUP = "gloo failed: [/__w/pytorch/pytorch/tcp/pair.cc:534] [enforce fail at alloc_cpu.cpp:117] :warning: [bold]"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, cwd=ROOT, env=os.environ | environment)
+
+
+def test_foreign_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    say(MARKUP)
+    console().print(MARKUP, soft_wrap=True)
+    assert capsys.readouterr().out == f"{MARKUP}\n" * 2
+
+
+def test_a_stream_that_lacks_a_character_prints_something_in_its_place(tmp_path: Path) -> None:
+    code = "from csmae.console.terminal import printable, say\nwith printable(): say('✗ caf\\xe9 → run …')"
+    done = run("-c", code, PYTHONIOENCODING="ascii")
+    assert done.stdout == b"x caf\\xe9 -> run ...\n", done.stderr.decode()
+    assert run("-c", code, PYTHONIOENCODING="latin-1").stdout == b"x caf\xe9 -> run ...\n"
+    assert run("-c", code, PYTHONIOENCODING="utf-8").stdout == "✗ café → run …\n".encode()
+
+
+def test_a_path_that_is_not_text_is_printed(tmp_path: Path) -> None:
+    code = (
+        "import os\nfrom csmae.console.terminal import printable, say\nwith printable(): say(os.fsdecode(b'caf\\xe9'))"
+    )
+    assert run("-c", code, PYTHONIOENCODING="utf-8").stdout == b"caf\\udce9\n"
+
+
+def test_no_command_needs_a_terminal_of_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, study = write_v2(tmp_path / "größe"), write(tmp_path)
+    commands = [
+        (csmae.__main__.main, ["data", "check", str(archive)]),
+        (csmae.__main__.main, ["data", "check", str(tmp_path / "no-größe")]),
+        (csmae.__main__.main, ["doctor", "--help"]),
+        (search.main, [str(study), "--dry-run", "--storage", str(tmp_path / "größe-runs")]),
+        (search.main, [str(study), "--name", "a/…"]),
+        (search.main, ["--help"]),
+        (train_worker.main, [str(tmp_path / "größe.yaml")]),
+    ]
+    for main, arguments in commands:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), "ascii", "strict"))
+        with contextlib.suppress(SystemExit):
+            main(arguments)
+        assert all(stream.errors == "strict" for stream in (sys.stdout, sys.stderr))
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+
+
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_a_broken_pipe_ends_nothing(length: int) -> None:
+    code = (
+        "from csmae.console.terminal import console, lasting\nimport sys, time\n"
+        f"with lasting():\n    for _ in range(5): console().print('x' * {length}); time.sleep(0.05)\n"
+        "    print('gone on', file=sys.stderr)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b"gone on\n"
+    assert process.wait(60) == 0
+
+
+def test_a_closed_terminal_ends_nothing() -> None:
+    ours, theirs = os.openpty()
+    code = (
+        "from csmae.console.terminal import console, lasting\nimport sys\n"
+        "with lasting():\n    sys.stdin.readline()\n    console().print('x'); print('y', file=sys.stderr)\nsys.exit(7)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, cwd=ROOT
+    )
+    os.close(theirs)
+    os.close(ours)
+    process.communicate(b"go on\n", 60)
+    assert process.returncode == 7
+
+
+def test_a_slow_reader_misses_lines_and_is_not_given_up(tmp_path: Path) -> None:
+    code = (
+        "from csmae.console.terminal import lasting\nimport os, sys\nos.set_blocking(1, False)\n"
+        "with lasting():\n    for _ in range(50): print('x' * 10_000, flush=True)\n"
+        "    print('full', file=sys.stderr, flush=True)\n    sys.stdin.readline()\n"
+        "    print('still here', flush=True)\n    print('y' * 200_000, flush=True)\nsys.exit(7)"
+    )
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, env=os.environ | BUFFERED)
+    assert process.stdin and process.stdout and process.stderr
+    assert process.stderr.readline() == b"full\n"
+    os.set_blocking(process.stdout.fileno(), False)  # the same pipe's other end: empty it
+    while process.stdout.read(1 << 16):
+        pass
+    os.set_blocking(process.stdout.fileno(), True)
+    process.stdin.write(b"go on\n")
+    process.stdin.close()
+    assert b"still here\n" in process.stdout.read()
+    assert process.wait(60) == 7, process.stderr.read()
+
+
+@pytest.mark.parametrize("closed", [("stdin", "stdout"), ("stderr",), ("stdin", "stdout", "stderr")])
+def test_no_command_needs_open_streams(
+    closed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = [
+        (csmae.__main__.main, ["data", "check", str(tmp_path / "none")], 2),
+        (search.main, ["--list", "--storage", str(tmp_path)], 0),
+        (search.main, [str(tmp_path / "none.yaml")], 2),
+        (train_worker.main, [str(tmp_path / "none.yaml")], 2),
+    ]
+    for main, arguments, status in commands:
+        for name in closed:
+            monkeypatch.setattr(sys, name, None)
+        assert main(arguments) == status
+
+
+def test_files_never_take_the_numbers_of_closed_streams(tmp_path: Path) -> None:
+    """Otherwise whatever a library writes to standard error would land in a database."""
+    code = (
+        "import os\nfrom csmae.console.terminal import printable\n"
+        f"with printable(), open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "    os._exit(sum(os.readlink(f'/proc/self/fd/{n}') == os.devnull for n in range(3)) + 10 * file.fileno())"
+    )
+    done = subprocess.run(
+        f'{sys.executable} -c "$CODE" <&- >&- 2>&-', shell=True, cwd=ROOT, env=os.environ | {"CODE": code}
+    )
+    assert done.returncode == 33

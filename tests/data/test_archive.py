@@ -1,0 +1,209 @@
+"""Every source of pairs keeps the same contract."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from csmae.config import Data, Synthetic
+from csmae.data.archive import ArchiveError, open_archive
+from csmae.data.formats.layout import DamagedValueError
+from csmae.data.formats.lmdb_values import Store
+from csmae.data.loader import batches, sequential_rows
+from csmae.sensors import CLASSES, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
+from tests.support.archives import (
+    FILES,
+    SPLITS,
+    bands_of,
+    labels_of,
+    names_of,
+    open_folder,
+    put,
+    splits_of,
+    write_pickles,
+    write_v2,
+)
+from tests.support.processes import Started
+from tests.support.v1_pickles import pickled, write_v1
+
+SOURCES: dict[str, Callable[[Path], Path]] = {"v1": write_pickles, "v2": write_v2}
+
+
+@pytest.fixture(params=list(SOURCES))
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return SOURCES[request.param](tmp_path / "archive")
+
+
+def numbers_of(split: str) -> list[int]:
+    return [number for number, name in enumerate(splits_of()) if name == split]
+
+
+@pytest.mark.parametrize("name", list(SPLITS))
+def test_a_split_gives_each_pair_as_it_was_written(folder: Path, name: str) -> None:
+    split = open_folder(folder).split(name)
+    assert len(split) == SPLITS[name]
+    batch = split.read(range(len(split)))
+    for row, number in enumerate(numbers_of(name)):
+        bands = bands_of(number)
+        assert np.array_equal(batch.s1[row].numpy(), np.stack([bands[band] for band in S1_BANDS]))
+        assert np.array_equal(batch.s2_10m[row].numpy(), np.stack([bands[band] for band in S2_10M_BANDS]))
+        assert np.array_equal(batch.s2_20m[row].numpy(), np.stack([bands[band] for band in S2_20M_BANDS]))
+        assert [CLASSES[index] for index in np.flatnonzero(split.labels()[row])] == sorted(labels_of(number))
+        assert split.names[row] in names_of(number)
+
+
+def test_taken_pairs_come_in_the_order_they_were_asked_for(folder: Path) -> None:
+    split = open_folder(folder).split("train")
+    part = split.take([3, 0, 3])
+    assert part.names == [split.names[3], split.names[0], split.names[3]]
+    assert np.array_equal(part.labels(), split.labels()[[3, 0, 3]])
+    assert torch.equal(part.read([0, 1, 2]).s1, split.read([3, 0, 3]).s1)
+
+
+def test_the_loader_gives_what_reading_gives(folder: Path) -> None:
+    split = open_folder(folder).split("train")
+    rows = sequential_rows(len(split), 2)
+    for row, batch in zip(rows, batches(split, rows), strict=True):
+        for loaded, read in zip(batch, split.read(row), strict=True):
+            assert torch.equal(loaded, read)
+
+
+def test_one_sensor_can_be_read_alone(folder: Path) -> None:
+    archive = open_folder(folder)
+    both = archive.split("train").read([0, 1])
+    s1, s2 = (archive.split("train", sensors=(sensor,)).read([0, 1]) for sensor in ("s1", "s2"))
+    assert torch.equal(s1.s1, both.s1) and len(s1.s2_10m) == len(s1.s2_20m) == 0
+    assert torch.equal(s2.s2_20m, both.s2_20m) and len(s2.s1) == 0
+
+
+def test_an_archive_of_one_sensor_works_for_that_sensor(tmp_path: Path) -> None:
+    write_v2(tmp_path / "both")
+    with (
+        lmdb.open(str(tmp_path / "both/archive.lmdb"), readonly=True) as environment,
+        environment.begin() as transaction,
+    ):
+        only_s2 = {key.decode(): value for key, value in transaction.cursor() if key.startswith(b"S2")}
+    put(tmp_path / "s2", only_s2)
+    shutil.copy(tmp_path / "both/metadata.parquet", tmp_path / "s2")
+    archive = open_folder(tmp_path / "s2")
+    assert len(archive.split("train", sensors=("s2",)).read([1]).s2_10m) == 1
+    with pytest.raises(ArchiveError, match=r"5 of 5 patches are not in .*: S1A_IW_GRDH"):
+        archive.split("train")
+
+
+def test_pickles_of_one_sensor_work_for_that_sensor(tmp_path: Path) -> None:
+    bands = {name: band for name, band in bands_of(0).items() if name[0] == "B"}
+    write_v1(tmp_path, {"patch": pickled(bands, labels_of(0))}, {"train.csv": ["patch"]})
+    archive = open_folder(tmp_path)
+    assert torch.equal(archive.split("train", sensors=("s2",)).read([0]).s2_10m[0, 0], torch.from_numpy(bands["B02"]))
+    with pytest.raises(DamagedValueError, match=r"patch: band VH is missing \(there are B02"):
+        archive.split("train").read([0])
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_lists_may_name_patches_of_v2_by_either_version(tmp_path: Path, version: int) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for number, file in enumerate(FILES.values()):
+        (lists / file).write_text(f"{names_of(number + 4)[version]}\n")
+    archive = open_folder(write_v2(tmp_path / "archive"), splits_dir=str(lists))
+    assert archive.split("test").names == [names_of(6)[0]]
+
+
+def test_lists_may_name_patches_of_v1_by_v2_names_where_there_is_metadata(tmp_path: Path) -> None:
+    write_pickles(tmp_path / "v1")
+    shutil.copy(write_v2(tmp_path / "v2") / "metadata.parquet", tmp_path / "v1")
+    for file in FILES.values():
+        (tmp_path / "v1" / file).write_text(f"{names_of(8)[0]}\n")
+    assert open_folder(tmp_path / "v1").split("validation").names == [names_of(8)[1]]
+
+
+def test_the_synthetic_archive_keeps_the_contract_and_is_the_same_for_the_same_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"num_train": 33, "num_validation": 4, "num_test": 4}
+    found = []
+    for cache, seed in (("a", 1), ("b", 1), ("c", 2)):
+        monkeypatch.setenv("CSMAE_CACHE", str(tmp_path / cache))
+        split = open_archive(Data(synthetic=Synthetic(**settings, seed=seed))).split("train")
+        found.append((split.read(range(33)), split.labels(), split.names))
+    assert len(found[0][2]) == 33 and found[0][1].any(1).all()
+    assert found[0][2] == found[1][2] and np.array_equal(found[0][1], found[1][1])
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
+    assert not torch.equal(found[0][0].s1, found[2][0].s1)
+    assert len(list((tmp_path / "a").iterdir())) == 1
+
+
+def test_processes_that_race_for_the_synthetic_archive_see_one_result(tmp_path: Path) -> None:
+    code = "from csmae.config import *; from csmae.data.archive import open_archive as o;"
+    code += "s = o(Data(synthetic=Synthetic(num_train=8, num_validation=2, num_test=2))).split('train'); print(s.read([0]).s1.sum())"
+    racers = [Started(code, environment={"CSMAE_CACHE": str(tmp_path)}) for _ in range(3)]
+    done = [racer.done() for racer in racers]
+    results = {racer.stdout for racer in done}
+    assert [racer.returncode for racer in done] == [0, 0, 0]
+    assert len(results) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+REAL_DATA = Path(os.environ.get("CSMAE_REAL_DATA", Path(__file__).parents[2] / "../shared/data"))
+needs_real_data = pytest.mark.skipif(not REAL_DATA.exists(), reason=f"no real patches in {REAL_DATA} (CSMAE_REAL_DATA)")
+
+
+@needs_real_data
+def test_the_real_archives_of_both_versions_hold_the_same_pixels() -> None:
+    v1, v2 = (open_folder(REAL_DATA / f"bigearthnet-v{version}") for version in (1, 2))
+    names = v1.split("train").names
+    a, b = (archive.named(np.array(names, "S"), "names").read(range(len(names))) for archive in (v1, v2))
+    assert all(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
+    assert v2.split("test").labels().sum() > 6
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of keys whenever a store looks for some."""
+    asked: list[int] = []
+    find = Store.find
+
+    def counted(self: Store, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        asked.append(len(keys))
+        return find(self, keys)
+
+    monkeypatch.setattr(Store, "find", counted)
+    return asked
+
+
+def test_a_worker_finds_the_splits_of_its_archive_once(folder: Path, looked_up: list[int]) -> None:
+    first = {name: open_folder(folder).split(name) for name in SPLITS}
+    assert looked_up
+    looked_up.clear()
+    for name, split in first.items():
+        again = open_folder(folder).split(name)
+        assert again.names == split.names
+        assert np.array_equal(again.labels(), split.labels())
+    assert looked_up == []
+
+
+def test_a_split_is_found_again_when_what_decides_it_has_changed(folder: Path, looked_up: list[int]) -> None:
+    names = open_folder(folder).split("test").names
+    (folder / "test.csv").write_text(f"{names[1]}\n")
+    assert open_folder(folder).split("test").names == names[1:]
+    (folder / "test.csv").write_text(f"{names[0]}\n")
+    os.utime(folder / "test.csv", ns=(1, 1))
+    assert open_folder(folder).split("test").names == names[:1]
+    assert open_folder(folder).split("test", ("s1",)).sensors == ("s1",)
+    assert open_folder(folder, on_error="skip").split("test").on_error == "skip"
+
+
+def test_what_was_found_damaged_in_one_training_is_not_known_to_the_next(folder: Path) -> None:
+    put(folder, {names_of(2)[0]: b"damaged", names_of(2)[1]: b"damaged"})
+    archive = open_folder(folder, on_error="skip")
+    split = archive.split("train")
+    split.read(range(len(split)))
+    assert len(split.damaged) == 1
+    assert archive.split("train").damaged == {}

@@ -1,0 +1,76 @@
+"""Split lists as the published code and ConfigILM write and read them: CSV whose first column is the patch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csmae.__main__ import main
+from csmae.data.archive import ArchiveError
+from tests.support.archives import FILES, names_of, open_folder, write_pickles, write_v2
+
+A, B, C = (names_of(number)[1] for number in (0, 1, 2))
+"""Names under v1: archives of both versions are asked by them."""
+
+CONTENTS = {
+    "one column": f"{A}\n{B}\n{C}\n",
+    "further columns": f"{A},S1A_1,train\n{B},S1A_2,train\n{C},S1A_3,train\n",
+    "quotes": f'"{A}"\n"{B}"\n"{C}"\n',
+    "quotes and further columns that hold commas": f'"{A}","Pastures, Arable land"\n"{B}",""\n"{C}","x ""y"""\n',
+    "Windows's line ends": f"{A},x\r\n{B},y\r\n\r\n{C},z\r\n",
+    "a byte order mark": f'\ufeff"{A}",x\n{B},y\n{C},z',
+    "a trailing comma": f"{A},\n{B},\n{C},\n",
+    "spaces": f' {A} , x\n "{B}", y\n{C}\n',
+    "a heading": f"patch_id\n{A}\n{B}\n{C}\n",
+    "a heading of several columns": f"patch_id,labels,split\n{A},,train\n{B},,train\n{C},,train\n",
+    "a heading in quotes and capitals": f'"Patch Name","S1"\r\n"{A}","x"\r\n"{B}","y"\r\n"{C}","z"\r\n',
+}
+
+
+@pytest.mark.parametrize("write", [write_v2, write_pickles])
+@pytest.mark.parametrize("kind", list(CONTENTS))
+def test_a_list_is_read_by_its_first_column(tmp_path: Path, write: Any, kind: str) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "train.csv").write_bytes(CONTENTS[kind].encode())
+    split = open_folder(write(tmp_path / "a"), splits_dir=str(lists)).split("train")
+    version = 1 if write is write_pickles else 0
+    assert split.names == [names_of(number)[version] for number in (0, 1, 2)]
+
+
+def refused(folder: Path, content: str) -> str:
+    (folder / "lists").mkdir(exist_ok=True)
+    (folder / "lists/train.csv").write_text(content)
+    with pytest.raises(ArchiveError) as error:
+        open_folder(folder, splits_dir=str(folder / "lists")).split("train")
+    text = str(error.value)
+    assert "\n" not in text and text.startswith(str(folder / "lists/train.csv")), text
+    return text
+
+
+def test_a_list_that_cannot_be_read_says_what_a_list_is(tmp_path: Path) -> None:
+    write_v2(tmp_path)
+    assert "is no CSV: unexpected end of data" in refused(tmp_path, f'"{A}\n{B}\n')
+    assert "names no patch" in refused(tmp_path, "patch_id,split\n")
+    assert "line 2 has no name in its first column" in refused(tmp_path, f"{A},x\n,y\n")
+    assert f"1 names are listed twice: {A}; leave one row for each" in refused(
+        tmp_path, f"{A},train\n{B},train\n{A},test\n"
+    )
+
+
+def test_a_list_that_names_a_patch_under_both_versions_is_refused(tmp_path: Path) -> None:
+    write_v2(tmp_path)
+    text = refused(tmp_path, f"{A}\n{B}\n{names_of(0)[0]}\n")
+    assert f"1 patches are listed twice: {names_of(0)[0]}; leave one row for each" in text
+
+
+def test_a_patch_that_is_called_like_a_heading_is_a_patch_where_it_stands_alone(tmp_path: Path) -> None:
+    assert "1 of 1 names are not in metadata.parquet: patch_id" in refused(write_v2(tmp_path), "patch_id\n")
+
+
+def test_subsets_are_derived_from_lists_of_several_columns(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    for number, file in enumerate(FILES.values()):
+        (tmp_path / "lists" / file).write_text(f'name,x\n"S2A_MSIL2A_20170803T094031_{number}_19","y"\nother_1,z\n')
+    assert main(["data", "splits", "ben-14k", str(tmp_path / "lists"), str(tmp_path / "new")]) == 0
+    assert (tmp_path / "new/val.csv").read_text() == "S2A_MSIL2A_20170803T094031_1_19\n"

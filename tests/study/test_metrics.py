@@ -1,0 +1,105 @@
+"""Objectives and constraints: names that are checked before and at the first epoch, and metrics that not every configuration has."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csmae.storage.layout import DATABASE
+from csmae.study.metrics import METRICS, TERMS
+from csmae.study.study import Study, load_study
+from csmae.training.trainer import pretrain
+from csmae.trials.store import Ledger
+from csmae.trials.transfer import ancestor, take_over
+from csmae.tuning.events import Ending
+from tests.conftest import small_config
+from tests.study.test_study import BASE, refuse, write
+from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
+
+
+def test_the_names_of_metrics_are_those_that_a_training_reports() -> None:
+    every = next(pretrain(small_config(loss__mde_weight=1.0))).metrics
+    known = {name for name in every if not name.startswith("system/")}
+    assert known == set(METRICS) - {"time/gpu_s"}
+    few = next(
+        pretrain(small_config(loss__umr_weight=0.0, loss__mim_weight=0.0, loss__s1_weight=0.0, loss__mde_weight=1.0))
+    )
+    assert set(every) - set(few.metrics) == {"train/umr_s1", "train/umr_s2", "train/cmr_s2_to_s1", "train/mim"}
+    assert set(every) - set(few.metrics) < set(TERMS)
+
+
+@pytest.mark.parametrize(
+    ("search", "texts"),
+    [
+        ({"constraints": {"train/los": "<= 1"}}, ["search.constraints", "'train/los'", "did you mean 'train/loss'?"]),
+        ({"constraints": {"time/epoch": "<= 1"}}, ["search.constraints", "did you mean 'time/epoch_s'?"]),
+        ({"constraints": {"val/f1_meen": ">= 1"}}, ["search.constraints", "did you mean 'val/f1_mean'?"]),
+        ({"objectives": {"val/f1_meen": "maximize"}}, ["search.objectives", "did you mean 'val/f1_mean'?"]),
+        ({"constraints": {"train/mde": "<= 1"}}, ["no configuration computes 'train/mde'", "loss.mde_weight is 0"]),
+    ],
+)
+def test_a_metric_that_no_configuration_reports_is_refused(
+    tmp_path: Path, search: dict[str, Any], texts: list[str]
+) -> None:
+    refuse(write(tmp_path, SPACE, **search), *texts)
+
+
+def every_second(folder: Path, **search: Any) -> Study:
+    return load_study(write(folder, SPACE, base={**BASE, "eval": {"every": 2}}, **search))
+
+
+def test_a_metric_that_is_not_reported_here_ends_the_search_at_the_first_epoch(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, constraints={"time/gpu_s": "<= 9"}), tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(1, 0.5) | {"metrics/time/worker_s": 2.0})
+    assert searcher.ending == Ending("hopeless", "no epoch reports 'time/gpu_s'")
+
+
+def test_scores_are_looked_for_in_epochs_that_have_some(tmp_path: Path) -> None:
+    study = every_second(tmp_path, objectives={"val/recall_at_1": "maximize"}, constraints={"val/mrr": ">= 0.1"})
+    searcher, _ = make_searcher(study, tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(1, None))
+    assert searcher.ending is None
+    searcher.on_trial_result("a", result(2, 0.5) | {"metrics/val/recall_at_1": 0.5})
+    assert searcher.ending == Ending("hopeless", "no epoch reports 'val/mrr'")
+
+
+MIM = {"loss.mim_weight": {"choice": [0.0, 1.0]}, "masking.ratio": {"float": [0.3, 0.9]}}
+
+
+def test_a_configuration_without_a_loss_term_cannot_break_a_constraint_on_it(tmp_path: Path) -> None:
+    search: dict[str, Any] = {"constraints": {"train/mim": "<= 3"}, "num_trials": 3}
+    start = [{"loss.mim_weight": 0.0}, {"loss.mim_weight": 1.0}, {"loss.mim_weight": 1.0, "masking.ratio": 0.6}]
+    study = load_study(write(tmp_path, MIM, start_from=start, **search), "old")
+    searcher, _ = make_searcher(study, tmp_path)
+    for index, (score, mim) in enumerate(
+        ((0.4, {}), (0.5, {"metrics/train/mim": 2.0}), (0.9, {"metrics/train/mim": 4.0}))
+    ):
+        searcher.suggest(str(index))
+        searcher.on_trial_complete(str(index), result(4, score, finished=True) | mim)
+    assert searcher.ending is None
+    ledger = Ledger(study, tmp_path)
+    assert [trial.state.name for trial in ledger.trials()] == ["COMPLETE"] * 3
+    assert [trial.number for trial in ledger.ranked()] == [1, 0]
+    new = load_study(write(tmp_path, MIM, **search), "new")
+    assert take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "old", new)) == 3
+
+
+def test_a_trial_that_is_cut_between_two_scores_is_judged_by_the_last_one(tmp_path: Path) -> None:
+    searcher, told = make_searcher(every_second(tmp_path, constraints={"val/mrr": ">= 0.5"}, num_trials=1), tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(2, 0.7) | {"metrics/val/mrr": 0.1})
+    searcher.on_trial_result("a", result(3, None))
+    searcher.abandon("the time limit of 1s is reached")
+    assert searcher._ledger.ranked() == []
+    assert told[-1].value == 0.7  # type: ignore[union-attr]
+
+
+def test_a_trial_that_alone_lacks_a_metric_fails_alone(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path), tmp_path)
+    for name, score in (("a", 0.5), ("b", None)):
+        searcher.suggest(name)
+        searcher.on_trial_complete(name, result(4, score, finished=True))
+    assert searcher.ending is None
+    assert [t.state.name for t in searcher._ledger.trials()] == ["COMPLETE", "FAIL"]

@@ -1,0 +1,138 @@
+"""Names and paths whose characters mean something to a URI, to SQLite, to MLflow or to a shell."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+
+import search as program
+from csmae.config import Config, ConfigError
+from csmae.console.tables import studies_table
+from csmae.sqlite import sqlite_path, sqlite_url
+from csmae.storage.layout import DATABASE
+from csmae.study.study import load_study
+from csmae.tracking.fetch import fetch_encoder
+from csmae.tracking.provenance import command
+from csmae.tracking.tracker import Tracker, tracking_uri
+from csmae.trials.store import Ledger
+from csmae.tuning.champion import Candidate
+from tests.study.test_study import write
+from tests.tracking.test_registry import REAL, empty_database, encoder, same_files
+
+__all__ = ["empty_database"]
+
+SPACE = {"masking.ratio": {"float": [0.3, 0.9]}}
+
+ODD = ["two words", "50%", "100%25", "what?", "no#1", "a;b&c", "it's", "größe", "[x]"]
+
+
+@pytest.mark.parametrize("name", ["what? 100%25 50%", "two no#1 a;b&c it's größe [x]"])
+def test_a_storage_of_any_name_holds_its_databases_and_files(name: str, tmp_path: Path) -> None:
+    storage = tmp_path / name
+    ledger = Ledger(load_study(write(tmp_path, SPACE), "study"), storage)
+    assert "study" in [str(cell) for cell in studies_table(storage / DATABASE).columns[0].cells]
+    uri = tracking_uri(None, storage)
+    files = encoder(ledger.run_dir(0) / "encoder", 1)
+    tracker = Tracker(ledger.folder, "study", uri)
+    tracker.start({}, {}, "val/f1_mean")
+    tracker.trial(0, {})
+    tracker.champion(0, files, {"val/f1_mean": 0.5}, REAL)
+    tracker.artifact(0, files / "config.json", "files")
+    assert tracker.close(30) == 0
+    assert same_files(fetch_encoder("models:/csmae-encoder@champion-study", uri), files)
+    assert sorted(path.name for path in storage.iterdir() if path.name[0] != ".") == [
+        "mlartifacts",
+        "mlflow.db",
+        "studies.db",
+        "study",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "study.yaml"])
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_the_url_of_an_sqlite_file_leads_back_to_it(name: str) -> None:
+    assert sqlite_path(sqlite_url(Path(name) / "mlflow.db")) == Path(name) / "mlflow.db"
+    assert sqlite_url(Path("my runs/mlflow.db")) == "sqlite:///my runs/mlflow.db"
+    assert sqlite_path("sqlite:///x.db?timeout=3") == Path("x.db")
+    assert sqlite_path("sqlite+pysqlite:///x.db") == Path("x.db")
+    assert sqlite_path("http://server") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("-rf", "begin with none of '-' and '.'"),
+        (".hidden", "begin with none of '-' and '.'"),
+        ("two words", "letters, digits"),
+        ("a/b", "letters, digits"),
+        ("x" * 129, "at most 128 bytes, found 129"),
+        ("studies.db", "a file or folder of its own"),
+        ("Studies.DB-journal", "a file or folder of its own"),
+        ("mlflow.db", "a file or folder of its own"),
+        ("mlartifacts", "a file or folder of its own"),
+        ("mlruns", "a file or folder of its own"),
+    ],
+)
+def test_a_study_is_not_named_like_an_option_or_a_file_of_the_storage(name: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_study(write(tmp_path, SPACE), name)
+
+
+def test_printed_commands_survive_copy_and_paste(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = tmp_path / 'my "runs" & more; it\'s'
+    options = program._parser().parse_args(["study.yaml", "--storage", str(storage)])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sys, "argv", ["search.py", "study.yaml", "--storage", str(storage), "--num-trials", "3"])
+    trial = optuna.trial.create_trial(value=0.5)
+    champion = Candidate("champion", Config(), trial, storage / "study" / "trials" / "0" / "encoder")
+    ledgers = [Ledger(load_study(write(tmp_path, SPACE), name), storage) for name in ("losses_v1.2", "study")]
+    program._say_what_next(options, ledgers[0], champion)
+    said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
+    uri = tracking_uri(None, storage)
+    assert shlex.split(said["compare"]) == ["mlflow", "ui", "--backend-store-uri", uri]
+    assert shlex.split(said["extend"]) == [
+        "python",
+        "search.py",
+        "study.yaml",
+        "--storage",
+        str(storage),
+        "--num-trials",
+        "N",
+    ]
+    assert "champion-losses_v1.2" not in said["load it"]
+    options.logger = "wandb"
+    monkeypatch.setattr(program, "shown", str)  # which looks whether the extra is installed
+    program._say_what_next(options, ledgers[1], champion)
+    said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
+    loaded: list[str] = []
+    eval(said["load it"].strip(), {"csmae": type("csmae", (), {"load_encoder": loaded.append})})
+    assert loaded == [str(champion.encoder_dir)]
+
+
+def test_a_printed_command_holds_no_password_whatever_its_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "https://anna:se cr@t'x@host:5000/x"
+    monkeypatch.setattr(sys, "argv", ["search.py", "a b.yaml", "--mlflow-uri", uri])
+    assert shlex.split(command()) == ["python", "search.py", "a b.yaml", "--mlflow-uri", "https://host:5000/x"]
+
+
+def test_commands_that_restore_what_was_deleted_name_the_place(
+    tmp_path: Path, empty_database: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "my runs").mkdir()
+    shutil.copy(empty_database, tmp_path / "my runs")
+    uri = sqlite_url(tmp_path / "my runs" / "mlflow.db")
+    Tracker(tmp_path / "study", "study", uri).close(30)
+    client = mlflow.MlflowClient(uri)
+    client.delete_experiment(client.get_experiment_by_name("study").experiment_id)
+    tracker = Tracker(tmp_path / "study", "study", uri)
+    tracker.trial(0, {})
+    assert tracker.close(1) == 1
+    assert f"MLFLOW_TRACKING_URI={shlex.quote(uri)}" in caplog.text

@@ -1,0 +1,48 @@
+"""Warnings of the engines: known ones are hidden by their text, all others are shown."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import optuna
+import pytest
+
+from csmae.engine_logs import RAY_LOGS, quiet_optuna, quiet_ray
+from csmae.trials.store import Ledger
+from csmae.tuning.proposals import Proposals
+from tests.tuning.test_searcher import SPACE, make_study
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "nsga2"])
+def test_a_study_is_opened_and_sampled_without_a_warning(tmp_path: Path, sampler: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet_optuna()
+        proposals = Proposals(Ledger(make_study(tmp_path, SPACE, sampler=sampler), tmp_path))
+        assert proposals.new() and proposals.new()
+
+
+def test_other_warnings_are_shown_while_a_study_is_open(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        study = make_study(tmp_path)
+        next(study.space.samples(0))
+        Ledger(study, tmp_path)
+        warnings.warn("a sampler is experimental", optuna.exceptions.ExperimentalWarning, stacklevel=1)
+        warnings.warn("computes the importances of params to achieve low values", UserWarning, stacklevel=1)
+    assert len(shown) == 2
+    assert optuna.logging.get_verbosity() == optuna.logging.WARNING
+
+
+def test_known_messages_of_ray_are_hidden_and_others_are_shown(caplog: pytest.LogCaptureFixture) -> None:
+    quiet_ray()
+    for name in RAY_LOGS:
+        logger = logging.getLogger(name)
+        logger.addHandler(caplog.handler)
+        try:
+            for message in RAY_LOGS.values():
+                logger.warning("%s, and what follows", message)
+        finally:
+            logger.removeHandler(caplog.handler)
+    shown = [record.getMessage() for record in caplog.records if record.name in RAY_LOGS]
+    assert len(set(shown)) == len(RAY_LOGS) and len(shown) >= len(RAY_LOGS) * (len(RAY_LOGS) - 1)

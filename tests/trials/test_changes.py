@@ -1,0 +1,150 @@
+"""What may change in a study that goes on, in a training that is resumed, and before anything was trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csmae.config import ANY_RUN, TRAINING, ConfigError, may_change
+from csmae.settings import field_names
+from csmae.storage.layout import DATABASE
+from csmae.study.study import Study, load_study
+from csmae.training.checkpoint import CheckpointError, Done, load_checkpoint, save_checkpoint
+from csmae.trials.budget import Budget
+from csmae.trials.store import Ledger
+from csmae.trials.transfer import ancestor, take_over
+from csmae.workers.trial_files import marks_of
+from tests.conftest import small_config
+from tests.study.test_study import write
+from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
+
+FREE = {
+    "data.on_error": "skip",
+    "data.path": "/elsewhere",
+    "data.splits_dir": "/elsewhere",
+    "optim.micro_batch_size": 2,
+    "train.compile": True,
+    "train.precision": "bf16",
+    "train.checkpoint_every": 3,
+    "eval.batch_size": 32,
+}
+SCORING = {"eval.every": 2, "eval.k": 2, "eval.max_pairs": 20}
+MEANT = {"optim.lr": 1e-2, "data.horizontal_flip": 0.0, "model.pooling": "cls", "train.seed": 3}
+
+
+def changed(folder: Path, name: str, value: object, study: str | None = None) -> Study:
+    return load_study(write(folder, SPACE, num_trials=3), study, [f"{name}={value}"])
+
+
+def test_what_may_change_is_marked_on_the_fields() -> None:
+    assert may_change(ANY_RUN) == FREE.keys() and may_change(TRAINING) == SCORING.keys()
+    assert may_change(ANY_RUN, TRAINING) < set(field_names())
+
+
+def trained(folder: Path) -> None:
+    searcher, _ = make_searcher(make_study(folder), folder)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(4, 0.4, finished=True))
+
+
+def test_a_study_goes_on_after_a_change_that_means_nothing_to_a_trial(tmp_path: Path) -> None:
+    trained(tmp_path)
+    for name, value in FREE.items():
+        ledger = Ledger(changed(tmp_path, name, value), tmp_path)
+        assert [trial.state.name for trial in ledger.trials()] == ["COMPLETE"]
+    assert (
+        ledger.optuna.user_attrs["said"]["eval"]["batch_size"] == 32
+    )  # a fork reads there what a trial was trained with
+    for name, value in {**MEANT, **SCORING}.items():
+        with pytest.raises(ConfigError, match=f"base.{name} was"):
+            Ledger(changed(tmp_path, name, value), tmp_path)
+
+
+def test_a_fork_takes_over_trials_that_mean_the_same(tmp_path: Path) -> None:
+    trained(tmp_path)
+    for name, value in FREE.items():
+        if name.startswith("data.") and name != "data.on_error":
+            continue  # no archive is there to compare with
+        new = changed(tmp_path, name, value, f"fork-{name}")
+        assert take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "study", new)) == 1
+
+
+@pytest.mark.parametrize("ends", [None, "failed", "left"])
+def test_before_anything_was_trained_every_change_is_accepted(tmp_path: Path, ends: str | None) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
+    if ends:
+        for name in "ab":
+            searcher.suggest(name)
+    if ends == "failed":
+        for name in "ab":
+            searcher._live[name].trial.set_user_attr("worker_s", 5.0)
+            searcher.on_trial_complete(name, {"failed": "out of memory", "done": True})
+        Budget(searcher._ledger).write()
+    space = {"masking.strategy": {"choice": ["identical", "disjoint"]}, "masking.ratio": {"choice": [0.25, 0.5]}}
+    goals = {"val/recall_at_1": "maximize", "cost/params": "minimize"}
+    other = make_study(tmp_path, space, objectives=goals, num_trials=3)
+    again, _ = make_searcher(other, tmp_path)
+    suggestions = [again.suggest(name) for name in "abc"]
+    first = 2 if ends else 0
+    assert [s["number"] for s in suggestions if isinstance(s, dict)] == [first, first + 1, first + 2]
+    ledger = Ledger(other, tmp_path)
+    assert [direction.name for direction in ledger.optuna.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert len(ledger.trials()) == 3 and ledger.optuna.user_attrs["said"] == other.base
+    if ends == "failed":
+        assert ledger.all_trials()[0].user_attrs["reason"] == "out of memory"
+        assert Budget(ledger).hours >= 10 / 3600 and ledger.optuna.user_attrs["runs_s"] > 0
+
+
+def test_a_trial_with_a_checkpoint_was_trained(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path), tmp_path)
+    suggestion = searcher.suggest("a")
+    assert isinstance(suggestion, dict)
+    Path(suggestion["run_dir"]).mkdir(parents=True)
+    (Path(suggestion["run_dir"]) / "checkpoint.pt").touch()
+    with pytest.raises(ConfigError, match="was started with a different definition"):
+        Ledger(changed(tmp_path, "optim.lr", 1e-2), tmp_path)
+
+
+def test_trials_taken_over_are_looked_for_again_where_a_study_is_made_anew(tmp_path: Path) -> None:
+    trained(tmp_path)
+    new = load_study(write(tmp_path, SPACE), "new")
+    take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "study", new))
+    wider = {**SPACE, "masking.ratio": {"float": [0.2, 0.9]}}
+    ledger = Ledger(load_study(write(tmp_path, wider), "new"), tmp_path)
+    assert ledger.sources == ["study"]
+    assert take_over(ledger, ancestor(tmp_path / DATABASE, "study", ledger.study)) == 1
+    assert Ledger(ledger.study, tmp_path).sources == []
+
+
+def without(content: dict[str, Any], name: str) -> dict[str, Any]:
+    section, field = name.split(".")
+    return {**content, section: {key: value for key, value in content[section].items() if key != field}}
+
+
+def test_a_field_that_is_new_since_has_its_default_in_old_studies(tmp_path: Path) -> None:
+    trained(tmp_path)
+    study = make_study(tmp_path)
+    definition = Ledger(study, tmp_path).optuna.user_attrs["definition"]
+    older = {**definition, "base": without(without(definition["base"], "loss.norm_pix"), "optim.betas")}
+    Ledger(study, tmp_path).optuna.set_user_attr("definition", older)
+    assert len(Ledger(study, tmp_path).trials()) == 1
+    Ledger(study, tmp_path).optuna.set_user_attr("definition", older)
+    with pytest.raises(ConfigError, match=r"base\.loss\.norm_pix was False, is True"):
+        Ledger(changed(tmp_path, "loss.norm_pix", "true"), tmp_path)
+
+
+def test_a_training_is_resumed_after_a_change_that_means_nothing_to_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, small_config(), Done(2), {})
+    for name, value in {**FREE, **SCORING}.items():
+        assert load_checkpoint(tmp_path, small_config(**{name.replace(".", "__"): value}), {}).epochs == 2
+    for name, value in MEANT.items():
+        with pytest.raises(CheckpointError, match=f"was written with {name}"):
+            load_checkpoint(tmp_path, small_config(**{name.replace(".", "__"): value}), {})
+
+
+def test_a_buckets_trial_keeps_its_files_after_such_a_change() -> None:
+    mark = marks_of(small_config().model_dump(mode="json"))[0]
+    for name, value in {**FREE, **SCORING}.items():
+        assert marks_of(small_config(**{name.replace(".", "__"): value}).model_dump(mode="json"))[0] == mark
+    assert marks_of(without(small_config().model_dump(mode="json"), "loss.norm_pix"))[0] == mark
+    assert marks_of(small_config(optim__lr=1e-2).model_dump(mode="json"))[0] != mark

@@ -1,0 +1,216 @@
+"""Trials that a budget cuts short, while they run or before a search that goes on has begun."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csmae.cluster.session import Share
+from csmae.console.tables import studies_table
+from csmae.storage.layout import DATABASE
+from csmae.study.study import load_study
+from csmae.trials.budget import Budget
+from csmae.trials.leaderboard import leaderboard, standings
+from csmae.trials.store import Ledger
+from csmae.trials.transfer import ancestor, take_over
+from csmae.tuning.driver import run_search
+from csmae.tuning.events import Ended, Ending, Event, Started, Waiting
+from tests.study.test_study import write
+from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
+
+OVER = "the time limit of 1s is reached"
+
+
+def without_score(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "metrics/train/loss": 1.0}
+
+
+def started(folder: Path, **search: Any) -> dict[str, Any]:
+    """A trial that has a checkpoint and no score yet, cut by its budget."""
+    searcher, _ = make_searcher(make_study(folder, **search), folder)
+    suggestion = searcher.suggest("a")
+    assert isinstance(suggestion, dict)
+    run_dir = Path(suggestion["run_dir"])
+    run_dir.mkdir(parents=True)
+    (run_dir / "checkpoint.pt").touch()
+    searcher.on_trial_result("a", without_score(1))
+    searcher.abandon(OVER)
+    return suggestion
+
+
+def test_a_trial_that_is_cut_before_its_first_score_goes_on_under_its_number(tmp_path: Path) -> None:
+    first = started(tmp_path)
+    study = make_study(tmp_path)
+    assert [trial.state.name for trial in Ledger(study, tmp_path).all_trials()] == ["WAITING"]
+    again, told = make_searcher(study, tmp_path)
+    assert again.suggest("b") == first
+    assert isinstance(told[0], Started) and told[0].resumed
+    again.on_trial_complete("b", result(4, 0.5, finished=True))
+    second = again.suggest("c")
+    assert isinstance(second, dict) and second["number"] == 1
+    assert [trial.state.name for trial in Ledger(study, tmp_path).all_trials()] == ["COMPLETE", "RUNNING"]
+    assert [path.parent.name for path in tmp_path.glob("study/trials/*/checkpoint.pt")] == ["0"]
+
+
+def test_a_trial_may_be_cut_again_and_again(tmp_path: Path) -> None:
+    first, study = started(tmp_path), make_study(tmp_path)
+    for _ in range(2):
+        searcher, told = make_searcher(study, tmp_path)
+        assert searcher.suggest("a") == first
+        searcher.abandon(OVER)
+        assert told[-1] == Waiting(0, OVER)
+    assert len(Ledger(study, tmp_path).all_trials()) == 1
+
+
+def test_a_repetition_that_is_cut_before_its_first_score_keeps_its_seed(tmp_path: Path) -> None:
+    study = make_study(tmp_path, num_trials=1, confirm={"top": 1, "seeds": 1})
+    searcher, _ = make_searcher(study, tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(4, 0.5, finished=True))
+    repetition = searcher.suggest("b")
+    searcher.abandon(OVER)
+    again, _ = make_searcher(study, tmp_path)
+    assert isinstance(repetition, dict) and repetition["config"]["train"]["seed"] == 1
+    assert again.suggest("c") == repetition
+    again.on_trial_complete("c", result(4, 0.4, finished=True))
+    assert again.suggest("d") == "FINISHED" and len(Ledger(study, tmp_path).all_trials()) == 2
+
+
+def begin_and_die(folder: Path, **search: Any) -> None:
+    """A driver that dies with two trials at work, of which the first has a score."""
+    searcher, _ = make_searcher(make_study(folder, **search), folder)
+    for name in "ab":
+        searcher.suggest(name)
+    searcher.on_trial_result("a", result(1, 0.4))
+    searcher.on_trial_result("b", without_score(1))
+
+
+def search_without_time(folder: Path, **search: Any) -> tuple[Ledger, list[Event]]:
+    ledger, told = Ledger(make_study(folder, time_limit="1s", **search), folder), list[Event]()
+    ledger.optuna.set_user_attr("runs_s", 5.0)
+    assert run_search(Budget(ledger), Share(1, 1.0, 0.0), told.append) == Ending("budget", OVER)
+    return ledger, told
+
+
+def test_a_budget_that_is_over_at_the_start_leaves_no_trial_running(tmp_path: Path) -> None:
+    begin_and_die(tmp_path)
+    ledger, told = search_without_time(tmp_path)
+    assert [trial.state.name for trial in ledger.all_trials()] == ["PRUNED", "WAITING"]
+    ended, waiting = told
+    assert isinstance(ended, Ended) and (ended.number, ended.state, ended.reason) == (0, "PRUNED", OVER)
+    assert waiting == Waiting(1, OVER)
+    assert [trial.number for trial in ledger.ranked()] == [0]
+    again, _ = make_searcher(make_study(tmp_path), tmp_path)
+    suggestion = again.suggest("c")
+    assert isinstance(suggestion, dict) and suggestion["number"] == 1
+
+
+def test_a_trial_of_a_dead_driver_wins_only_within_its_constraints(tmp_path: Path) -> None:
+    search = {"constraints": {"time/epoch_s": "<= 10"}}
+    for seconds, winners in ((None, []), (50.0, []), (5.0, [0])):
+        folder = tmp_path / str(seconds)
+        begin_and_die(folder, **search)
+        if seconds:
+            saved = folder / "study/trials/0/encoder/config.json"
+            saved.parent.mkdir(parents=True)
+            saved.write_text(json.dumps({"details": {"epoch": 1, "metrics": {"time/epoch_s": seconds}}}))
+        ledger, _ = search_without_time(folder, **search)
+        assert [trial.number for trial in ledger.ranked()] == winners
+
+
+SCORED_BY_RECALL = {"constraints": {"val/recall_at_1": ">= 0.5"}}
+
+
+def trained_to_epoch_3(folder: Path, recall: float) -> Ledger:
+    """A driver that dies after an epoch without scores: the last ones are those of epoch 2."""
+    searcher, _ = make_searcher(make_study(folder, **SCORED_BY_RECALL), folder)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", result(2, 0.4) | {"metrics/val/recall_at_1": recall})
+    searcher.on_trial_result("a", without_score(3))
+    return Ledger(make_study(folder, **SCORED_BY_RECALL), folder)
+
+
+@pytest.mark.parametrize("replays", [False, True])
+@pytest.mark.parametrize(("recall", "winners"), [(0.1, []), (0.6, [0])])
+def test_a_trial_that_a_restart_cuts_is_judged_by_its_last_scores(
+    tmp_path: Path, recall: float, winners: list[int], replays: bool
+) -> None:
+    trained_to_epoch_3(tmp_path, recall)
+    if replays:
+        searcher, _ = make_searcher(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
+        searcher.suggest("a")
+        searcher.on_trial_result("a", without_score(3))
+        searcher.abandon(OVER)
+    else:
+        search_without_time(tmp_path, **SCORED_BY_RECALL)
+    ledger = Ledger(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
+    assert [trial.state.name for trial in ledger.all_trials()] == ["PRUNED"]
+    assert [trial.number for trial in ledger.ranked()] == winners
+
+
+def test_a_cut_trial_breaks_a_constraint_of_which_nothing_is_known(tmp_path: Path) -> None:
+    ledger = Ledger(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
+    trial = ledger.next()
+    ledger.study.space.suggest(trial)
+    ledger.record(trial, 2, (0.4,))  # as an earlier version left it
+    searcher, _ = make_searcher(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_result("a", without_score(3))
+    searcher.abandon(OVER)
+    (cut,) = Ledger(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path).all_trials()
+    assert cut.constraints == {"val/recall_at_1": math.inf}
+
+
+def test_a_cut_trial_is_not_refused_as_what_another_study_trained(tmp_path: Path) -> None:
+    other = load_study(write(tmp_path, SPACE, num_trials=1), "other")
+    searcher, _ = make_searcher(other, tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(4, 0.5, finished=True))
+    plain: dict[str, Any] = {"start_from": [], "sampler": "random"}
+    study = make_study(tmp_path, **plain)
+    ledger = Ledger(study, tmp_path)
+    trial = ledger.next()
+    for name, value in study.space.encode(study.space.point({})).items():  # drawn by chance, as it may be
+        ledger.optuna._storage.set_trial_param(
+            trial._trial_id,
+            name,
+            study.space.domains[name].distribution.to_internal_repr(value),
+            study.space.domains[name].distribution,
+        )
+    searcher, _ = make_searcher(study, tmp_path)
+    first = searcher.suggest("a")
+    searcher.abandon(OVER)
+    assert take_over(Ledger(study, tmp_path), ancestor(tmp_path / DATABASE, "other", study)) == 1
+    again, _ = make_searcher(study, tmp_path)
+    assert again.suggest("b") == first
+
+
+def test_a_repetition_that_is_cut_after_its_first_score_goes_on_under_its_number_and_seed(tmp_path: Path) -> None:
+    study = make_study(tmp_path, num_trials=1, confirm={"top": 1, "seeds": 1})
+    searcher, told = make_searcher(study, tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(4, 0.5, finished=True))
+    repetition = searcher.suggest("b")
+    assert isinstance(repetition, dict)
+    (Path(repetition["run_dir"])).mkdir(parents=True)
+    (Path(repetition["run_dir"]) / "checkpoint.pt").touch()
+    searcher.on_trial_result("b", result(2, 0.3))
+    searcher.abandon(OVER)
+    assert told[-1] == Waiting(1, OVER)
+    assert leaderboard(Ledger(study, tmp_path).optuna).repeats == {1: 0}
+    again, _ = make_searcher(study, tmp_path)
+    assert again.suggest("c") == repetition
+    again.on_trial_complete("c", result(4, 0.4, finished=True))
+    assert again.suggest("d") == "FINISHED"
+    ledger = Ledger(study, tmp_path)
+    assert standings(ledger)[0].scores == (0.5, 0.4) and len(ledger.all_trials()) == 2
+    assert list(tmp_path.glob("study/trials/*/checkpoint.pt")) == []
+
+
+def test_the_list_of_studies_counts_trials_that_a_budget_cut(tmp_path: Path) -> None:
+    started(tmp_path)
+    table = studies_table(tmp_path / DATABASE)
+    row = {str(column.header): list(map(str, column.cells)) for column in table.columns}
+    assert row["waiting"] == ["1"] and row["running"] == ["0"]

@@ -1,0 +1,154 @@
+"""Proposals before they are trials: refusals, what samplers learn, and how values stand in Optuna's record."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.samplers import NSGAIISampler
+from optuna.trial import TrialState
+
+from csmae.model.cost import cost
+from csmae.storage.layout import DATABASE
+from csmae.study.study import load_study
+from csmae.trials.attributes import EPOCH
+from csmae.trials.store import Ledger
+from csmae.trials.transfer import ancestor, take_over
+from csmae.tuning.draft import Refusal, refusals
+from csmae.tuning.sampler_view import seen_by_sampler
+from csmae.tuning.samplers import make_sampler, population_size
+from tests.study.test_study import BETAS, write
+from tests.tuning.test_proposals import train_all
+from tests.tuning.test_searcher import make_searcher, make_study, result
+
+pytestmark = pytest.mark.usefixtures("studies_made")
+
+WIDE = {
+    "model.decoder_depth": {"int": [1, 8]},
+    "model.decoder_embed_dim": {"choice": [32, 64, 128, 256]},
+    "masking.ratio": {"float": [0.3, 0.9]},
+}
+
+SMALL: dict[str, Any] = {"constraints": {"cost/params": "<= 1.35e6"}, "start_from": []}
+
+
+def refused(ledger: Ledger) -> list[Refusal]:
+    return [refusal for trial in ledger.all_trials() for refusal in refusals(trial)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "nsga2"])
+def test_refused_proposals_take_no_numbers(tmp_path: Path, sampler: str) -> None:
+    study = make_study(tmp_path, WIDE, sampler=sampler, num_trials=6, startup_trials=4, **SMALL)
+    trained = train_all(make_searcher(study, tmp_path)[0])
+    assert [suggestion["number"] for suggestion in trained] == list(range(6))
+    ledger = Ledger(study, tmp_path)
+    assert len(ledger.all_trials()) == 6 and refused(ledger)
+    assert all(cost(study.resolve(r.values)).params > 1.35e6 for r in refused(ledger) if r.violations)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc", "nsga2"])
+def test_a_search_that_is_restarted_after_each_trial_proposes_the_same(tmp_path: Path, sampler: str) -> None:
+    found = []
+    for name, limits in (("one", [7]), ("two", [1] * 7)):
+        study = make_study(tmp_path / name, WIDE, sampler=sampler, num_trials=7, startup_trials=3, **SMALL)
+        trained = [train_all(make_searcher(study, tmp_path / name)[0], limit) for limit in limits]
+        found.append([suggestion["config"] for suggestion in itertools.chain(*trained)])
+    assert found[0] == found[1] and len(found[0]) == 7
+
+
+def test_tpe_learns_from_refusals(tmp_path: Path) -> None:
+    counts = {}
+    for sampler in ("tpe", "random"):
+        study = make_study(tmp_path / sampler, WIDE, sampler=sampler, num_trials=16, startup_trials=3, **SMALL)
+        train_all(make_searcher(study, tmp_path / sampler)[0])
+        counts[sampler] = len(refused(Ledger(study, tmp_path / sampler)))
+    assert counts["tpe"] < 0.7 * counts["random"]
+
+
+def test_a_space_that_has_run_out_leaves_no_trial_behind(tmp_path: Path) -> None:
+    space = {"masking.strategy": {"choice": ["random", "disjoint"]}}
+    study = make_study(tmp_path, space, num_trials=9, sampler="random")
+    searcher, _ = make_searcher(study, tmp_path)
+    assert len(train_all(searcher)) == 2 and searcher.exhausted
+    assert len(Ledger(study, tmp_path).all_trials()) == 2
+
+
+def test_a_starting_point_that_is_named_twice_is_one_trial(tmp_path: Path) -> None:
+    study = make_study(tmp_path, num_trials=2, start_from=[{}, {"masking.ratio": 0.5}, {"masking.ratio": 0.8}])
+    trained = train_all(make_searcher(study, tmp_path)[0])
+    assert [(s["number"], s["config"]["masking"]["ratio"]) for s in trained] == [(0, 0.5), (1, 0.8)]
+
+
+# How values stand in Optuna's record
+
+
+def test_stepped_values_stand_with_their_digits_and_are_trained_once(tmp_path: Path) -> None:
+    space = {"masking.ratio": {"float": [0.25, 0.65], "step": 0.05}}
+    study = make_study(tmp_path, space, num_trials=20, startup_trials=3, start_from=[{"masking.ratio": 0.6}])
+    trained = train_all(make_searcher(study, tmp_path)[0])
+    ratios = [suggestion["config"]["masking"]["ratio"] for suggestion in trained]
+    assert sorted(ratios) == [0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65]
+    assert [trial.params["masking.ratio"] for trial in Ledger(study, tmp_path).trials()] == ratios
+
+
+def test_a_database_whose_steps_have_rounding_errors_goes_on(tmp_path: Path) -> None:
+    space = {"masking.ratio": {"float": [0.25, 0.65], "step": 0.05}}
+    study = make_study(tmp_path, space, num_trials=20, sampler="random", start_from=[{"masking.ratio": 0.6}])
+    ledger = Ledger(study, tmp_path)
+    domains = {name: domain.distribution for name, domain in study.space.domains.items()}
+    for off, state, values in ((0.6000000000000001, TrialState.COMPLETE, [0.5]), (0.35000000000000003, None, None)):
+        trial = optuna.create_trial(
+            state=state or TrialState.RUNNING, values=values, params={"masking.ratio": off}, distributions=domains
+        )
+        ledger.optuna.add_trial(trial)
+    searcher, _ = make_searcher(study, tmp_path)
+    left = searcher.suggest("left")
+    assert isinstance(left, dict) and left["config"]["masking"]["ratio"] == 0.35000000000000003  # as in its checkpoint
+    searcher.on_trial_complete("left", result(4, 0.3, finished=True))
+    ratios = [suggestion["config"]["masking"]["ratio"] for suggestion in train_all(searcher)]
+    assert sorted(ratios) == [0.25, 0.3, 0.4, 0.45, 0.5, 0.55, 0.65]  # 0.6 is trained already
+    new = load_study(write(tmp_path, space), "new")
+    assert take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "study", new)) == 9
+
+
+def test_choices_of_lists_are_trained_and_taken_over(tmp_path: Path) -> None:
+    space = {**BETAS, "optim.lr": {"float": [0.1, 1], "when": {"optim.betas": [0.9, 0.999]}}}
+    search: dict[str, Any] = {"num_trials": 8, "startup_trials": 2, "start_from": [{"optim.betas": [0.9, 0.99]}]}
+    old = load_study(write(tmp_path, space, **search), "old")
+    trained = train_all(make_searcher(old, tmp_path)[0])
+    assert trained[0]["config"]["optim"]["betas"] == [0.9, 0.99]
+    assert {str(s["config"]["optim"]["betas"]) for s in trained} == {"[0.9, 0.95]", "[0.9, 0.999]", "[0.9, 0.99]"}
+    again, _ = make_searcher(load_study(write(tmp_path, space, **search | {"num_trials": 9}), "old"), tmp_path)
+    suggestion = again.suggest("a")
+    assert isinstance(suggestion, dict) and suggestion["number"] == len(trained)
+    new = load_study(write(tmp_path, space), "new")
+    assert take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "old", new)) == len(trained)
+
+
+# What samplers are shown
+
+
+def test_nsga2_has_generations_within_a_study_and_learns_from_starting_points(tmp_path: Path) -> None:
+    space = {
+        name: {"float": [0.3, 0.9]} for name in ("masking.ratio", "loss.mim_weight", "loss.cmr_weight", "optim.lr")
+    }
+    study = make_study(tmp_path, space, sampler="nsga2", scheduler="none", num_trials=32)
+    assert population_size(study.search) == 6
+    train_all(make_searcher(study, tmp_path)[0])
+    ledger, key = Ledger(study, tmp_path), NSGAIISampler._get_generation_key()
+    generations = [trial.system_attrs.get(key) for trial in ledger.trials()]
+    assert generations[:7] == [None, 0, 0, 0, 0, 0, 1] and max(g for g in generations if g is not None) >= 4
+    late = [trial.params["masking.ratio"] for trial in ledger.trials()[-12:]]
+    assert sum(late) / len(late) > 0.67  # the score is the ratio; at random, between 0.3 and 0.9, it is 0.6
+
+
+def test_tpe_takes_the_best_of_the_stopped_trials_first_where_there_are_several_objectives(tmp_path: Path) -> None:
+    goals = {"val/f1_mean": "maximize", "cost/flops": "minimize"}
+    study = make_study(tmp_path, objectives=goals)
+    ledger = Ledger(study, tmp_path)
+    for epoch, score, flops in ((1, 0.1, 9.0), (1, 0.3, 5.0), (3, 0.2, 9.0), (1, 0.2, 9.0), (3, 0.2, 2.0)):
+        attributes = {f"{EPOCH}{epoch}": (score, flops)}
+        ledger.optuna.add_trial(optuna.create_trial(state=TrialState.PRUNED, user_attrs=attributes))
+    seen = seen_by_sampler(study.search, make_sampler(study.search, 0), ledger.all_trials())
+    assert [t.number for t in seen if t.state is TrialState.PRUNED] == [5, 3, 2, 4, 1]

@@ -1,0 +1,134 @@
+"""Killing at random: whatever dies, the study ends as if nothing had. Prints a table of what was found."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+import yaml
+from optuna.trial import FrozenTrial
+
+from tests.conftest import SMALL
+from tests.tuning.test_search import ROOT, processes
+
+ROUNDS = 20
+
+Kill = Callable[[subprocess.Popen[str], random.Random], bool]
+"""Kills something of a driver's, with the chance to choose; returns whether there was anything."""
+
+NUM_TRIALS = 24
+"""To begin with; the search is extended until it was killed often enough."""
+
+LEAVE_S = 120
+"""After which nothing of a dead driver may be left: Ray's agents stay for a minute to tell what became of their raylet."""
+
+
+def start(folder: Path, num_trials: int) -> subprocess.Popen[str]:
+    options = ["--storage", str(folder / "runs"), "--num-trials", str(num_trials)]
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "search.py"), str(folder / "kills.yaml"), *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def kill_worker(driver: subprocess.Popen[str], chance: random.Random) -> bool:
+    """Kill one of the processes that train, if there is one yet."""
+    workers = [pid for pid, title in processes(driver.pid).items() if title.startswith("ray::RayTrainWorker")]
+    if workers:
+        os.kill(chance.choice(workers), signal.SIGKILL)
+    return bool(workers)
+
+
+def kill_driver(driver: subprocess.Popen[str], chance: random.Random) -> bool:
+    """Kill the driver; the next one starts at once."""
+    driver.kill()
+    driver.wait()
+    return True
+
+
+def run_under_fire(folder: Path, kill: Kill, peace_s: float, seed: int) -> int:
+    """Run a search that is killed again and again, after so long at most; returns the trials it was extended to."""
+    chance, rounds, num_trials = random.Random(seed), 0, NUM_TRIALS
+    drivers = [start(folder, num_trials)]
+    while rounds < ROUNDS:
+        time.sleep(chance.uniform(2, peace_s))
+        if drivers[-1].poll() is None:
+            rounds += kill(drivers[-1], chance)
+        if drivers[-1].poll() is not None:
+            num_trials += 8 * (drivers[-1].returncode == 0)
+            assert drivers[-1].returncode in (0, -signal.SIGKILL), (folder / "log").read_text()[-2000:]
+            drivers.append(start(folder, num_trials))
+    assert drivers[-1].wait(600) == 0, (folder / "log").read_text()[-2000:]
+    deadline = time.monotonic() + LEAVE_S
+    while left := [found for driver in drivers if (found := processes(driver.pid))]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(1)
+    return num_trials
+
+
+def trials_of(folder: Path) -> list[FrozenTrial]:
+    return optuna.load_study(study_name="kills", storage=f"sqlite:///{folder}/runs/studies.db").trials
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Last ``train/loss`` of each trial, as MLflow shows it."""
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/runs/mlflow.db")
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    numbers = [int(run.info.run_name.split()[-1]) for run in children]
+    assert sorted(numbers) == list(range(len(numbers))), "one run a trial"
+    return {number: run.data.metrics["train/loss"] for number, run in zip(numbers, children, strict=True)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize(("kill", "peace_s"), [(kill_worker, 30), (kill_driver, 45)])  # a driver starts for long
+def test_a_search_under_fire_ends_as_one_left_in_peace(
+    tmp_path: Path, kill: Kill, peace_s: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"workers_per_trial": 2, "sampler": "tpe", "startup_trials": 4, "scheduler": "asha", "retries": 20}
+    space = {"masking.ratio": {"float": [0.3, 0.7]}, "optim.lr": {"float": [1e-4, 1e-2], "log": True}}
+    content = yaml.safe_dump({"base": SMALL, "space": space, "search": settings})
+    fire, peace = tmp_path / "fire", tmp_path / "peace"
+    for folder in (fire, peace):
+        folder.mkdir()
+        (folder / "kills.yaml").write_text(content)
+    num_trials = run_under_fire(fire, kill, peace_s, seed=0)
+    assert start(peace, num_trials).wait(900) == 0
+
+    found, expected = trials_of(fire), trials_of(peace)
+    states = Counter(trial.state.name for trial in found)
+    shown = losses(fire)
+    apart = max(abs(shown[number] - loss) for number, loss in losses(peace).items())
+    row = {
+        "what": kill.__name__,
+        "times": ROUNDS,
+        "trials": num_trials,
+        "complete": states["COMPLETE"],
+        "pruned": states["PRUNED"],
+        "running": states["RUNNING"],
+        "failed": states["FAIL"],
+        "duplicates": len(found) - len({str(trial.params) for trial in found}),
+        "mlflow runs": len(shown),
+        "losses apart": apart,
+    }
+    with capsys.disabled():
+        sys.stdout.write("\n" + "".join(f"{name:>14}  {value}\n" for name, value in row.items()))
+    assert len(found) == num_trials == len(shown)
+    assert set(states) <= {"COMPLETE", "PRUNED"} and row["duplicates"] == 0
+    assert [trial.params for trial in found] == [trial.params for trial in expected]
+    assert [trial.state for trial in found] == [trial.state for trial in expected]
+    assert [trial.intermediate_values for trial in found] == [trial.intermediate_values for trial in expected]
+    assert apart == 0

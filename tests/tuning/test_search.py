@@ -1,0 +1,174 @@
+"""The command line: mistakes are told in one line before anything is reserved; a real search on a real Ray."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import optuna
+import pytest
+import yaml
+
+import csmae
+import search
+from csmae.cluster.session import Room, share
+from csmae.config import ConfigError
+from csmae.lock import only_driver
+from csmae.study.options import Search
+from tests.conftest import SMALL
+from tests.support.archives import without_labels, write_v2
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(folder: Path, **settings: Any) -> Path:
+    path = folder / "small.yaml"
+    space = {"masking.ratio": {"float": [0.3, 0.7]}}
+    path.write_text(yaml.safe_dump({"base": SMALL, "space": space, "search": {"num_trials": 2, **settings}}))
+    return path
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command is refused."""
+    assert search.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err
+
+
+def test_mistakes_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, runs = str(write(tmp_path)), ["--storage", str(tmp_path / "runs")]
+    assert "cannot be read" in refused([str(tmp_path / "absent.yaml"), *runs], capsys)
+    assert "did you mean 'masking.ratio'?" in refused([path, *runs, "--set", "masking.rato=1"], capsys)
+    assert "needs 64 GPUs" in refused([path, *runs, "--gpus-per-worker", "64"], capsys)
+    assert "needs 4000 CPUs" in refused(
+        [path, *runs, "--workers-per-trial", "4000", "--set", "optim.batch_size=4000"], capsys
+    )
+    assert "no-such-folder" in refused([path, *runs, "--set", "data.path=/no-such-folder"], capsys)
+    assert "batch_size 64 is larger" in refused([path, *runs, "--set", "optim.batch_size=64"], capsys)
+    assert "eval.k 30" in refused([path, *runs, "--set", "eval.k=30"], capsys)
+    bare = ["--set", f"data.path={without_labels(write_v2(tmp_path / 'bare'))}", "--set", "optim.batch_size=2"]
+    assert "holds no labels, which val/f1_mean needs" in refused([path, *runs, *bare, "--set", "eval.k=1"], capsys)
+    label_free = [
+        "--set",
+        "search.objectives={val/mrr: maximize}",
+        "--set",
+        "search.constraints={val/f1_mean: '>= 0.1'}",
+    ]
+    assert "holds no labels, which val/f1_mean needs" in refused(
+        [path, *runs, *bare, "--set", "eval.k=1", *label_free], capsys
+    )
+    assert "--name" in refused([path, *runs, "--name", "a/b"], capsys)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_shows_the_space_and_what_a_trial_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main([str(write(tmp_path)), "--dry-run", "--storage", str(tmp_path / "runs")]) == 0
+    out = capsys.readouterr().out
+    assert "masking.ratio: float 0.3 to 0.7" in out
+    assert out.count("M parameters") == 6
+    assert "a trial takes 1 x 1 CPU" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_second_driver_of_a_study_is_told_and_leaves(tmp_path: Path) -> None:
+    with only_driver(tmp_path / "study"), pytest.raises(ConfigError, match=f"by process {os.getpid()}:"):  # noqa: SIM117
+        with only_driver(tmp_path / "study"):
+            pass
+    with only_driver(tmp_path / "study"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "room", "expected"),
+    [
+        ({"workers_per_trial": 2}, Room(2, 0, "here"), (1, 1.0, 0.0)),
+        ({"workers_per_trial": 2}, Room(9, 0, "here"), (4, 1.0, 0.0)),
+        ({"workers_per_trial": 1, "num_trials": 3}, Room(9, 0, "here"), (3, 1.0, 0.0)),
+        ({"workers_per_trial": 2}, Room(32, 8, "here"), (4, 4.0, 1.0)),
+        ({"workers_per_trial": 1, "gpus_per_worker": 0.5}, Room(8, 1, "here"), (2, 4.0, 0.5)),
+        ({"workers_per_trial": 1}, Room(12, 1, "a head of 4 CPUs and a node of 8", 8.0), (1, 8.0, 1.0)),
+        ({"workers_per_trial": 4, "gpus_per_worker": 0}, Room(8, 1, "here"), (2, 1.0, 0.0)),
+    ],
+)
+def test_the_room_is_divided_into_slots(
+    settings: dict[str, Any], room: Room, expected: tuple[int, float, float]
+) -> None:
+    part = share(Search(**settings), room)
+    assert (part.slots, part.cpus_per_worker, part.gpus_per_worker) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "room", "text"),
+    [
+        ({"workers_per_trial": 3}, Room(2, 0, "here"), "needs 3 CPUs, here has 2"),
+        ({"workers_per_trial": 2}, Room(8, 1, "here"), "needs 2 GPUs, here has 1"),
+        ({"gpus_per_worker": 1}, Room(8, 0, "here"), "needs 1 GPUs, here has 0"),
+        ({"gpus_per_worker": 0.5, "workers_per_trial": 2}, Room(8, 2, "here"), "cannot share a GPU"),
+    ],
+)
+def test_resources_that_are_not_there_are_named(settings: dict[str, Any], room: Room, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        share(Search(**settings), room)
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command in a session of its own, with its log in a file."""
+    command = [sys.executable, str(ROOT / "search.py"), str(folder / "small.yaml"), "--storage", str(folder / "runs")]
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(
+            [*command, *arguments], stdout=log, stderr=subprocess.STDOUT, text=True, cwd=folder, start_new_session=True
+        )
+
+
+def processes(session: int) -> dict[int, str]:
+    """What runs in a session: command lines by process."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, *numbers = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(numbers[2]) == session and state != "Z":
+                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().rstrip("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def test_a_search_is_interrupted_goes_on_and_ends_with_a_champion_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, workers_per_trial=2, scheduler="none")
+    driver = start(tmp_path)
+    while "epoch 2/4" not in (tmp_path / "log").read_text():
+        assert driver.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.2)
+    os.killpg(driver.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to all of the group
+    assert driver.wait(120) == 130
+    log = (tmp_path / "log").read_text()
+    assert "stopped cleanly; to resume: python" in log and "Traceback" not in log
+    assert not processes(driver.pid)
+
+    driver = start(tmp_path, "--num-trials", "2")
+    assert driver.wait(200) == 0, (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert log.count("--num-trials") == 1 and "--num-trials N" in log
+    assert "trial 0 goes on" in log and "trial 0 epoch 1/4" not in log and "trial 1 starts" in log
+    assert "untrained encoder" in log and "champion: trial" in log
+    assert all(len(line) <= 80 for line in log.splitlines() if " trial " in line[:20])
+    assert not processes(driver.pid)
+
+    trials = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/runs/studies.db").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
+    assert all(sorted(trial.intermediate_values) == [1, 2, 3, 4] for trial in trials)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/runs/mlflow.db")
+    encoder = csmae.load_encoder("models:/csmae-encoder@champion")
+    features = encoder.encode(s1=np.zeros((2, 2, 120, 120), np.float32))
+    assert features.s1 is not None and features.s1.shape == (2, encoder.width)
+    runs: Any = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert len(runs) == 3
+    assert {run.data.tags.get("csmae.state") for run in runs} >= {"COMPLETE"}

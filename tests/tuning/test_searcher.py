@@ -1,0 +1,392 @@
+"""The ledger (a real Optuna study in SQLite) and the searcher in front of it."""
+
+import io
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.search import Searcher
+from rich.console import Console
+
+from csmae.config import Config, ConfigError
+from csmae.console.tables import best_table
+from csmae.model.cost import cost
+from csmae.storage.layout import DATABASE
+from csmae.study.study import Study, load_study
+from csmae.trials.budget import Budget
+from csmae.trials.leaderboard import standings
+from csmae.trials.store import Ledger
+from csmae.trials.transfer import ancestor, take_over
+from csmae.tuning.draft import refusals
+from csmae.tuning.events import Ended, Ending, Event, Reported, Started, Waiting
+from csmae.tuning.searcher import LedgerSearcher
+from tests.study.test_study import BASE, write
+
+pytestmark = pytest.mark.usefixtures("studies_made")
+
+SPACE = {"masking.ratio": {"float": [0.3, 0.9]}, "masking.strategy": {"choice": ["random", "disjoint"]}}
+
+
+def make_study(folder: Path, space: dict[str, Any] | None = None, **search: Any) -> Study:
+    folder.mkdir(exist_ok=True)
+    return load_study(write(folder, space or SPACE, **{"num_trials": 3, **search}))
+
+
+def make_searcher(study: Study, folder: Path) -> tuple[LedgerSearcher, list[Event]]:
+    told: list[Event] = []
+    return LedgerSearcher(Budget(Ledger(study, folder)), told.append), told
+
+
+def result(epoch: int, value: float | None, **more: Any) -> dict[str, Any]:
+    score = {} if value is None else {"metrics/val/f1_mean": value}
+    return {"epoch": epoch, "metrics/train/loss": 1.0, **score, **more}
+
+
+def test_the_base_is_the_first_trial_and_runs_to_its_end(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path), tmp_path)
+    first, second = searcher.suggest("a"), searcher.suggest("b")
+    assert isinstance(first, dict) and isinstance(second, dict)
+    assert first["config"]["masking"] == {"ratio": 0.5, "strategy": "random", "reconstruction": "disjoint"}
+    assert (first["start"], second["start"]) == (True, False)
+    assert first["run_dir"] == str(tmp_path / "study" / "trials" / "0")
+
+
+def test_outcomes_are_told_truthfully(tmp_path: Path) -> None:
+    study = make_study(tmp_path, num_trials=6)
+    searcher, told = make_searcher(study, tmp_path)
+    for name in "abcdef":
+        searcher.suggest(name)
+    assert searcher.suggest("g") is None
+    searcher.on_trial_result("a", result(1, 0.2))
+    searcher.on_trial_complete("a", result(4, 0.4, finished=True))
+    searcher.on_trial_complete("b", result(1, 0.1))
+    searcher.on_trial_result("c", result(1, 0.3))
+    searcher.on_trial_complete("c", {"failed": "the loss is not finite in epoch 2", "done": True})
+    searcher.on_trial_complete("d", result(4, math.nan, finished=True))
+    searcher.on_trial_complete("e", result(4, None, finished=True))
+    searcher.on_trial_complete("f", error=True)
+    once_more = searcher.suggest("g")
+    assert isinstance(once_more, dict) and once_more["number"] == 5
+    searcher.on_trial_complete("g", error=True)
+    assert searcher.suggest("h") == Searcher.FINISHED
+    trials = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/studies.db").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "FAIL", "FAIL", "FAIL", "FAIL"]
+    assert trials[0].value == 0.4 and trials[0].intermediate_values == {1: 0.2, 4: 0.4}
+    assert trials[1].intermediate_values == {1: 0.1}
+    assert trials[2].intermediate_values == {1: 0.3}
+    reasons = [trial.user_attrs.get("reason") for trial in trials]
+    assert reasons[2] == "the loss is not finite in epoch 2"
+    assert reasons[3] == "val/f1_mean was nan at the end"
+    assert reasons[4] == "val/f1_mean was not reported"
+    assert [event.state for event in told if isinstance(event, Ended)] == [t.state.name for t in trials]
+
+
+def test_a_trial_without_room_is_proposed_again_and_counts_once(tmp_path: Path) -> None:
+    searcher, told = make_searcher(make_study(tmp_path, num_trials=1), tmp_path)
+    first = searcher.suggest("a")
+    searcher.on_trial_result("a", result(1, 0.2))
+    searcher.on_trial_complete("a", {"roomless": "no node has room", "done": True})
+    assert searcher.suggest("b") == first
+    searcher.on_trial_complete("b", result(4, 0.4, finished=True))
+    assert searcher.suggest("c") == Searcher.FINISHED
+    assert [type(event) for event in told] == [Started, Reported, Waiting, Started, Reported, Ended]
+    (trial,) = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/studies.db").trials
+    assert trial.intermediate_values == {1: 0.2, 4: 0.4}
+
+
+def test_an_epoch_told_twice_is_written_once(tmp_path: Path) -> None:
+    searcher, told = make_searcher(make_study(tmp_path), tmp_path)
+    searcher.suggest("a")
+    for epoch in (1, 2, 1, 2, 3):
+        searcher.on_trial_result("a", result(epoch, epoch / 10))
+    assert [event.epoch for event in told if isinstance(event, Reported)] == [1, 2, 3]
+
+
+def test_a_study_goes_on_with_the_trials_that_a_dead_driver_left(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    searcher, _ = make_searcher(study, tmp_path)
+    left = [searcher.suggest(name) for name in "ab"]
+    searcher.on_trial_result("b", result(1, 0.3))
+    again, told = make_searcher(study, tmp_path)
+    assert [again.suggest(name) for name in "cd"] == left
+    assert [event.resumed for event in told if isinstance(event, Started)] == [True, True]
+    again.on_trial_result("d", result(1, 0.3))
+    assert not [event for event in told if isinstance(event, Reported)]
+    third = again.suggest("e")
+    assert isinstance(third, dict) and third["number"] == 2
+    assert again.suggest("f") is None
+
+
+def test_a_larger_number_of_trials_extends_a_study(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, num_trials=1), tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(4, 0.4, finished=True))
+    assert searcher.suggest("b") == Searcher.FINISHED
+    more, _ = make_searcher(make_study(tmp_path, num_trials=2), tmp_path)
+    suggestion = more.suggest("b")
+    assert isinstance(suggestion, dict) and suggestion["number"] == 1
+    assert more.suggest("c") is None
+
+
+def test_impossible_and_repeated_configurations_cost_no_trial(tmp_path: Path) -> None:
+    space = {"model.embed_dim": {"choice": [96, 128]}, "model.num_heads": {"choice": [3, 4]}}
+    base = {"model": {"size": "nano", "embed_dim": 96, "num_heads": 4}}
+    study = load_study(write(tmp_path, space, base=base, num_trials=12, sampler="random", seed=7))
+    searcher, _ = make_searcher(study, tmp_path)
+    models = [s["config"]["model"] for s in (searcher.suggest(str(i)) for i in range(4)) if isinstance(s, dict)]
+    assert sorted((m["embed_dim"], m["num_heads"]) for m in models) == [(96, 3), (96, 4), (128, 4)]
+    assert searcher.ending is None
+    reasons = {refusal.reason for trial in Ledger(study, tmp_path).all_trials() for refusal in refusals(trial)}
+    assert "same configuration as trial 0" in reasons
+    assert any("3 does not divide 128" in reason for reason in reasons)
+
+
+def test_a_grid_takes_every_point_once(tmp_path: Path) -> None:
+    space = {
+        "masking.ratio": {"float": [0.3, 0.9], "step": 0.3},
+        "loss.mim_weight": {"choice": [0.0, 1.0]},
+        "loss.temperature": {"float": [0.1, 0.3], "step": 0.1, "when": {"loss.mim_weight": "> 0"}},
+    }
+    study = make_study(tmp_path, space, sampler="grid", num_trials=99, start_from=[])
+    searcher, _ = make_searcher(study, tmp_path)
+    suggestions = [searcher.suggest(str(index)) for index in range(13)]
+    assert suggestions[12] is None
+    configs = [s["config"] for s in suggestions if isinstance(s, dict)]
+    points = {
+        (round(c["masking"]["ratio"], 9), c["loss"]["mim_weight"], round(c["loss"]["temperature"], 9)) for c in configs
+    }
+    expected = {(r, 1.0, t) for r in (0.3, 0.6, 0.9) for t in (0.1, 0.2, 0.3)} | {
+        (r, 0.0, 0.5) for r in (0.3, 0.6, 0.9)
+    }
+    assert points == expected
+
+
+def test_constraints_on_cost_are_kept_without_training(tmp_path: Path) -> None:
+    space = {"model.decoder_depth": {"int": [1, 8]}, "masking.ratio": {"float": [0.3, 0.9]}}
+    limit = {"cost/params": "<= 1.6e6"}
+    searcher, _ = make_searcher(make_study(tmp_path, space, constraints=limit, num_trials=8), tmp_path)
+    configs = [s["config"] for s in (searcher.suggest(str(i)) for i in range(8)) if isinstance(s, dict)]
+    assert len(configs) == 8 and all(cost(Config.model_validate(c)).params <= 1.6e6 for c in configs)
+    trials = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/studies.db").trials
+    broken = [refusal for trial in trials for refusal in refusals(trial) if refusal.violations]
+    assert broken and all(refusal.violations["cost/params"] > 0 for refusal in broken)
+    assert all("cost/params is" in refusal.reason for refusal in broken)
+
+
+def test_a_trial_that_breaks_a_measured_constraint_cannot_win(tmp_path: Path) -> None:
+    study = make_study(tmp_path, constraints={"time/epoch_s": "<= 10"}, num_trials=2)
+    searcher, _ = make_searcher(study, tmp_path)
+    for name, seconds, value in (("a", 5, 0.2), ("b", 50, 0.9)):
+        searcher.suggest(name)
+        searcher.on_trial_complete(name, result(4, value, finished=True) | {"metrics/time/epoch_s": seconds})
+    assert [trial.number for trial in Ledger(study, tmp_path).ranked()] == [0]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_measured_constraint_is_judged_by_the_last_epoch(tmp_path: Path, restarted: bool) -> None:
+    study = make_study(tmp_path, constraints={"time/epoch_s": "<= 10"}, num_trials=2)
+    searcher, _ = make_searcher(study, tmp_path)
+    for name, first, last in (("a", 50, 5), ("b", 5, 50)):
+        searcher.suggest(name)
+        searcher.on_trial_result(name, result(1, 0.2) | {"metrics/time/epoch_s": first})
+        searcher.on_trial_result(name, result(2, 0.2) | {"metrics/time/epoch_s": last})
+        if not restarted:
+            searcher.on_trial_complete(name, {"done": True})
+    if restarted:
+        searcher, _ = make_searcher(study, tmp_path)
+        searcher.abandon("the budget is over")
+    trials = Ledger(study, tmp_path).trials()
+    assert [trial.constraints["time/epoch_s"] for trial in trials] == [-5, 40]
+
+
+def test_constraints_that_nothing_keeps_to_end_the_search(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, constraints={"cost/params": "<= 10"}), tmp_path)
+    assert searcher.suggest("a") == Searcher.FINISHED
+    assert searcher.ending is not None and "must be <= 10" in searcher.ending.reason
+
+
+def test_first_trials_that_fail_alike_end_the_search(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
+    for index in range(3):
+        assert searcher.ending is None
+        searcher.suggest(str(index))
+        searcher.on_trial_complete(str(index), {"failed": f"OutOfMemoryError on rank {index}", "done": True})
+    assert searcher.ending == Ending("hopeless", "the first 3 trials all failed: OutOfMemoryError on rank 2")
+
+
+def test_failures_beside_a_first_trial_that_has_not_failed_do_not_end_the_search(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
+    for name in "abcd":
+        searcher.suggest(name)
+    for name in "bcd":  # the base is in its first epoch still
+        searcher.on_trial_complete(name, {"failed": "the loss is not finite in epoch 1", "done": True})
+    assert searcher.ending is None
+    searcher.on_trial_complete("a", {"failed": "the loss is not finite in epoch 2", "done": True})
+    assert searcher.ending == Ending("hopeless", "the first 3 trials all failed: the loss is not finite in epoch 1")
+
+
+def test_first_trials_that_fail_alike_do_not_end_the_search_while_another_one_trains(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
+    for name in "abcd":
+        searcher.suggest(name)
+    searcher.on_trial_result("d", result(1, 0.5))
+    for name in "abc":
+        searcher.on_trial_complete(name, {"failed": "the loss is not finite in epoch 1", "done": True})
+    assert searcher.ending is None
+
+
+def test_failures_after_a_success_or_of_several_kinds_do_not_end_the_search(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
+    for index, outcome in enumerate(
+        ({"failed": "a"}, {"failed": "b"}, {"failed": "a"}, result(1, 0.5), {"failed": "a"})
+    ):
+        searcher.suggest(str(index))
+        searcher.on_trial_complete(str(index), {**outcome, "done": True})
+    assert searcher.ending is None
+
+
+def test_an_objective_that_nothing_reports_ends_the_search(tmp_path: Path) -> None:
+    searcher, _ = make_searcher(make_study(tmp_path, objectives={"val/precision/s1_to_s2": "maximize"}), tmp_path)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", result(4, 0.5, finished=True))
+    assert searcher.ending == Ending("hopeless", "no epoch reports 'val/precision/s1_to_s2'")
+
+
+def test_several_objectives_make_a_front_and_asha_judges_by_it(tmp_path: Path) -> None:
+    goals = {"val/f1_mean": "maximize", "cost/flops": "minimize"}
+    study = make_study(tmp_path, objectives=goals, num_trials=4)
+    searcher, _ = make_searcher(study, tmp_path)
+    for index, (score, flops) in enumerate(((0.5, 5.0), (0.6, 6.0), (0.4, 7.0), (0.3, 1.0))):
+        searcher.suggest(str(index))
+        outcome = result(1, score, finished=True) | {"metrics/cost/flops": flops}
+        searcher.on_trial_complete(str(index), outcome)
+    ledger = Ledger(study, tmp_path)
+    assert [trial.number for trial in ledger.ranked()] == [1, 0, 3, 2]
+    assert {trial.number for trial in ledger.optuna.best_trials} == {0, 1, 3}
+    assert dict(ledger.curves())[2] == {1: (0.4, 7.0)}
+
+
+def test_the_best_are_trained_again_with_other_seeds(tmp_path: Path) -> None:
+    study = make_study(tmp_path, num_trials=3, confirm={"top": 2, "seeds": 2})
+    searcher, _ = make_searcher(study, tmp_path)
+    for index, score in enumerate((0.5, 0.6, 0.4)):
+        searcher.suggest(str(index))
+        if index == 2:
+            assert searcher.suggest("later") is None
+        searcher.on_trial_complete(str(index), result(4, score, finished=True))
+    again = [searcher.suggest(f"again {index}") for index in range(5)]
+    assert again[4] is None
+    configs = [s["config"] for s in again if isinstance(s, dict)]
+    assert [config["train"]["seed"] for config in configs] == [1, 1, 2, 2]
+    for index, score in enumerate((0.3, 0.55, 0.3, 0.57)):
+        searcher.on_trial_complete(f"again {index}", result(4, score, finished=True))
+    ledger = Ledger(study, tmp_path)
+    assert [trial.number for trial in ledger.explored()] == [0, 1, 2]
+    standing = standings(ledger)
+    assert [(s.trial.number, s.num_seeds) for s in standing] == [(0, 3), (1, 3), (2, 1)]
+    assert standing[0].mean == pytest.approx(0.54) and standing[0].spread == pytest.approx(0.0361, abs=1e-3)
+
+
+def test_a_study_takes_over_what_fits_from_another(tmp_path: Path) -> None:
+    old = load_study(write(tmp_path, SPACE, num_trials=4, sampler="random"), "old")
+    searcher, _ = make_searcher(old, tmp_path)
+    for index in range(4):
+        searcher.suggest(str(index))
+        searcher.on_trial_complete(str(index), result(4, index / 10, finished=True))
+    space = {"masking.ratio": {"float": [0.1, 0.95]}, "loss.mim_weight": {"float": [0.0, 2.0]}}
+    base = {**BASE, "masking": {"strategy": "disjoint"}}
+    new = load_study(write(tmp_path, space, base=base), "new")
+    ledger, source = Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "old", new)
+    strategies = [t.params["masking.strategy"] for t in Ledger(old, tmp_path).trials()]
+    assert take_over(ledger, source) == strategies.count("disjoint") > 0
+    taken = [t for t in ledger.all_trials() if t.state is TrialState.COMPLETE]
+    assert all(set(t.params) == set(space) and t.params["loss.mim_weight"] == 1.0 for t in taken)
+    assert {t.value for t in taken} == {n / 10 for n, s in enumerate(strategies) if s == "disjoint"}
+    assert ledger.trials() == [] and take_over(ledger, source) == 0
+    with pytest.raises(ConfigError, match=r"there is no study 'olf'.*did you mean 'old'"):
+        ancestor(tmp_path / DATABASE, "olf", new)
+
+
+def test_a_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
+    study = make_study(tmp_path, gpu_hours=0.5)
+    ledger = Ledger(study, tmp_path)
+    budget, trial = Budget(ledger, gpus_per_worker=2.0), ledger.next()
+    budget.begin(trial)
+    assert budget.over() is None
+    budget._running[trial.number] = trial, time.monotonic() - 1000
+    assert budget.over() == "the budget of 0.5 GPU-hours is spent"
+    budget.end(trial)
+    assert Budget(Ledger(study, tmp_path), gpus_per_worker=2.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
+    assert Budget(Ledger(study, tmp_path)).over() is None
+    wider = make_study(tmp_path, gpu_hours=0.5, workers_per_trial=2)
+    assert Budget(Ledger(wider, tmp_path), gpus_per_worker=4.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
+
+
+def test_time_in_which_a_trial_waits_for_resources_is_not_charged(tmp_path: Path) -> None:
+    study = make_study(tmp_path, num_trials=1)
+    searcher, _ = make_searcher(study, tmp_path)
+
+    def spent() -> float:
+        return float(Ledger(study, tmp_path).trials()[0].user_attrs.get("worker_s", 0.0))
+
+    searcher.suggest("a")
+    time.sleep(0.2)
+    held_at = time.monotonic()
+    searcher.on_trial_result("a", {"holding": True})
+    assert spent() == 0
+    time.sleep(0.2)
+    searcher.on_trial_result("a", {"holding": False})
+    assert 0.2 <= (held := spent()) <= time.monotonic() - held_at
+    time.sleep(0.2)
+    searcher.on_trial_complete("a", result(4, 0.5, finished=True))
+    assert spent() == held
+
+
+def test_checkpoints_of_all_but_the_best_are_removed(tmp_path: Path) -> None:
+    study = make_study(tmp_path, num_trials=6, keep=2)
+    searcher, _ = make_searcher(study, tmp_path)
+    for index, score in enumerate((0.1, 0.5, 0.2, 0.6, 0.3)):
+        suggestion = searcher.suggest(str(index))
+        assert isinstance(suggestion, dict)
+        run_dir = Path(suggestion["run_dir"])
+        (run_dir / "encoder").mkdir(parents=True)
+        (run_dir / "checkpoint.pt").touch()
+        searcher.on_trial_complete(str(index), result(4, score, finished=True))
+    kept = {path.parent.name for path in tmp_path.glob("study/trials/*/checkpoint.pt")}
+    assert kept == {path.parent.name for path in tmp_path.glob("study/trials/*/encoder")} == {"0", "1", "3"}
+
+
+def test_the_best_trials_fit_eighty_columns(tmp_path: Path) -> None:
+    wide = {
+        name: {"float": [0.1, 0.9]} for name in ("masking.ratio", "loss.mim_weight", "loss.temperature", "optim.lr")
+    }
+    study = make_study(tmp_path, wide, sampler="random", num_trials=3)
+    searcher, _ = make_searcher(study, tmp_path)
+    for index in range(3):
+        searcher.suggest(str(index))
+        searcher.on_trial_complete(str(index), result(4, index / 10, finished=True))
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(best_table(Ledger(study, tmp_path)))
+    _, header, best, *_ = console.export_text().splitlines()
+    assert header.split() == ["trial", "val/f1_mean", "settings"]
+    assert best.split()[:2] == ["2", "0.2"] and best.split()[2].startswith("masking.ratio=0.")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "nsga2"])
+def test_every_sampler_proposes_and_learns(tmp_path: Path, sampler: str) -> None:
+    study = make_study(tmp_path, sampler=sampler, num_trials=8, startup_trials=2)
+    searcher, _ = make_searcher(study, tmp_path)
+    for index in range(8):
+        suggestion = searcher.suggest(str(index))
+        assert isinstance(suggestion, dict)
+        value = 1 - abs(suggestion["config"]["masking"]["ratio"] - 0.7)
+        searcher.on_trial_complete(str(index), result(4, value, finished=True))
+    best = Ledger(study, tmp_path).ranked()[0]
+    assert best.state is TrialState.COMPLETE and best.value is not None and best.value > 0.8
+
+
+# Early stopping

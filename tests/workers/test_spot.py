@@ -1,0 +1,168 @@
+"""Nodes that will be taken away, and trials that wait for others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from csmae.__main__ import main
+from csmae.cluster import preemption as notice
+from csmae.cluster.capacity import LOOK_EVERY_S
+from csmae.config import Config
+from csmae.training.trainer import LOOK_EVERY, pretrain
+from tests.cluster.test_capacity import start, wait_for
+from tests.conftest import free_port
+from tests.support.own_cluster import OwnCluster, own_cluster, stop
+
+LONG_EPOCHS = ["--set", f"data.synthetic.num_train={80 * LOOK_EVERY}", "--set", "optim.batch_size=2"]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnCluster]:
+    """A head that trains nothing."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
+    with own_cluster(tmp_path, num_cpus=0) as cluster:
+        yield cluster
+
+
+class Service(ThreadingHTTPServer):
+    """A cloud's metadata service, on a machine that will go."""
+
+    leaving = True
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """What the service answers."""
+
+    server: Service
+
+    def do_PUT(self) -> None:
+        self.answer("secret" if "X-aws-ec2-metadata-token-ttl-seconds" in self.headers else None)
+
+    def do_GET(self) -> None:
+        if self.path == "/computeMetadata/v1/instance/preempted":
+            self.answer("TRUE" if self.headers["Metadata-Flavor"] == "Google" else None)
+            return
+        known = self.path == "/latest/meta-data/spot/instance-action"
+        allowed = self.headers["X-aws-ec2-metadata-token"] == "secret"
+        end = datetime.now(UTC) + timedelta(seconds=120)
+        notice = {"action": "terminate", "time": f"{end:%Y-%m-%dT%H:%M:%SZ}"}
+        self.answer(json.dumps(notice) if known and allowed and self.server.leaving else None)
+
+    def answer(self, text: str | None) -> None:
+        self.send_response(200 if text else 404)
+        self.end_headers()
+        self.wfile.write((text or "").encode())
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    server = Service(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
+    yield server
+    server.shutdown()
+
+
+def saved(folder: Path) -> dict[str, Any]:
+    return dict(torch.load(folder / "runs/small/trials/0/checkpoint.pt", weights_only=True))
+
+
+def test_a_clouds_notice_is_read(metadata: Service) -> None:
+    assert 110 < (notice.aws() or 0) <= 120
+    assert notice.gcp() == notice.GOOGLE_S
+    metadata.leaving = False
+    assert notice.aws() is None
+
+
+def test_a_machine_of_no_cloud_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    assert main(["notice", "aws", "--address", "127.0.0.1:1"]) == 2
+    assert capsys.readouterr().err.startswith("notice aws: its metadata service does not answer here")
+
+
+def test_a_notice_that_ray_never_hears_is_told_again_until_the_end(
+    metadata: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(notice, "GOOGLE_S", 1.5)
+    monkeypatch.setattr(notice, "TRY_S", 1.0)
+    assert main(["notice", "gcp", "--address", f"127.0.0.1:{free_port()}", "--node-id", "a" * 56]) == 2
+    out, err = capsys.readouterr()
+    assert out.count("Ray did not accept the notice; retrying") >= 1
+    assert err.startswith("notice gcp: Ray at 127.0.0.1:") and "could not be notified" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_notice_reaches_a_head_that_answers_later(cluster: OwnCluster, metadata: Service) -> None:
+    port = cluster.address.rpartition(":")[2]
+    (gcs,) = [int(pid) for pid in cluster.run(["pgrep", "-f", f"gcs_server.*--gcs_server_port={port}"]).split()]
+    ask = "import ray, sys; ray.init(sys.argv[1], logging_level='CRITICAL'); print(ray.nodes()[0]['NodeID'])"
+    node = cluster.run([sys.executable, "-c", ask, cluster.address]).split()[-1]
+    command = [sys.executable, "-m", "csmae", "notice", "aws", "--address", cluster.address, "--node-id", node]
+    os.kill(gcs, signal.SIGSTOP)
+    watch = subprocess.Popen(command, env=os.environ | cluster.environment, stdout=subprocess.PIPE, text=True)
+    assert watch.stdout is not None
+    lines = iter(watch.stdout.readline, "")
+    assert next(lines).startswith("this machine stops in") and "retrying" in next(lines)
+    os.kill(gcs, signal.SIGCONT)
+    assert list(lines)[-1] == "Ray has been notified\n" and watch.wait() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_trial_saves_in_the_middle_of_an_epoch_and_moves_when_its_node_will_go(
+    cluster: OwnCluster, metadata: Service, tmp_path: Path
+) -> None:
+    cluster.add_node(1)
+    cluster.add_node(1)
+    driver = start(tmp_path, cluster, "--num-trials", "1", "--set", "train.epochs=5", *LONG_EPOCHS)
+    wait_for(driver, tmp_path, "trial 0 epoch 1/5")
+    (leaving,) = cluster.nodes_at_work()
+    command = [sys.executable, "-m", "csmae", "notice", "aws", "--address", cluster.address, "--node-id", leaving]
+    assert cluster.run(command).startswith("this machine stops in 1")
+    deadline = time.monotonic() + 60
+    while not saved(tmp_path)["done"]["steps"]:
+        assert driver.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    wait_for(driver, tmp_path, "trial 0 epoch 4/5")
+    (home,) = cluster.nodes_at_work()
+    assert home != leaving
+    assert driver.wait(400) == 0, (tmp_path / "log").read_text()
+    (trial,) = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/runs/studies.db").trials
+    config = Config.model_validate_json(saved(tmp_path)["config"])
+    expected = [epoch.metrics["val/f1_mean"] for epoch in pretrain(config)]
+    assert list(trial.intermediate_values.values()) == expected, "as if nothing had happened"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_trial_whose_node_never_comes_back_waits_for_another_one(cluster: OwnCluster, tmp_path: Path) -> None:
+    node = cluster.add_node(1)
+    driver = start(tmp_path, cluster, "--num-trials", "2", "--set", "train.epochs=60")
+    wait_for(driver, tmp_path, "trial 0 epoch 1/60")
+    stop(node)
+    log = wait_for(driver, tmp_path, "trial 0 waits: no node has room for 1 x 1 CPU")
+    time.sleep(2 * LOOK_EVERY_S)
+    assert (tmp_path / "log").read_text() == log, "it is not tried where nothing fits"
+    cluster.add_node(1)
+    wait_for(driver, tmp_path, "trial 0 goes on")
+    assert driver.wait(400) == 0, (tmp_path / "log").read_text()
+    trials = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/runs/studies.db").trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
+    assert [sorted(trial.intermediate_values) for trial in trials] == [list(range(1, 61))] * 2
