@@ -13,16 +13,16 @@ from pathlib import Path
 
 from ray.exceptions import RayError
 
-from csmae.cluster.node_report import survey
-from csmae.cluster.preflight import needed, require
+from csmae.cluster.node_report import report_nodes
+from csmae.cluster.preflight import require, required_checks
 from csmae.cluster.reserved import NoResourcesError
-from csmae.cluster.session import Share, ray_running, share, this_machine
+from csmae.cluster.session import Allocation, allocate, local_resources, ray_running
 from csmae.config import ConfigError
 from csmae.console.dry_run import describe
-from csmae.console.live_view import View, settings
+from csmae.console.live_view import LiveView, settings
 from csmae.console.progress import Progress
 from csmae.console.tables import best_table, importance_lines, scores_table, studies_table
-from csmae.console.terminal import console, lasting, printable, say
+from csmae.console.terminal import console, printable, say, tolerating_closed_terminal
 from csmae.data.archive_name import data_name
 from csmae.lock import only_driver
 from csmae.settings import flatten
@@ -36,12 +36,12 @@ from csmae.tracking.tracker import WANDB, Tracker, shown, tracking_uri
 from csmae.trials.budget import Budget
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
-from csmae.trials.store import Ledger
-from csmae.trials.transfer import ancestor, take_over
+from csmae.trials.store import TrialStore
+from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.advice import notes
-from csmae.tuning.champion import Candidate, bring_home, candidates, saved_metrics, score_all
+from csmae.tuning.champion import Candidate, candidates, download_trials, saved_metrics, score_all
 from csmae.tuning.driver import interruptible, run_search
-from csmae.tuning.events import Ended, Ending, Event, Reported, Started
+from csmae.tuning.events import EpochReported, Event, SearchEnd, TrialEnded, TrialStarted
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
@@ -57,7 +57,7 @@ SEARCH_OPTIONS = ("num_trials", "workers_per_trial", "gpus_per_worker", "acceler
 
 
 @printable()
-@lasting()
+@tolerating_closed_terminal()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
@@ -106,33 +106,33 @@ def _search(options: argparse.Namespace) -> int:
         raise ConfigError("--insecure applies only to a cluster: add --address")
     study = load_study(options.study, options.fork or options.name, _assignments(options))
     shown(_uri(options))
-    room = None if options.address else this_machine()
-    if room:
-        share(study.search, room)
+    resources = None if options.address else local_resources()
+    if resources:
+        allocate(study.search, resources)
     if options.dry_run:
-        say(describe(study, room))
+        say(describe(study, resources))
         return 0
     folder = local(options.storage).absolute()
     _check_data(study)
     for note in notes(study):
         say(f"note: {note}")
     with opened(options.storage) as files, only_driver(folder / study.name):
-        ancestors = [ancestor(folder / DATABASE, name, study) for name in _ancestors(options)]
-        ledger = Ledger(study, folder, files)
-        for name in ledger.sources:
+        ancestors = [load_source_study(folder / DATABASE, name, study) for name in _ancestors(options)]
+        trial_store = TrialStore(study, folder, files)
+        for name in trial_store.sources:
             try:
-                ancestors.append(ancestor(folder / DATABASE, name, study))
+                ancestors.append(load_source_study(folder / DATABASE, name, study))
             except ConfigError as error:  # the change of the file that made the study anew leaves nothing to take over
                 say(str(error))
-                ledger.drop_source(name)
+                trial_store.drop_source(name)
         for old in ancestors:
-            say(f"{take_over(ledger, old)} trials of study {old.study_name} taken over")
-        tracker = Tracker(ledger.folder, study.name, _uri(options))
+            say(f"{transfer_trials(trial_store, old)} trials of study {old.study_name} taken over")
+        tracker = Tracker(trial_store.folder, study.name, _uri(options))
         try:
-            with ray_running(options.address, room, options.verbose, options.insecure) as there, interruptible():
+            with ray_running(options.address, resources, options.verbose, options.insecure) as there, interruptible():
                 if options.address:
-                    require(needed(survey(files.bucket if files else folder, study.first().data)))
-                return _explore(options, ledger, tracker, share(study.search, there))
+                    require(required_checks(report_nodes(files.bucket if files else folder, study.first().data)))
+                return _explore(options, trial_store, tracker, allocate(study.search, there))
         finally:
             _close(tracker)
 
@@ -165,22 +165,22 @@ def _uri(options: argparse.Namespace) -> str:
     return tracking_uri(options.mlflow_uri, local(options.storage), options.logger)
 
 
-def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share) -> int:
+def _explore(options: argparse.Namespace, trial_store: TrialStore, tracker: Tracker, allocation: Allocation) -> int:
     """Run the trials, then crown the champion."""
-    study, budget = ledger.study, Budget(ledger, part.gpus_per_worker)
+    study, budget = trial_store.study, Budget(trial_store, allocation.gpus_per_worker)
     tracker.start(
         dict(flatten(study.definition())),
         {"csmae.tracking": tracker.place},
         *next(iter(study.search.objectives.items())),
     )
     progress = Progress.of(budget)
-    with View(study.name, progress, console()) as view:
+    with LiveView(study.name, progress, console()) as view:
 
         def listen(event: Event) -> None:
             view(event)
             track(tracker, event)
 
-        ending = run_search(budget, part, listen)
+        ending = run_search(budget, allocation, listen)
     if ending.kind == "superseded":
         say(f"{ending.reason}: this search stops")
         return FAILED
@@ -189,83 +189,89 @@ def _explore(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part
     if ending.kind in ("interrupted", "stuck"):
         say(f"{ending.reason or 'stopped cleanly'}; to resume: {command()}")
         return FAILED if ending.reason else INTERRUPTED
-    return _finish(options, ledger, tracker, part, ending)
+    return _finish(options, trial_store, tracker, allocation, ending)
 
 
 def track(tracker: Tracker, event: Event) -> None:
     """Tell MLflow's outbox what the search tells."""
-    if isinstance(event, Started):
+    if isinstance(event, TrialStarted):
         tracker.trial(event.number, dict(event.values))
-    elif isinstance(event, Reported):
+    elif isinstance(event, EpochReported):
         tracker.epoch(event.number, event.epoch, dict(event.metrics))
-    elif isinstance(event, Ended):
+    elif isinstance(event, TrialEnded):
         tags = {} if event.repeats is None else {"csmae.repeats": str(event.repeats)}
         tags |= {"csmae.broken": ", ".join(event.broken)} if event.broken else {}
         tracker.end(event.number, event.state, event.reason, tags)
 
 
-def _finish(options: argparse.Namespace, ledger: Ledger, tracker: Tracker, part: Share, ending: Ending) -> int:
+def _finish(
+    options: argparse.Namespace, trial_store: TrialStore, tracker: Tracker, allocation: Allocation, ending: SearchEnd
+) -> int:
     """Score, register and show the champion."""
     if ending.reason:
         say(f"ended early: {ending.reason}")
-    bring_home(ledger)
-    found = candidates(ledger)
+    download_trials(trial_store)
+    found = candidates(trial_store)
     if not found:
-        say(f"no champion: {_last_reason(ledger)}")
+        say(f"no champion: {_last_reason(trial_store)}")
         return FAILED
     try:
-        scores = score_all(found, part, ledger.files, say)
+        scores = score_all(found, allocation, trial_store.files, say)
     except (RayError, NoResourcesError) as error:
         say(f"the published protocol could not be computed: {str(error).splitlines()[-1]}")
         scores = [{} for _ in found]
-    _crown(tracker, ledger, found, scores)
+    _register_champion(tracker, trial_store, found, scores)
     from csmae.reporting.report import publish  # matplotlib takes its time
 
-    publish(tracker, ledger.folder, leaderboard(ledger.optuna))
+    publish(tracker, trial_store.folder, leaderboard(trial_store.optuna_study))
     if all(scores):
         console().print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
-    console().print(best_table(ledger))
-    for line in importance_lines(ledger):
+    console().print(best_table(trial_store))
+    for line in importance_lines(trial_store):
         say(line)
-    _say_what_next(options, ledger, found[-1])
+    _say_what_next(options, trial_store, found[-1])
     return 0 if all(scores) else FAILED
 
 
-def _last_reason(ledger: Ledger) -> str:
-    reasons = [str(trial.user_attrs["reason"]) for trial in ledger.trials() if "reason" in trial.user_attrs]
+def _last_reason(trial_store: TrialStore) -> str:
+    reasons = [str(trial.user_attrs["reason"]) for trial in trial_store.trials() if "reason" in trial.user_attrs]
     return f"no trial came to its end; the last one: {reasons[-1]}" if reasons else "no trial came to its end"
 
 
-def _crown(tracker: Tracker, ledger: Ledger, found: list[Candidate], scores: list[dict[str, float]]) -> None:
+def _register_champion(
+    tracker: Tracker, trial_store: TrialStore, found: list[Candidate], scores: list[dict[str, float]]
+) -> None:
     """Register the champion's encoder with its scores, and tell the study's figures."""
     champion = found[-1]
     assert champion.trial is not None and champion.encoder_dir is not None
-    board = leaderboard(ledger.optuna)
-    best = next(standing for standing in board.standings if standing.trial.number == champion.trial.number)
-    if best is not board.standings[0]:
-        first = board.standings[0].trial.number
-        say(f"trial {first} is best, but {ledger.encoder_dir(first)} no longer exists: using trial {best.trial.number}")
+    board = leaderboard(trial_store.optuna_study)
+    best = next(standing for standing in board.entries if standing.trial.number == champion.trial.number)
+    if best is not board.entries[0]:
+        first = board.entries[0].trial.number
+        say(
+            f"trial {first} is best, but {trial_store.encoder_dir(first)} no longer exists: using trial {best.trial.number}"
+        )
     confirmed = {"confirm/mean": best.mean, "confirm/spread": best.spread} if best.num_seeds > 1 else {}
-    tags = {"csmae.study": ledger.study.name, "csmae.data": data_name(champion.config.data)}
-    for standing in board.standings[: ledger.study.search.keep]:
-        number, folder = standing.trial.number, ledger.encoder_dir(standing.trial.number)
+    tags = {"csmae.study": trial_store.study.name, "csmae.data": data_name(champion.config.data)}
+    for standing in board.entries[: trial_store.study.search.keep]:
+        number, folder = standing.trial.number, trial_store.encoder_dir(standing.trial.number)
         if number != champion.trial.number and folder.exists():
             tracker.encoder(number, folder, saved_metrics(folder), tags)
     metrics = saved_metrics(champion.encoder_dir) | scores[-1] | confirmed
     tags["csmae.seeds"] = str(best.num_seeds)
     tracker.champion(champion.trial.number, champion.encoder_dir, metrics, tags, best.mean)
-    ledger.name_champion(best.trial.number, best.mean, best.num_seeds)
+    trial_store.record_champion(best.trial.number, best.mean, best.num_seeds)
     summary = {f"scores/{c.name}/{name}": v for c, row in zip(found, scores, strict=True) for name, v in row.items()}
-    shares = {f"importance/{name}": share for name, share in importances(ledger).items()}
+    shares = {f"importance/{name}": share for name, share in importances(trial_store).items()}
     tracker.finish(summary | shares | confirmed)
 
 
-def _say_what_next(options: argparse.Namespace, ledger: Ledger, champion: Candidate) -> None:
+def _say_what_next(options: argparse.Namespace, trial_store: TrialStore, champion: Candidate) -> None:
     assert champion.trial is not None and champion.encoder_dir is not None
-    say(f"champion: trial {champion.trial.number} with {settings(ledger.values(champion.trial))}")
+    say(f"champion: trial {champion.trial.number} with {settings(trial_store.values(champion.trial))}")
     say(f"encoder:  {champion.encoder_dir}")
-    say(f"report:   {ledger.folder / 'report.html'}")
-    for line in advice(shown(_uri(options)), ledger.folder, champion.encoder_dir):
+    say(f"report:   {trial_store.folder / 'report.html'}")
+    for line in advice(shown(_uri(options)), trial_store.folder, champion.encoder_dir):
         say(line)
     again = re.sub(r" --num-trials[ =]\S+", "", command())
     say(f"extend:   {again} --num-trials N")

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.distributed.rendezvous import rendezvous
 
 from csmae.config import Config, ConfigError
-from csmae.console.terminal import lasting, printable
+from csmae.console.terminal import printable, tolerating_closed_terminal
 from csmae.cpus import usable_cpus
 from csmae.settings import load_yaml, merge, parse_assignments, parse_config
 from csmae.training.micro_batch import SmallerMicroBatchError
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @printable()
-@lasting()
+@tolerating_closed_terminal()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)

@@ -35,7 +35,7 @@ from csmae.data.archive import Split, open_archive
 from csmae.data.loader import batches, epoch_rows
 from csmae.data.synthetic.archive import synthesize
 from csmae.data.synthetic.scenes import draw_scenes
-from csmae.data.transforms import Prepare
+from csmae.data.transforms import Preprocess
 from csmae.sensors import S1_BANDS, S2_10M_BANDS, S2_20M_BANDS, S2_BANDS
 from tests.support.v1_pickles import patch_interface, pickled, write_v1
 
@@ -67,7 +67,7 @@ def native(split: Split, epoch: int = 0) -> int:
     return sum(len(batch.s1) for batch in batches(split, rows))
 
 
-def full(split: Split, prepare: Prepare) -> int:
+def full(split: Split, prepare: Preprocess) -> int:
     """Batches as the network takes them: normalised, mirrored, (12, 120, 120) a pair."""
     rows = epoch_rows(len(split), FULL_BATCH, 0, 0)
     flips = torch.rand(len(rows), FULL_BATCH, 2) < 0.5
@@ -164,7 +164,7 @@ def measure(folder: Path, num_pairs: int) -> dict[str, float]:
     # First of all, for what this process has mapped stays in memory.
     colds = [{f"cold_{name}": cold(folder / name) for name in ("v2", "v1")} for _ in range(3)]
     v2, v1 = (open_archive(Data(path=str(folder / name))).split("train") for name in ("v2", "v1"))
-    prepare = Prepare(Data(), 120)
+    prepare = Preprocess(Data(), 120)
     pair = sum(tensor[0].nbytes for tensor in v2.read([0]))
     values, memory = list(np.ones((1024, pair), np.uint8)), np.zeros((NATIVE_BATCH, pair), np.uint8)
     passes: dict[str, Callable[[], int]] = {

@@ -22,15 +22,15 @@ from typing import Any
 
 import yaml
 
-from csmae.cluster.session import ray_running, share, this_machine
+from csmae.cluster.session import allocate, local_resources, ray_running
 from csmae.config import Config
 from csmae.study.study import load_study
 from csmae.tracking.tracker import Tracker
 from csmae.training.trainer import Epoch
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import Ended, Event, Reported
+from csmae.tuning.events import EpochReported, Event, TrialEnded
 from search import track
 
 STUDY: dict[str, Any] = {
@@ -85,26 +85,26 @@ def main() -> None:
     options = parser.parse_args()
     if options.objectives == 2:
         STUDY["search"] = {"objectives": {"val/f1_mean": "maximize", "cost/flops": "minimize"}}
-    room, start = this_machine(), time.monotonic()
+    room, start = local_resources(), time.monotonic()
     with tempfile.TemporaryDirectory() as name, ray_running(None, room, verbose=False):
         folder = Path(name)
         (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
         study = load_study(folder / "study.yaml", assignments=[f"search.num_trials={options.num_trials}"])
-        ledger = Ledger(study, folder)
-        tracker = Tracker(ledger.folder, study.name, f"sqlite:///{folder}/mlflow.db")
+        trial_store = TrialStore(study, folder)
+        tracker = Tracker(trial_store.folder, study.name, f"sqlite:///{folder}/mlflow.db")
         tracker.start({}, {}, "val/f1_mean", "maximize")
         meter = Meter(tracker)
-        run_search(Budget(ledger), share(study.search, room), meter, "scale:instant")
+        run_search(Budget(trial_store), allocate(study.search, room), meter, "scale:instant")
         left = tracker.close(120)
     tenth = options.num_trials // 10
     first, last = slice(0, tenth), slice(-tenth, None)
     print(
         json.dumps(
             {
-                "report_ms": [meter.milliseconds(Reported, first), meter.milliseconds(Reported, last)],
-                "end_ms": [meter.milliseconds(Ended, first), meter.milliseconds(Ended, last)],
+                "report_ms": [meter.milliseconds(EpochReported, first), meter.milliseconds(EpochReported, last)],
+                "end_ms": [meter.milliseconds(TrialEnded, first), meter.milliseconds(TrialEnded, last)],
                 "memory_mib": [round(meter.marks[len(meter.marks) // 10][2]), round(meter.marks[-1][2])],
-                "trials": sum(isinstance(event, Ended) for event, _, _ in meter.marks),
+                "trials": sum(isinstance(event, TrialEnded) for event, _, _ in meter.marks),
                 "not_uploaded": left,
                 "seconds": round(time.monotonic() - start),
             }

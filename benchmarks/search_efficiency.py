@@ -25,8 +25,8 @@ import yaml
 from csmae.config import Config
 from csmae.study.study import Study, load_study
 from csmae.training.trainer import DivergedError, pretrain
-from csmae.trials.store import Ledger
-from csmae.tuning.early_stopping import make_rule
+from csmae.trials.store import TrialStore
+from csmae.tuning.early_stopping import make_stopping_rule
 from csmae.tuning.proposals import Proposals
 
 STUDY: dict[str, Any] = {
@@ -90,20 +90,20 @@ def train_table(study: Study, path: Path, processes: int) -> dict[str, list[floa
 
 def search_table(study: Study, table: dict[str, list[float]], folder: Path) -> Iterator[tuple[int, float]]:
     """Search the table as a search with one slot would; yields epochs spent and the best final score so far."""
-    ledger, spent, best = Ledger(study, folder), 0, 0.0
-    rule, proposals = make_rule(study.search, (), study.longest), Proposals(ledger)
+    trial_store, spent, best = TrialStore(study, folder), 0, 0.0
+    rule, proposals = make_stopping_rule(study.search, (), study.longest), Proposals(trial_store)
     for _ in range(study.search.num_trials):
         proposal = proposals.new()
         if proposal is None:
             return
         for epoch, score in enumerate(table[proposal.config.model_dump_json()], start=1):
             spent += 1
-            ledger.record(proposal.trial, epoch, (score,))
-            if rule and not rule.keeps(proposal.trial.number, epoch, (score,)):
-                ledger.prune(proposal.trial)
+            trial_store.record_epoch(proposal.trial, epoch, (score,))
+            if rule and not rule.should_continue(proposal.trial.number, epoch, (score,)):
+                trial_store.prune(proposal.trial)
                 break
         else:
-            ledger.complete(proposal.trial, (score,))
+            trial_store.complete(proposal.trial, (score,))
             best = max(best, score)
         yield spent, best
 

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from csmae.cluster.session import ray_running, share, this_machine
+from csmae.cluster.session import allocate, local_resources, ray_running
 from csmae.config import Config
 from csmae.study.study import load_study
 from csmae.training.trainer import Epoch, pretrain
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "spaces" / "quickstart.yaml"
@@ -44,14 +44,14 @@ def main() -> None:
     parser.add_argument("--num-trials", type=int, default=24)
     options = parser.parse_args()
     study = load_study(QUICKSTART, assignments=[f"search.num_trials={options.num_trials}"])
-    room = this_machine()
+    room = local_resources()
     with tempfile.TemporaryDirectory() as name, ray_running(None, room, verbose=False):
-        folder, part = Path(name), share(study.search, room)
-        run_search(Budget(Ledger(study, folder)), part, lambda event: None, "search_overhead:clocked")
+        folder, part = Path(name), allocate(study.search, room)
+        run_search(Budget(TrialStore(study, folder)), part, lambda event: None, "search_overhead:clocked")
         clocks = [json.loads(path.read_text()) for path in folder.glob("*/trials/*/clock.json")]
     wall = max(end for _, end, _ in clocks) - min(start for start, _, _ in clocks)
-    busy = sum(seconds for _, _, seconds in clocks) / part.slots
-    inside = sum(end - start for start, end, _ in clocks) / part.slots
+    busy = sum(seconds for _, _, seconds in clocks) / part.max_concurrent
+    inside = sum(end - start for start, end, _ in clocks) / part.max_concurrent
     figures = {"overhead": wall / busy, "outside_trials": wall / inside, "wall_s": wall, "epochs_s": busy}
     print(json.dumps({key: round(value, 3) for key, value in figures.items()} | {"trials": len(clocks)}))
 

@@ -22,14 +22,14 @@ import torch
 import yaml
 from torch._dynamo.utils import counters
 
-from csmae.cluster.session import ray_running, share, this_machine
+from csmae.cluster.session import allocate, local_resources, ray_running
 from csmae.config import Config
 from csmae.study.study import load_study
 from csmae.training.trainer import pretrain
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import Ended, Event, Reported, Started
+from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted
 
 VARIANTS, WIDTHS, PATCHES, RATIOS = ("sesd", "cecd", "secd", "cesd"), (96, 60, 144), (30, 24, 40), (0.5, 0.75, 0.3)
 
@@ -81,20 +81,20 @@ def search(compiled: bool, trials: int) -> tuple[list[float], list[float]]:
 
     def listen(event: Event) -> None:
         match event:
-            case Started(number):
+            case TrialStarted(number):
                 began[number] = time.perf_counter()
-            case Reported(number, _, metrics):
+            case EpochReported(number, _, metrics):
                 most[number] = round(metrics["system/rss_mb"], 1)
-            case Ended(number, "COMPLETE"):
+            case TrialEnded(number, "COMPLETE"):
                 memory.append(most[number])
                 taken.append(time.perf_counter() - began[number])
 
-    room = this_machine()
+    room = local_resources()
     with tempfile.TemporaryDirectory() as name, ray_running(None, room, verbose=False):
         path = Path(name) / "memory.yaml"
         path.write_text(yaml.safe_dump(settings))
         study = load_study(path)
-        run_search(Budget(Ledger(study, Path(name))), share(study.search, room), listen)
+        run_search(Budget(TrialStore(study, Path(name))), allocate(study.search, room), listen)
     return memory, taken
 
 

@@ -24,15 +24,15 @@ import yaml
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from csmae.cluster.session import Room, ray_running, share
+from csmae.cluster.session import ClusterResources, allocate, ray_running
 from csmae.config import Config
 from csmae.study.study import Study, load_study
 from csmae.training.trainer import Epoch, pretrain
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
-from csmae.workers.group import SLOT_RESOURCES, make_trainer
-from csmae.workers.spec import SlotPlan
+from csmae.workers.group import TRAINABLE_RESOURCES, make_trainer
+from csmae.workers.spec import WorkerGroupSpec
 
 STUDY = {
     "base": {
@@ -46,7 +46,7 @@ STUDY = {
     "search": {"workers_per_trial": 2, "sampler": "random", "scheduler": "none"},
 }
 
-ROOM = Room(2, 0, "this machine")
+ROOM = ClusterResources(2, 0, "this machine")
 
 
 def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
@@ -64,14 +64,14 @@ def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, in
 
 def warm(study: Study, folder: Path) -> float:
     """Median wait between the trials of a search."""
-    ledger = Ledger(study, folder)
-    run_search(Budget(ledger), share(study.search, ROOM), lambda event: None, "turnaround:timed")
-    return median_wait(ledger.folder)
+    trial_store = TrialStore(study, folder)
+    run_search(Budget(trial_store), allocate(study.search, ROOM), lambda event: None, "turnaround:timed")
+    return median_wait(trial_store.folder)
 
 
 def stock(study: Study, folder: Path) -> float:
     """Median wait between the trials of a Tune function that builds a ``TorchTrainer`` each time."""
-    plan = SlotPlan(study.search.workers_per_trial, 1.0, 0.0, 0, math.inf, str(folder / "train"))
+    plan = WorkerGroupSpec(study.search.workers_per_trial, 1.0, 0.0, 0, math.inf, str(folder / "train"))
     config = study.resolve({}).model_dump(mode="json")
 
     def trial(point: dict[str, Any]) -> None:
@@ -80,7 +80,7 @@ def stock(study: Study, folder: Path) -> float:
 
     with contextlib.redirect_stdout(sys.stderr):  # Tune tells of each trial
         tune.Tuner(
-            tune.with_resources(trial, PlacementGroupFactory([SLOT_RESOURCES])),
+            tune.with_resources(trial, PlacementGroupFactory([TRAINABLE_RESOURCES])),
             param_space={"number": tune.grid_search(list(range(study.search.num_trials)))},
             tune_config=tune.TuneConfig(max_concurrent_trials=1),
             run_config=tune.RunConfig(storage_path=str(folder / "tune"), verbose=0),

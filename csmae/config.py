@@ -230,7 +230,7 @@ class Masking(Section):
     """Which patches the encoder sees."""
 
     ratio: float = Field(0.5, gt=0, lt=1)
-    """Share of the patches hidden from the encoder."""
+    """Allocation of the patches hidden from the encoder."""
     strategy: Literal["identical", "random", "disjoint"] = "random"
     """How S2's patches correspond to S1's: the same, drawn anew, or exactly those that S1 lacks."""
     reconstruction: Literal["disjoint", "identical"] = "disjoint"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from csmae import sensors
 from csmae.config import ConfigError, Data, Loss, Masking, Model
 from csmae.data.pairs import PairBatch
-from csmae.data.transforms import Prepare, upsample
+from csmae.data.transforms import Preprocess, upsample
 from csmae.model.csmae import CSMAE
 from csmae.model.encoder import Encoder
 from csmae.model.published import convert_state, infer_model, read_settings
@@ -61,7 +61,7 @@ class SensorEncoder(nn.Module):
     def __init__(self, network: Encoder, model: Model, data: Data, transpose: bool = False) -> None:
         super().__init__()
         self.network, self.model, self.data, self.transpose = network, model, data, transpose
-        self.prepare = Prepare(data, model.img_size)
+        self.prepare = Preprocess(data, model.img_size)
 
     @property
     def width(self) -> int:

@@ -22,7 +22,7 @@ from csmae.config import ConfigError
 RETRY_S = 0.2
 
 LOCK = ".lock"
-"""Ending of the names of lock files."""
+"""SearchEnd of the names of lock files."""
 
 
 def scratch_root() -> Path:

@@ -22,7 +22,12 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     """Add this room's commands; each sets ``run``, which takes the parsed options and returns the exit code."""
     parser = subparsers.add_parser("doctor", help="look whether a search would run, here or on a cluster")
     add = parser.add_argument
-    add("study", type=Path, nargs="?", help="YAML file: its archive and the room that a trial takes are looked at, too")
+    add(
+        "study",
+        type=Path,
+        nargs="?",
+        help="YAML file: its archive and the resources that a trial takes are looked at, too",
+    )
     add("--address", help="of a Ray cluster, such as auto; default: this machine alone")
     add("--storage", default="runs", help="of all studies: a folder (default: runs), s3://BUCKET/… or gs://BUCKET/…")
     add("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in the storage folder")
@@ -43,31 +48,31 @@ def _doctor(options: argparse.Namespace) -> int:
     checks.append(check("MLflow", wrong, "" if wrong else f"{shown(uri)} answers, or will be made", start))
     console().print(_table(checks))
     if study is None:
-        say("no study named: neither its archive nor the room for its trials was looked at")
+        say("no study named: neither its archive nor the resources for its trials was looked at")
     return int(any(it.remedy for it in checks))
 
 
 def _of_ray(options: argparse.Namespace, study: Study | None) -> list[Check]:
     """All that is seen through Ray, and why no more."""
-    from csmae.cluster.node_report import survey
-    from csmae.cluster.preflight import advisable, check, from_error, needed, placement
-    from csmae.cluster.session import ray_running, this_machine
+    from csmae.cluster.node_report import report_nodes
+    from csmae.cluster.preflight import advisory_checks, check, from_error, placement, required_checks
+    from csmae.cluster.session import local_resources, ray_running
     from csmae.storage.study_mirror import place
 
-    room = None if options.address else this_machine()
+    resources = None if options.address else local_resources()
     checks: list[Check] = []
     try:
         storage = place(options.storage)
     except ConfigError as error:
         return [from_error("storage", error)]
     try:
-        with ray_running(options.address, room, verbose=False, insecure=True) as found:
+        with ray_running(options.address, resources, verbose=False, insecure=True) as found:
             if options.address:
-                wrong = None if found.asks_for_token else f"{found.where} asks nobody for a token"
+                wrong = None if found.requires_token else f"{found.where} asks nobody for a token"
                 start = "start Ray with RAY_AUTH_MODE=token on all nodes (docs/security.md)"
                 checks.append(check("door", wrong, f"{found.where} asks for the token", start))
-            seen = survey(storage, study.first().data if study else None)
-            checks += [*needed(seen), *advisable(seen)]
+            seen = report_nodes(storage, study.first().data if study else None)
+            checks += [*required_checks(seen), *advisory_checks(seen)]
             if study:
                 checks.append(placement(study.search, found))
     except ConfigError as error:

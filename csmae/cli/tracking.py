@@ -39,17 +39,17 @@ def add_commands(
 
 def _sync(options: argparse.Namespace) -> int:
     uri = tracking_uri(options.mlflow_uri, options.runs, options.logger)
-    num_left, refused = replay(options.runs / options.study, uri, options.timeout, options.all)
+    num_interrupted, refused = replay(options.runs / options.study, uri, options.timeout, options.all)
     place = shown(uri)
     for text in refused:
         say(f"rejected: {text}")
-    if num_left:
-        say(f"{num_left} events of {options.study} are not uploaded yet to {place}")
+    if num_interrupted:
+        say(f"{num_interrupted} events of {options.study} are not uploaded yet to {place}")
     elif refused:
         say(f"{options.study} is incomplete in {place}; the next sync retries rejected events")
     else:
         say(f"{options.study} is complete in {place}")
-    return 1 if num_left or refused else 0
+    return 1 if num_interrupted or refused else 0
 
 
 def _report(ranking_of: Callable[[Path], Ranking | None], options: argparse.Namespace) -> int:

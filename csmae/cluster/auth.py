@@ -18,11 +18,11 @@ from ray._private.services import canonicalize_bootstrap_address
 from csmae.config import ConfigError
 
 CONNECT_TIMEOUT_S = 10.0
-KNOCK_TIMEOUT_S = 40.0
+PROBE_TIMEOUT_S = 40.0
 
 REFUSED = 3
 
-KNOCK = f"""
+PROBE = f"""
 import os, sys
 from ray._raylet import AuthenticationTokenLoader, GcsClient
 from ray.exceptions import AuthenticationError
@@ -84,14 +84,14 @@ def enter(gcs_address: str, insecure: bool) -> bool:
     Raises:
         ConfigError: It lets everybody in, does not take our token, or is no Ray.
     """
-    if _lets_in(gcs_address, "disabled"):
+    if _accepts(gcs_address, "disabled"):
         if not insecure:
             raise ConfigError(
                 f"the cluster at {gcs_address} asks nobody for a token: whoever reaches it can run programs on it: start "
                 "it with RAY_AUTH_MODE=token (docs/security.md), or accept that with --insecure"
             )
         return False
-    if not _lets_in(gcs_address, "token"):
+    if not _accepts(gcs_address, "token"):
         raise ConfigError(
             f"the cluster at {gcs_address} does not take the token of this account: copy ~/.ray/auth_token of its head, "
             "closed to others (chmod 600), or name it in RAY_AUTH_TOKEN_PATH"
@@ -117,7 +117,7 @@ def _write_whole(path: Path, text: str) -> None:
         new.unlink(missing_ok=True)
 
 
-def have_token() -> None:
+def ensure_token() -> None:
     """See that a Ray of our own has a token which this account alone may read: Ray makes one that the umask opens.
 
     Where the home cannot be written, the token is for this process and its workers, in their environment.
@@ -137,11 +137,11 @@ def have_token() -> None:
     loader.reset_cache()
 
 
-def _lets_in(gcs_address: str, mode: str) -> bool:
-    command = [sys.executable, "-c", KNOCK, gcs_address]
+def _accepts(gcs_address: str, mode: str) -> bool:
+    command = [sys.executable, "-c", PROBE, gcs_address]
     environment = os.environ | {"RAY_AUTH_MODE": mode}
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=KNOCK_TIMEOUT_S)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise ConfigError(f"what answers at {gcs_address} is no head of a Ray cluster: name the head's port") from None
     if done.returncode not in (0, REFUSED):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from csmae.cluster.session import room_there, share
+from csmae.cluster.session import allocate, current_resources
 from csmae.config import ConfigError
 from csmae.study.options import Search
 
 LOOK_EVERY_S = 5.0
 
 
-class Capacity:
+class ConcurrencyLimit:
     """Slots that fit at the moment.
 
     Args:
@@ -27,7 +27,7 @@ class Capacity:
         if time.monotonic() - self._looked > LOOK_EVERY_S:
             self._looked = time.monotonic()
             try:
-                self._slots = share(self._search, room_there("the cluster")).slots
+                self._slots = allocate(self._search, current_resources("the cluster")).max_concurrent
             except ConfigError:
                 self._slots = 0
         return self._slots

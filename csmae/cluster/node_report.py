@@ -20,8 +20,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from csmae.config import ConfigError, Data
-from csmae.storage.object_store import Bucket
-from csmae.storage.probe import Meeting, meeting
+from csmae.storage.object_store import ObjectStore
+from csmae.storage.probe import StorageProbe, storage_probe
 
 ANSWER_S = 180.0
 """For all nodes to answer: a process must start, and import torch perhaps from a slow disk."""
@@ -30,7 +30,7 @@ CUDA = "import torch; torch.cuda.init(); print(torch.cuda.device_count())"
 
 
 @dataclass(frozen=True)
-class Facts:
+class NodeReport:
     """What a process found on its machine."""
 
     versions: dict[str, str]
@@ -60,7 +60,7 @@ class Node:
     name: str
     ray_gpus: int
     """That Ray hands out there."""
-    facts: Facts | None
+    facts: NodeReport | None
     trouble: str
     """Why there are no facts."""
     ahead_s: float = 0.0
@@ -68,21 +68,21 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Survey:
+class ClusterReport:
     """The driver's machine and all nodes."""
 
-    driver: Facts
+    driver: NodeReport
     nodes: list[Node]
 
 
-def survey(storage: Path | Bucket, data: Data | None) -> Survey:
+def report_nodes(storage: Path | ObjectStore, data: Data | None) -> ClusterReport:
     """Look at all nodes of the Ray that runs.
 
     Args:
         storage: What all must share.
         data: The archive that all must read; None looks at none.
     """
-    with meeting(storage.absolute() if isinstance(storage, Path) else storage) as (place, trouble):
+    with storage_probe(storage.absolute() if isinstance(storage, Path) else storage) as (place, trouble):
         there = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         asked = {_ask(node_id, place, data): node_id for node_id in there}
         answers = dict(_answers(asked))
@@ -93,16 +93,16 @@ def survey(storage: Path | Bucket, data: Data | None) -> Survey:
             ahead = facts.clock - received if facts else 0.0
             nodes.append(Node(names[node_id], gpus, _heard(facts, place, node_id, trouble), text, ahead))
         driver = look(place, "driver again", data)
-    return Survey(driver, sorted(nodes, key=lambda node: node.name))
+    return ClusterReport(driver, sorted(nodes, key=lambda node: node.name))
 
 
-def _ask(node_id: str, place: Meeting, data: Data | None) -> Any:
+def _ask(node_id: str, place: StorageProbe, data: Data | None) -> Any:
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(look)
     return task.remote(place, node_id, data)
 
 
-def _answers(asked: dict[Any, str]) -> Iterator[tuple[str, tuple[Facts | None, str, float]]]:
+def _answers(asked: dict[Any, str]) -> Iterator[tuple[str, tuple[NodeReport | None, str, float]]]:
     """For each node: its facts, or why there are none, and when they came."""
     open_, deadline = list(asked), time.monotonic() + ANSWER_S
     while open_ and time.monotonic() < deadline:
@@ -126,16 +126,16 @@ def _names(there: dict[str, Any]) -> dict[str, str]:
     return {i: name if seen.count(name) == 1 else f"{name} ({i[:6]})" for i, name in addresses.items()}
 
 
-def _heard(facts: Facts | None, place: Meeting, node_id: str, trouble: str | None) -> Facts | None:
+def _heard(facts: NodeReport | None, place: StorageProbe, node_id: str, trouble: str | None) -> NodeReport | None:
     """The facts, with what is wrong with the storage as the driver sees it."""
     if facts is None:
         return None
-    if not (trouble or facts.storage or place.hears(node_id)):
+    if not (trouble or facts.storage or place.can_read(node_id)):
         trouble = f"what it writes to {place} does not come to the driver"
-    return Facts(**vars(facts) | {"storage": trouble or facts.storage})
+    return NodeReport(**vars(facts) | {"storage": trouble or facts.storage})
 
 
-def look(place: Meeting, name: str, data: Data | None) -> Facts:
+def look(place: StorageProbe, name: str, data: Data | None) -> NodeReport:
     """What this process finds on its machine.
 
     Args:
@@ -146,7 +146,7 @@ def look(place: Meeting, name: str, data: Data | None) -> Facts:
     fingerprint, trouble = _read(data) if data else (None, None)
     gpus, temporary = _gpus(), Path(tempfile.gettempdir())
     places = (place.storage, temporary) if isinstance(place.storage, Path) else (temporary,)
-    return Facts(
+    return NodeReport(
         versions=versions(),
         token=_token(),
         gpus=gpus,

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def orphans_freed() -> Iterator[None]:
+def freeing_orphans() -> Iterator[None]:
     """Free the placement groups of dead actors for as long as the block lasts."""
     over = threading.Event()
 

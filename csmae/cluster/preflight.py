@@ -8,8 +8,8 @@ from functools import partial
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from csmae.cluster.node_report import Facts, Node, Survey
-from csmae.cluster.session import ACCELERATOR, KIND_UNIT, Room, share
+from csmae.cluster.node_report import ClusterReport, Node, NodeReport
+from csmae.cluster.session import ACCELERATOR, KIND_UNIT, ClusterResources, allocate
 from csmae.config import ConfigError
 from csmae.study.options import Search
 
@@ -17,7 +17,7 @@ FREE_BYTES = 5 * 2**30
 """Of a disk, so that logs, checkpoints and encoders have room to begin with."""
 
 FULL = 0.95
-"""Share of a disk above which Ray gives it no more work."""
+"""Allocation of a disk above which Ray gives it no more work."""
 
 CLOCKS_S = 5.0
 """Between clocks: times of trials and of MLflow would not compare."""
@@ -52,7 +52,7 @@ def require(checks: Iterable[Check]) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def needed(seen: Survey) -> Iterator[Check]:
+def required_checks(seen: ClusterReport) -> Iterator[Check]:
     """What no search can do without: every node answers, runs the same, shares the storage and has the data."""
     silent = "; ".join(f"{node.name}: {node.trouble}" for node in seen.nodes if node.facts is None)
     yield check("nodes", silent, f"{len(seen.nodes)} answer", INSTALL)
@@ -69,7 +69,7 @@ def needed(seen: Survey) -> Iterator[Check]:
         yield check("data", wrong, str(seen.driver.data), "put the same archive under the same path on every node")
 
 
-def advisable(seen: Survey) -> Iterator[Check]:
+def advisory_checks(seen: ClusterReport) -> Iterator[Check]:
     """What makes trouble later: tokens that others read, GPUs that nobody uses, full disks, clocks that differ."""
     modes = " and ".join(sorted({facts.token for facts in _facts(seen)}))
     give = "`ray get-auth-token --generate` on the head, copy it there, `chmod 600 ~/.ray/auth_token`"
@@ -83,24 +83,26 @@ def advisable(seen: Survey) -> Iterator[Check]:
     yield check("clocks", _join(seen, _other_time), f"within {CLOCKS_S:g} s", "let chrony or ntpd set the clock")
 
 
-def placement(search: Search, room: Room) -> Check:
+def placement(search: Search, resources: ClusterResources) -> Check:
     """Reserve what one trial takes, and give it back."""
     try:
-        part = share(search, room)
+        allocation = allocate(search, resources)
     except ConfigError as error:
         return from_error("placement", error)
-    gpus = {"GPU": part.gpus_per_worker} if part.gpus_per_worker else {}
-    kind = {f"{ACCELERATOR}{part.accelerator_type}": KIND_UNIT} if part.accelerator_type else {}
-    group = placement_group([{"CPU": part.cpus_per_worker} | gpus | kind] * search.workers_per_trial, strategy="PACK")
+    gpus = {"GPU": allocation.gpus_per_worker} if allocation.gpus_per_worker else {}
+    kind = {f"{ACCELERATOR}{allocation.accelerator_type}": KIND_UNIT} if allocation.accelerator_type else {}
+    group = placement_group(
+        [{"CPU": allocation.cpus_per_worker} | gpus | kind] * search.workers_per_trial, strategy="PACK"
+    )
     try:
         fits = group.wait(PLACE_S)
     finally:
         remove_placement_group(group)
-    each = f"{part.cpus_per_worker:g} CPU" + (f" and {part.gpus_per_worker:g} GPU" if gpus else "")
+    each = f"{allocation.cpus_per_worker:g} CPU" + (f" and {allocation.gpus_per_worker:g} GPU" if gpus else "")
     size = f"a trial of {search.workers_per_trial} x {each}"
     wrong = None if fits else f"{size} finds no room within {PLACE_S:.0f} s"
     lower = "see who has it (`ray status`), or lower --workers-per-trial or --gpus-per-worker"
-    return check("placement", wrong, f"{size} fits, {part.slots} at a time", lower)
+    return check("placement", wrong, f"{size} fits, {allocation.max_concurrent} at a time", lower)
 
 
 def from_error(name: str, error: ConfigError) -> Check:
@@ -109,34 +111,34 @@ def from_error(name: str, error: ConfigError) -> Check:
     return Check(name, what, remedy)
 
 
-def _facts(seen: Survey) -> list[Facts]:
+def _facts(seen: ClusterReport) -> list[NodeReport]:
     return [node.facts for node in seen.nodes if node.facts]
 
 
-def _wrong(seen: Survey, trouble: Callable[[Facts], str | None]) -> str:
+def _wrong(seen: ClusterReport, trouble: Callable[[NodeReport], str | None]) -> str:
     """What is wrong, node by node."""
     return _join(seen, lambda node: trouble(node.facts) if node.facts else None)
 
 
-def _join(seen: Survey, trouble: Callable[[Node], str | None]) -> str:
+def _join(seen: ClusterReport, trouble: Callable[[Node], str | None]) -> str:
     texts = ((node.name, trouble(node)) for node in seen.nodes)
     return "; ".join(f"{name}: {text}" for name, text in texts if text)
 
 
-def _other_versions(driver: Facts, facts: Facts) -> str | None:
+def _other_versions(driver: NodeReport, facts: NodeReport) -> str | None:
     other = [
         f"{name} {v}, here {driver.versions[name]}" for name, v in facts.versions.items() if v != driver.versions[name]
     ]
     return "; ".join(other) or None
 
 
-def _other_data(driver: Facts, facts: Facts) -> str | None:
+def _other_data(driver: NodeReport, facts: NodeReport) -> str | None:
     if facts.data_trouble:
         return facts.data_trouble
     return None if facts.data == driver.data else f"{facts.data}; here {driver.data}"
 
 
-def _open_token(facts: Facts) -> str | None:
+def _open_token(facts: NodeReport) -> str | None:
     if facts.token == "none":
         return "there is none"
     return None if facts.token in ("environment", "0600", "0400") else f"others may read it ({facts.token})"
@@ -150,7 +152,7 @@ def _idle_gpus(node: Node) -> str | None:
     return f"torch cannot use them: {node.facts.cuda}" if node.facts.cuda else None
 
 
-def _full_disk(facts: Facts) -> str | None:
+def _full_disk(facts: NodeReport) -> str | None:
     full = [
         f"{place} has {free / 2**30:.1f} GiB free, {used:.0%} used"
         for place, (free, used) in facts.disks.items()

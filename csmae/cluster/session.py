@@ -14,8 +14,8 @@ from typing import Any
 import ray
 from ray._private.state import state
 
-from csmae.cluster.auth import enter, find, have_token
-from csmae.cluster.orphans import orphans_freed
+from csmae.cluster.auth import ensure_token, enter, find
+from csmae.cluster.orphans import freeing_orphans
 from csmae.cluster.temp_dir import ray_temp_dir
 from csmae.config import ConfigError
 from csmae.cpus import usable_cpus
@@ -43,7 +43,7 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # slots that start at a time; the searcher knows how many there may be
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # max_concurrent that start at a time; the searcher knows how many there may be
     "TUNE_GLOBAL_CHECKPOINT_S": "31536000",  # Tune's own snapshots are not used, and grow with the trials
 }
 
@@ -54,7 +54,7 @@ OWN_SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Room:
+class ClusterResources:
     """CPUs and GPUs that a search may use."""
 
     cpus: float
@@ -62,63 +62,63 @@ class Room:
     where: str
     cpus_per_gpu: float | None = None
     """The fewest CPUs that a node has for each of its GPUs; None where all is one node."""
-    asks_for_token: bool = True
+    requires_token: bool = True
     """Whether strangers are kept out."""
-    kinds: Mapping[str, Room] = field(default_factory=dict)
+    kinds: Mapping[str, ClusterResources] = field(default_factory=dict)
     """By Ray's type of accelerator, what the nodes have that bear it."""
     nodes: tuple[tuple[float, float], ...] = ()
     """CPUs and GPUs of each node; empty where all is one node."""
 
 
 @dataclass(frozen=True)
-class Share:
+class Allocation:
     """What fits: how many trials at a time, and what each of their workers gets."""
 
-    slots: int
+    max_concurrent: int
     cpus_per_worker: float
     gpus_per_worker: float
     accelerator_type: str | None = None
 
 
-def this_machine() -> Room:
+def local_resources() -> ClusterResources:
     """What this machine has, as this process may use it."""
     import torch
 
-    return Room(usable_cpus(), torch.cuda.device_count(), "this machine")
+    return ClusterResources(usable_cpus(), torch.cuda.device_count(), "this machine")
 
 
-def share(search: Search, room: Room) -> Share:
-    """Divide the room into slots of ``workers_per_trial`` workers.
+def allocate(search: Search, resources: ClusterResources) -> Allocation:
+    """Divide the resources among trials of ``workers_per_trial`` workers.
 
     Raises:
         ConfigError: Not even one trial fits, or workers of one trial would share a GPU.
     """
     workers, kind = search.workers_per_trial, search.accelerator_type
     if kind:
-        if kind not in room.kinds:
-            found = ", ".join(sorted(room.kinds)) or "none that Ray knows"
+        if kind not in resources.kinds:
+            found = ", ".join(sorted(resources.kinds)) or "none that Ray knows"
             raise ConfigError(
-                f"search.accelerator_type {kind}: the accelerators of {room.where} are: {found}: name one of them, or none"
+                f"search.accelerator_type {kind}: the accelerators of {resources.where} are: {found}: name one of them, or none"
             )
-        room = room.kinds[kind]
-    gpus = search.gpus_per_worker if search.gpus_per_worker is not None else float(room.gpus > 0)
+        resources = resources.kinds[kind]
+    gpus = search.gpus_per_worker if search.gpus_per_worker is not None else float(resources.gpus > 0)
     _check_gpus(gpus, workers)
-    needs = [("CPUs", 1.0, room.cpus)] + ([("GPUs", gpus, room.gpus)] if gpus else [])
+    needs = [("CPUs", 1.0, resources.cpus)] + ([("GPUs", gpus, resources.gpus)] if gpus else [])
     for name, each, there in needs:
         if workers * _exact(each) > _exact(there):
             raise ConfigError(
-                f"search.workers_per_trial {workers} needs {workers * each:g} {name}, {room.where} has {there:g}: "
+                f"search.workers_per_trial {workers} needs {workers * each:g} {name}, {resources.where} has {there:g}: "
                 "lower --workers-per-trial or --gpus-per-worker"
             )
-    cpus = _cpus_per_worker(gpus, room)
-    fitting = sum(_workers_on(node, cpus, gpus) for node in room.nodes or ((room.cpus, room.gpus),))
+    cpus = _cpus_per_worker(gpus, resources)
+    fitting = sum(_workers_on(node, cpus, gpus) for node in resources.nodes or ((resources.cpus, resources.gpus),))
     if fitting < workers:
         takes = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
         raise ConfigError(
-            f"search.workers_per_trial {workers} needs {workers} x {takes}, each worker on one node; the nodes of {room.where} "
+            f"search.workers_per_trial {workers} needs {workers} x {takes}, each worker on one node; the nodes of {resources.where} "
             f"hold {fitting} such workers: lower --workers-per-trial or --gpus-per-worker"
         )
-    return Share(min(fitting // workers, search.num_trials), cpus, gpus, kind)
+    return Allocation(min(fitting // workers, search.num_trials), cpus, gpus, kind)
 
 
 def _check_gpus(gpus: float, workers: int) -> None:
@@ -135,11 +135,15 @@ def _check_gpus(gpus: float, workers: int) -> None:
         raise ConfigError(f"search.gpus_per_worker must be 0 or at least {1 / UNIT:g}, Ray's unit: found {gpus:g}")
 
 
-def _cpus_per_worker(gpus: float, room: Room) -> float:
+def _cpus_per_worker(gpus: float, resources: ClusterResources) -> float:
     """A worker's share of the CPUs beside its GPU; one CPU where it has no GPU."""
     if not gpus:
         return 1.0
-    per_gpu = _exact(room.cpus_per_gpu) if room.cpus_per_gpu else _exact(room.cpus) / _exact(max(room.gpus, 1))
+    per_gpu = (
+        _exact(resources.cpus_per_gpu)
+        if resources.cpus_per_gpu
+        else _exact(resources.cpus) / _exact(max(resources.gpus, 1))
+    )
     beside = per_gpu * int(gpus) if gpus >= 1 else per_gpu / _workers_per_gpu(gpus)
     return max(1.0, float(math.floor(beside)))
 
@@ -163,12 +167,14 @@ def _exact(amount: float) -> Fraction:
 
 
 @contextmanager
-def ray_running(address: str | None, room: Room | None, verbose: bool, insecure: bool = False) -> Iterator[Room]:
+def ray_running(
+    address: str | None, resources: ClusterResources | None, verbose: bool, insecure: bool = False
+) -> Iterator[ClusterResources]:
     """Ray for as long as the block lasts.
 
     Args:
         address: Of a cluster to join; None starts one here that ends with the block.
-        room: What the Ray of our own may use; None where one is joined.
+        resources: What the Ray of our own may use; None where one is joined.
         verbose: Whether Ray may speak.
         insecure: Whether to join a cluster that asks nobody for a token.
 
@@ -193,26 +199,28 @@ def ray_running(address: str | None, room: Room | None, verbose: bool, insecure:
             if there:
                 ray.init(address=there, **quiet)
             else:
-                assert room is not None
-                _start_own(room, stack, quiet)
+                assert resources is not None
+                _start_own(resources, stack, quiet)
         except ConfigError:
             raise
         except Exception as error:  # Ray raises what it likes, bare Exception where a node does not come up in time
             raise _unusable(address, error) from None
         stack.callback(ray.shutdown)
-        stack.enter_context(orphans_freed())  # after the trials, too: the scoring would miss what the last of them left
-        found = room_there(f"the cluster at {address}" if address else "this machine")
-        yield replace(found, asks_for_token=asks)
+        stack.enter_context(
+            freeing_orphans()
+        )  # after the trials, too: the scoring would miss what the last of them left
+        found = current_resources(f"the cluster at {address}" if address else "this machine")
+        yield replace(found, requires_token=asks)
 
 
-def _start_own(room: Room, stack: ExitStack, quiet: Mapping[str, Any]) -> None:
+def _start_own(resources: ClusterResources, stack: ExitStack, quiet: Mapping[str, Any]) -> None:
     """Start a Ray of this machine, whatever other Ray the environment names or the machine runs."""
     os.environ.pop("RAY_ADDRESS", None)  # this process and its workers belong to no other cluster
-    have_token()
+    ensure_token()
     ray.init(
         address="local",
-        num_cpus=int(room.cpus),
-        num_gpus=int(room.gpus),
+        num_cpus=int(resources.cpus),
+        num_gpus=int(resources.gpus),
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         _node_ip_address="127.0.0.1",
@@ -234,7 +242,7 @@ def _unusable(address: str | None, error: Exception) -> ConfigError:
     )
 
 
-def room_there(where: str) -> Room:
+def current_resources(where: str) -> ClusterResources:
     """What the Ray that runs has at the moment, without nodes that will be taken away.
 
     Args:
@@ -250,7 +258,7 @@ def room_there(where: str) -> Room:
     return replace(_sum(nodes, where), kinds=kinds)
 
 
-def _sum(nodes: list[Mapping[str, float]], where: str) -> Room:
+def _sum(nodes: list[Mapping[str, float]], where: str) -> ClusterResources:
     per_gpu = min((node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU")), default=None)
     pairs = tuple((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
-    return Room(sum(cpus for cpus, _ in pairs), sum(gpus for _, gpus in pairs), where, per_gpu, nodes=pairs)
+    return ClusterResources(sum(cpus for cpus, _ in pairs), sum(gpus for _, gpus in pairs), where, per_gpu, nodes=pairs)

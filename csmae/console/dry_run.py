@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 
-from csmae.cluster.session import Room, share
+from csmae.cluster.session import ClusterResources, allocate
 from csmae.config import ConfigError
 from csmae.console.live_view import settings
 from csmae.model.cost import cost
@@ -16,17 +16,17 @@ from csmae.tuning.advice import notes
 NUM_SAMPLES = 5
 
 
-def describe(study: Study, room: Room | None) -> str:
+def describe(study: Study, resources: ClusterResources | None) -> str:
     """The space, its size, a few configurations with their cost, and the resources that a trial takes.
 
     Args:
         study: Checked.
-        room: Of this machine; None where a cluster would be joined.
+        resources: Of this machine; None where a cluster would be joined.
     """
-    return "\n".join(_lines(study, room))
+    return "\n".join(_lines(study, resources))
 
 
-def _lines(study: Study, room: Room | None) -> Iterator[str]:
+def _lines(study: Study, resources: ClusterResources | None) -> Iterator[str]:
     search = study.search
     goals = " and ".join(f"{direction} {name}" for name, direction in search.objectives.items())
     yield f"study {study.name}: {goals} in {search.num_trials} trials"
@@ -40,7 +40,7 @@ def _lines(study: Study, room: Room | None) -> Iterator[str]:
     yield from (f"note: {note}" for note in notes(study))
     yield "base, then samples:"
     yield from _samples(study)
-    yield _resources(study, room)
+    yield _resources(study, resources)
 
 
 def _samples(study: Study) -> Iterator[str]:
@@ -55,10 +55,12 @@ def _samples(study: Study) -> Iterator[str]:
         yield f"    {price}"
 
 
-def _resources(study: Study, room: Room | None) -> str:
+def _resources(study: Study, resources: ClusterResources | None) -> str:
     workers = study.search.workers_per_trial
-    if room is None:
+    if resources is None:
         return f"a trial takes {workers} workers of the cluster"
-    part = share(study.search, room)
-    each = f"{part.cpus_per_worker:g} CPU" + (f" and {part.gpus_per_worker:g} GPU" if part.gpus_per_worker else "")
-    return f"a trial takes {workers} x {each}; {room.where} runs {part.slots} at a time"
+    allocation = allocate(study.search, resources)
+    each = f"{allocation.cpus_per_worker:g} CPU" + (
+        f" and {allocation.gpus_per_worker:g} GPU" if allocation.gpus_per_worker else ""
+    )
+    return f"a trial takes {workers} x {each}; {resources.where} runs {allocation.max_concurrent} at a time"

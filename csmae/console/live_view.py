@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from csmae.console.progress import Progress, TrialProgress
-from csmae.tuning.events import Event, Reported, Started, Waiting
+from csmae.tuning.events import EpochReported, Event, TrialStarted, TrialWaiting
 
 LOG_WIDTH = 80
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 STYLES = {"running": "cyan", "waiting": "yellow", "COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 
 
-class View:
+class LiveView:
     """Shows a search while it runs. A listener, and a context manager for as long as it shows.
 
     An error in showing is logged and ends nothing: neither the search nor what comes after it.
@@ -81,12 +81,12 @@ class View:
 
     def _say(self, event: Event) -> str:
         trial, objective = self._progress.trial(event.number), self._progress.objective
-        if isinstance(event, Started):
+        if isinstance(event, TrialStarted):
             return f"trial {event.number} {'goes on' if event.resumed else 'starts'}: {settings(event.values)}"
-        if isinstance(event, Reported):
+        if isinstance(event, EpochReported):
             value = f"  {objective} {number(trial.value)}" if objective in event.metrics else ""
             return f"trial {event.number} epoch {event.epoch}/{trial.epochs}{value}"
-        if isinstance(event, Waiting):
+        if isinstance(event, TrialWaiting):
             return f"trial {event.number} waits: {event.reason}"
         what = {"COMPLETE": "done", "PRUNED": f"pruned after epoch {trial.epoch}", "FAIL": "failed"}[event.state]
         tail = f": {event.reason}" if event.reason else f", {number(event.value)}"
@@ -106,7 +106,7 @@ class View:
 
     def _spent(self) -> str:
         budget = self._progress.budget
-        search = budget.ledger.study.search
+        search = budget.trial_store.study.search
         limit = f" of {search.time_limit}" if search.time_limit else ""
         hours = f", {budget.hours:.2f} of {search.gpu_hours:g} {budget.unit}-hours" if search.gpu_hours else ""
         return f"{duration(budget.seconds)}{limit} spent{hours}"

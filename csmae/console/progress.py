@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import standings
-from csmae.trials.store import Ledger
+from csmae.trials.leaderboard import entries
+from csmae.trials.store import TrialStore
 from csmae.trials.trial import state_of
-from csmae.tuning.events import Ended, Event, Reported, Started, Waiting
+from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted, TrialWaiting
 
 NUM_ENDED = 8
 """Trials that are over and still known, the latest."""
@@ -67,9 +67,9 @@ class Progress:
     @classmethod
     def of(cls, budget: Budget) -> Progress:
         """What earlier runs of the study left."""
-        ledger = budget.ledger
-        states = Counter(state_of(trial) for trial in ledger.trials() if trial.state.is_finished())
-        search, shown = ledger.study.search, _best(ledger)
+        trial_store = budget.trial_store
+        states = Counter(state_of(trial) for trial in trial_store.trials() if trial.state.is_finished())
+        search, shown = trial_store.study.search, _best(trial_store)
         repetitions = search.confirm.top * search.confirm.seeds if search.confirm else 0
         return cls(search.objective, search.num_trials + repetitions, states, shown, budget)
 
@@ -80,15 +80,15 @@ class Progress:
 
     def follow(self, event: Event) -> bool:
         """Take in an event; returns whether it made a new best trial."""
-        if isinstance(event, Started):
+        if isinstance(event, TrialStarted):
             self._put(TrialProgress(event.number, event.values, event.epochs))
             return False
         trial = self.trial(event.number)
-        if isinstance(event, Reported):
+        if isinstance(event, EpochReported):
             self._count(event.epoch - trial.epoch if trial.epoch else 1)
             trial.epoch, trial.value = event.epoch, event.metrics.get(self.objective, trial.value)
             return False
-        if isinstance(event, Waiting):
+        if isinstance(event, TrialWaiting):
             trial.state, trial.reason = "waiting", event.reason
             self._put(trial)
             return False
@@ -111,12 +111,12 @@ class Progress:
         else:
             self.epochs_done += epochs
 
-    def _end(self, trial: TrialProgress, event: Ended) -> bool:
+    def _end(self, trial: TrialProgress, event: TrialEnded) -> bool:
         trial.state, trial.value, trial.reason = event.state, event.value, event.reason
         self.running, self.ended = tuple(self._others(trial.number)), (*self.ended, trial)[-NUM_ENDED:]
         self.num_ended_here, self.ended_epochs = self.num_ended_here + 1, self.ended_epochs + trial.epoch
         self.counts = {**self.counts, event.state: self.counts.get(event.state, 0) + 1}
-        before, self.best = self.best, _best(self.budget.ledger) if event.state == "COMPLETE" else self.best
+        before, self.best = self.best, _best(self.budget.trial_store) if event.state == "COMPLETE" else self.best
         return self.best is not None and (before is None or before.number != self.best.number)
 
     @property
@@ -137,9 +137,9 @@ class Progress:
         return (to_start * mean + sum(max(0.0, mean - trial.epoch) for trial in running)) / rate
 
 
-def _best(ledger: Ledger) -> TrialProgress | None:
+def _best(trial_store: TrialStore) -> TrialProgress | None:
     """The trial that would be the champion now."""
-    best = next(iter(standings(ledger)), None)
+    best = next(iter(entries(trial_store)), None)
     if best is None:
         return None
-    return TrialProgress(best.trial.number, ledger.values(best.trial), 0, state="COMPLETE", value=best.mean)
+    return TrialProgress(best.trial.number, trial_store.values(best.trial), 0, state="COMPLETE", value=best.mean)

@@ -15,9 +15,9 @@ from csmae.trials.attributes import NOT_TRAINED
 from csmae.trials.database import open_storage, usable
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.trials.transfer import study_names
-from csmae.trials.trial import last_values, state_of, was_begun
+from csmae.trials.trial import last_values, state_of, was_started
 
 NUM_BEST = 5
 
@@ -47,9 +47,9 @@ def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def best_table(ledger: Ledger) -> Table:
+def best_table(trial_store: TrialStore) -> Table:
     """The best trials with every objective; the mean over seeds where they were trained again."""
-    search, board = ledger.study.search, leaderboard(ledger.optuna)
+    search, board = trial_store.study.search, leaderboard(trial_store.optuna_study)
     front = board.front
     several = len(search.objectives) > 1
     table = _table(f"best trials; {len(front)} on the Pareto front (*)" if several else "best trials")
@@ -58,21 +58,21 @@ def best_table(ledger: Ledger) -> Table:
     for objective in search.objectives:
         table.add_column(objective, justify="right", no_wrap=True)
     table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
-    for standing in board.standings[: max(NUM_BEST, len(front))]:
+    for standing in board.entries[: max(NUM_BEST, len(front))]:
         first, *others = last_values(standing.trial)
         mark = "*" if several and standing.trial.number in front else ""
         if standing.num_seeds > 1:
             score = f"{standing.mean:.4f} ± {standing.spread:.4f} ({standing.num_seeds} seeds)"
         else:
             score = f"{number(first)} (1 seed)" if standing.is_finalist else number(first)
-        values = Text(settings(ledger.values(standing.trial)))
+        values = Text(settings(trial_store.values(standing.trial)))
         table.add_row(f"{mark}{standing.trial.number}", score, *map(number, others), values)
     return table
 
 
-def importance_lines(ledger: Ledger) -> Iterator[str]:
+def importance_lines(trial_store: TrialStore) -> Iterator[str]:
     """What mattered, a line a parameter."""
-    shares = importances(ledger)
+    shares = importances(trial_store)
     if shares:
         yield "what mattered (share of the difference between good trials and all)"
     for name, share in shares.items():
@@ -91,11 +91,11 @@ def studies_table(path: Path) -> Table:
     for name in study_names(path):
         with usable(path):
             study = optuna.load_study(study_name=name, storage=open_storage(path))
-            trials = [t for t in study.get_trials(deepcopy=False) if was_begun(t) and NOT_TRAINED not in t.user_attrs]
+            trials = [t for t in study.get_trials(deepcopy=False) if was_started(t) and NOT_TRAINED not in t.user_attrs]
             board = leaderboard(study)
         states = Counter(map(state_of, trials))
         counts = [str(states[state]) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")]
-        best = next((standing.mean for standing in board.standings), None)
+        best = next((standing.mean for standing in board.entries), None)
         table.add_row(Text(name), *counts, number(best), Text(next(iter(board.objectives))))
     return table
 

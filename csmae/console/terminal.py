@@ -71,7 +71,7 @@ def printable() -> Iterator[None]:
 
 
 @contextmanager
-def lasting() -> Iterator[None]:
+def tolerating_closed_terminal() -> Iterator[None]:
     """Have what is printed go nowhere once the terminal is closed, the pipe broken or the log's disk full.
 
     It lasts as long as the block, and keeps a search from ending with the window that it was started in.

@@ -20,7 +20,7 @@ _CPU_PAIRS = 4
 """Pairs that a CPU prepares at a time: so few stay in its cache."""
 
 
-class Prepare(nn.Module):
+class Preprocess(nn.Module):
     """Resize, normalise and flip a batch.
 
     Normalising and flipping come first: they commute with resizing, and native images are smaller.
@@ -190,7 +190,7 @@ def _blocks(source: int, target: int, num_blocks: int = 5) -> list[tuple[slice, 
 
 
 def _flip(images: Tensor, flips_b2: Tensor) -> None:
-    """Mirror the chosen images in place: on a CPU one at a time, while it is in the cache, else all in few kernels."""
+    """StudyMirror the chosen images in place: on a CPU one at a time, while it is in the cache, else all in few kernels."""
     if images.device.type == "cpu":
         for image, (horizontal, vertical) in zip(images, flips_b2.tolist(), strict=False):
             if horizontal or vertical:

@@ -25,7 +25,7 @@ class Cost(NamedTuple):
     """Estimate of what the forward pass keeps for the backward one, for one pair in float32."""
 
 
-class _Tally:
+class _CostCounter:
     """Adds up layers."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ def cost(config: Config) -> Cost:
     Args:
         config: Its model, masking and losses decide; data and schedule do not.
     """
-    model, tally = config.model, _Tally()
+    model, tally = config.model, _CostCounter()
     kept = int(model.num_patches * (1 - config.masking.ratio))
     visible = {"s1": kept, "s2": model.num_patches - kept if config.masking.strategy == "disjoint" else kept}
     for index, (sensor, channels) in enumerate(NUM_CHANNELS.items()):
@@ -77,7 +77,7 @@ def cost(config: Config) -> Cost:
     return Cost(tally.params, tally.flops, tally.kept * FLOAT)
 
 
-def _decoders(config: Config, tally: _Tally, visible: dict[str, int]) -> None:
+def _decoders(config: Config, tally: _CostCounter, visible: dict[str, int]) -> None:
     model, targets = config.model, config.loss.targets
     for group in [targets] if model.common_decoder and targets else [(target,) for target in targets]:
         pairs = [(source, target) for target in group for source in visible if _in_loss(config, source, target)]
@@ -94,7 +94,7 @@ def _decoders(config: Config, tally: _Tally, visible: dict[str, int]) -> None:
             tally.kept += 2 * asked * outputs  # prediction and target
 
 
-def _trunk(model: Model, tally: _Tally, rows: int, *, once: bool) -> None:
+def _trunk(model: Model, tally: _CostCounter, rows: int, *, once: bool) -> None:
     """A decoder but for its last block, which computes the patches in the loss only, and its heads."""
     width = model.decoder_embed_dim
     tally.linear(rows, model.embed_dim, width, once=once)

@@ -31,7 +31,7 @@ NOTHING, ABSURD = (-9999, -32768, -99999), 1e30
 """What files hold where nothing was measured and that they often do not declare."""
 
 CLIPPED = 1 / 200
-"""Share of a scene's pixels that may be zero in every band: clipped at 0 dB, or a deep shadow in S2."""
+"""Allocation of a scene's pixels that may be zero in every band: clipped at 0 dB, or a deep shadow in S2."""
 
 
 class GeoTiffError(ConfigError):

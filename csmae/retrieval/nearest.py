@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from csmae.cpus import usable_cpus
-from csmae.retrieval.quantized import Bounds, Rough, kinds, roughen
+from csmae.retrieval.quantized import Bounds, Quantized, kinds, quantize
 
 BLOCK = 512
 """Queries that a thread ranks at once, at most."""
@@ -79,15 +79,15 @@ def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
     with torch.inference_mode(False):  # other threads write into it
         memory = [queries_qd.new_empty(parts[0].size * ARCHIVE_BLOCK) for _ in parts[:num_threads]]
     mean_d = queries_qd.mean(0)
-    rough: dict[torch.dtype, Rough] = {}
+    rough: dict[torch.dtype, Quantized] = {}
     intact = _Intact()
     start = 0
     with _single_threads(), ThreadPoolExecutor(len(memory), initializer=_use, initargs=(queries_qd.device,)) as pool:
         for block in map(intact.take, archive):
             bounds = {}
             for kind in {kind for part in parts for kind in part.kinds[:1]} if len(block) >= _fewest(k) else ():
-                rough[kind] = rough.get(kind) or roughen(queries_qd, mean_d, kind, pool)
-                bounds[kind] = Bounds(rough[kind], mean_d, roughen(block, mean_d, kind, pool))
+                rough[kind] = rough.get(kind) or quantize(queries_qd, mean_d, kind, pool)
+                bounds[kind] = Bounds(rough[kind], mean_d, quantize(block, mean_d, kind, pool))
             shared = Block(block, start, bounds)
 
             def work(thread: int, shared: Block = shared) -> None:

@@ -28,7 +28,7 @@ class ClassRow(NamedTuple):
     num_queries: int
     """Queries that carry it."""
     in_archive: float
-    """Share of the archive that carries it: what chance would find."""
+    """Allocation of the archive that carries it: what chance would find."""
     shares: list[float]
     """Of each direction, the share of these queries' hits that carry it too; NaN where no query does."""
 

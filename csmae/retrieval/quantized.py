@@ -31,7 +31,7 @@ TINY = 1e-12
 """Scale of features that are all the same."""
 
 
-class Rough(NamedTuple):
+class Quantized(NamedTuple):
     """Features less the queries' mean, rounded."""
 
     values_nd: Tensor
@@ -63,7 +63,7 @@ def _is_exact() -> bool:
     return torch.equal(torch._int_mm(a.to(torch.int8), b.to(torch.int8).T), (a @ b.T).int())
 
 
-def roughen(features_nd: Tensor, mean_d: Tensor, kind: torch.dtype, threads: Executor) -> Rough:
+def quantize(features_nd: Tensor, mean_d: Tensor, kind: torch.dtype, threads: Executor) -> Quantized:
     """Features as numbers of a kind, bytes all in one scale."""
     sample = features_nd[:: -(-len(features_nd) // CHUNK)] - mean_d
     scale = max(TINY, CUT / LEVELS * float(sample.square().mean().sqrt())) if kind == torch.int8 else 1.0
@@ -82,7 +82,7 @@ def roughen(features_nd: Tensor, mean_d: Tensor, kind: torch.dtype, threads: Exe
 
     columns = zip(*threads.map(work, features_nd.split(CHUNK)), strict=True)
     values_nd, norms, errors, leads = (torch.cat(column) for column in columns)
-    return Rough(values_nd, scale, norms, errors, leads)
+    return Quantized(values_nd, scale, norms, errors, leads)
 
 
 @cache
@@ -105,7 +105,7 @@ class Bounds:
         archive: The block's scenes.
     """
 
-    def __init__(self, queries: Rough, mean_d: Tensor, archive: Rough) -> None:
+    def __init__(self, queries: Quantized, mean_d: Tensor, archive: Quantized) -> None:
         self._queries_qd, self._archive_nd = queries.values_nd, archive.values_nd
         self._unit = queries.scale * archive.scale
         lengths = queries.norms + queries.errors

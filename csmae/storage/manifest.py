@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from csmae.config import ConfigError
-from csmae.storage.object_store import Bucket
+from csmae.storage.object_store import ObjectStore
 
 DRIVER = "driver"
 """Key of the driver's own files in a storage."""
@@ -35,7 +35,7 @@ CLAIM = re.compile(r"claim-(?P<token>\d{8}-[0-9a-f]{8})")
 
 OBJECT = re.compile(r".+\.[0-9a-f]{14,16}")
 
-UNNAMED_S = 24 * 3600.0
+UNREFERENCED_AGE_S = 24 * 3600.0
 """Age at which an object that no manifest names is removed, see ``csmae.storage.unreferenced``."""
 
 READS = 5
@@ -61,7 +61,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class FileSet:
+class RemoteFolder:
     """A folder's files in a bucket.
 
     Args:
@@ -69,7 +69,7 @@ class FileSet:
         key: Of the folder.
     """
 
-    bucket: Bucket
+    bucket: ObjectStore
     key: str
 
     def manifest(self) -> Manifest:
@@ -156,7 +156,7 @@ class FileSet:
 class Claim:
     """The right to write a folder's files."""
 
-    files: FileSet
+    files: RemoteFolder
     token: str
     state: Manifest = field(default_factory=Manifest)
     """Last one that was found or written."""
@@ -200,7 +200,7 @@ class Claim:
                 files.bucket.put(f"{files.key}/{key}", folder / name)
         if new == self.state:
             return new
-        if time.time() - begun > UNNAMED_S / 2:
+        if time.time() - begun > UNREFERENCED_AGE_S / 2:
             raise OSError("the upload took over 12 hours and is repeated")
         files.bucket.put_bytes(f"{files.key}/manifest-{self.token}.json", json.dumps(vars(new)).encode())
         self.check()  # whoever claimed before this moment may have taken up the state before: its objects must stay
@@ -220,13 +220,13 @@ class Files:
         claim: The driver's.
     """
 
-    bucket: Bucket
+    bucket: ObjectStore
     folder: Path
     claim: Claim | None = None
 
-    def of(self, folder: Path) -> FileSet:
+    def of(self, folder: Path) -> RemoteFolder:
         """The files of a folder within the driver's."""
-        return FileSet(self.bucket, folder.relative_to(self.folder).as_posix())
+        return RemoteFolder(self.bucket, folder.relative_to(self.folder).as_posix())
 
     @property
     def lost(self) -> str:

@@ -22,7 +22,7 @@ CHECK = ".check-"
 
 SCHEMES = ("s3://", "gs://")
 
-PATIENCE_S = 600.0
+RETRY_FOR_S = 600.0
 """With a bucket that does not answer."""
 
 RETRY_S = 2.0
@@ -35,7 +35,7 @@ ACCESS = "see that its name is right, and that this account may read and write t
 
 REASONS = {
     "NO_SUCH_BUCKET": "there is no such bucket",
-    "Bucket does not exist": "there is no such bucket",
+    "ObjectStore does not exist": "there is no such bucket",
     "ACCESS_DENIED": "these credentials may not use it",
     "INVALID_ACCESS_KEY_ID": "does not know these credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE)",
     "SIGNATURE_DOES_NOT_MATCH": "does not know these credentials (AWS_SECRET_ACCESS_KEY)",
@@ -49,7 +49,7 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class Bucket:
+class ObjectStore:
     """Objects below a URL.
 
     Args:
@@ -164,7 +164,7 @@ def _open(url: str) -> tuple[Any, str]:
     return files, path.rstrip("/")
 
 
-def patiently(act: Callable[[], Result], beat: Callable[[], object] = bool) -> Result:
+def retry(act: Callable[[], Result], beat: Callable[[], object] = bool) -> Result:
     """Do something with a bucket, again and again while it does not answer.
 
     Args:
@@ -172,9 +172,9 @@ def patiently(act: Callable[[], Result], beat: Callable[[], object] = bool) -> R
         beat: Called between attempts.
 
     Raises:
-        OSError: It did not answer for ``PATIENCE_S``.
+        OSError: It did not answer for ``RETRY_FOR_S``.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + RETRY_FOR_S
     while True:
         try:
             return act()

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from csmae.storage.object_store import Bucket, reason
+from csmae.storage.object_store import ObjectStore, reason
 
 DRIVER = "driver"
 
-MEETING = ".meeting-"
+PROBE_PREFIX = ".meeting-"
 """Prefix of places."""
 
 
 @dataclass(frozen=True)
-class Meeting:
+class StorageProbe:
     """A place within the storage.
 
     Args:
@@ -26,16 +26,16 @@ class Meeting:
         name: Of the place, which nobody can know before; it is the word, too.
     """
 
-    storage: Path | Bucket
+    storage: Path | ObjectStore
     name: str
 
     def __str__(self) -> str:
-        return self.storage.url if isinstance(self.storage, Bucket) else str(self.storage)
+        return self.storage.url if isinstance(self.storage, ObjectStore) else str(self.storage)
 
     def speak(self, who: str) -> str | None:
         """Leave the word; why that is impossible."""
         try:
-            if isinstance(self.storage, Bucket):
+            if isinstance(self.storage, ObjectStore):
                 self.storage.put_bytes(f"{self.name}/{who}", self.name.encode())
             else:
                 (self.storage / self.name / who).write_text(self.name)
@@ -45,10 +45,10 @@ class Meeting:
             return f"{self} cannot be written: {error.strerror or reason(error)}"
         return None
 
-    def hears(self, who: str) -> bool:
+    def can_read(self, who: str) -> bool:
         """Whether somebody's word is there."""
         try:
-            if isinstance(self.storage, Bucket):
+            if isinstance(self.storage, ObjectStore):
                 return self.storage.get_bytes(f"{self.name}/{who}") == self.name.encode()
             return (self.storage / self.name / who).read_text() == self.name
         except OSError:
@@ -56,15 +56,15 @@ class Meeting:
 
     def answer(self, who: str) -> str | None:
         """What a node does; what is wrong."""
-        if not self.hears(DRIVER):
+        if not self.can_read(DRIVER):
             return f"does not see what the driver writes to {self}"
         return self.speak(who)
 
 
 @contextmanager
-def meeting(storage: Path | Bucket) -> Iterator[tuple[Meeting, str | None]]:
+def storage_probe(storage: Path | ObjectStore) -> Iterator[tuple[StorageProbe, str | None]]:
     """A place for as long as the block lasts, with the driver's word in it; or why it cannot be there."""
-    place, trouble = Meeting(storage, f"{MEETING}{secrets.token_hex(8)}"), None
+    place, trouble = StorageProbe(storage, f"{PROBE_PREFIX}{secrets.token_hex(8)}"), None
     if isinstance(storage, Path):
         try:
             (storage / place.name).mkdir(parents=True)
@@ -79,7 +79,7 @@ def meeting(storage: Path | Bucket) -> Iterator[tuple[Meeting, str | None]]:
             _clear(storage, place.name)
 
 
-def _clear(bucket: Bucket, name: str) -> None:
+def _clear(bucket: ObjectStore, name: str) -> None:
     try:
         bucket.delete(f"{name}/{who}" for who in bucket.names(name))
     except OSError:

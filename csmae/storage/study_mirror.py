@@ -21,15 +21,15 @@ from csmae.config import ConfigError
 from csmae.lock import only_driver
 from csmae.scratch import scratch
 from csmae.storage.layout import DATABASE
-from csmae.storage.manifest import DRIVER, Claim, Files, FileSet, SupersededError
-from csmae.storage.object_store import ACCESS, SCHEMES, Bucket, reason
-from csmae.storage.unreferenced import remove_leftovers
+from csmae.storage.manifest import DRIVER, Claim, Files, RemoteFolder, SupersededError
+from csmae.storage.object_store import ACCESS, SCHEMES, ObjectStore, reason
+from csmae.storage.unreferenced import remove_unreferenced
 
 EVERY_S = 20.0
 """Between looks at what changed; what the loss of the driver's machine may cost."""
 
 LEASE_S = 120.0
-"""Silence of a driver on another machine after which it counts as dead."""
+"""HeartbeatTimeout of a driver on another machine after which it counts as dead."""
 
 CLEAR_EVERY_S = 24 * 3600.0
 """Between looks at what killed writers left in the bucket."""
@@ -77,7 +77,7 @@ def _plain(where: str) -> str:
     return re.sub(r"[^\w.-]+", "-", where.partition("?")[0].rstrip("/"))
 
 
-def _old_copy(where: str, files: FileSet) -> Path | None:
+def _old_copy(where: str, files: RemoteFolder) -> Path | None:
     """The copy that version 0.1.0 made of a bucket, under a name that several buckets could have.
 
     Returns:
@@ -92,7 +92,7 @@ def _old_copy(where: str, files: FileSet) -> Path | None:
     return old if files.manifest().note.get("owner") == _owner(old) else None
 
 
-def place(where: str) -> Path | Bucket:
+def place(where: str) -> Path | ObjectStore:
     """What all nodes must share.
 
     Raises:
@@ -101,7 +101,7 @@ def place(where: str) -> Path | Bucket:
     folder = local(where)
     if not where.startswith(SCHEMES):
         return folder
-    bucket = Bucket(where)
+    bucket = ObjectStore(where)
     bucket.check()
     return bucket
 
@@ -122,13 +122,13 @@ def opened(where: str) -> Iterator[Files | None]:
     if not where.startswith(SCHEMES):
         yield None
         return
-    folder, bucket = local(where).absolute(), Bucket(where)
+    folder, bucket = local(where).absolute(), ObjectStore(where)
     bucket.check()
-    files = FileSet(bucket, DRIVER)
+    files = RemoteFolder(bucket, DRIVER)
     _rename_old_copy(where, files)
     with only_driver(folder):
-        mirror = Mirror(files, folder)
-        claim = mirror.take_over()
+        mirror = StudyMirror(files, folder)
+        claim = mirror.transfer_trials()
         mirror.start()
         try:
             yield Files(bucket, folder, claim)
@@ -136,7 +136,7 @@ def opened(where: str) -> Iterator[Files | None]:
             mirror.close()
 
 
-def _rename_old_copy(where: str, files: FileSet) -> None:
+def _rename_old_copy(where: str, files: RemoteFolder) -> None:
     try:
         if old := _old_copy(where, files):
             with only_driver(old):
@@ -153,9 +153,9 @@ def fetched(where: str) -> Path:
     """
     folder = local(where)
     if where.startswith(SCHEMES):
-        bucket = Bucket(where)
+        bucket = ObjectStore(where)
         bucket.check()
-        files = FileSet(bucket, DRIVER)
+        files = RemoteFolder(bucket, DRIVER)
         try:
             folder = _old_copy(where, files) or folder
             state = files.manifest()
@@ -166,7 +166,7 @@ def fetched(where: str) -> Path:
     return folder
 
 
-class Mirror(threading.Thread):
+class StudyMirror(threading.Thread):
     """Sends the database of studies and the studies' own files to a bucket, now and then and at the end.
 
     Args:
@@ -174,13 +174,13 @@ class Mirror(threading.Thread):
         folder: The driver's copy.
     """
 
-    def __init__(self, files: FileSet, folder: Path) -> None:
+    def __init__(self, files: RemoteFolder, folder: Path) -> None:
         super().__init__(name="mirror", daemon=True)
         self._files, self._folder, self._closing = files, folder, threading.Event()
         self._claim: Claim | None = None
         self._told = False
 
-    def take_over(self) -> Claim:
+    def transfer_trials(self) -> Claim:
         """Bring the copy up to the bucket, where another machine's driver was the last to write to it.
 
         Returns:
@@ -207,7 +207,7 @@ class Mirror(threading.Thread):
         """Bring the copy to the state that was claimed, unless this copy is where it came from."""
         assert self._claim
         state = self._claim.state
-        for draft in self._folder.rglob(".*.[0-9]*"):  # see ``Bucket.get``
+        for draft in self._folder.rglob(".*.[0-9]*"):  # see ``ObjectStore.get``
             if time.time() - draft.stat().st_mtime > DRAFT_S:
                 draft.unlink()
         if state.note and state.note["owner"] != owner:
@@ -228,7 +228,7 @@ class Mirror(threading.Thread):
 
     def _clear(self) -> None:
         try:
-            remove_leftovers(self._files.bucket, lambda: self._closing.is_set() or self._lost)
+            remove_unreferenced(self._files.bucket, lambda: self._closing.is_set() or self._lost)
         except OSError as error:
             if not self._closing.is_set():
                 log.warning(

@@ -8,22 +8,32 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 
 from csmae.config import ConfigError
-from csmae.storage.manifest import CLAIM, DRIVER, MANIFEST, OBJECT, UNNAMED_S, FileSet, Manifest, manifests, token_of
-from csmae.storage.object_store import CHECK, Bucket
-from csmae.storage.probe import MEETING
+from csmae.storage.manifest import (
+    CLAIM,
+    DRIVER,
+    MANIFEST,
+    OBJECT,
+    UNREFERENCED_AGE_S,
+    Manifest,
+    RemoteFolder,
+    manifests,
+    token_of,
+)
+from csmae.storage.object_store import CHECK, ObjectStore
+from csmae.storage.probe import PROBE_PREFIX
 
 DRIVER_DEPTH = 3
 """Parts of the longest key among the driver's own files: ``driver/STUDY/FILE``."""
 
-CHECKED = re.compile(rf"{re.escape(CHECK)}[0-9a-f]{{16}}|{re.escape(MEETING)}[0-9a-f]{{16}}/.+")
+CHECKED = re.compile(rf"{re.escape(CHECK)}[0-9a-f]{{16}}|{re.escape(PROBE_PREFIX)}[0-9a-f]{{16}}/.+")
 """Objects that a check wrote."""
 
 OUR_NOTES = {"mark", "owner"}
 """What a manifest's note holds at least one of."""
 
 
-def remove_leftovers(bucket: Bucket, must_stop: Callable[[], bool] = bool) -> None:
-    """Remove objects of a storage that are older than ``UNNAMED_S`` and named by no manifest.
+def remove_unreferenced(bucket: ObjectStore, must_stop: Callable[[], bool] = bool) -> None:
+    """Remove objects of a storage that are older than ``UNREFERENCED_AGE_S`` and named by no manifest.
 
     Nobody has to stop writing: an object that is being sent is young, and one of an older state can only be taken up by a
     writer whose claim is young and has no manifest yet, in whose folder nothing is removed. Folders without a claim or a
@@ -38,15 +48,15 @@ def remove_leftovers(bucket: Bucket, must_stop: Callable[[], bool] = bool) -> No
     """
     written = bucket.objects()
     now = max(written.values(), default=0.0)
-    old = {key for key, time in written.items() if now - time > UNNAMED_S}
+    old = {key for key, time in written.items() if now - time > UNREFERENCED_AGE_S}
     _delete(bucket, filter(CHECKED.fullmatch, sorted(old)), must_stop)
     for folder in sorted({folder for key in old if (folder := _folder(PurePosixPath(key)))}):
         if must_stop():
             return
-        _clear(FileSet(bucket, folder), old, must_stop)
+        _clear(RemoteFolder(bucket, folder), old, must_stop)
 
 
-def _delete(bucket: Bucket, keys: Iterable[str], must_stop: Callable[[], bool]) -> None:
+def _delete(bucket: ObjectStore, keys: Iterable[str], must_stop: Callable[[], bool]) -> None:
     bucket.delete(takewhile(lambda _: not must_stop(), keys))
 
 
@@ -60,7 +70,7 @@ def _folder(key: PurePosixPath) -> str | None:
     return "/".join(key.parts[:3]) if is_trial else None
 
 
-def _clear(files: FileSet, old: set[str], must_stop: Callable[[], bool]) -> None:
+def _clear(files: RemoteFolder, old: set[str], must_stop: Callable[[], bool]) -> None:
     names = files.bucket.names(files.key)
     try:
         states = {name: _read(files, name) for name in manifests(names)}
@@ -81,7 +91,7 @@ def _clear(files: FileSet, old: set[str], must_stop: Callable[[], bool]) -> None
         _delete(files.bucket, sorted(unnamed), must_stop)
 
 
-def _read(files: FileSet, name: str) -> Manifest:
+def _read(files: RemoteFolder, name: str) -> Manifest:
     content = files.bucket.get_bytes(f"{files.key}/{name}")
     return files.parsed(name, content) if content else Manifest()
 

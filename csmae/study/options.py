@@ -105,7 +105,7 @@ class Search(Section):
     retries: int = Field(2, ge=0)
     """Restarts of a trial whose worker died, each from its last checkpoint and none with a further epoch, before it counts as failed."""
     hang_timeout: Duration = "15m"
-    """Silence of a trial's workers after which they are taken for dead; longer than the scoring of an epoch."""
+    """HeartbeatTimeout of a trial's workers after which they are taken for dead; longer than the scoring of an epoch."""
     keep: int = Field(3, ge=1)
     """Best trials whose checkpoint and encoder stay on disk."""
     start_from: list[dict[str, Any]] = Field([{}])

@@ -211,7 +211,7 @@ class Outbox:
         os.close(self._file)
 
 
-class Bookmark:
+class UploadPosition:
     """How far an outbox has been uploaded to one place, kept in a file beside it.
 
     Args:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from csmae.sqlite import SQLITE, sqlite_path, sqlite_url
 from csmae.tracking.mlflow_database import check_file
-from csmae.tracking.outbox import OUTBOX, Bookmark, Event, Outbox, TrackingError
+from csmae.tracking.outbox import OUTBOX, Event, Outbox, TrackingError, UploadPosition
 from csmae.tracking.provenance import provenance
 from csmae.tracking.registry import checksum
 from csmae.tracking.uploader import Sink, Uploader
@@ -30,7 +30,7 @@ WANDB = "wandb://"
 class Uploaded(NamedTuple):
     """What came of an upload."""
 
-    num_left: int
+    num_interrupted: int
     """Events that are not sent and wait."""
     refused: list[str]
     """What the place did not take, and why."""
@@ -304,7 +304,9 @@ def _uploader(outbox: Outbox, study: str, uri: str) -> Uploader:
 
         return MlflowSink(uri, study, outbox.study_id)
 
-    bookmark = Bookmark(outbox.path.with_suffix(".uploaded"), outbox.study_id, _place(uri, outbox.folder), shown(uri))
+    bookmark = UploadPosition(
+        outbox.path.with_suffix(".uploaded"), outbox.study_id, _place(uri, outbox.folder), shown(uri)
+    )
     return Uploader(outbox, bookmark, connect, shown(uri))
 
 

@@ -12,7 +12,7 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Protocol
 
-from csmae.tracking.outbox import Bookmark, Event, Outbox, TrackingError
+from csmae.tracking.outbox import Event, Outbox, TrackingError, UploadPosition
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ LONGEST_WAIT_S = 30.0
 """Between attempts while the server does not answer."""
 LONGEST_WAIT_CLOSING_S = 4.0
 """The same at the end of a search."""
-PATIENCE_S = 10.0
+RETRY_FOR_S = 10.0
 """At the end of a search, with a server that did not answer when last asked."""
 
 
@@ -83,7 +83,7 @@ class Uploader(threading.Thread):
         place: Names the server in messages.
     """
 
-    def __init__(self, outbox: Outbox, bookmark: Bookmark, connect: Callable[[], Sink], place: str) -> None:
+    def __init__(self, outbox: Outbox, bookmark: UploadPosition, connect: Callable[[], Sink], place: str) -> None:
         super().__init__(name=f"upload to {place}", daemon=True)
         self._outbox, self.bookmark, self._connect, self._place = outbox, bookmark, connect, place
         self._sink: Sink | None = None
@@ -213,7 +213,7 @@ class Uploader(threading.Thread):
             Events that are not sent, those refused left aside; they wait in the outbox.
         """
         if self._failures:
-            timeout_s = min(timeout_s, PATIENCE_S)
+            timeout_s = min(timeout_s, RETRY_FOR_S)
         self._deadline = time.monotonic() + timeout_s
         self._closing = True
         self._wake.set()

@@ -18,7 +18,7 @@ from torch import Tensor
 from csmae.config import Config
 from csmae.data.pairs import BOTH, PairBatch
 from csmae.data.split import Split
-from csmae.data.transforms import Prepare
+from csmae.data.transforms import Preprocess
 from csmae.model.csmae import CSMAE
 from csmae.model.losses import EPSILON
 from csmae.model.patches import patchify, unpatchify
@@ -77,7 +77,7 @@ def write_snapshot(
 
 def _reconstructions(model: CSMAE, config: Config, batch: PairBatch) -> Arrays:
     device = model.encoder.norm.weight.device
-    prepare = Prepare(config.data, config.model.img_size).to(device)
+    prepare = Preprocess(config.data, config.model.img_size).to(device)
     images = dict(zip(BOTH, prepare(batch.to(device)), strict=True))
     shape = (2, len(batch.s1), config.model.num_patches)
     noise = torch.from_numpy(np.random.default_rng(MASK_SEED).random(shape, dtype=np.float32)).to(device)

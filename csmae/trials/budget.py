@@ -7,9 +7,9 @@ import time
 import optuna
 
 from csmae.study.options import seconds
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 
-RUNS_S = "runs_s"
+ELAPSED_S = "runs_s"
 """User attribute of a study: seconds that its runs took. Trials have ``gpu_s`` or ``worker_s``, of all their workers."""
 
 WRITE_EVERY_S = 10.0
@@ -24,12 +24,15 @@ class Budget:
         gpus_per_worker: Of a trial's workers; where they have none, workers are counted.
     """
 
-    def __init__(self, ledger: Ledger, gpus_per_worker: float = 0.0) -> None:
+    def __init__(self, trial_store: TrialStore, gpus_per_worker: float = 0.0) -> None:
         self.unit = "GPU" if gpus_per_worker else "worker"
-        self.ledger, self._units = ledger, ledger.study.search.workers_per_trial * (gpus_per_worker or 1.0)
+        self.trial_store, self._units = (
+            trial_store,
+            trial_store.study.search.workers_per_trial * (gpus_per_worker or 1.0),
+        )
         self._name = f"{self.unit.lower()}_s"
-        self._runs = float(ledger.optuna.user_attrs.get(RUNS_S, 0.0))
-        self._trials = sum(float(trial.user_attrs.get(self._name, 0.0)) for trial in ledger.all_trials())
+        self._runs = float(trial_store.optuna_study.user_attrs.get(ELAPSED_S, 0.0))
+        self._trials = sum(float(trial.user_attrs.get(self._name, 0.0)) for trial in trial_store.all_trials())
         self._start = self._written = time.monotonic()
         self._running: dict[int, tuple[optuna.Trial, float | None]] = {}
         """By number, trials and since when their workers hold resources for which nothing was charged yet."""
@@ -57,7 +60,7 @@ class Budget:
         """Write down what the running trials and the study's runs took."""
         for number in self._running:
             self._charge(number)
-        self.ledger.optuna.set_user_attr(RUNS_S, self.seconds)
+        self.trial_store.optuna_study.set_user_attr(ELAPSED_S, self.seconds)
         self._written = time.monotonic()
 
     def _charge(self, number: int) -> None:
@@ -84,7 +87,7 @@ class Budget:
 
     def over(self) -> str | None:
         """Which limit is reached, in words; None for none."""
-        search = self.ledger.study.search
+        search = self.trial_store.study.search
         if search.time_limit and self.seconds >= seconds(search.time_limit):
             return f"the time limit of {search.time_limit} is reached"
         if search.gpu_hours and self.hours >= search.gpu_hours:

@@ -8,19 +8,19 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.trials.attributes import CONFIRMS, NOT_TRAINED, ORIGIN
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.trials.trial import curve, last_values
 
 MIN_TRIALS = 8
-"""Ended trials that it takes to say what mattered."""
+"""TrialEnded trials that it takes to say what mattered."""
 
 MIN_GOOD = 5
 """Trials that count as good where a tenth of all is fewer: Optuna's documentation asks for as many. With twenty trials
 and more, the right one of two parameters came first in 25 of 25 simulated studies; with a tenth alone in 22."""
 
 
-def importances(ledger: Ledger) -> dict[str, float]:
-    """Share of each parameter in what made trials good at the first objective, largest first.
+def importances(trial_store: TrialStore) -> dict[str, float]:
+    """Allocation of each parameter in what made trials good at the first objective, largest first.
 
     Stopped trials count with their last score: among those trained to their end alone, a parameter whose bad values are
     stopped early would not seem to matter. Trials that repeat another one with another seed, and failed ones, do not count.
@@ -30,10 +30,10 @@ def importances(ledger: Ledger) -> dict[str, float]:
 
     Source: PED-ANOVA (arXiv 2304.10255); conditional parameters: arXiv 2601.20800.
     """
-    trials = [trial for trial in ledger.all_trials() if _counts(trial)]
-    if len(trials) < MIN_TRIALS or len(ledger.study.space.domains) < 2:
+    trials = [trial for trial in trial_store.all_trials() if _counts(trial)]
+    if len(trials) < MIN_TRIALS or len(trial_store.study.space.domains) < 2:
         return {}
-    direction = next(iter(ledger.study.search.objectives.values()))
+    direction = next(iter(trial_store.study.search.objectives.values()))
     study = optuna.create_study(
         direction=direction
     )  # one objective: a ``target`` would have to be negated here and there

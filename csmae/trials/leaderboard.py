@@ -15,12 +15,12 @@ from csmae.storage.layout import DATABASE
 from csmae.trials.attributes import CONFIRMING, CONFIRMS, FINALISTS, NOT_TRAINED
 from csmae.trials.database import open_storage, usable
 from csmae.trials.pareto import order
-from csmae.trials.store import Ledger
-from csmae.trials.trial import front, last_values, ranked, result_of, was_begun
+from csmae.trials.store import TrialStore
+from csmae.trials.trial import front, last_values, ranked, result_of, was_started
 
 
 @dataclass(frozen=True)
-class Standing:
+class LeaderboardEntry:
     """A configuration's place."""
 
     trial: FrozenTrial
@@ -52,7 +52,7 @@ class Leaderboard:
 
     objectives: Mapping[str, str]
     """``maximize`` or ``minimize`` by name, the first one first."""
-    standings: list[Standing]
+    entries: list[LeaderboardEntry]
     """Best first."""
     front: frozenset[int] = frozenset()
     """Numbers of those that no other one beats in every objective, by their own scores."""
@@ -64,7 +64,7 @@ class Leaderboard:
     @property
     def scores(self) -> dict[int, tuple[float, ...]]:
         """First objective of those that can win, over their seeds: by number, best first."""
-        return {standing.trial.number: standing.scores for standing in self.standings}
+        return {standing.trial.number: standing.scores for standing in self.entries}
 
 
 def leaderboard(study: optuna.Study) -> Leaderboard:
@@ -86,24 +86,25 @@ def leaderboard(study: optuna.Study) -> Leaderboard:
             again.setdefault(trial.user_attrs[CONFIRMS], []).append(result[0])
     named = {*study.user_attrs.get(FINALISTS, ()), *again}
     found = [
-        Standing(t, (last_values(t)[0], *again.get(t.number, ())), t.number in named) for t in ranked(explored, signs)
+        LeaderboardEntry(t, (last_values(t)[0], *again.get(t.number, ())), t.number in named)
+        for t in ranked(explored, signs)
     ]
     return Leaderboard(
         dict(zip(study.metric_names or ["objective"], (d.name.lower() for d in study.directions), strict=False)),
         _finalists_first(found, signs) if study.user_attrs.get(CONFIRMING, True) else _by_mean(found, signs),
         frozenset(trial.number for trial in front(explored, signs)),
         {trial.number: trial.user_attrs[CONFIRMS] for trial in repetitions},
-        {trial.number: names for trial in trials if (names := broken_by(trial))},
+        {trial.number: names for trial in trials if (names := violated_constraints(trial))},
     )
 
 
-def _finalists_first(found: list[Standing], signs: list[int]) -> list[Standing]:
+def _finalists_first(found: list[LeaderboardEntry], signs: list[int]) -> list[LeaderboardEntry]:
     finalists = [standing for standing in found if standing.is_finalist]
     finalists.sort(key=lambda standing: (-signs[0] * standing.mean, -standing.num_seeds))
     return finalists + [standing for standing in found if not standing.is_finalist]
 
 
-def _by_mean(found: list[Standing], signs: list[int]) -> list[Standing]:
+def _by_mean(found: list[LeaderboardEntry], signs: list[int]) -> list[LeaderboardEntry]:
     values = [(standing.mean, *last_values(standing.trial)[1:]) for standing in found]
     scores = [tuple(sign * value for sign, value in zip(signs, row, strict=True)) for row in values]
     return [found[index] for index in order(scores)]
@@ -125,15 +126,15 @@ def stored_leaderboard(folder: Path) -> Leaderboard | None:
         return leaderboard(optuna.load_study(study_name=folder.absolute().name, storage=storage))
 
 
-def standings(ledger: Ledger) -> list[Standing]:
+def entries(trial_store: TrialStore) -> list[LeaderboardEntry]:
     """The trials of a study that can win, best first."""
-    return leaderboard(ledger.optuna).standings
+    return leaderboard(trial_store.optuna_study).entries
 
 
-def broken_by(trial: FrozenTrial) -> tuple[str, ...]:
+def violated_constraints(trial: FrozenTrial) -> tuple[str, ...]:
     """Constraints that a trial breaks."""
     return tuple(name for name, over in trial.constraints.items() if over > 0)
 
 
 def _is_trained(trial: FrozenTrial) -> bool:
-    return was_begun(trial) and NOT_TRAINED not in trial.user_attrs
+    return was_started(trial) and NOT_TRAINED not in trial.user_attrs

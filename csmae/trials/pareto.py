@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def fronts(scores: Sequence[Sequence[float]]) -> np.ndarray:
+def pareto_ranks(scores: Sequence[Sequence[float]]) -> np.ndarray:
     """Non-dominated rank of each result, larger scores being better: 0 for those that no other one dominates.
 
     Source: NSGA-II (Deb et al., 2002), section III.
@@ -24,7 +24,7 @@ def fronts(scores: Sequence[Sequence[float]]) -> np.ndarray:
     return ranks
 
 
-def undominated(scores: Sequence[Sequence[float]]) -> list[bool]:
+def on_pareto_front(scores: Sequence[Sequence[float]]) -> list[bool]:
     """For each result whether no other one is better: with one objective the largest, with several the first front."""
     points = np.asarray(scores, dtype=float)
     if not scores or points.shape[1] == 1:
@@ -42,7 +42,7 @@ def _dominates(points: np.ndarray) -> np.ndarray:
     return larger & ~smaller
 
 
-def crowding(scores: Sequence[Sequence[float]]) -> np.ndarray:
+def crowding_distance(scores: Sequence[Sequence[float]]) -> np.ndarray:
     """How alone each result stands on its front; infinite at the ends. Source: NSGA-II, section III-B."""
     points = np.asarray(scores, dtype=float).reshape(len(scores), -1)
     distance = np.zeros(len(points))
@@ -58,7 +58,7 @@ def crowding(scores: Sequence[Sequence[float]]) -> np.ndarray:
 def order(scores: Sequence[Sequence[float]]) -> list[int]:
     """Indices, best first: by front, within the first front of several objectives by the first objective."""
     single = not scores or len(scores[0]) == 1
-    ranks = [0] * len(scores) if single else fronts(scores).tolist()
+    ranks = [0] * len(scores) if single else pareto_ranks(scores).tolist()
     return sorted(range(len(scores)), key=lambda index: (ranks[index], -scores[index][0]))
 
 
@@ -69,8 +69,8 @@ def num_better(scores: Sequence[Sequence[float]], index: int) -> int:
     """
     if len(scores[index]) == 1:
         return int((np.asarray(scores)[:, 0] > scores[index][0]).sum())
-    ranks = fronts(scores)
+    ranks = pareto_ranks(scores)
     mates = np.flatnonzero(ranks == ranks[index])
-    alone = crowding([scores[int(mate)] for mate in mates])
+    alone = crowding_distance([scores[int(mate)] for mate in mates])
     own = alone[mates == index][0]
     return int((ranks < ranks[index]).sum() + (alone > own).sum())

@@ -29,7 +29,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
 
 
 @dataclass(frozen=True)
-class Kept:
+class PreservedState:
     """What a study keeps when it gets another definition; a file holds it until all of it is in the database again.
 
     Optuna deletes and creates a study in two steps, and a process may be killed between them.
@@ -50,6 +50,6 @@ class Kept:
         draft.replace(path)
 
     @classmethod
-    def read(cls, path: Path) -> Kept | None:
+    def read(cls, path: Path) -> PreservedState | None:
         """Read the file; None where there is none."""
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from csmae.config import ConfigError
 from csmae.storage.layout import DATABASE
 from csmae.storage.manifest import Files
-from csmae.storage.object_store import patiently, reason
+from csmae.storage.object_store import reason, retry
 from csmae.study.study import Study
 from csmae.study.values import Value
 from csmae.trials.attributes import (
@@ -34,11 +34,11 @@ from csmae.trials.attributes import (
     START,
 )
 from csmae.trials.database import open_storage, usable
-from csmae.trials.redefinition import Kept, differences
-from csmae.trials.trial import Values, curve, front, ranked, waits, was_begun, was_cut
+from csmae.trials.redefinition import PreservedState, differences
+from csmae.trials.trial import Values, curve, front, ranked, waits, was_cut_short, was_started
 
 
-class Ledger:
+class TrialStore:
     """One study's trials.
 
     Args:
@@ -55,9 +55,9 @@ class Ledger:
         with usable(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
             database = open_storage(self.path)
-            self.optuna = self._open(database)
+            self.optuna_study = self._open(database)
             self._define(database)
-            self._line_up_starts()
+            self._enqueue_starting_points()
             self._settle_repetitions()
             self._left = [trial for trial in self.all_trials() if trial.state is TrialState.RUNNING or waits(trial)]
 
@@ -69,8 +69,8 @@ class Ledger:
 
     def _define(self, storage: optuna.storages.BaseStorage) -> None:
         """Write what a study is, where it is new or nothing of it was trained; else compare with what it was started as."""
-        study, written = self.study, self.optuna.user_attrs.get("definition")
-        kept = Kept.read(self._kept_path)  # of a driver that was killed meanwhile
+        study, written = self.study, self.optuna_study.user_attrs.get("definition")
+        kept = PreservedState.read(self._kept_path)  # of a driver that was killed meanwhile
         if written is None and kept is None and self.all_trials():
             raise ConfigError(f"study {study.name!r} in {self.path} was not created by this program: use --name")
         lines = list(differences(written, study.definition())) if written and kept is None else []
@@ -88,12 +88,12 @@ class Ledger:
 
     def _write_definition(self) -> None:
         study = self.study
-        if list(self.optuna.metric_names or []) != list(study.search.objectives):
-            self.optuna.set_metric_names(list(study.search.objectives))
+        if list(self.optuna_study.metric_names or []) != list(study.search.objectives):
+            self.optuna_study.set_metric_names(list(study.search.objectives))
         confirms = study.search.confirm is not None
         for name, value in (("said", dict(study.base)), ("definition", study.definition()), (CONFIRMING, confirms)):
-            if self.optuna.user_attrs.get(name) != json.loads(json.dumps(value)):
-                self.optuna.set_user_attr(name, value)
+            if self.optuna_study.user_attrs.get(name) != json.loads(json.dumps(value)):
+                self.optuna_study.set_user_attr(name, value)
 
     def _was_trained(self, trial: FrozenTrial) -> bool:
         """Whether a trial has a score, or a checkpoint from which it goes on."""
@@ -110,7 +110,7 @@ class Ledger:
         if files is None:
             return (run_dir / "checkpoint.pt").exists()
         try:
-            return bool(patiently(lambda: files.of(run_dir).manifest().files))
+            return bool(retry(lambda: files.of(run_dir).manifest().files))
         except OSError as error:
             raise ConfigError(f"--storage {files.bucket.url}: {reason(error)}: run again when it does") from None
 
@@ -118,37 +118,37 @@ class Ledger:
     def _kept_path(self) -> Path:
         return self.folder / "redefinition.json"
 
-    def _kept(self) -> Kept:
+    def _kept(self) -> PreservedState:
         """What stays: what the study took so far, and the numbers of trials that were begun in vain, for trackers know these."""
-        old, attributes = self.all_trials(), self.optuna.user_attrs
+        old, attributes = self.all_trials(), self.optuna_study.user_attrs
         sources = {trial.user_attrs[ORIGIN][0] for trial in old if ORIGIN in trial.user_attrs} | {*self.sources}
         num_used = max((trial.number + 1 for trial in old if _uses_number(trial)), default=0)
         spent = {key: attributes[key] for key in SPENT & attributes.keys()}
-        return Kept(spent | {SOURCES: sorted(sources)}, [_placeholder(trial) for trial in old[:num_used]])
+        return PreservedState(spent | {SOURCES: sorted(sources)}, [_placeholder(trial) for trial in old[:num_used]])
 
-    def _make_anew(self, storage: optuna.storages.BaseStorage, kept: Kept) -> None:
+    def _make_anew(self, storage: optuna.storages.BaseStorage, kept: PreservedState) -> None:
         """Make Optuna's study once more, for it never changes its directions or the choices of a parameter."""
         optuna.delete_study(study_name=self.study.name, storage=storage)
-        self.optuna = self._open(storage)
+        self.optuna_study = self._open(storage)
         self._write_definition()
         for key, value in kept.attributes.items():
-            self.optuna.set_user_attr(key, value)
+            self.optuna_study.set_user_attr(key, value)
         for attributes in kept.trials:
-            self.optuna.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=attributes))
+            self.optuna_study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=attributes))
         shutil.rmtree(self.run_dir(0).parent, ignore_errors=True)
         self._kept_path.unlink()
 
     @property
     def sources(self) -> list[str]:
         """Studies from which trials have yet to be taken over again, for this one got another definition since."""
-        return list(self.optuna.user_attrs.get(SOURCES, []))
+        return list(self.optuna_study.user_attrs.get(SOURCES, []))
 
     def drop_source(self, name: str) -> None:
         """Note that what fits was taken over from a study, or that nothing can be."""
         if name in self.sources:
-            self.optuna.set_user_attr(SOURCES, [source for source in self.sources if source != name])
+            self.optuna_study.set_user_attr(SOURCES, [source for source in self.sources if source != name])
 
-    def _line_up_starts(self) -> None:
+    def _enqueue_starting_points(self) -> None:
         """Put the starting points in line, once each: a study that goes on may name further ones."""
         there = [trial.user_attrs[START] for trial in self.all_trials() if START in trial.user_attrs]
         for point in self.study.starts():
@@ -158,9 +158,9 @@ class Ledger:
 
     def _settle_repetitions(self) -> None:
         """Take repetitions out of line that a killed driver put there: the best may be others by now."""
-        for trial in self._in_line():
+        for trial in self._queued():
             if CONFIRMS in trial.user_attrs and not waits(trial):
-                self.refuse(self._begin(trial), "not begun", steer=False)
+                self.reject(self._begin(trial), "not begun", steer=False)
 
     # What there is.
 
@@ -179,7 +179,7 @@ class Ledger:
 
     def all_trials(self) -> list[FrozenTrial]:
         """Everything that Optuna knows, in order of the numbers."""
-        return self.optuna.get_trials(deepcopy=False)
+        return self.optuna_study.get_trials(deepcopy=False)
 
     def trials(self) -> list[FrozenTrial]:
         """Trials that were or are trained by this study, in order of their numbers."""
@@ -190,17 +190,17 @@ class Ledger:
         return [trial for trial in self.trials() if CONFIRMS not in trial.user_attrs]
 
     @property
-    def num_left(self) -> int:
+    def num_interrupted(self) -> int:
         """Trials that were left in the middle, by an earlier driver, its budget or a lost slot, and not yet taken up again."""
         return len(self._left)
 
     @property
-    def has_line(self) -> bool:
+    def has_queued(self) -> bool:
         """Whether points are put in line and not yet proposed."""
-        return bool(self._in_line())
+        return bool(self._queued())
 
-    def _in_line(self) -> list[FrozenTrial]:
-        return self.optuna.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    def _queued(self) -> list[FrozenTrial]:
+        return self.optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
     def curves(self) -> Iterator[tuple[int, dict[int, Values]]]:
         """Each trial's number and its objectives by epoch, oldest trial first; repetitions left aside."""
@@ -219,51 +219,51 @@ class Ledger:
         """Those of the ranked trials that no other one beats in every objective."""
         return front(self.explored(), self.study.search.signs)
 
-    def name_finalists(self, top: int) -> list[FrozenTrial]:
+    def record_finalists(self, top: int) -> list[FrozenTrial]:
         """The best trials by now, on record as those that are trained again; those named before stay so."""
         best = self.ranked()[:top]
-        before = self.optuna.user_attrs.get(FINALISTS, [])
+        before = self.optuna_study.user_attrs.get(FINALISTS, [])
         if new := [trial.number for trial in best if trial.number not in before]:
-            self.optuna.set_user_attr(FINALISTS, [*before, *new])
+            self.optuna_study.set_user_attr(FINALISTS, [*before, *new])
         return best
 
-    def name_champion(self, number: int, mean: float, num_seeds: int) -> None:
+    def record_champion(self, number: int, mean: float, num_seeds: int) -> None:
         """Put on record whom the search names, for those who look at Optuna's study."""
-        self.optuna.set_user_attr(CHAMPION, {"trial": number, "mean": mean, "seeds": num_seeds})
+        self.optuna_study.set_user_attr(CHAMPION, {"trial": number, "mean": mean, "seeds": num_seeds})
 
     def num_repetitions(self, number: int) -> int:
         """Repetitions of a trial that run or are over; one that a budget cut short has to be made up for."""
         again = (trial for trial in self.trials() if trial.user_attrs.get(CONFIRMS) == number)
-        return sum(not was_cut(trial) for trial in again)
+        return sum(not was_cut_short(trial) for trial in again)
 
     # What happens.
 
     def enqueue(self, point: Mapping[str, Any], **attributes: Any) -> None:
         """Put a point in line: it is proposed before any of the sampler's own."""
-        self.optuna.enqueue_trial(self.study.space.encode(point), user_attrs=attributes)
+        self.optuna_study.enqueue_trial(self.study.space.encode(point), user_attrs=attributes)
 
-    def left(self) -> optuna.Trial:
+    def next_interrupted(self) -> optuna.Trial:
         """The first trial that was left in the middle."""
         return self._begin(self._left.pop(0))
 
-    def put_back(self, trial: optuna.Trial) -> None:
+    def requeue(self, trial: optuna.Trial) -> None:
         """Leave a trial in the middle, to be taken up again by this driver."""
         self._left.append(self.frozen(trial))
 
     def next(self) -> optuna.Trial:
         """A new trial: the first in line; where nobody is, one whose values the sampler draws."""
-        return self.optuna.ask()
+        return self.optuna_study.ask()
 
     def repeat(self, trial: FrozenTrial, seed: int) -> optuna.Trial:
         """A new trial at another one's point, with another seed."""
         self.enqueue(self.values(trial), start=True, confirms=trial.number, seed=seed)
-        return self._begin(self._in_line()[-1])  # the first in line may be a starting point that was never come to
+        return self._begin(self._queued()[-1])  # the first in line may be a starting point that was never come to
 
     def _begin(self, waiting: FrozenTrial) -> optuna.Trial:
-        self.optuna._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
-        return optuna.Trial(self.optuna, waiting._trial_id)
+        self.optuna_study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
+        return optuna.Trial(self.optuna_study, waiting._trial_id)
 
-    def record(self, trial: optuna.Trial, epoch: int, values: Values) -> None:
+    def record_epoch(self, trial: optuna.Trial, epoch: int, values: Values) -> None:
         """Write down an epoch's objectives; values that are not finite leave no trace."""
         if not all(map(math.isfinite, values)):
             return
@@ -272,7 +272,7 @@ class Ledger:
         else:
             trial.set_user_attr(f"{EPOCH}{epoch}", values)
 
-    def note_measured(self, trial: optuna.Trial, metrics: Mapping[str, float]) -> None:
+    def record_measured(self, trial: optuna.Trial, metrics: Mapping[str, float]) -> None:
         """Write down the metrics by which a trial is judged when it ends; nothing in a study without constraints."""
         search = self.study.search
         if search.constraints:
@@ -280,7 +280,7 @@ class Ledger:
             trial.set_user_attr(MEASURED, {name: metrics[name] for name in wanted})
 
     def measured(self, trial: optuna.Trial) -> Mapping[str, float]:
-        """What ``note_measured`` wrote last; empty if it wrote nothing."""
+        """What ``record_measured`` wrote last; empty if it wrote nothing."""
         found: Mapping[str, float] = self.frozen(trial).user_attrs.get(MEASURED, {})
         return found
 
@@ -290,18 +290,18 @@ class Ledger:
             trial.set_user_attr(RESULT, values)
             self.prune(trial)
         else:
-            self.optuna.tell(trial, values)
+            self.optuna_study.tell(trial, values)
 
     def prune(self, trial: optuna.Trial) -> None:
         """End a trial that was stopped early; its curve stays."""
-        self.optuna.tell(trial, state=TrialState.PRUNED)
+        self.optuna_study.tell(trial, state=TrialState.PRUNED)
 
     def fail(self, trial: optuna.Trial, reason: str) -> None:
         """End a trial without a result."""
         trial.set_user_attr("reason", reason)
-        self.optuna.tell(trial, state=TrialState.FAIL)
+        self.optuna_study.tell(trial, state=TrialState.FAIL)
 
-    def refuse(self, trial: optuna.Trial, reason: str, steer: bool) -> None:
+    def reject(self, trial: optuna.Trial, reason: str, steer: bool) -> None:
         """Settle a trial without training it.
 
         Args:
@@ -311,20 +311,20 @@ class Ledger:
         """
         trial.set_user_attr("reason", reason)
         trial.set_user_attr(NOT_TRAINED, True)
-        self.optuna.tell(trial, state=TrialState.PRUNED if steer else TrialState.FAIL)
+        self.optuna_study.tell(trial, state=TrialState.PRUNED if steer else TrialState.FAIL)
 
     def has_result(self, trial: optuna.Trial) -> bool:
         """Whether a trial counts if it is cut short now: it has a score, and is no repetition, of which only the end counts."""
         return CONFIRMS not in trial.user_attrs and bool(curve(self.frozen(trial)))
 
-    def cut(self, trial: optuna.Trial, reason: str) -> None:
+    def cut_short(self, trial: optuna.Trial, reason: str) -> None:
         """End a trial that the budget cut short; one without a result waits, to resume from its checkpoint."""
         if self.has_result(trial):
             trial.set_user_attr("reason", reason)
             self.prune(trial)
         else:
             trial.set_user_attr(CUT, reason)
-            self.optuna._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            self.optuna_study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
 
     def values(self, trial: FrozenTrial) -> dict[str, Value]:
         """A trial's point of the space."""
@@ -332,12 +332,12 @@ class Ledger:
 
     def frozen(self, trial: optuna.Trial) -> FrozenTrial:
         """What is on record of a trial."""
-        return self.optuna._storage.get_trial(trial._trial_id)
+        return self.optuna_study._storage.get_trial(trial._trial_id)
 
 
 def _uses_number(trial: FrozenTrial) -> bool:
     """Whether a trial was begun or refused by this study itself, so that no other one may have its number."""
-    return ORIGIN not in trial.user_attrs and was_begun(trial)
+    return ORIGIN not in trial.user_attrs and was_started(trial)
 
 
 def _placeholder(trial: FrozenTrial) -> dict[str, Any]:

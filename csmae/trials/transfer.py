@@ -17,11 +17,11 @@ from csmae.study.values import unpacked
 from csmae.trials.attributes import EPOCH, NOT_TRAINED, ORIGIN
 from csmae.trials.constraints import known_metrics, violation
 from csmae.trials.database import open_storage, usable
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.trials.trial import result_of, with_seed
 
 
-def ancestor(path: Path, name: str, study: Study) -> optuna.Study:
+def load_source_study(path: Path, name: str, study: Study) -> optuna.Study:
     """An earlier study that a new one shall take over from.
 
     Args:
@@ -54,7 +54,7 @@ def ancestor(path: Path, name: str, study: Study) -> optuna.Study:
     return old
 
 
-def take_over(ledger: Ledger, old: optuna.Study) -> int:
+def transfer_trials(trial_store: TrialStore, old: optuna.Study) -> int:
     """Write the finished trials of another study into a new one, where the new one could have trained them itself.
 
     That is, where the new space has a point that makes the very configuration of the old trial.
@@ -62,16 +62,16 @@ def take_over(ledger: Ledger, old: optuna.Study) -> int:
     Returns:
         Trials taken over, not counting those taken over before.
     """
-    known = {tuple(trial.user_attrs[ORIGIN]) for trial in ledger.all_trials() if ORIGIN in trial.user_attrs}
+    known = {tuple(trial.user_attrs[ORIGIN]) for trial in trial_store.all_trials() if ORIGIN in trial.user_attrs}
     taken = 0
-    with usable(ledger.path):
+    with usable(trial_store.path):
         for trial in old.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
             origin = trial.user_attrs.get(ORIGIN, [old.study_name, trial.number])
             trained = ORIGIN in trial.user_attrs or NOT_TRAINED not in trial.user_attrs
-            if trained and tuple(origin) not in known and (copy := _copy(ledger.study, old, trial, origin)):
-                ledger.optuna.add_trial(copy)
+            if trained and tuple(origin) not in known and (copy := _copy(trial_store.study, old, trial, origin)):
+                trial_store.optuna_study.add_trial(copy)
                 taken += 1
-        ledger.drop_source(old.study_name)
+        trial_store.drop_source(old.study_name)
     return taken
 
 

@@ -14,7 +14,7 @@ from csmae.trials.attributes import (
     NOT_TRAINED,
     RESULT,
 )
-from csmae.trials.pareto import order, undominated
+from csmae.trials.pareto import on_pareto_front, order
 
 Values = tuple[float, ...]
 
@@ -57,7 +57,7 @@ def ranked(trials: Iterable[FrozenTrial], signs: Sequence[int]) -> list[FrozenTr
 def front(trials: Iterable[FrozenTrial], signs: Sequence[int]) -> list[FrozenTrial]:
     """Those of the ranked trials that no other one beats in every objective; arguments as of ``ranked``."""
     kept = eligible(trials)
-    first = undominated([_scores(trial, signs) for trial in kept])
+    first = on_pareto_front([_scores(trial, signs) for trial in kept])
     return [trial for trial, on_front in zip(kept, first, strict=True) if on_front]
 
 
@@ -68,10 +68,10 @@ def _scores(trial: FrozenTrial, signs: Sequence[int]) -> Values:
 def eligible(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Those that came to their end and keep to the constraints; if there is none, those that the budget cut short."""
     kept = [trial for trial in trials if max(trial.constraints.values(), default=0) <= 0]
-    return [t for t in kept if t.state is TrialState.COMPLETE] or [t for t in kept if was_cut(t)]
+    return [t for t in kept if t.state is TrialState.COMPLETE] or [t for t in kept if was_cut_short(t)]
 
 
-def was_begun(trial: FrozenTrial) -> bool:
+def was_started(trial: FrozenTrial) -> bool:
     """Whether a trial runs, is over, or waits because a budget cut it; not one that is only enqueued."""
     return trial.state is not TrialState.WAITING or CUT in trial.user_attrs
 
@@ -81,7 +81,7 @@ def waits(trial: FrozenTrial) -> bool:
     return trial.state is TrialState.WAITING and CUT in trial.user_attrs
 
 
-def was_cut(trial: FrozenTrial) -> bool:
+def was_cut_short(trial: FrozenTrial) -> bool:
     """Whether the budget cut a trial short, after an epoch at least."""
     stopped = trial.state is TrialState.PRUNED and "reason" in trial.user_attrs
     return stopped and not {NOT_TRAINED, RESULT} & trial.user_attrs.keys()

@@ -12,13 +12,13 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.cluster.reserved import NoResourcesError, run_reserved
-from csmae.cluster.session import ACCELERATOR, KIND_UNIT, Share
+from csmae.cluster.session import ACCELERATOR, KIND_UNIT, Allocation
 from csmae.config import Config, ConfigError
 from csmae.scratch import scratch
-from csmae.storage.manifest import Files, FileSet
-from csmae.storage.object_store import patiently, reason
-from csmae.trials.leaderboard import standings
-from csmae.trials.store import Ledger
+from csmae.storage.manifest import Files, RemoteFolder
+from csmae.storage.object_store import reason, retry
+from csmae.trials.leaderboard import entries
+from csmae.trials.store import TrialStore
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -36,23 +36,25 @@ class Candidate:
     encoder_dir: Path | None
 
 
-def candidates(ledger: Ledger) -> list[Candidate]:
+def candidates(trial_store: TrialStore) -> list[Candidate]:
     """The untrained encoder, the default configuration where it was trained to its end, and the champion.
 
     Returns:
         Worst expected first; empty where no trial came to its end.
     """
-    there = (s for s in standings(ledger) if ledger.encoder_dir(s.trial.number).exists())
+    there = (s for s in entries(trial_store) if trial_store.encoder_dir(s.trial.number).exists())
     best = next(there, None)
     if best is None:
         return []
-    study = ledger.study
+    study = trial_store.study
     found = [Candidate("untrained encoder", study.resolve({}), None, None)]
     base = study.space.point({})
-    default = next((t for t in ledger.explored() if ledger.values(t) == base and t.state is TrialState.COMPLETE), None)
+    default = next(
+        (t for t in trial_store.explored() if trial_store.values(t) == base and t.state is TrialState.COMPLETE), None
+    )
     for name, trial in (("default configuration", default), ("champion", best.trial)):
-        if trial is not None and (folder := ledger.encoder_dir(trial.number)).exists():
-            found.append(Candidate(name, study.resolve(ledger.values(trial)), trial, folder))
+        if trial is not None and (folder := trial_store.encoder_dir(trial.number)).exists():
+            found.append(Candidate(name, study.resolve(trial_store.values(trial)), trial, folder))
     return found
 
 
@@ -63,13 +65,16 @@ def saved_metrics(encoder_dir: Path) -> dict[str, float]:
 
 
 def score_all(
-    found: list[Candidate], share: Share, files: Files | None = None, say: Callable[[str], object] = log.warning
+    found: list[Candidate],
+    allocation: Allocation,
+    files: Files | None = None,
+    say: Callable[[str], object] = log.warning,
 ) -> list[dict[str, float]]:
     """Score by the published protocol, side by side on Ray's machines; on CPUs where the GPUs are gone.
 
     Args:
         found: What to score.
-        share: What each may take.
+        allocation: What each may take.
         files: Where their encoders are, if not in a folder that all nodes share.
         say: Told in a line where resources are waited for in vain.
 
@@ -82,42 +87,48 @@ def score_all(
     calls = [
         (c.config, c.encoder_dir, files.of(c.encoder_dir.parent) if files and c.encoder_dir else None) for c in found
     ]
-    kind = {f"{ACCELERATOR}{share.accelerator_type}": KIND_UNIT} if share.accelerator_type else {}
-    wanted = {"CPU": share.cpus_per_worker} | ({"GPU": share.gpus_per_worker} if share.gpus_per_worker else {}) | kind
+    kind = {f"{ACCELERATOR}{allocation.accelerator_type}": KIND_UNIT} if allocation.accelerator_type else {}
+    wanted = (
+        {"CPU": allocation.cpus_per_worker}
+        | ({"GPU": allocation.gpus_per_worker} if allocation.gpus_per_worker else {})
+        | kind
+    )
     try:
         return run_reserved(_score, calls, wanted)
     except NoResourcesError as error:
-        if not (share.gpus_per_worker or kind):
+        if not (allocation.gpus_per_worker or kind):
             raise
         say(f"{error}: the encoders are scored on CPUs")
     return run_reserved(_score, [(*call, "cpu") for call in calls], {"CPU": 1.0})
 
 
-def _score(config: Config, folder: Path | None, files: FileSet | None, device: str | None = None) -> dict[str, float]:
+def _score(
+    config: Config, folder: Path | None, files: RemoteFolder | None, device: str | None = None
+) -> dict[str, float]:
     from csmae.training.scoring import score
 
     if files is None:
         return score(config, folder, device)
     with scratch("score") as copy:
-        patiently(lambda: files.fetch(copy, files.manifest(), lambda name: name.startswith("encoder/")))
+        retry(lambda: files.fetch(copy, files.manifest(), lambda name: name.startswith("encoder/")))
         return score(config, copy / "encoder", device)
 
 
-def bring_home(ledger: Ledger) -> None:
+def download_trials(trial_store: TrialStore) -> None:
     """Fetch what a bucket holds of the trials, checkpoints excepted, to the driver's copy.
 
     Raises:
         ConfigError: The bucket does not answer, or another driver took the storage over.
     """
-    files = ledger.files
+    files = trial_store.files
     if files is None:
         return
-    trials = ledger.run_dir(0).parent
+    trials = trial_store.run_dir(0).parent
     try:
-        patiently(files.check)
-        for name in patiently(lambda: files.bucket.names(trials.relative_to(files.folder).as_posix())):
+        retry(files.check)
+        for name in retry(lambda: files.bucket.names(trials.relative_to(files.folder).as_posix())):
             trial = files.of(trials / name)
-            state = patiently(trial.manifest)
-            patiently(partial(trial.fetch, trials / name, state, lambda path: path != CHECKPOINT))
+            state = retry(trial.manifest)
+            retry(partial(trial.fetch, trials / name, state, lambda path: path != CHECKPOINT))
     except OSError as error:
         raise ConfigError(f"--storage {files.bucket.url}: {reason(error)}: run again when it does") from None

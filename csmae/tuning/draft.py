@@ -13,15 +13,15 @@ from optuna.trial import FrozenTrial, TrialState
 from csmae.study.study import Study
 from csmae.study.values import Value
 from csmae.trials.attributes import CONFIRMS
-from csmae.tuning.sampler_view import DRAFT_ID, SamplerView, seen_by_sampler
+from csmae.tuning.sampler_view import DRAFT_ID, SamplerView, visible_trials
 from csmae.tuning.samplers import make_sampler
 
 REFUSED = "refused"
-"""User attribute of a trial: the points that were proposed for it and refused, as fields of ``Refusal``."""
+"""User attribute of a trial: the points that were proposed for it and refused, as fields of ``Rejection``."""
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Rejection:
     """A point that the sampler proposed and that is not trained."""
 
     values: dict[str, Value]
@@ -47,7 +47,7 @@ class Draft:
         self._earlier = sum(len(trial.user_attrs.get(REFUSED, ())) for trial in trials)
         self._trial_attributes: dict[str, Any] = {}
         self._study_attributes: dict[str, Any] = {}
-        self.refused: list[Refusal] = []
+        self.refused: list[Rejection] = []
 
     def draw(self) -> dict[str, Value]:
         """A point that the sampler proposes.
@@ -56,7 +56,7 @@ class Draft:
         """
         search = self._study.search
         sampler = make_sampler(search, len(self._trials) + self._earlier + len(self.refused))
-        seen = seen_by_sampler(search, sampler, self._seen())
+        seen = visible_trials(search, sampler, self._seen())
         view = SamplerView(self._record, seen, len(self._trials), self._study_attributes)
         study = optuna.Study(self._record.study_name, view, sampler)  # type: ignore[arg-type]  # has what samplers ask of it
         values = self._study.space.suggest(optuna.Trial(study, DRAFT_ID))
@@ -65,7 +65,7 @@ class Draft:
 
     def refuse(self, values: Mapping[str, Value], reason: str, violations: Mapping[str, float]) -> None:
         """Note that a point is not trained."""
-        self.refused.append(Refusal(dict(values), reason, dict(violations)))
+        self.refused.append(Rejection(dict(values), reason, dict(violations)))
 
     def begin(self, values: Mapping[str, Value]) -> optuna.Trial:
         """Make the trial, with the next number."""
@@ -88,12 +88,12 @@ class Draft:
         """The study's trials, each after the points that were refused before it; repetitions are no further points."""
         for trial in self._trials:
             if REFUSED in trial.user_attrs:
-                yield from self._steering(refusals(trial), trial.number)
+                yield from self._steering(rejections(trial), trial.number)
             if CONFIRMS not in trial.user_attrs:
                 yield trial
         yield from self._steering(self.refused, len(self._trials))
 
-    def _steering(self, refused: Sequence[Refusal], number: int) -> Iterator[FrozenTrial]:
+    def _steering(self, refused: Sequence[Rejection], number: int) -> Iterator[FrozenTrial]:
         """Refusals that the sampler learns from, as stopped trials that break constraints."""
         for refusal in refused:
             if refusal.violations:
@@ -107,6 +107,6 @@ class Draft:
                 yield trial
 
 
-def refusals(trial: FrozenTrial) -> list[Refusal]:
+def rejections(trial: FrozenTrial) -> list[Rejection]:
     """The points that were refused before a trial."""
-    return [Refusal(**fields) for fields in trial.user_attrs.get(REFUSED, ())]
+    return [Rejection(**fields) for fields in trial.user_attrs.get(REFUSED, ())]

@@ -1,4 +1,4 @@
-"""The search itself: Tune runs the slots, the searcher keeps the ledger, the listeners hear of it."""
+"""The search itself: Tune runs the max_concurrent, the searcher keeps the ledger, the listeners hear of it."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from typing import Any
 from ray import tune
 from ray.tune import PlacementGroupFactory, Stopper
 
-from csmae.cluster.capacity import Capacity
-from csmae.cluster.session import Share
+from csmae.cluster.capacity import ConcurrencyLimit
+from csmae.cluster.session import Allocation
 from csmae.config import ConfigError
 from csmae.lock import unwritable
 from csmae.scratch import scratch, scratch_root, unwritable_scratch
 from csmae.storage.manifest import SupersededError
 from csmae.study.options import seconds
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
-from csmae.tuning.early_stopping import make_rule
-from csmae.tuning.events import Ending, Listener
-from csmae.tuning.scheduler import EpochScheduler
-from csmae.tuning.searcher import METRICS, LedgerSearcher
-from csmae.workers.group import SLOT_RESOURCES, Slot
-from csmae.workers.spec import PRETRAIN, SlotPlan
+from csmae.trials.store import TrialStore
+from csmae.tuning.early_stopping import make_stopping_rule
+from csmae.tuning.events import Listener, SearchEnd
+from csmae.tuning.scheduler import StoppingScheduler
+from csmae.tuning.searcher import METRICS, StudySearcher
+from csmae.workers.group import TRAINABLE_RESOURCES, WorkerGroupTrainable
+from csmae.workers.spec import PRETRAIN, WorkerGroupSpec
 
-SLOT_RESTARTS = 2
+TRAINABLE_RESTARTS = 2
 """Times that a trial may be started again because its slot's own process died."""
 
 
-class Warden(Stopper):  # type: ignore[misc]
+class StopController(Stopper):  # type: ignore[misc]
     """Ends a search in order: at the first Ctrl-C (the second is Python's own), with its budget, or because the searcher says so."""
 
-    def __init__(self, budget: Budget, searcher: LedgerSearcher) -> None:
+    def __init__(self, budget: Budget, searcher: StudySearcher) -> None:
         self._budget, self._searcher = budget, searcher
         searcher.must_stop = self.stop_all
-        self.ending = Ending("done")
+        self.ending = SearchEnd("done")
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune's own snapshots are not used."""
@@ -55,10 +55,10 @@ class Warden(Stopper):  # type: ignore[misc]
         if self.ending.kind == "done":
             if self._searcher.ending:
                 self.ending = self._searcher.ending
-            elif (files := self._budget.ledger.files) and files.lost:
-                self.ending = Ending("superseded", files.lost)
+            elif (files := self._budget.trial_store.files) and files.lost:
+                self.ending = SearchEnd("superseded", files.lost)
             elif reason := self._budget.over():
-                self.ending = Ending("budget", reason)
+                self.ending = SearchEnd("budget", reason)
             else:
                 with self._searcher.writing():
                     self._budget.tick()
@@ -69,7 +69,7 @@ class Warden(Stopper):  # type: ignore[misc]
         """Take SIGINT, SIGTERM and SIGHUP for as long as the block lasts."""
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self.ending = Ending("interrupted")
+            self.ending = SearchEnd("interrupted")
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         with _handled(ask, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -102,41 +102,41 @@ def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.
             signal.signal(number, old or signal.SIG_DFL)
 
 
-def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str = PRETRAIN) -> Ending:
+def run_search(budget: Budget, allocation: Allocation, listener: Listener, pretrain: str = PRETRAIN) -> SearchEnd:
     """Run trials until the study has all it asked for. Ray must be running.
 
     Args:
         budget: Of the study.
-        share: What fits.
+        allocation: What fits.
         listener: Told of every event.
         pretrain: Module and name of the generator that trains.
 
     Returns:
         How it ended, see there for the trials that still ran.
     """
-    ledger = budget.ledger
-    search = ledger.study.search
-    searcher = LedgerSearcher(budget, listener, Capacity(search, share.slots))
+    trial_store = budget.trial_store
+    search = trial_store.study.search
+    searcher = StudySearcher(budget, listener, ConcurrencyLimit(search, allocation.max_concurrent))
     if reason := budget.over():
         with searcher.writing():
             searcher.abandon(reason)
         searcher.keeper.sweep()
-        return searcher.ending or Ending("budget", reason)
-    warden = Warden(budget, searcher)
-    with _scratch(None if ledger.files else ledger.folder) as folder, warden.listening():
-        plan = SlotPlan(
+        return searcher.ending or SearchEnd("budget", reason)
+    stop_controller = StopController(budget, searcher)
+    with _scratch(None if trial_store.files else trial_store.folder) as folder, stop_controller.listening():
+        plan = WorkerGroupSpec(
             workers=search.workers_per_trial,
-            cpus_per_worker=share.cpus_per_worker,
-            gpus_per_worker=share.gpus_per_worker,
+            cpus_per_worker=allocation.cpus_per_worker,
+            gpus_per_worker=allocation.gpus_per_worker,
             retries=search.retries,
             hang_timeout_s=seconds(search.hang_timeout),
             scratch_dir=folder,
             pretrain=pretrain,
-            files=ledger.files,
-            accelerator_type=share.accelerator_type,
+            files=trial_store.files,
+            accelerator_type=allocation.accelerator_type,
         )
-        _tuner(plan, searcher, warden, ledger).fit()
-    ending = _superseded(ledger) or warden.ending
+        _tuner(plan, searcher, stop_controller, trial_store).fit()
+    ending = _superseded(trial_store) or stop_controller.ending
     with searcher.writing():
         budget.write()
         if ending.kind in ("budget", "hopeless"):
@@ -146,16 +146,16 @@ def run_search(budget: Budget, share: Share, listener: Listener, pretrain: str =
         return ending
     if searcher.ending and searcher.ending.kind == "stuck":
         return searcher.ending
-    return Ending("done", searcher.exhausted) if ending.kind == "done" and searcher.exhausted else ending
+    return SearchEnd("done", searcher.exhausted) if ending.kind == "done" and searcher.exhausted else ending
 
 
-def _superseded(ledger: Ledger) -> Ending | None:
+def _superseded(trial_store: TrialStore) -> SearchEnd | None:
     """Whether another driver took the storage over, which may be why workers could not go on."""
     try:
-        if ledger.files:
-            ledger.files.check()
+        if trial_store.files:
+            trial_store.files.check()
     except SupersededError as error:
-        return Ending("superseded", str(error))
+        return SearchEnd("superseded", str(error))
     except OSError:
         return None  # a bucket that does not answer hinders the other driver as well
     return None
@@ -186,15 +186,19 @@ def _scratch(folder: Path | None) -> Iterator[str]:
         yield name
 
 
-def _tuner(plan: SlotPlan, searcher: LedgerSearcher, warden: Warden, ledger: Ledger) -> tune.Tuner:
-    search = ledger.study.search
-    rule = make_rule(search, ledger.curves(), ledger.study.longest)
+def _tuner(
+    plan: WorkerGroupSpec, searcher: StudySearcher, stop_controller: StopController, trial_store: TrialStore
+) -> tune.Tuner:
+    search = trial_store.study.search
+    rule = make_stopping_rule(search, trial_store.curves(), trial_store.study.longest)
     keys = [METRICS + name for name in search.objectives]
     return tune.Tuner(
-        tune.with_resources(tune.with_parameters(Slot, plan=plan), PlacementGroupFactory([SLOT_RESOURCES])),
+        tune.with_resources(
+            tune.with_parameters(WorkerGroupTrainable, plan=plan), PlacementGroupFactory([TRAINABLE_RESOURCES])
+        ),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=EpochScheduler(rule, keys, search.signs) if rule else None,
+            scheduler=StoppingScheduler(rule, keys, search.signs) if rule else None,
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -202,9 +206,9 @@ def _tuner(plan: SlotPlan, searcher: LedgerSearcher, warden: Warden, ledger: Led
         run_config=tune.RunConfig(
             name="tune",
             storage_path=plan.scratch_dir,
-            stop=warden,
+            stop=stop_controller,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the trainings write their own
-            failure_config=tune.FailureConfig(max_failures=SLOT_RESTARTS),
+            failure_config=tune.FailureConfig(max_failures=TRAINABLE_RESTARTS),
             verbose=0,
         ),
     )

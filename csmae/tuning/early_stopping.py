@@ -21,10 +21,10 @@ MIN_OTHERS = 3
 Scores = tuple[float, ...]
 
 
-class Rule(Protocol):
+class StoppingRule(Protocol):
     """Decides on trials from their scores, larger being better. Its state is the scores it was told."""
 
-    def keeps(self, number: int, epoch: int, scores: Scores) -> bool:
+    def should_continue(self, number: int, epoch: int, scores: Scores) -> bool:
         """Note a trial's scores after an epoch, one for each objective, and say whether the trial goes on."""
 
 
@@ -43,7 +43,7 @@ class Asha:
         self._grace_epochs, self._reduction, self._num_brackets = grace_epochs, reduction, num_brackets
         self._rungs: dict[tuple[int, int], dict[int, tuple[int, Scores]]] = {}
 
-    def keeps(self, number: int, epoch: int, scores: Scores) -> bool:
+    def should_continue(self, number: int, epoch: int, scores: Scores) -> bool:
         """Note scores; a trial is judged at its first scores in a rung, and by the same ones told again."""
         bracket = number % self._num_brackets
         rung = self._rung_below(epoch, bracket)
@@ -78,7 +78,7 @@ class Median:
         self._curves: dict[int, dict[int, float]] = {}
         self._means: dict[int, dict[int, float]] = {}
 
-    def keeps(self, number: int, epoch: int, scores: Scores) -> bool:
+    def should_continue(self, number: int, epoch: int, scores: Scores) -> bool:
         """Note the score and compare with the trials that were scored at the same epoch."""
         curve = self._curves.setdefault(number, {})
         curve[epoch] = scores[0]
@@ -96,7 +96,9 @@ def num_brackets(search: Search, epochs: int) -> int:
     return 1 + len([end for end in ends if end < epochs])
 
 
-def make_rule(search: Search, curves: Iterable[tuple[int, Mapping[int, Scores]]], epochs: int) -> Rule | None:
+def make_stopping_rule(
+    search: Search, curves: Iterable[tuple[int, Mapping[int, Scores]]], epochs: int
+) -> StoppingRule | None:
     """The rule that a study asks for; None where every trial is trained to its end.
 
     Args:
@@ -108,10 +110,12 @@ def make_rule(search: Search, curves: Iterable[tuple[int, Mapping[int, Scores]]]
         return None
     brackets = num_brackets(search, epochs) if search.scheduler == "hyperband" else 1
     median = search.scheduler == "median"
-    rule: Rule = Median(search.grace_epochs) if median else Asha(search.grace_epochs, search.reduction, brackets)
+    rule: StoppingRule = (
+        Median(search.grace_epochs) if median else Asha(search.grace_epochs, search.reduction, brackets)
+    )
     for number, curve in curves:
         for epoch, values in curve.items():
-            rule.keeps(number, epoch, signed(values, search.signs))
+            rule.should_continue(number, epoch, signed(values, search.signs))
     return rule
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class Started:
+class TrialStarted:
     """A trial begins, or goes on after an interruption."""
 
     number: int
@@ -19,7 +19,7 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Reported:
+class EpochReported:
     """A trial has done an epoch."""
 
     number: int
@@ -28,7 +28,7 @@ class Reported:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class TrialWaiting:
     """A trial goes on, or begins, when there is room."""
 
     number: int
@@ -36,7 +36,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Ended:
+class TrialEnded:
     """A trial is over."""
 
     number: int
@@ -53,7 +53,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Ending:
+class SearchEnd:
     """How a search ended, and in words why where it was not by having done all."""
 
     kind: Literal["done", "interrupted", "stuck", "superseded", "budget", "hopeless"]
@@ -62,6 +62,6 @@ class Ending:
     reason: str = ""
 
 
-Event = Started | Reported | Waiting | Ended
+Event = TrialStarted | EpochReported | TrialWaiting | TrialEnded
 
 Listener = Callable[[Event], None]

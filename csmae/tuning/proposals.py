@@ -17,12 +17,12 @@ from csmae.config import Config, ConfigError
 from csmae.study.study import MAX_GRID
 from csmae.trials.attributes import NOT_TRAINED, ORIGIN, START
 from csmae.trials.constraints import known_metrics, violation
-from csmae.trials.store import Ledger
-from csmae.trials.trial import was_begun, with_seed
+from csmae.trials.store import TrialStore
+from csmae.trials.trial import was_started, with_seed
 from csmae.tuning.draft import Draft
 from csmae.tuning.samplers import make_sampler
 
-MAX_REFUSED = 20
+MAX_REJECTED = 20
 """Proposals of the sampler in a row that are refused before a point is drawn at random from those that are not."""
 
 MAX_DRAWN = 1000
@@ -47,22 +47,22 @@ class Proposals:
         ledger: Of the study.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger, self._study = ledger, ledger.study
+    def __init__(self, trial_store: TrialStore) -> None:
+        self._trial_store, self._study = trial_store, trial_store.study
         self._own: dict[str, int] = {}
         self._inherited: dict[str, int] = {}
         self._untried = self._points()
         self.reason = ""
         """Of the last refusal."""
-        for trial in ledger.all_trials():
+        for trial in trial_store.all_trials():
             self._remember(trial)
 
     def _remember(self, trial: FrozenTrial) -> None:
         """Note a trial's configuration, unless the driver died before the trial had all its values."""
         inherited = ORIGIN in trial.user_attrs
-        if not was_begun(trial) or (NOT_TRAINED in trial.user_attrs and not inherited):
+        if not was_started(trial) or (NOT_TRAINED in trial.user_attrs and not inherited):
             return
-        values = self._ledger.values(trial)
+        values = self._trial_store.values(trial)
         if not trial.state.is_finished() and values != self._study.space.point(values):
             return
         known = self._inherited if inherited else self._own
@@ -71,26 +71,26 @@ class Proposals:
 
     def left(self) -> Proposal | None:
         """A trial that an earlier driver left in the middle, as it was; None where that one had not yet refused it."""
-        trial = self._ledger.left()
+        trial = self._trial_store.next_interrupted()
         self._seed(trial.number)
-        params, drawn = self._ledger.frozen(trial).params, self._study.space.suggest(trial)
+        params, drawn = self._trial_store.frozen(trial).params, self._study.space.suggest(trial)
         exact = {name: value for name, value in params.items() if isinstance(value, float)}
         return self._check(trial, drawn | exact, resumed=True)  # its checkpoint has them to the last digit
 
     def _seed(self, number: int) -> None:
         """Have the values that an enqueued or interrupted trial lacks drawn as an uninterrupted search would."""
-        self._ledger.optuna.sampler = make_sampler(self._study.search, number)
+        self._trial_store.optuna_study.sampler = make_sampler(self._study.search, number)
 
     def new(self) -> Proposal | None:
         """A configuration that was not trained before; None when there is none left."""
-        while self._ledger.has_line:
-            self._seed(len(self._ledger.all_trials()))
-            trial = self._ledger.next()
+        while self._trial_store.has_queued:
+            self._seed(len(self._trial_store.all_trials()))
+            trial = self._trial_store.next()
             if proposal := self._check(trial, self._study.space.suggest(trial)):
                 return proposal
-        draft = Draft(self._study, self._ledger.optuna, self._ledger.all_trials())
+        draft = Draft(self._study, self._trial_store.optuna_study, self._trial_store.all_trials())
         while True:
-            by_lot = self._study.search.sampler == "grid" or len(draft.refused) >= MAX_REFUSED
+            by_lot = self._study.search.sampler == "grid" or len(draft.refused) >= MAX_REJECTED
             values = self._by_lot() if by_lot else draft.draw()
             if values is None:
                 return None
@@ -109,7 +109,9 @@ class Proposals:
         confirm = self._study.search.confirm
         if confirm is None:
             return None
-        finalists = [(self._ledger.num_repetitions(t.number), t) for t in self._ledger.name_finalists(confirm.top)]
+        finalists = [
+            (self._trial_store.num_repetitions(t.number), t) for t in self._trial_store.record_finalists(confirm.top)
+        ]
         for times, best in sorted(finalists, key=lambda pair: pair[0]):
             if times < confirm.seeds and (proposal := self._repeat(best)):
                 return proposal
@@ -117,7 +119,7 @@ class Proposals:
 
     def _repeat(self, best: FrozenTrial) -> Proposal | None:
         """A repetition with the next seed that no trial of this configuration had; the space may vary the seed itself."""
-        point = self._ledger.values(best)
+        point = self._trial_store.values(best)
         seed = point.get("train.seed", self._study.space.base["train.seed"])
         twin: int | None = best.number
         try:
@@ -129,7 +131,7 @@ class Proposals:
         except ConfigError as error:  # the search's present settings do not allow it
             self.reason = str(error).splitlines()[0]
             return None
-        trial = self._ledger.repeat(best, seed)
+        trial = self._trial_store.repeat(best, seed)
         self._study.space.suggest(trial)
         return self._proposal(trial, values)
 
@@ -142,7 +144,7 @@ class Proposals:
             return self._proposal(trial, values, resumed)
         for name, over in violations.items():
             trial.set_constraint(name, over)
-        self._ledger.refuse(trial, reason, steer=bool(violations))
+        self._trial_store.reject(trial, reason, steer=bool(violations))
         self.reason = reason
         return None
 

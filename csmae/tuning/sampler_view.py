@@ -72,7 +72,7 @@ class SamplerView:
         self._attributes[key] = value
 
 
-def seen_by_sampler(search: Search, sampler: BaseSampler, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+def visible_trials(search: Search, sampler: BaseSampler, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """A study's trials as a sampler must see them to learn from all that it can learn from."""
     if isinstance(sampler, NSGAIISampler):
         return [_of_first_generation(trial) for trial in trials]

@@ -9,10 +9,10 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from csmae.tuning.early_stopping import Rule, signed
+from csmae.tuning.early_stopping import StoppingRule, signed
 
 
-class EpochScheduler(FIFOScheduler):  # type: ignore[misc]
+class StoppingScheduler(FIFOScheduler):  # type: ignore[misc]
     """Puts a rule's decisions into Tune's words.
 
     Args:
@@ -21,7 +21,7 @@ class EpochScheduler(FIFOScheduler):  # type: ignore[misc]
         signs: For each, 1 where larger is better, else -1.
     """
 
-    def __init__(self, rule: Rule, keys: Sequence[str], signs: Sequence[int]) -> None:
+    def __init__(self, rule: StoppingRule, keys: Sequence[str], signs: Sequence[int]) -> None:
         super().__init__()
         self._rule, self._keys, self._signs = rule, keys, signs
 
@@ -44,4 +44,4 @@ class EpochScheduler(FIFOScheduler):  # type: ignore[misc]
         values = [result.get(key, math.nan) for key in self._keys]
         if "epoch" not in result or not all(map(math.isfinite, values)):
             return True
-        return self._rule.keeps(trial.config["number"], result["epoch"], signed(values, self._signs))
+        return self._rule.should_continue(trial.config["number"], result["epoch"], signed(values, self._signs))

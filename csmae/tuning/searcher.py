@@ -18,11 +18,11 @@ from csmae.trials.attributes import CONFIRMS, START
 from csmae.trials.budget import Budget
 from csmae.trials.constraints import violation
 from csmae.trials.database import DATABASE_ERRORS, unusable
-from csmae.trials.leaderboard import broken_by
+from csmae.trials.leaderboard import violated_constraints
 from csmae.trials.trial import curve, state_of
-from csmae.tuning.events import Ended, Ending, Listener, Reported, Started, Waiting
+from csmae.tuning.events import EpochReported, Listener, SearchEnd, TrialEnded, TrialStarted, TrialWaiting
 from csmae.tuning.proposals import Proposal, Proposals
-from csmae.tuning.retention import Housekeeper
+from csmae.tuning.retention import CheckpointRetention
 from csmae.workers.trial_files import saved_epoch
 
 METRICS = "metrics/"
@@ -43,7 +43,7 @@ class _Live:
     """Each metric's last value: scores come every ``eval.every`` epochs."""
 
 
-class LedgerSearcher(Searcher):  # type: ignore[misc]
+class StudySearcher(Searcher):  # type: ignore[misc]
     """Proposes what the ledger holds next and writes down how each trial ends.
 
     Args:
@@ -55,9 +55,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def __init__(self, budget: Budget, listener: Listener, capacity: Callable[[], int] | None = None) -> None:
         super().__init__()
         self._capacity = capacity
-        self._ledger, self._budget, self._listener = budget.ledger, budget, listener
-        ledger = self._ledger
-        self._proposals, self.keeper = Proposals(ledger), Housekeeper(ledger)
+        self._trial_store, self._budget, self._listener = budget.trial_store, budget, listener
+        trial_store = self._trial_store
+        self._proposals, self.keeper = Proposals(trial_store), CheckpointRetention(trial_store)
         self._live: dict[str, _Live] = {}
         self._put_back: set[int] = set()
         """Trials that were proposed once more after Tune gave them up."""
@@ -66,9 +66,9 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         self._confirming = False
         self.exhausted: str | None = None
         """Why fewer trials were proposed than the study asks for."""
-        self._first: dict[int, str | None] | None = {} if not ledger.ranked() else None
+        self._first: dict[int, str | None] | None = {} if not trial_store.ranked() else None
         """By number, the first trials that start and why each failed, if it did; None once a trial has ended well."""
-        self.ending: Ending | None = None
+        self.ending: SearchEnd | None = None
         """Why it makes no sense to go on, or is impossible."""
         self.must_stop: Callable[[], bool] = lambda: False
         """Whether the search is to end; asked before each proposal, for Tune waits up to ten minutes for one while no trial
@@ -102,21 +102,21 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         if proposal is None:
             return None if self._live else str(Searcher.FINISHED)
         trial, config = proposal.trial, proposal.config
-        done = max(curve(self._ledger.frozen(trial)), default=0)
-        self._live[trial_id] = _Live(trial, done, config, latest=dict(self._ledger.measured(trial)))
+        done = max(curve(self._trial_store.frozen(trial)), default=0)
+        self._live[trial_id] = _Live(trial, done, config, latest=dict(self._trial_store.measured(trial)))
         if self._first is not None and len(self._first) < NUM_ALIKE:
             self._first.setdefault(trial.number, None)
         self._budget.begin(trial)
-        self._listener(Started(trial.number, proposal.values, config.train.epochs, proposal.resumed))
+        self._listener(TrialStarted(trial.number, proposal.values, config.train.epochs, proposal.resumed))
         return {
             "number": trial.number,
             "start": START in trial.user_attrs,
-            "run_dir": str(self._ledger.run_dir(trial.number)),
+            "run_dir": str(self._trial_store.run_dir(trial.number)),
             "config": config.model_dump(mode="json"),
         }
 
     def _next(self) -> Proposal | None:
-        while self._ledger.num_left:
+        while self._trial_store.num_interrupted:
             if proposal := self._proposals.left():
                 return proposal
         if self.exhausted is None and (proposal := self._new()):
@@ -128,14 +128,14 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _new(self) -> Proposal | None:
         """A trial that the study still lacks, if there is one to be found."""
-        lacking = self._ledger.study.search.num_trials - len(self._ledger.explored())
+        lacking = self._trial_store.study.search.num_trials - len(self._trial_store.explored())
         if lacking <= 0:
             return None
         proposal = self._proposals.new()
         if proposal is None:
             self.exhausted = f"the space has nothing left to train: {self._proposals.reason}"
-            if not self._ledger.explored():
-                self.ending = Ending("hopeless", self.exhausted)
+            if not self._trial_store.explored():
+                self.ending = SearchEnd("hopeless", self.exhausted)
         return proposal
 
     # Tune tells.
@@ -144,7 +144,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         """Write down an epoch, once."""
         live, epoch = self._live[trial_id], result.get("epoch")
         if "stuck" in result:
-            self.ending = Ending("stuck", result["stuck"])
+            self.ending = SearchEnd("stuck", result["stuck"])
         if "holding" in result and not self._stuck:
             with self.writing():
                 self._budget.hold(live.trial, result["holding"])
@@ -159,11 +159,11 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _record(self, live: _Live, epoch: int) -> None:
         live.epoch = epoch
-        objectives = self._ledger.study.search.objectives
+        objectives = self._trial_store.study.search.objectives
         if all(name in live.metrics for name in objectives):
-            self._ledger.note_measured(live.trial, live.latest)
-            self._ledger.record(live.trial, epoch, tuple(live.metrics[name] for name in objectives))
-        self._listener(Reported(live.trial.number, epoch, live.metrics))
+            self._trial_store.record_measured(live.trial, live.latest)
+            self._trial_store.record_epoch(live.trial, epoch, tuple(live.metrics[name] for name in objectives))
+        self._listener(EpochReported(live.trial.number, epoch, live.metrics))
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Write down how a trial ended: to its end, stopped by the scheduler, or failed; one without room has not."""
@@ -176,7 +176,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         with self.writing():
             if "roomless" in result:
                 self._again(live)
-                self._listener(Waiting(live.trial.number, result["roomless"]))
+                self._listener(TrialWaiting(live.trial.number, result["roomless"]))
             elif error and live.trial.number not in self._put_back:
                 self._put_back.add(live.trial.number)  # Tune tries no other slot where one died between two trials
                 self._again(live)
@@ -186,7 +186,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
     def _again(self, live: _Live) -> None:
         """Put a trial back, to be proposed once more."""
         self._budget.end(live.trial)
-        self._ledger.put_back(live.trial)
+        self._trial_store.requeue(live.trial)
 
     @property
     def _stuck(self) -> bool:
@@ -198,7 +198,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         try:
             yield
         except DATABASE_ERRORS as error:
-            self.ending = Ending("stuck", unusable(self._ledger.path, error))
+            self.ending = SearchEnd("stuck", unusable(self._trial_store.path, error))
 
     def abandon(self, reason: str) -> None:
         """End the trials that run, or were left in the middle; their checkpoints stay.
@@ -209,61 +209,63 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
             self._budget.end(live.trial)
             self._cut(live, reason)
         self._live.clear()
-        any_config = self._ledger.study.resolve({})  # nothing is read from it any more
-        while self._ledger.num_left:
-            trial = self._ledger.left()
-            epoch, metrics = saved_epoch(self._ledger.run_dir(trial.number)) or (0, {})
-            self._cut(_Live(trial, epoch, any_config, metrics, {**self._ledger.measured(trial), **metrics}), reason)
+        any_config = self._trial_store.study.resolve({})  # nothing is read from it any more
+        while self._trial_store.num_interrupted:
+            trial = self._trial_store.next_interrupted()
+            epoch, metrics = saved_epoch(self._trial_store.run_dir(trial.number)) or (0, {})
+            self._cut(
+                _Live(trial, epoch, any_config, metrics, {**self._trial_store.measured(trial), **metrics}), reason
+            )
 
     def _cut(self, live: _Live, reason: str) -> None:
-        counts = self._ledger.has_result(live.trial)
+        counts = self._trial_store.has_result(live.trial)
         if counts:
             self._judge(live)
-            known = {*COSTS, *self._ledger.frozen(live.trial).constraints}
-            for name in self._ledger.study.search.constraints.keys() - known:
+            known = {*COSTS, *self._trial_store.frozen(live.trial).constraints}
+            for name in self._trial_store.study.search.constraints.keys() - known:
                 live.trial.set_constraint(name, math.inf)  # nobody knows whether it was kept
-        self._ledger.cut(live.trial, reason)
+        self._trial_store.cut_short(live.trial, reason)
         if counts:
             self._tell(live, reason)
         else:
-            self._listener(Waiting(live.trial.number, reason))
+            self._listener(TrialWaiting(live.trial.number, reason))
 
     def _end(self, live: _Live, failed: str | None, finished: bool) -> None:
         failed = failed or (self._missing(live) if finished else None)
         self._budget.end(live.trial)
         if failed:
-            self._ledger.fail(live.trial, failed)
+            self._trial_store.fail(live.trial, failed)
         else:
             self._judge(live)
             if finished:
-                self._ledger.complete(live.trial, self._values(live))
+                self._trial_store.complete(live.trial, self._values(live))
             else:
-                self._ledger.prune(live.trial)
+                self._trial_store.prune(live.trial)
         self._check_first(live.trial.number, failed)
         self.keeper.tidy()
         self._tell(live, failed)
 
     def _tell(self, live: _Live, reason: str | None) -> None:
-        trial = self._ledger.frozen(live.trial)
-        value = live.latest.get(self._ledger.study.search.objective)
+        trial = self._trial_store.frozen(live.trial)
+        value = live.latest.get(self._trial_store.study.search.objective)
         repeats = trial.user_attrs.get(CONFIRMS)
-        self._listener(Ended(trial.number, state_of(trial), value, reason, repeats, broken_by(trial)))
+        self._listener(TrialEnded(trial.number, state_of(trial), value, reason, repeats, violated_constraints(trial)))
 
     def _values(self, live: _Live) -> tuple[float, ...]:
-        return tuple(live.metrics[name] for name in self._ledger.study.search.objectives)
+        return tuple(live.metrics[name] for name in self._trial_store.study.search.objectives)
 
     def _check_names(self, live: _Live, epoch: int) -> None:
         """End the search where an objective or a constraint names what no trial reports, at the first epoch that should."""
         self._reported |= live.metrics.keys()
         scored = epoch % live.config.eval.every == 0 or epoch == live.config.train.epochs
-        search = self._ledger.study.search
+        search = self._trial_store.study.search
         for name in [*search.objectives, *search.constraints]:
             if due(name, scored) and name not in self._reported:
-                self.ending = self.ending or Ending("hopeless", f"no epoch reports {name!r}")
+                self.ending = self.ending or SearchEnd("hopeless", f"no epoch reports {name!r}")
 
     def _missing(self, live: _Live) -> str | None:
         """Why a trial that came to its end has no result."""
-        search = self._ledger.study.search
+        search = self._trial_store.study.search
         for name in [*search.objectives, *search.constraints]:
             if name not in live.metrics and due(name, scored=True):
                 return f"{name} was not reported"
@@ -273,7 +275,7 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
 
     def _judge(self, live: _Live) -> None:
         """Write down how the last metrics stand to the constraints; a loss term that is not computed breaks none."""
-        for name, wanted in self._ledger.study.search.constraints.items():
+        for name, wanted in self._trial_store.study.search.constraints.items():
             if name in live.latest:
                 value = live.latest[name]
                 live.trial.set_constraint(name, violation(value, wanted) if math.isfinite(value) else math.inf)
@@ -292,4 +294,4 @@ class LedgerSearcher(Searcher):  # type: ignore[misc]
         reasons = [reason for reason in self._first.values() if reason is not None]
         alike = len(reasons) == NUM_ALIKE and len({re.sub(r"\d+", "", reason) for reason in reasons}) == 1
         if alike and not any(live.epoch for live in self._live.values()):
-            self.ending = Ending("hopeless", f"the first {NUM_ALIKE} trials all failed: {reasons[-1]}")
+            self.ending = SearchEnd("hopeless", f"the first {NUM_ALIKE} trials all failed: {reasons[-1]}")

@@ -13,13 +13,13 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from csmae.config import Config
-from csmae.workers.controller_callback import GroupEvents
-from csmae.workers.coordinator import Mailbox
-from csmae.workers.messages import EpochDone, Event, GroupLost, Holding, Silence, TrialDone
-from csmae.workers.spec import SlotPlan
+from csmae.workers.controller_callback import ControllerCallback
+from csmae.workers.coordinator import Coordinator
+from csmae.workers.messages import AssignmentDone, EpochReport, Event, GroupLost, HeartbeatTimeout, ResourcesHeld
+from csmae.workers.spec import WorkerGroupSpec
 from csmae.workers.worker import serve
 
-SLOT_RESOURCES = {"node:__internal_head__": 0.0001}
+TRAINABLE_RESOURCES = {"node:__internal_head__": 0.0001}
 """A slot's own processes wait most of the time. They sit on the head, without which nothing goes on anyway: a node that is
 lost takes workers alone with it."""
 
@@ -30,19 +30,19 @@ GROUP_RESTARTS = 5
 CLOSE_TIMEOUT_S = 20.0
 
 
-class Slot(tune.Trainable):  # type: ignore[misc]
+class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
     """A place where trials run one after another, in one long-lived ``TorchTrainer.fit()``.
 
     Tune keeps the slot's process for the next trial (``reuse_actors``); a step is an epoch, or the moment in which the
     workers get or lose their resources.
     """
 
-    def setup(self, config: dict[str, Any], plan: SlotPlan) -> None:
+    def setup(self, config: dict[str, Any], plan: WorkerGroupSpec) -> None:
         """Start the workers, with their first assignment waiting for them."""
         self._plan, self._closing = plan, False
-        self._last: EpochDone | None = None  # the trial's last epoch, told to Tune together with the trial's end
+        self._last: EpochReport | None = None  # the trial's last epoch, told to Tune together with the trial's end
         self._fits, self._ended = 0, 0
-        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote(plan.retries, plan.hang_timeout_s)
+        self._coordinator = ray.remote(num_cpus=0)(Coordinator).remote(plan.retries, plan.hang_timeout_s)
         self._start()
         self._assign(config)
 
@@ -59,25 +59,25 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             ``done``, and the reason under the outcome's name.
         """
         event = self._next_event()
-        if isinstance(event, EpochDone):
+        if isinstance(event, EpochReport):
             self._losses = 0
             if event.number < self._config.train.epochs:
                 return _result(event)
             self._last, event = event, self._next_event()
-        if isinstance(event, Holding):
+        if isinstance(event, ResourcesHeld):
             return {"holding": event.resources}
-        assert isinstance(event, TrialDone), "no epoch follows the last one"
+        assert isinstance(event, AssignmentDone), "no epoch follows the last one"
         return {**(_result(self._last) if self._last else {}), event.outcome: event.reason, "done": True}
 
     def cleanup(self) -> None:
         """Send the workers home and wait until their reservation is free."""
         self._closing = True
-        ray.get(self._mailbox.close.remote())
+        ray.get(self._coordinator.close.remote())
         self._thread.join(CLOSE_TIMEOUT_S)
 
     def _assign(self, config: dict[str, Any]) -> None:
         self._config, self._losses, self._last = Config.model_validate(config["config"]), 0, None
-        ray.get(self._mailbox.assign.remote(config["config"], config["run_dir"]))
+        ray.get(self._coordinator.assign.remote(config["config"], config["run_dir"]))
         if self._ended == self._fits:
             self._start()
 
@@ -86,21 +86,21 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._thread = threading.Thread(target=self._fit, args=(self._fits,), daemon=True)
         self._thread.start()
 
-    def _next_event(self) -> EpochDone | Holding | TrialDone:
+    def _next_event(self) -> EpochReport | ResourcesHeld | AssignmentDone:
         """What the workers tell next; silent ones are killed, and a group that is lost is replaced once an epoch."""
         while True:
-            event: Event = ray.get(self._mailbox.next_event.remote())
-            if isinstance(event, Silence):
+            event: Event = ray.get(self._coordinator.next_event.remote())
+            if isinstance(event, HeartbeatTimeout):
                 for worker in event.workers:
                     ray.kill(worker)  # Ray Train starts the group anew
             elif isinstance(event, GroupLost):
                 if event.fit < self._fits:
                     continue  # its successor is at work already
-                if event.roomless:
-                    return TrialDone("roomless", f"no node has room for {self._plan.group_text}")
+                if event.unschedulable:
+                    return AssignmentDone("roomless", f"no node has room for {self._plan.group_text}")
                 self._losses += bool(event.reason)
                 if self._losses > 1:
-                    return TrialDone("failed", event.reason)
+                    return AssignmentDone("failed", event.reason)
                 self._start()
             else:
                 return event
@@ -109,23 +109,26 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         """The thread: one ``fit()`` for as long as its workers can be kept alive."""
         lost = GroupLost(number)
         try:
-            events = GroupEvents(self._mailbox)
-            make_trainer(serve, {"mailbox": self._mailbox, "plan": self._plan}, self._plan, events).fit()
+            events = ControllerCallback(self._coordinator)
+            make_trainer(serve, {"mailbox": self._coordinator, "plan": self._plan}, self._plan, events).fit()
         except Exception as error:  # whatever ended the group, the slot must hear of it, not this thread
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-            roomless = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
-            lost = GroupLost(number, reason, roomless)
+            unschedulable = isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+            lost = GroupLost(number, reason, unschedulable)
         self._ended = number  # before the slot hears of it: an assignment in between starts the successor itself
         if not self._closing:
-            ray.get(self._mailbox.group_lost.remote(lost))
+            ray.get(self._coordinator.fit_ended.remote(lost))
 
 
-def _result(event: EpochDone) -> dict[str, Any]:
+def _result(event: EpochReport) -> dict[str, Any]:
     return {"epoch": event.number, "metrics": event.metrics}
 
 
 def make_trainer(
-    loop: Callable[[dict[str, Any]], None], config: dict[str, Any], plan: SlotPlan, events: GroupEvents | None = None
+    loop: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    plan: WorkerGroupSpec,
+    events: ControllerCallback | None = None,
 ) -> TorchTrainer:
     """Ray Train's trainer for a loop that every worker of a slot runs; ``events`` hears of its resources."""
     return TorchTrainer(

@@ -23,7 +23,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class EpochDone:
+class EpochReport:
     """The workers did an epoch and wait for the verdict."""
 
     number: int
@@ -31,14 +31,14 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
-class Holding:
+class ResourcesHeld:
     """Whether the trial's workers hold resources, or wait for them; the first event of each assignment."""
 
     resources: bool
 
 
 @dataclass(frozen=True)
-class TrialDone:
+class AssignmentDone:
     """The workers are done with the assignment."""
 
     outcome: Outcome
@@ -53,16 +53,16 @@ class GroupLost:
     """Which of the slot's fits ended."""
     reason: str = ""
     """Empty where they left of their own accord, with their work saved."""
-    roomless: bool = False
+    unschedulable: bool = False
     """Whether there was no place for them."""
 
 
 @dataclass(frozen=True)
-class Silence:
+class HeartbeatTimeout:
     """The workers gave no sign of life for too long, at the assignment or before they took it."""
 
     workers: list[Any]
     """Their actors."""
 
 
-Event = EpochDone | Holding | TrialDone | GroupLost | Silence
+Event = EpochReport | ResourcesHeld | AssignmentDone | GroupLost | HeartbeatTimeout

@@ -10,7 +10,7 @@ PRETRAIN = "csmae.training.trainer:pretrain"
 
 
 @dataclass(frozen=True)
-class SlotPlan:
+class WorkerGroupSpec:
     """What each slot of a search is made of."""
 
     workers: int
@@ -19,7 +19,7 @@ class SlotPlan:
     retries: int
     """Restarts of a trial after a worker died."""
     hang_timeout_s: float
-    """Silence after which workers are taken for dead."""
+    """HeartbeatTimeout after which workers are taken for dead."""
     scratch_dir: str
     """Where Ray Train leaves its own notes."""
     files: Files | None = None

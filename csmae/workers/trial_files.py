@@ -19,8 +19,8 @@ from ray.train.collective import broadcast_from_rank_zero
 from csmae.config import ANY_RUN, TRAINING, Config, ConfigError, may_change
 from csmae.scratch import clear, hold, scratch_root
 from csmae.settings import flatten
-from csmae.storage.manifest import Claim, DeletedError, FileSet, Manifest, SupersededError, objects, snapshot
-from csmae.storage.object_store import PATIENCE_S, RETRY_S, patiently, reason
+from csmae.storage.manifest import Claim, DeletedError, Manifest, RemoteFolder, SupersededError, objects, snapshot
+from csmae.storage.object_store import RETRY_FOR_S, RETRY_S, reason, retry
 
 PREFIX = "trial-"
 """Of the names of working copies."""
@@ -44,7 +44,7 @@ def saved_epoch(run_dir: Path) -> tuple[int, dict[str, float]] | None:
     return details["epoch"], details["metrics"]
 
 
-def copy_folder(files: FileSet, rank: int) -> Path:
+def copy_folder(files: RemoteFolder, rank: int) -> Path:
     """Where this machine keeps a rank's copy of a trial's files, whichever search trains it."""
     name = f"{files.bucket.url.partition('?')[0]}/{files.key}"
     return scratch_root() / f"{PREFIX}{zlib.crc32(name.encode()):08x}-{files.key.replace('/', '-')}-rank-{rank}"
@@ -80,7 +80,7 @@ class WorkingCopy:
         beat: Called while the bucket keeps this rank waiting.
     """
 
-    def __init__(self, files: FileSet, folder: Path, marks: Sequence[str], beat: Callable[[], object]) -> None:
+    def __init__(self, files: RemoteFolder, folder: Path, marks: Sequence[str], beat: Callable[[], object]) -> None:
         self._files, self._marks, self._beat = files, marks, beat
         self._claim: Claim | None = None
         self._pending: Path | None = None
@@ -112,7 +112,7 @@ class WorkingCopy:
             self._pusher.start()
         else:
             _remove(self.folder, all_but=state.files)
-            patiently(lambda: self._files.fetch(self.folder, state), self._beat)
+            retry(lambda: self._files.fetch(self.folder, state), self._beat)
 
     def _reconcile(self) -> Manifest | str:
         """Of the node's state and the bucket's, the newer one on both sides; or why not, in one line."""
@@ -130,7 +130,7 @@ class WorkingCopy:
             return there
 
         try:
-            return patiently(newer, self._beat)
+            return retry(newer, self._beat)
         except SupersededError as error:
             self._superseded(error)
         except OSError as error:
@@ -178,7 +178,7 @@ class WorkingCopy:
         Raises:
             FullDiskError: The bucket does not take it; the node keeps it.
         """
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + RETRY_FOR_S
         self._end()
         while self._pusher and self._pusher.is_alive() and time.monotonic() < deadline:
             self._pusher.join(RETRY_S)
@@ -280,7 +280,7 @@ def _remove(folder: Path, all_but: Mapping[str, str]) -> None:
 
 @contextmanager
 def working_copy(
-    files: FileSet, folder: Path, marks: Sequence[str], first: bool, beat: Callable[[], object]
+    files: RemoteFolder, folder: Path, marks: Sequence[str], first: bool, beat: Callable[[], object]
 ) -> Iterator[tuple[Path, Callable[[], None]]]:
     """A rank's copy of a trial's files for as long as the block lasts; arguments as of ``WorkingCopy``. Collective.
 

@@ -18,7 +18,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from csmae.config import Config, ConfigError
 from csmae.workers.messages import Assignment, Outcome
-from csmae.workers.spec import SlotPlan
+from csmae.workers.spec import WorkerGroupSpec
 from csmae.workers.trial_files import clear_copies, copy_folder, marks_of, saved_epoch, working_copy
 
 RENEW_AFTER = 8
@@ -33,14 +33,14 @@ def serve(setting: dict[str, Any]) -> None:
     """What each worker does all its life: take an assignment, train it, take the next; or leave for another group to come."""
     import torch
 
-    mailbox, plan = setting["mailbox"], setting["plan"]
+    coordinator, plan = setting["mailbox"], setting["plan"]
     torch.set_num_threads(max(1, round(plan.cpus_per_worker)))
     group = broadcast_from_rank_zero(uuid.uuid4().hex)
-    rank = _Rank(mailbox, group, train.get_context().get_world_rank(), plan)
+    rank = _Rank(coordinator, group, train.get_context().get_world_rank(), plan)
     myself = ray.get_runtime_context().current_actor
     importlib.import_module(plan.pretrain.partition(":")[0])  # seconds, that no trial shall wait for
     done = compiled = 0
-    while (assignment := ray.get(mailbox.take.remote(group, done, myself))) is not None:
+    while (assignment := ray.get(coordinator.next_assignment.remote(group, done, myself))) is not None:
         stays = rank.train(assignment)
         compiled += assignment.config["train"]["compile"]
         if not stays or compiled == RENEW_AFTER:
@@ -57,10 +57,10 @@ def serve(setting: dict[str, Any]) -> None:
 class _Rank:
     """One worker of a group."""
 
-    mailbox: Any
+    coordinator: Any
     group: str
     number: int
-    plan: SlotPlan
+    plan: WorkerGroupSpec
 
     def train(self, assignment: Assignment) -> bool:
         """Train one assignment until it is done, stopped or failed on all ranks alike.
@@ -79,7 +79,7 @@ class _Rank:
             if self._epochs(assignment) and self.number == 0:
                 self._end(assignment, "finished")
         except StoppedError:
-            ray.get(self.mailbox.leave.remote(assignment.ticket, self.group))
+            ray.get(self.coordinator.preempted.remote(assignment.ticket, self.group))
             return False
         except DivergedError as error:
             if self.number == 0:
@@ -91,11 +91,11 @@ class _Rank:
             self._end(assignment, "failed", f"rank {self.number}: {error}")
             raise
         except SmallerMicroBatchError as error:  # the other ranks wait in a collective: the group must go
-            ray.get(self.mailbox.shrink.remote(assignment.ticket, self.group, error.micro_batch))
+            ray.get(self.coordinator.shrink_micro_batch.remote(assignment.ticket, self.group, error.micro_batch))
             raise
         except Exception as error:
             text = f"{type(error).__name__} on rank {self.number}: {' '.join(str(error).split())[:500]}"
-            ray.get(self.mailbox.complain.remote(assignment.ticket, self.group, text))
+            ray.get(self.coordinator.report_error.remote(assignment.ticket, self.group, text))
             raise
         return True
 
@@ -108,11 +108,11 @@ class _Rank:
             if assignment.micro_batch:  # the rank that asked for it may have noted it in a folder of its own
                 note_micro_batch(run_dir, assignment.micro_batch)
             if first and (saved := saved_epoch(run_dir)):
-                ray.get(self.mailbox.replay.remote(assignment.ticket, self.group, *saved))
+                ray.get(self.coordinator.report_again.remote(assignment.ticket, self.group, *saved))
             for epoch in self._generator(assignment, run_dir):
                 mirror()
                 metrics = epoch.metrics if first else None
-                if not ray.get(self.mailbox.tell.remote(assignment.ticket, self.group, epoch.number, metrics)):
+                if not ray.get(self.coordinator.report.remote(assignment.ticket, self.group, epoch.number, metrics)):
                     return False
         return True
 
@@ -126,7 +126,7 @@ class _Rank:
         folder = copy_folder(files, self.number)
 
         def beat() -> None:
-            self.mailbox.beat.remote(assignment.ticket, self.group)
+            self.coordinator.heartbeat.remote(assignment.ticket, self.group)
 
         with working_copy(files, folder, marks_of(assignment.config), self.number == 0, beat) as copy:
             yield copy
@@ -149,13 +149,13 @@ class _Rank:
             nonlocal last
             if time.monotonic() - last > self.plan.hang_timeout_s / BEATS:
                 last = time.monotonic()
-                self.mailbox.beat.remote(ticket, self.group)
+                self.coordinator.heartbeat.remote(ticket, self.group)
             return notice.preemption_info is not None
 
         return beat
 
     def _end(self, assignment: Assignment, outcome: Outcome, reason: str = "") -> None:
-        ray.get(self.mailbox.end.remote(assignment.ticket, self.group, outcome, reason))
+        ray.get(self.coordinator.finish.remote(assignment.ticket, self.group, outcome, reason))
 
 
 def _nothing() -> None:

@@ -105,7 +105,11 @@ def test_a_port_that_is_not_rays_is_told_apart() -> None:
 
 
 def test_a_token_that_is_made_for_a_ray_of_ones_own_is_closed_to_others(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "import os; os.umask(0); from csmae.cluster.auth import have_token; have_token()"]
+    command = [
+        sys.executable,
+        "-c",
+        "import os; os.umask(0); from csmae.cluster.auth import ensure_token; ensure_token()",
+    ]
     subprocess.run(command, check=True, cwd=ROOT)
     made = tmp_path / ".ray/auth_token"
     assert (made.parent.stat().st_mode & 0o777, made.stat().st_mode & 0o777) == (0o700, 0o600)

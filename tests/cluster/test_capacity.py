@@ -10,14 +10,14 @@ from pathlib import Path
 import optuna
 import pytest
 
-from csmae.cluster.session import Room, share
+from csmae.cluster.session import ClusterResources, allocate
 from csmae.config import ConfigError
 from csmae.study.options import Search
 from tests.support.own_cluster import OwnCluster, own_cluster, stop
 from tests.tuning.test_search import ROOT, write
 
-KINDS = {"T4": Room(4, 1, "the lab's T4", 4.0), "H100": Room(16, 2, "the lab's H100", 8.0)}
-ROOM = Room(20, 3, "the lab", 4.0, kinds=KINDS)
+KINDS = {"T4": ClusterResources(4, 1, "the lab's T4", 4.0), "H100": ClusterResources(16, 2, "the lab's H100", 8.0)}
+ROOM = ClusterResources(20, 3, "the lab", 4.0, kinds=KINDS)
 
 
 @pytest.fixture
@@ -43,49 +43,57 @@ def wait_for(driver: subprocess.Popen[str], folder: Path, text: str) -> str:
 
 
 def test_an_accelerator_type_narrows_the_room_to_its_nodes() -> None:
-    assert share(Search(), ROOM).slots == 3
-    part = share(Search(accelerator_type="H100"), ROOM)
-    assert (part.slots, part.cpus_per_worker, part.accelerator_type) == (2, 8.0, "H100")
+    assert allocate(Search(), ROOM).max_concurrent == 3
+    allocation = allocate(Search(accelerator_type="H100"), ROOM)
+    assert (allocation.max_concurrent, allocation.cpus_per_worker, allocation.accelerator_type) == (2, 8.0, "H100")
     with pytest.raises(ConfigError, match="needs 2 GPUs, the lab's T4 has 1"):
-        share(Search(accelerator_type="T4", workers_per_trial=2), ROOM)
+        allocate(Search(accelerator_type="T4", workers_per_trial=2), ROOM)
     with pytest.raises(ConfigError, match="A10G: the accelerators of the lab are: H100, T4: name one"):
-        share(Search(accelerator_type="A10G"), ROOM)
+        allocate(Search(accelerator_type="A10G"), ROOM)
 
 
 @pytest.mark.parametrize(
-    ("gpus_per_worker", "room", "slots", "cpus"),
+    ("gpus_per_worker", "resources", "max_concurrent", "cpus"),
     [
-        (0.2, Room(64, 1, "a"), 5, 12.0),
-        (0.1, Room(64, 3, "a"), 30, 2.0),
-        (0.4, Room(64, 4, "a"), 8, 8.0),
-        (0.3, Room(64, 4, "a"), 12, 5.0),
-        (0.3333, Room(64, 1, "a"), 3, 21.0),
-        (0.2, Room(4, 1, "a"), 4, 1.0),
-        (2, Room(32, 6, "a", 4.0, nodes=((16, 3), (16, 3))), 2, 8.0),
-        (0.6, Room(32, 4, "a", 8.0, nodes=((16, 2), (16, 2))), 4, 8.0),
-        (1, Room(24, 2, "a", 4.0, nodes=((8, 2), (16, 0))), 2, 4.0),
-        (0, Room(3, 0, "a", nodes=((1.5, 0), (1.5, 0))), 2, 1.0),
+        (0.2, ClusterResources(64, 1, "a"), 5, 12.0),
+        (0.1, ClusterResources(64, 3, "a"), 30, 2.0),
+        (0.4, ClusterResources(64, 4, "a"), 8, 8.0),
+        (0.3, ClusterResources(64, 4, "a"), 12, 5.0),
+        (0.3333, ClusterResources(64, 1, "a"), 3, 21.0),
+        (0.2, ClusterResources(4, 1, "a"), 4, 1.0),
+        (2, ClusterResources(32, 6, "a", 4.0, nodes=((16, 3), (16, 3))), 2, 8.0),
+        (0.6, ClusterResources(32, 4, "a", 8.0, nodes=((16, 2), (16, 2))), 4, 8.0),
+        (1, ClusterResources(24, 2, "a", 4.0, nodes=((8, 2), (16, 0))), 2, 4.0),
+        (0, ClusterResources(3, 0, "a", nodes=((1.5, 0), (1.5, 0))), 2, 1.0),
     ],
 )
 def test_workers_are_counted_node_by_node_and_gpu_by_gpu(
-    gpus_per_worker: float, room: Room, slots: int, cpus: float
+    gpus_per_worker: float, resources: ClusterResources, max_concurrent: int, cpus: float
 ) -> None:
-    part = share(Search(gpus_per_worker=gpus_per_worker, num_trials=99), room)
-    assert (part.slots, part.cpus_per_worker) == (slots, cpus)
+    allocation = allocate(Search(gpus_per_worker=gpus_per_worker, num_trials=99), resources)
+    assert (allocation.max_concurrent, allocation.cpus_per_worker) == (max_concurrent, cpus)
 
 
 @pytest.mark.parametrize(
-    ("settings", "room", "text"),
+    ("settings", "resources", "text"),
     [
-        ({"gpus_per_worker": 2}, Room(8, 2, "lab", 4.0, nodes=((4, 1), (4, 1))), "hold 0 such workers: lower"),
-        ({"workers_per_trial": 3}, Room(3, 0, "lab", nodes=((1.5, 0), (1.5, 0))), "hold 2 such workers: lower"),
-        ({"gpus_per_worker": 1.5}, Room(8, 4, "lab"), "must be whole above 1, .* found 1.5"),
-        ({"gpus_per_worker": 0.00001}, Room(8, 4, "lab"), "must be 0 or at least 0.0001"),
+        (
+            {"gpus_per_worker": 2},
+            ClusterResources(8, 2, "lab", 4.0, nodes=((4, 1), (4, 1))),
+            "hold 0 such workers: lower",
+        ),
+        (
+            {"workers_per_trial": 3},
+            ClusterResources(3, 0, "lab", nodes=((1.5, 0), (1.5, 0))),
+            "hold 2 such workers: lower",
+        ),
+        ({"gpus_per_worker": 1.5}, ClusterResources(8, 4, "lab"), "must be whole above 1, .* found 1.5"),
+        ({"gpus_per_worker": 0.00001}, ClusterResources(8, 4, "lab"), "must be 0 or at least 0.0001"),
     ],
 )
-def test_what_no_node_holds_is_refused(settings: dict[str, float], room: Room, text: str) -> None:
+def test_what_no_node_holds_is_refused(settings: dict[str, float], resources: ClusterResources, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        share(Search(**settings), room)
+        allocate(Search(**settings), resources)
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from csmae.cluster.node_report import Facts, Node, Survey
-from csmae.cluster.preflight import advisable, needed
+from csmae.cluster.node_report import ClusterReport, Node, NodeReport
+from csmae.cluster.preflight import advisory_checks, required_checks
 from tests.conftest import free_port
 from tests.support.archives import write_v2
 from tests.support.own_cluster import TOKEN, own_cluster
@@ -27,7 +27,7 @@ exec "$@"
 
 ALL = ["nodes", "versions", "storage", "data", "token", "GPUs", "disks", "clocks", "placement", "MLflow"]
 
-FACTS = Facts({"python": "3.11.7"}, "0600", (), None, {"/": (2**40, 0.1)}, None, "two pairs", None, 0.0)
+FACTS = NodeReport({"python": "3.11.7"}, "0600", (), None, {"/": (2**40, 0.1)}, None, "two pairs", None, 0.0)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -110,33 +110,37 @@ def test_a_node_that_is_not_as_the_others_is_found_before_the_first_trial(tmp_pa
         assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["nodes", "versions", "storage", "data"]
 
 
-def survey(name: str, node: Facts | None, ray_gpus: int = 0, ahead_s: float = 0.0) -> Survey:
-    return Survey(FACTS, [Node("a", 0, FACTS, ""), Node(name, ray_gpus, node, "", ahead_s)])
+def report_nodes(name: str, node: NodeReport | None, ray_gpus: int = 0, ahead_s: float = 0.0) -> ClusterReport:
+    return ClusterReport(FACTS, [Node("a", 0, FACTS, ""), Node(name, ray_gpus, node, "", ahead_s)])
 
 
-def changed(**values: object) -> Facts:
-    return Facts(**vars(FACTS) | values)
+def changed(**values: object) -> NodeReport:
+    return NodeReport(**vars(FACTS) | values)
 
 
 @pytest.mark.parametrize(
     ("seen", "name", "text"),
     [
-        (survey("b", FACTS, ahead_s=9.2), "clocks", "b: 9 s ahead"),
-        (survey("b", FACTS, ahead_s=-61), "clocks", "b: 61 s behind"),
-        (survey("b", changed(gpus=("NVIDIA H100 driver 580",))), "GPUs", "b: Ray hands out 0, nvidia-smi lists 1"),
-        (survey("b", FACTS, 1), "GPUs", "b: Ray hands out 1, nvidia-smi lists 0"),
+        (report_nodes("b", FACTS, ahead_s=9.2), "clocks", "b: 9 s ahead"),
+        (report_nodes("b", FACTS, ahead_s=-61), "clocks", "b: 61 s behind"),
         (
-            survey("b", changed(gpus=("NVIDIA T4 driver 9",), cuda="too old"), 1),
+            report_nodes("b", changed(gpus=("NVIDIA H100 driver 580",))),
+            "GPUs",
+            "b: Ray hands out 0, nvidia-smi lists 1",
+        ),
+        (report_nodes("b", FACTS, 1), "GPUs", "b: Ray hands out 1, nvidia-smi lists 0"),
+        (
+            report_nodes("b", changed(gpus=("NVIDIA T4 driver 9",), cuda="too old"), 1),
             "GPUs",
             "b: torch cannot use them: too old",
         ),
-        (survey("b", changed(disks={"/data": (2**30, 0.5)})), "disks", "b: /data has 1.0 GiB free, 50% used"),
-        (survey("b", changed(disks={"/": (2**40, 0.96)})), "disks", "b: / has 1024.0 GiB free, 96% used"),
-        (survey("b", changed(token="none")), "token", "b: there is none"),
-        (survey("b", changed(versions={"python": "3.12.1"})), "versions", "b: python 3.12.1, here 3.11.7"),
-        (survey("b", changed(data="three pairs")), "data", "b: three pairs; here two pairs"),
+        (report_nodes("b", changed(disks={"/data": (2**30, 0.5)})), "disks", "b: /data has 1.0 GiB free, 50% used"),
+        (report_nodes("b", changed(disks={"/": (2**40, 0.96)})), "disks", "b: / has 1024.0 GiB free, 96% used"),
+        (report_nodes("b", changed(token="none")), "token", "b: there is none"),
+        (report_nodes("b", changed(versions={"python": "3.12.1"})), "versions", "b: python 3.12.1, here 3.11.7"),
+        (report_nodes("b", changed(data="three pairs")), "data", "b: three pairs; here two pairs"),
     ],
 )
-def test_what_is_wrong_is_said_of_its_node_alone(seen: Survey, name: str, text: str) -> None:
-    wrong = [it for it in (*needed(seen), *advisable(seen)) if it.remedy]
+def test_what_is_wrong_is_said_of_its_node_alone(seen: ClusterReport, name: str, text: str) -> None:
+    wrong = [it for it in (*required_checks(seen), *advisory_checks(seen)) if it.remedy]
     assert [(it.name, it.found) for it in wrong] == [(name, text)]

@@ -9,29 +9,29 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from csmae.console.live_view import View
+from csmae.console.live_view import LiveView
 from csmae.console.progress import Progress
 from csmae.console.tables import best_table, scores_table, studies_table
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
-from csmae.tuning.events import Ended, Reported, Started
+from csmae.trials.store import TrialStore
+from csmae.tuning.events import EpochReported, TrialEnded, TrialStarted
 from tests.console.test_terminal import MARKUP
 from tests.tuning.test_searcher import make_searcher, make_study, result
 
 
-def make_view(folder: Path, terminal: bool = True) -> tuple[View, Progress, io.StringIO]:
+def make_view(folder: Path, terminal: bool = True) -> tuple[LiveView, Progress, io.StringIO]:
     told = io.StringIO()
-    progress = Progress.of(Budget(Ledger(make_study(folder, num_trials=5000), folder)))
+    progress = Progress.of(Budget(TrialStore(make_study(folder, num_trials=5000), folder)))
     console = Console(file=told, force_terminal=terminal, width=200, color_system=None, _environ={"TERM": "xterm"})
-    return View("study", progress, console), progress, told
+    return LiveView("study", progress, console), progress, told
 
 
-def run(view: View, number: int, ends: bool = True, **changes: Any) -> None:
+def run(view: LiveView, number: int, ends: bool = True, **changes: Any) -> None:
     """Tell the view of a trial from its start to its end."""
-    view(Started(number, {"masking.ratio": number / 10_000}, 4, False))
-    view(Reported(number, 1, {"val/f1_mean": changes.get("score", number / 10_000)}))
+    view(TrialStarted(number, {"masking.ratio": number / 10_000}, 4, False))
+    view(EpochReported(number, 1, {"val/f1_mean": changes.get("score", number / 10_000)}))
     if ends:
-        view(Ended(number, "FAIL", None, changes.get("reason")))
+        view(TrialEnded(number, "FAIL", None, changes.get("reason")))
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -54,7 +54,7 @@ def test_tables_show_foreign_text_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "studies.db").rename(folder / "studies.db")
     console = Console(file=told, width=300)
     console.print(studies_table(folder / "studies.db"))
-    console.print(best_table(Ledger(study, folder)))
+    console.print(best_table(TrialStore(study, folder)))
     console.print(scores_table({MARKUP: {"test/recall_at_1": 0.5, "test/mrr": 0.5}}))
     shown = "".join(told.getvalue().split())
     assert f"studiesin{folder}/studies.db" in shown and "".join(MARKUP.split()) in shown
@@ -70,7 +70,7 @@ def test_an_error_in_the_view_ends_nothing(tmp_path: Path, caplog: pytest.LogCap
     assert progress.trial(0).epoch == 1
 
 
-def calls(view: View) -> int:
+def calls(view: LiveView) -> int:
     """Calls that drawing the screen takes."""
     count = 0
 

@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from csmae.config import Data
 from csmae.data.pairs import PairBatch, allocate
-from csmae.data.transforms import Prepare, Resize, resize_matrix
+from csmae.data.transforms import Preprocess, Resize, resize_matrix
 
 
 def random_batch(num_pairs: int, seed: int = 0) -> PairBatch:
@@ -49,7 +49,7 @@ def naive(batch: PairBatch, flips: list[tuple[bool, bool]], size: int) -> Tensor
 def test_preparing_is_interpolating_normalising_and_mirroring_each_image(size: int) -> None:
     batch = random_batch(4)
     flips = [(False, False), (True, False), (False, True), (True, True)]
-    s1, s2 = Prepare(Data(), size)(batch, torch.tensor(flips))
+    s1, s2 = Preprocess(Data(), size)(batch, torch.tensor(flips))
     assert s1.shape == (4, 2, size, size) and s2.shape == (4, 10, size, size)
     assert (torch.cat([s1, s2], dim=1) - naive(batch, flips, size)).abs().max() < 5e-6
 
@@ -57,7 +57,7 @@ def test_preparing_is_interpolating_normalising_and_mirroring_each_image(size: i
 def test_preparing_without_flips_mirrors_nothing_and_leaves_the_batch_as_it_was() -> None:
     batch = random_batch(3)
     before = [tensor.clone() for tensor in batch]
-    prepare = Prepare(Data(), 120)
+    prepare = Preprocess(Data(), 120)
     plain = prepare(batch)
     unflipped = prepare(batch, torch.zeros(3, 2, dtype=torch.bool))
     assert all(torch.equal(a, b) for a, b in zip(plain, unflipped, strict=True))
@@ -70,7 +70,7 @@ def test_preparing_without_flips_mirrors_nothing_and_leaves_the_batch_as_it_was(
 def test_a_sensor_without_rows_stays_without(size: int, sensor: str, fields: list[str]) -> None:
     batch = random_batch(2)
     batch = batch._replace(**{field: getattr(batch, field)[:0] for field in fields})
-    s1, s2 = Prepare(Data(), size)(batch, torch.ones(2, 2, dtype=torch.bool))
+    s1, s2 = Preprocess(Data(), size)(batch, torch.ones(2, 2, dtype=torch.bool))
     assert (len(s1), len(s2)) == ((0, 2) if sensor == "s1" else (2, 0))
 
 
@@ -100,10 +100,10 @@ def test_the_weights_of_every_pixel_sum_to_one(source: int, target: int) -> None
 def test_the_statistics_of_the_configuration_are_used() -> None:
     data = Data(s1_mean=(1, 2), s1_std=(3, 4), s2_mean=(5,) * 10, s2_std=tuple(range(1, 11)))
     batch = random_batch(1)
-    s1, s2 = Prepare(data, 120)(batch)
+    s1, s2 = Preprocess(data, 120)(batch)
     assert torch.allclose(s1[0, 1], (batch.s1[0, 1] - 2) / 4)
     assert torch.allclose(s2[0, 3], (batch.s2_10m[0, 3].float() - 5) / 4)
 
 
 def test_preparing_adds_nothing_to_the_weights_of_an_encoder() -> None:
-    assert not Prepare(Data(), 120).state_dict()
+    assert not Preprocess(Data(), 120).state_dict()

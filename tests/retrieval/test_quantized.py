@@ -20,7 +20,7 @@ def leeway(queries_qd: Tensor, archive_nd: Tensor, kind: torch.dtype) -> Tensor:
     """How far bounds lie above what they are of (Q, N), as similarities."""
     mean_d, everything = queries_qd.mean(0), slice(None)
     with ThreadPoolExecutor(1) as threads:
-        queries, archive = (rough.roughen(features, mean_d, kind, threads) for features in (queries_qd, archive_nd))
+        queries, archive = (rough.quantize(features, mean_d, kind, threads) for features in (queries_qd, archive_nd))
     bounds = rough.Bounds(queries, mean_d, archive)
     bound_qn = torch.empty(len(queries_qd), len(archive_nd))
     bounds.fill(everything, everything, bound_qn)

@@ -19,10 +19,10 @@ from csmae.config import ConfigError
 from csmae.scratch import scratch_root
 from csmae.storage import study_mirror as storage
 from csmae.storage.layout import DATABASE
-from csmae.storage.manifest import FileSet, Manifest
-from csmae.storage.object_store import Bucket
+from csmae.storage.manifest import Manifest, RemoteFolder
+from csmae.storage.object_store import ObjectStore
 from csmae.study.study import load_study
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.trials.transfer import study_names
 from tests.conftest import free_port
 from tests.support.bucket_server import Server, running
@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_a_state_of_files_comes_back_as_it_was_whatever_is_pushed_meanwhile(server: Server, tmp_path: Path) -> None:
     files, here = (
-        FileSet(Bucket(server.url("lab/one")), "trial"),
+        RemoteFolder(ObjectStore(server.url("lab/one")), "trial"),
         write_files(tmp_path / "a", model="1", encoder__x="1"),
     )
     assert files.manifest() == Manifest()
@@ -63,18 +63,18 @@ def test_a_state_of_files_comes_back_as_it_was_whatever_is_pushed_meanwhile(serv
     with pytest.raises(FileNotFoundError):
         files.fetch(tmp_path / "c", first)
     files.delete()
-    assert Bucket(server.url("lab/one")).names("trial/encoder") == [] and files.manifest() == Manifest()
+    assert ObjectStore(server.url("lab/one")).names("trial/encoder") == [] and files.manifest() == Manifest()
 
 
 def test_a_manifest_that_names_files_elsewhere_is_refused(server: Server, tmp_path: Path) -> None:
-    bucket = Bucket(server.url("lab/two"))
+    bucket = ObjectStore(server.url("lab/two"))
     for name in ("../../escape", "/tmp/escape"):
         bucket.put_bytes("trial/manifest.json", json.dumps({"files": {name: "x.1"}, "note": {}}).encode())
         with pytest.raises(ConfigError, match="a file elsewhere"):
-            FileSet(bucket, "trial").manifest()
+            RemoteFolder(bucket, "trial").manifest()
     bucket.put_bytes("trial/manifest.json", b"[]")
     with pytest.raises(ConfigError, match="is damaged"):
-        FileSet(bucket, "trial").manifest()
+        RemoteFolder(bucket, "trial").manifest()
 
 
 def test_a_bucket_that_cannot_be_used_is_told_in_one_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_a_bucket_that_cannot_be_used_is_told_in_one_line(server: Server, monkey
     }
     for url, text in wrong.items():
         with pytest.raises(ConfigError, match=text) as caught:
-            Bucket(url).check()
+            ObjectStore(url).check()
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="must be a folder, s3://"):
         storage.local("ftp://lab/x")
@@ -165,7 +165,7 @@ def test_a_driver_that_is_lost_gives_way_after_a_while(
     lost = {"owner": "another", "who": "process 1 on elsewhere", "open": True}
     (tmp_path / "nothing").mkdir()
     monkeypatch.chdir(tmp_path)
-    files = FileSet(Bucket(url), "driver")
+    files = RemoteFolder(ObjectStore(url), "driver")
     files.claim().push(tmp_path / "nothing", lost | {"time": time.time() - storage.LEASE_S + 60})
     with pytest.raises(ConfigError, match="process 1 on elsewhere runs a search on it"), storage.opened(url):
         pass
@@ -183,7 +183,7 @@ def test_the_studies_of_a_bucket_are_listed_anywhere(
     monkeypatch.chdir(tmp_path / "here")
     with storage.opened(url) as files:
         assert files
-        Ledger(study, files.folder, files)
+        TrialStore(study, files.folder, files)
     monkeypatch.chdir(tmp_path / "there")
     assert study_names(storage.fetched(url) / DATABASE) == ["small"]
 
@@ -220,7 +220,7 @@ def test_a_search_goes_on_elsewhere_from_a_bucket_that_is_gone_for_a_while(serve
     assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
     assert all(sorted(trial.intermediate_values) == [1, 2, 3, 4] for trial in trials)
     for trial in trials:
-        state = FileSet(Bucket(url), f"small/trials/{trial.number}").manifest()
+        state = RemoteFolder(ObjectStore(url), f"small/trials/{trial.number}").manifest()
         assert state.note["epoch"] == 4 and {"checkpoint.pt", "encoder/config.json"} < set(state.files)
         assert sum(name.startswith("arrays/") for name in state.files) == 3
         assert csmae.load_encoder(copy / "small" / "trials" / str(trial.number) / "encoder").width

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from csmae.storage import study_mirror as storage
-from csmae.storage.manifest import FileSet
-from csmae.storage.object_store import Bucket
-from csmae.storage.unreferenced import remove_leftovers
+from csmae.storage.manifest import RemoteFolder
+from csmae.storage.object_store import ObjectStore
+from csmae.storage.unreferenced import remove_unreferenced
 from tests.support.bucket_server import Server, running
 
 UNNAMED = "checkpoint.pt.18b2f3c4d5e6f708"
@@ -23,7 +23,7 @@ def server() -> Iterator[Server]:
 def test_objects_that_a_killed_writer_left_are_removed_a_day_later(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, bucket = server.url("lab/garbage"), Bucket(server.url("lab/garbage"))
+    url, bucket = server.url("lab/garbage"), ObjectStore(server.url("lab/garbage"))
     left = [
         "driver/studies.db.18b2f3c4d5e6f708",
         "study/trials/3/checkpoint.pt.18b2f3c4d5e6f708",
@@ -31,8 +31,8 @@ def test_objects_that_a_killed_writer_left_are_removed_a_day_later(
     ]
     (tmp_path / "files" / "encoder").mkdir(parents=True)
     (tmp_path / "files" / "encoder" / "weights").write_text("named")
-    FileSet(bucket, "study/trials/4").claim().push(tmp_path / "files", {})
-    FileSet(bucket, "study/trials/3").claim()
+    RemoteFolder(bucket, "study/trials/4").claim().push(tmp_path / "files", {})
+    RemoteFolder(bucket, "study/trials/3").claim()
     for key in (*left, "notes.txt"):
         bucket.put_bytes(key, b"a kill came before the manifest")
     monkeypatch.chdir(tmp_path)
@@ -42,13 +42,13 @@ def test_objects_that_a_killed_writer_left_are_removed_a_day_later(
         with storage.opened(url):
             time.sleep(0.5)
         assert [key for key in left if bucket.get_bytes(key)] == (left if days == 0 else [])
-    assert bucket.get_bytes("notes.txt") and FileSet(bucket, "study/trials/4").manifest().files
-    FileSet(bucket, "study/trials/4").fetch(tmp_path / "again", FileSet(bucket, "study/trials/4").manifest())
+    assert bucket.get_bytes("notes.txt") and RemoteFolder(bucket, "study/trials/4").manifest().files
+    RemoteFolder(bucket, "study/trials/4").fetch(tmp_path / "again", RemoteFolder(bucket, "study/trials/4").manifest())
     assert (tmp_path / "again" / "encoder" / "weights").read_text() == "named"
 
 
 def test_what_others_keep_in_the_bucket_stays(server: Server) -> None:
-    bucket = Bucket(server.url("lab/shared"))
+    bucket = ObjectStore(server.url("lab/shared"))
     foreign = {
         "experiments/trials/001/data.0123456789abcdef": b"a checksum",
         "experiments/trials/7/manifest.json": b"{}",
@@ -67,12 +67,12 @@ def test_what_others_keep_in_the_bucket_stays(server: Server) -> None:
     for key, content in {**foreign, **ours}.items():
         bucket.put_bytes(key, content)
     bucket.put_bytes("study/trials/1/manifest.json", b'{"files": {}, "note": {"mark": "98bfbbbb", "epoch": 1}}')
-    FileSet(bucket, "study/trials/2").claim()
+    RemoteFolder(bucket, "study/trials/2").claim()
     late = f'{{"files": {{"checkpoint.pt": "{UNNAMED}"}}, "note": {{}}}}'.encode()
     bucket.put_bytes("study/trials/3/manifest-00000007-0123abcd.json", late)
     server.age("lab", "shared/", 2)
     bucket.put_bytes("now", b"")
-    remove_leftovers(bucket)
+    remove_unreferenced(bucket)
     assert {key for key in foreign if bucket.get_bytes(key) is None} == set()
     assert {key for key in ours if bucket.get_bytes(key)} == set()
     assert bucket.names("study/trials/3") == []
@@ -82,7 +82,7 @@ def test_a_driver_keeps_its_lease_while_leftovers_are_removed_and_its_end_waits_
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, key = server.url("lab/many"), "many/study/trials/3/encoder"
-    trial, driver = FileSet(Bucket(url), "study/trials/3"), FileSet(Bucket(url), "driver")
+    trial, driver = RemoteFolder(ObjectStore(url), "study/trials/3"), RemoteFolder(ObjectStore(url), "driver")
     trial.claim()
     for number in range(200):
         server.put("lab", f"{key}/{number}.18b2f3c4d5e6f708")

@@ -14,16 +14,16 @@ from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, s
 
 from csmae.config import Config, ConfigError
 from csmae.storage import study_mirror as storage
-from csmae.storage.manifest import FileSet, Manifest, SupersededError
-from csmae.storage.object_store import Bucket
+from csmae.storage.manifest import Manifest, RemoteFolder, SupersededError
+from csmae.storage.object_store import ObjectStore
 from csmae.study.study import load_study
 from csmae.training.checkpoint import FullDiskError
 from csmae.training.trainer import LOOK_EVERY, StoppedError, pretrain
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
-from csmae.tuning.driver import Warden
-from csmae.tuning.events import Ending
-from csmae.tuning.searcher import LedgerSearcher
+from csmae.trials.store import TrialStore
+from csmae.tuning.driver import StopController
+from csmae.tuning.events import SearchEnd
+from csmae.tuning.searcher import StudySearcher
 from csmae.workers.trial_files import clear_copies, copy_folder, marks_of, working_copy
 from tests.conftest import small_config
 from tests.support.bucket_server import Server, running
@@ -49,7 +49,7 @@ def test_a_save_in_the_middle_of_an_epoch_reaches_the_bucket_and_the_next_node_g
     config = small_config(
         data__synthetic__num_train=4 * LOOK_EVERY, optim__batch_size=2, train__epochs=1, optim__warmup_epochs=0
     )
-    files, marks = FileSet(Bucket(server.url("lab/halfway")), "study/trials/0"), marks_of(config.model_dump())
+    files, marks = RemoteFolder(ObjectStore(server.url("lab/halfway")), "study/trials/0"), marks_of(config.model_dump())
     with pytest.raises(StoppedError), working_copy(files, tmp_path / "here", marks, True, bool) as (folder, mirror):
         for _ in pretrain(config, folder, on_step=lambda done, total: True):
             mirror()
@@ -66,8 +66,12 @@ def test_a_save_that_the_bucket_never_got_is_gone_on_from_on_the_same_node(
 ) -> None:
     """A kill in the middle of an epoch: the node has the save, the bucket an older one."""
     config = small_config(data__synthetic__num_train=4 * LOOK_EVERY, optim__batch_size=2, train__epochs=3)
-    bucket, marks, folder = Bucket(server.url("lab/unsent")), marks_of(config.model_dump()), tmp_path / "trial-rank-0"
-    files = FileSet(bucket, "study/trials/0")
+    bucket, marks, folder = (
+        ObjectStore(server.url("lab/unsent")),
+        marks_of(config.model_dump()),
+        tmp_path / "trial-rank-0",
+    )
+    files = RemoteFolder(bucket, "study/trials/0")
     with pytest.raises(ConfigError), working_copy(files, folder, marks, True, bool) as (run_dir, mirror):
         for _ in pretrain(config, run_dir):
             break
@@ -90,7 +94,7 @@ def test_the_copy_of_a_dead_worker_is_removed_by_the_next_one_on_the_node(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_worker: None
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    first, second = (FileSet(Bucket(server.url("lab/dead")), f"study/trials/{number}") for number in (0, 1))
+    first, second = (RemoteFolder(ObjectStore(server.url("lab/dead")), f"study/trials/{number}") for number in (0, 1))
     with (
         pytest.raises(RuntimeError),
         working_copy(first, copy_folder(first, 0), ("mark",), True, bool) as (left, mirror),
@@ -111,7 +115,7 @@ def test_the_copy_of_a_dead_worker_is_removed_by_the_next_one_on_the_node(
 def test_workers_that_were_taken_for_dead_do_not_write_over_those_in_their_place(
     server: Server, tmp_path: Path, one_worker: None
 ) -> None:
-    files = FileSet(Bucket(server.url("lab/zombies")), "study/trials/0")
+    files = RemoteFolder(ObjectStore(server.url("lab/zombies")), "study/trials/0")
     with pytest.raises(FullDiskError, match="has taken study/trials/0 over"):  # noqa: SIM117
         with working_copy(files, tmp_path / "old", ("mark",), True, bool) as (old, mirror_old):
             (old / "weights").write_text("first")
@@ -160,17 +164,17 @@ def test_a_driver_that_was_silent_too_long_leaves_the_storage_to_its_successor(
             time.sleep(0.3)
             with pytest.raises(SupersededError, match=f"process {os.getpid()} on .* has taken this storage over"):
                 old.check()
-            budget = Budget(Ledger(load_study(write(tmp_path / "silent")), old.folder, old))
-            warden = Warden(budget, LedgerSearcher(budget, lambda event: None))
-            assert warden.stop_all() and warden.ending == Ending("superseded", old.lost)
+            budget = Budget(TrialStore(load_study(write(tmp_path / "silent")), old.folder, old))
+            stop_controller = StopController(budget, StudySearcher(budget, lambda event: None))
+            assert stop_controller.stop_all() and stop_controller.ending == SearchEnd("superseded", old.lost)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert "2" in (storage.fetched(url) / "study" / "outbox.jsonl").read_text()
     assert "lost" not in (storage.fetched(url) / "study" / "outbox.jsonl").read_text()
 
 
 def test_a_writer_whose_files_were_deleted_writes_nothing_more(server: Server, tmp_path: Path) -> None:
-    bucket, here = Bucket(server.url("lab/deleted")), tmp_path / "here"
-    files = FileSet(bucket, "study/trials/0")
+    bucket, here = ObjectStore(server.url("lab/deleted")), tmp_path / "here"
+    files = RemoteFolder(bucket, "study/trials/0")
     here.mkdir()
     (here / "weights").write_text("of the dead")
     old = files.claim()
@@ -190,7 +194,7 @@ def test_a_writer_whose_files_were_deleted_writes_nothing_more(server: Server, t
 def test_a_worker_whose_trial_was_deleted_ends_quietly_and_leaves_nothing(
     server: Server, tmp_path: Path, one_worker: None
 ) -> None:
-    files = FileSet(Bucket(server.url("lab/stopped")), "study/trials/0")
+    files = RemoteFolder(ObjectStore(server.url("lab/stopped")), "study/trials/0")
     with working_copy(files, tmp_path / "copy", ("mark",), True, bool) as (folder, mirror):
         (folder / "weights").write_text("learnt")
         mirror()
@@ -208,7 +212,7 @@ def test_a_state_that_a_full_disk_kept_back_is_sent_when_there_is_room_again(
     def allow(files: int) -> None:
         subprocess.run(["mount", "-o", f"remount,nr_inodes={files}", str(small_disk)], check=True)
 
-    files = FileSet(Bucket(server.url("lab/full")), "study/trials/0")
+    files = RemoteFolder(ObjectStore(server.url("lab/full")), "study/trials/0")
     with working_copy(files, small_disk / "copy", ("mark",), True, bool) as (folder, mirror):
         (folder / "weights").write_text("learnt")
         disk = os.statvfs(small_disk)
@@ -222,11 +226,11 @@ def test_a_state_that_a_full_disk_kept_back_is_sent_when_there_is_room_again(
 
 
 def test_a_checkpoint_of_version_0_1_0_is_resumed(server: Server, tmp_path: Path, one_worker: None) -> None:
-    bucket, mark = Bucket(server.url("lab/old")), "98bfbbbb"  # which 0.1.0 wrote for the default configuration
+    bucket, mark = ObjectStore(server.url("lab/old")), "98bfbbbb"  # which 0.1.0 wrote for the default configuration
     state = {"files": {"checkpoint": "checkpoint.18b2f3c4d5e6f708"}, "note": {"mark": mark, "epoch": 1}}
     bucket.put_bytes("study/trials/0/checkpoint.18b2f3c4d5e6f708", b"learnt")
     bucket.put_bytes("study/trials/0/manifest.json", json.dumps(state).encode())
-    files, marks = FileSet(bucket, "study/trials/0"), marks_of(Config().model_dump())
+    files, marks = RemoteFolder(bucket, "study/trials/0"), marks_of(Config().model_dump())
     with working_copy(files, tmp_path / "copy", marks, True, bool) as (folder, mirror):
         assert (folder / "checkpoint").read_text() == "learnt"
         (folder / "encoder").write_text("new")
@@ -245,7 +249,7 @@ class OneByOne(LocalTrainFnUtils):  # type: ignore[misc]
 
 
 def test_all_ranks_of_a_group_that_was_overtaken_say_the_same_line(server: Server, tmp_path: Path) -> None:
-    files = FileSet(Bucket(server.url("lab/overtaken")), "study/trials/0")
+    files = RemoteFolder(ObjectStore(server.url("lab/overtaken")), "study/trials/0")
     files.bucket.put_bytes(
         "study/trials/0/claim-99999999-ffffffff", b"process 1 on elsewhere"
     )  # every claim comes before

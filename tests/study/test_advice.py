@@ -7,9 +7,9 @@ import pytest
 
 from csmae.console.dry_run import describe
 from csmae.study.study import load_study
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.tuning.advice import notes
-from csmae.tuning.early_stopping import Median, make_rule
+from csmae.tuning.early_stopping import Median, make_stopping_rule
 from tests.study.test_study import BASE, refuse, write
 from tests.tuning.test_searcher import SPACE
 
@@ -79,12 +79,13 @@ def test_grace_epochs_are_compared_with_the_longest_training_of_the_space(tmp_pa
 def test_every_bracket_of_hyperband_can_stop_trials(tmp_path: Path, epochs: int, grace: int, judged: set[int]) -> None:
     base = {**BASE, "train": {"epochs": epochs}}
     study = load_study(write(tmp_path, SPACE, base=base, scheduler="hyperband", grace_epochs=grace))
-    rule = make_rule(study.search, Ledger(study, tmp_path).curves(), study.longest)
+    rule = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.longest)
     assert rule is not None
     for number in range(6):
-        assert all(rule.keeps(number, epoch, (0.9,)) for epoch in range(1, epochs + 1))
+        assert all(rule.should_continue(number, epoch, (0.9,)) for epoch in range(1, epochs + 1))
     stopped = [
-        next(epoch for epoch in range(1, epochs + 1) if not rule.keeps(number, epoch, (0.1,))) for number in (6, 7, 8)
+        next(epoch for epoch in range(1, epochs + 1) if not rule.should_continue(number, epoch, (0.1,)))
+        for number in (6, 7, 8)
     ]
     assert set(stopped) == judged
 
@@ -92,5 +93,5 @@ def test_every_bracket_of_hyperband_can_stop_trials(tmp_path: Path, epochs: int,
 def test_median_stops_no_trial_before_three_others_have_come_as_far() -> None:
     median = Median(1)
     for number in range(3):
-        assert median.keeps(number, 1, (0.9 - 0.1 * number,))
-    assert not median.keeps(3, 1, (0.5,))
+        assert median.should_continue(number, 1, (0.9 - 0.1 * number,))
+    assert not median.should_continue(3, 1, (0.5,))

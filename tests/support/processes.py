@@ -24,7 +24,7 @@ def run_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int = 2) ->
     start_processes(work, arguments, num_ranks, start_method="forkserver")
 
 
-class Started:
+class TrialStarted:
     """Python code that runs in a process of its own, as of ``python -c``.
 
     Args:
@@ -64,8 +64,8 @@ class Started:
 def run_code(
     code: str, *arguments: object, environment: Mapping[str, str] | None = None, file_bytes: int = -1
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code to its end; arguments as of ``Started``."""
-    return Started(code, *arguments, environment=environment or {}, file_bytes=file_bytes).done()
+    """Run Python code to its end; arguments as of ``TrialStarted``."""
+    return TrialStarted(code, *arguments, environment=environment or {}, file_bytes=file_bytes).done()
 
 
 def _run(

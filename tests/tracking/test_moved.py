@@ -288,8 +288,8 @@ def test_an_encoder_that_is_missing_at_the_last_end_of_a_search_is_missed(runs: 
     for event in (start, missing, champion):
         outbox.append(event)
     outbox.close()
-    num_left, (refusal,) = replay(runs / "masking", place(runs), 30)
-    assert num_left == 0
+    num_interrupted, (refusal,) = replay(runs / "masking", place(runs), 30)
+    assert num_interrupted == 0
     assert refusal.startswith(f"trial 0: encoder: {gone}: no encoder")
 
 

@@ -20,7 +20,7 @@ from csmae.study.study import load_study
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.provenance import command
 from csmae.tracking.tracker import Tracker, tracking_uri
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.tuning.champion import Candidate
 from tests.study.test_study import write
 from tests.tracking.test_registry import REAL, empty_database, encoder, same_files
@@ -35,11 +35,11 @@ ODD = ["two words", "50%", "100%25", "what?", "no#1", "a;b&c", "it's", "größe"
 @pytest.mark.parametrize("name", ["what? 100%25 50%", "two no#1 a;b&c it's größe [x]"])
 def test_a_storage_of_any_name_holds_its_databases_and_files(name: str, tmp_path: Path) -> None:
     storage = tmp_path / name
-    ledger = Ledger(load_study(write(tmp_path, SPACE), "study"), storage)
+    trial_store = TrialStore(load_study(write(tmp_path, SPACE), "study"), storage)
     assert "study" in [str(cell) for cell in studies_table(storage / DATABASE).columns[0].cells]
     uri = tracking_uri(None, storage)
-    files = encoder(ledger.run_dir(0) / "encoder", 1)
-    tracker = Tracker(ledger.folder, "study", uri)
+    files = encoder(trial_store.run_dir(0) / "encoder", 1)
+    tracker = Tracker(trial_store.folder, "study", uri)
     tracker.start({}, {}, "val/f1_mean")
     tracker.trial(0, {})
     tracker.champion(0, files, {"val/f1_mean": 0.5}, REAL)
@@ -93,7 +93,7 @@ def test_printed_commands_survive_copy_and_paste(
     monkeypatch.setattr(sys, "argv", ["search.py", "study.yaml", "--storage", str(storage), "--num-trials", "3"])
     trial = optuna.trial.create_trial(value=0.5)
     champion = Candidate("champion", Config(), trial, storage / "study" / "trials" / "0" / "encoder")
-    ledgers = [Ledger(load_study(write(tmp_path, SPACE), name), storage) for name in ("losses_v1.2", "study")]
+    ledgers = [TrialStore(load_study(write(tmp_path, SPACE), name), storage) for name in ("losses_v1.2", "study")]
     program._say_what_next(options, ledgers[0], champion)
     said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
     uri = tracking_uri(None, storage)

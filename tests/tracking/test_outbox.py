@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from csmae.tracking.mlflow_sink import MlflowSink
-from csmae.tracking.outbox import Bookmark, Event, Outbox, TrackingError
+from csmae.tracking.outbox import Event, Outbox, TrackingError, UploadPosition
 from csmae.tracking.uploader import RefusedError, Sink, Uploader
 
 
@@ -132,11 +132,11 @@ def test_a_full_disk_ends_nothing_and_its_events_follow_when_there_is_room(tmp_p
 
 def test_a_bookmark_is_kept_by_place_and_by_study(tmp_path: Path) -> None:
     path = tmp_path / "outbox.uploaded"
-    Bookmark(path, "study", "here").move(10)
-    Bookmark(path, "study", "there").move(20)
-    assert Bookmark(path, "study", "here").offset == 10
-    assert Bookmark(path, "study", "there").offset == 20
-    assert Bookmark(path, "another", "here").offset == 0
+    UploadPosition(path, "study", "here").move(10)
+    UploadPosition(path, "study", "there").move(20)
+    assert UploadPosition(path, "study", "here").offset == 10
+    assert UploadPosition(path, "study", "there").offset == 20
+    assert UploadPosition(path, "another", "here").offset == 0
 
 
 class Lossy:
@@ -169,7 +169,7 @@ class Searches(RuleBasedStateMachine):
             sink = MlflowSink(f"sqlite:///{self.database}", self.folder.name, self.outbox.study_id)
             return sink if fails_after is None else Lossy(sink, fails_after)
 
-        bookmark = Bookmark(self.folder / "outbox.uploaded", self.outbox.study_id, "here")
+        bookmark = UploadPosition(self.folder / "outbox.uploaded", self.outbox.study_id, "here")
         return Uploader(self.outbox, bookmark, connect, "here")
 
     @rule(trial=st.integers(0, 2), value=st.floats(allow_infinity=False))
@@ -264,7 +264,7 @@ def test_one_refused_event_is_told_and_does_not_hold_up_the_others(
     outbox, sink = Outbox(tmp_path / "outbox.jsonl"), Picky()
     for number in range(4):
         outbox.append(epoch(number, 7, loss=1.0))
-    uploader = Uploader(outbox, Bookmark(tmp_path / "mark", outbox.study_id, "here"), lambda: sink, "here")
+    uploader = Uploader(outbox, UploadPosition(tmp_path / "mark", outbox.study_id, "here"), lambda: sink, "here")
     with caplog.at_level(logging.WARNING):
         uploader.step()
     assert [event.number for event in sink.taken] == [None, 0, 2, 3]
@@ -280,16 +280,16 @@ def test_what_was_refused_is_sent_once_more_at_each_start_and_told_once(
         outbox.append(epoch(number, 7, loss=1.0))
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            uploader = Uploader(outbox, Bookmark(mark, outbox.study_id, "here"), lambda: sink, "here")
+            uploader = Uploader(outbox, UploadPosition(mark, outbox.study_id, "here"), lambda: sink, "here")
             uploader.step()
             assert uploader.refused == ["trial 1: no such run (2 events)"]
     assert len(caplog.messages) == 2
     assert [event.number for event in sink.taken] == [None, 0, 2]
     outbox.append(epoch(3, 7, loss=1.0))
-    uploader = Uploader(outbox, Bookmark(mark, outbox.study_id, "here"), lambda: Picky(refuses=()), "here")
+    uploader = Uploader(outbox, UploadPosition(mark, outbox.study_id, "here"), lambda: Picky(refuses=()), "here")
     uploader.step()
     assert uploader.refused == []
-    assert Bookmark(mark, outbox.study_id, "here").refused == {}
+    assert UploadPosition(mark, outbox.study_id, "here").refused == {}
 
 
 class Repaired(Picky):
@@ -306,13 +306,13 @@ def test_a_start_that_was_refused_does_not_reopen_a_trial_that_has_ended(tmp_pat
     outbox, mark = Outbox(tmp_path / "outbox.jsonl"), tmp_path / "mark"
     for number in (1, 2):
         outbox.append(Event("trial", number, 0, {}))
-    Uploader(outbox, Bookmark(mark, outbox.study_id, "here"), lambda: Picky(refuses=(1,)), "here").step()
+    Uploader(outbox, UploadPosition(mark, outbox.study_id, "here"), lambda: Picky(refuses=(1,)), "here").step()
     for number in (1, 2):
         outbox.append(epoch(number, 1, loss=1.0))
         outbox.append(Event("end", number, 0, {}))
-    Uploader(outbox, Bookmark(mark, outbox.study_id, "here"), lambda: Repaired(), "here").step()
+    Uploader(outbox, UploadPosition(mark, outbox.study_id, "here"), lambda: Repaired(), "here").step()
     sink = Picky(refuses=())
-    Uploader(outbox, Bookmark(mark, outbox.study_id, "here"), lambda: sink, "here").step()
+    Uploader(outbox, UploadPosition(mark, outbox.study_id, "here"), lambda: sink, "here").step()
     assert [(event.kind, event.number) for event in sink.taken] == [("trial", 1), ("end", 1)]
 
 
@@ -330,7 +330,7 @@ class Dead:
 def test_a_dead_place_is_asked_ever_less_often_while_closing(tmp_path: Path) -> None:
     outbox, dead = Outbox(tmp_path / "outbox.jsonl"), Dead()
     outbox.append(epoch(0, 1, loss=1.0))
-    uploader = Uploader(outbox, Bookmark(tmp_path / "mark", outbox.study_id, "here"), dead, "here")
+    uploader = Uploader(outbox, UploadPosition(tmp_path / "mark", outbox.study_id, "here"), dead, "here")
     uploader.start()
     before = time.monotonic()
     assert uploader.close(2.0) == 1

@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from csmae.engine_logs import RAY_LOGS, quiet_optuna, quiet_ray
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.tuning.proposals import Proposals
 from tests.tuning.test_searcher import SPACE, make_study
 
@@ -18,7 +18,7 @@ def test_a_study_is_opened_and_sampled_without_a_warning(tmp_path: Path, sampler
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quiet_optuna()
-        proposals = Proposals(Ledger(make_study(tmp_path, SPACE, sampler=sampler), tmp_path))
+        proposals = Proposals(TrialStore(make_study(tmp_path, SPACE, sampler=sampler), tmp_path))
         assert proposals.new() and proposals.new()
 
 
@@ -27,7 +27,7 @@ def test_other_warnings_are_shown_while_a_study_is_open(tmp_path: Path) -> None:
         warnings.simplefilter("default")
         study = make_study(tmp_path)
         next(study.space.samples(0))
-        Ledger(study, tmp_path)
+        TrialStore(study, tmp_path)
         warnings.warn("a sampler is experimental", optuna.exceptions.ExperimentalWarning, stacklevel=1)
         warnings.warn("computes the importances of params to achieve low values", UserWarning, stacklevel=1)
     assert len(shown) == 2

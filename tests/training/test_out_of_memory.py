@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
 from csmae.config import Config, ConfigError
 from csmae.data.pairs import PairBatch
-from csmae.data.transforms import Prepare
+from csmae.data.transforms import Preprocess
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import CSMAE
 from csmae.out_of_memory import is_out_of_memory
@@ -71,7 +71,7 @@ def test_what_torch_raises_where_a_machine_has_too_little_memory_is_known() -> N
 
 def test_augmentation_that_runs_out_of_memory_is_repeated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = next(pretrain(small_config(eval__batch_size=2))).metrics
-    limit(monkeypatch, Prepare, "forward", more_than(2))
+    limit(monkeypatch, Preprocess, "forward", more_than(2))
     metrics = next(pretrain(small_config(eval__batch_size=2))).metrics
     assert metrics["train/micro_batch"] == 2
     assert trained(metrics) == pytest.approx(trained(expected), rel=1e-4)

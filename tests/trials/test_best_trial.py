@@ -23,27 +23,27 @@ from csmae.tracking.outbox import OUTBOX, Outbox
 from csmae.tracking.outbox import Event as Line
 from csmae.trials.budget import Budget
 from csmae.trials.leaderboard import leaderboard, stored_leaderboard
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.tuning.champion import candidates
-from csmae.tuning.events import Ended, Event, Reported, Started
-from csmae.tuning.searcher import LedgerSearcher
+from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted
+from csmae.tuning.searcher import StudySearcher
 from tests.tuning.test_searcher import make_study
 
 Trained = list[dict[str, float]]
 
 
-def searched(study: Study, folder: Path, trained: Trained, cut: bool = False) -> Ledger:
+def searched(study: Study, folder: Path, trained: Trained, cut: bool = False) -> TrialStore:
     """A study whose trials end with these metrics, one after the other, and the outbox that tells of them."""
-    ledger = Ledger(study, folder)
-    outbox = Outbox(ledger.folder / OUTBOX)
+    trial_store = TrialStore(study, folder)
+    outbox = Outbox(trial_store.folder / OUTBOX)
 
     def listen(event: Event) -> None:
         match event:
-            case Started():
+            case TrialStarted():
                 line = Line("trial", event.number, 1_000, {"params": dict(event.values)})
-            case Reported():
+            case EpochReported():
                 line = Line("epoch", event.number, 2_000, {"epoch": event.epoch, "metrics": dict(event.metrics)})
-            case Ended():
+            case TrialEnded():
                 ended: dict[str, Any] = {"state": event.state, "reason": event.reason, "step": 4, "metrics": {}}
                 line = Line("end", event.number, 3_000, ended)
         outbox.append(line)
@@ -51,7 +51,7 @@ def searched(study: Study, folder: Path, trained: Trained, cut: bool = False) ->
     objective, direction = next(iter(study.search.objectives.items()))
     start = {"params": {}, "tags": {}, "primary_metric": objective, "direction": direction}
     outbox.append(Line("start", None, 0, start))
-    searcher = LedgerSearcher(Budget(ledger), listen)
+    searcher = StudySearcher(Budget(trial_store), listen)
     for index, metrics in enumerate(trained):
         suggestion = searcher.suggest(str(index))
         assert isinstance(suggestion, dict)
@@ -64,11 +64,11 @@ def searched(study: Study, folder: Path, trained: Trained, cut: bool = False) ->
     if cut:
         searcher.abandon("the time limit of 1s is reached")
     outbox.close()
-    return ledger
+    return trial_store
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
+def trial_store(tmp_path: Path) -> TrialStore:
     """Trial 2 scores best and breaks a constraint, trial 1 is disproved by its repetition, trial 0 is the champion."""
     settings: dict[str, Any] = {"sampler": "random", "scheduler": "none", "start_from": []}
     study = make_study(
@@ -79,12 +79,12 @@ def ledger(tmp_path: Path) -> Ledger:
     return searched(study, tmp_path, trained)
 
 
-def test_the_report_names_the_champion(ledger: Ledger) -> None:
-    champion = candidates(ledger)[-1].trial
+def test_the_report_names_the_champion(trial_store: TrialStore) -> None:
+    champion = candidates(trial_store)[-1].trial
     assert champion is not None
     assert champion.number == 0
-    assert main(["report", "study", "--runs", str(ledger.folder.parent)]) == 0
-    text, page = (ledger.folder / "report.md").read_text(), (ledger.folder / "report.html").read_text()
+    assert main(["report", "study", "--runs", str(trial_store.folder.parent)]) == 0
+    text, page = (trial_store.folder / "report.md").read_text(), (trial_store.folder / "report.html").read_text()
     assert "The best is trial 0: val/f1_mean 0.525 ± 0.035 (2 seeds)." in text
     rows = re.findall(r"^\| (\d) \| trained to the end \| ([^|]+) \| ([^|]*) \|", text, re.M)
     assert [number for number, *_ in rows] == ["0", "1", "2", "3", "4"]
@@ -92,11 +92,11 @@ def test_the_report_names_the_champion(ledger: Ledger) -> None:
     assert re.findall(r"<tr class=best><td>(\d)</td>", page) == ["0"]
 
 
-def test_the_pictures_are_those_of_trials_that_can_win(ledger: Ledger) -> None:
-    write_report(ledger.folder, leaderboard(ledger.optuna))
-    drawn = {path.parts[-3] for path in ledger.folder.glob("trials/*/pictures/losses.png")}
+def test_the_pictures_are_those_of_trials_that_can_win(trial_store: TrialStore) -> None:
+    write_report(trial_store.folder, leaderboard(trial_store.optuna_study))
+    drawn = {path.parts[-3] for path in trial_store.folder.glob("trials/*/pictures/losses.png")}
     assert drawn == {"0", "1"}
-    axes = history_picture(read_record(ledger.folder, leaderboard(ledger.optuna))).axes[0]
+    axes = history_picture(read_record(trial_store.folder, leaderboard(trial_store.optuna_study))).axes[0]
     lines = {str(line.get_label()): line for line in axes.lines}
     ring = lines["best: trial 0, mean of 2 seeds"]
     assert (list(np.asarray(ring.get_xdata())), list(np.asarray(ring.get_ydata()))) == ([0], [pytest.approx(0.525)])
@@ -105,26 +105,26 @@ def test_the_pictures_are_those_of_trials_that_can_win(ledger: Ledger) -> None:
     assert texts == {"trained to the end", "repetition with another seed", "breaks a constraint"}
 
 
-def test_the_terminals_table_begins_with_the_champion(ledger: Ledger) -> None:
+def test_the_terminals_table_begins_with_the_champion(trial_store: TrialStore) -> None:
     console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(best_table(ledger))
+    console.print(best_table(trial_store))
     assert [line.split()[0] for line in console.export_text().splitlines()[2:]] == ["0", "1"]
 
 
-def test_optunas_best_trial_keeps_to_the_constraints_and_the_study_names_the_champion(ledger: Ledger) -> None:
-    best = leaderboard(ledger.optuna).standings[0]
-    ledger.name_champion(best.trial.number, best.mean, best.num_seeds)
-    study = optuna.load_study(study_name="study", storage=f"sqlite:///{ledger.path.parent}/{DATABASE}")
+def test_optunas_best_trial_keeps_to_the_constraints_and_the_study_names_the_champion(trial_store: TrialStore) -> None:
+    best = leaderboard(trial_store.optuna_study).entries[0]
+    trial_store.record_champion(best.trial.number, best.mean, best.num_seeds)
+    study = optuna.load_study(study_name="study", storage=f"sqlite:///{trial_store.path.parent}/{DATABASE}")
     assert study.best_trial.number == 1
     assert study.user_attrs["champion"] == {"trial": 0, "mean": pytest.approx(0.525), "seeds": 2}
 
 
 def test_trials_that_a_budget_cut_are_ranked_in_the_report_where_none_came_to_its_end(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=2, sampler="random", start_from=[])
-    ledger = searched(study, tmp_path, [{"val/f1_mean": 0.3}, {"val/f1_mean": 0.4}], cut=True)
-    write_report(ledger.folder, stored_leaderboard(ledger.folder))
-    assert "The best is trial 1: val/f1_mean 0.4." in (ledger.folder / "report.md").read_text()
-    assert (ledger.folder / "trials" / "1" / "pictures" / "losses.png").exists()
+    trial_store = searched(study, tmp_path, [{"val/f1_mean": 0.3}, {"val/f1_mean": 0.4}], cut=True)
+    write_report(trial_store.folder, stored_leaderboard(trial_store.folder))
+    assert "The best is trial 1: val/f1_mean 0.4." in (trial_store.folder / "report.md").read_text()
+    assert (trial_store.folder / "trials" / "1" / "pictures" / "losses.png").exists()
 
 
 GOALS = {"val/f1_mean": "maximize", "cost/flops": "minimize", "cost/params": "minimize"}
@@ -135,8 +135,8 @@ def test_the_pareto_picture_shows_the_objectives_of_the_study(tmp_path: Path, nu
     goals = dict(list(GOALS.items())[:num_goals])
     study = make_study(tmp_path, num_trials=4, objectives=goals, sampler="random", scheduler="none", start_from=[])
     points = ((0.5, 5.0, 5.0), (0.6, 6.0, 6.0), (0.4, 7.0, 7.0), (0.3, 1.0, 1.0))
-    ledger = searched(study, tmp_path, [dict(zip(GOALS, point, strict=True)) for point in points])
-    record = read_record(ledger.folder, stored_leaderboard(ledger.folder))
+    trial_store = searched(study, tmp_path, [dict(zip(GOALS, point, strict=True)) for point in points])
+    record = read_record(trial_store.folder, stored_leaderboard(trial_store.folder))
     figure = pareto_picture(record)
     assert figure.get_suptitle() == f"study: Pareto front of {', '.join(goals)}"
     assert [axes.get_xlabel() for axes in figure.axes] == [f"{name} (minimize)" for name in list(goals)[1:]]
@@ -146,15 +146,15 @@ def test_the_pareto_picture_shows_the_objectives_of_the_study(tmp_path: Path, nu
         assert list(np.asarray(line.get_xdata())) == [1.0, 5.0, 6.0]
         assert list(np.asarray(line.get_ydata())) == [0.3, 0.5, 0.6]
     assert "pareto" in dict(study_pictures(record))
-    assert "| 1 | trained to the end | 0.6 | 6 |" in _report(ledger)
+    assert "| 1 | trained to the end | 0.6 | 6 |" in _report(trial_store)
 
 
-def _report(ledger: Ledger) -> str:
-    return write_report(ledger.folder, stored_leaderboard(ledger.folder))[1].read_text()
+def _report(trial_store: TrialStore) -> str:
+    return write_report(trial_store.folder, stored_leaderboard(trial_store.folder))[1].read_text()
 
 
-def test_a_study_of_one_objective_has_no_pareto_front(ledger: Ledger) -> None:
-    names = dict(study_pictures(read_record(ledger.folder, stored_leaderboard(ledger.folder))))
+def test_a_study_of_one_objective_has_no_pareto_front(trial_store: TrialStore) -> None:
+    names = dict(study_pictures(read_record(trial_store.folder, stored_leaderboard(trial_store.folder))))
     assert "pareto" not in names
     assert names["time"].get_suptitle() == "study: objective against training time"
-    assert "Pareto" not in _report(ledger)
+    assert "Pareto" not in _report(trial_store)

@@ -11,8 +11,8 @@ from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.training.checkpoint import CheckpointError, Done, load_checkpoint, save_checkpoint
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
-from csmae.trials.transfer import ancestor, take_over
+from csmae.trials.store import TrialStore
+from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.workers.trial_files import marks_of
 from tests.conftest import small_config
 from tests.study.test_study import write
@@ -50,14 +50,14 @@ def trained(folder: Path) -> None:
 def test_a_study_goes_on_after_a_change_that_means_nothing_to_a_trial(tmp_path: Path) -> None:
     trained(tmp_path)
     for name, value in FREE.items():
-        ledger = Ledger(changed(tmp_path, name, value), tmp_path)
-        assert [trial.state.name for trial in ledger.trials()] == ["COMPLETE"]
+        trial_store = TrialStore(changed(tmp_path, name, value), tmp_path)
+        assert [trial.state.name for trial in trial_store.trials()] == ["COMPLETE"]
     assert (
-        ledger.optuna.user_attrs["said"]["eval"]["batch_size"] == 32
+        trial_store.optuna_study.user_attrs["said"]["eval"]["batch_size"] == 32
     )  # a fork reads there what a trial was trained with
     for name, value in {**MEANT, **SCORING}.items():
         with pytest.raises(ConfigError, match=f"base.{name} was"):
-            Ledger(changed(tmp_path, name, value), tmp_path)
+            TrialStore(changed(tmp_path, name, value), tmp_path)
 
 
 def test_a_fork_takes_over_trials_that_mean_the_same(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_fork_takes_over_trials_that_mean_the_same(tmp_path: Path) -> None:
         if name.startswith("data.") and name != "data.on_error":
             continue  # no archive is there to compare with
         new = changed(tmp_path, name, value, f"fork-{name}")
-        assert take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "study", new)) == 1
+        assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "study", new)) == 1
 
 
 @pytest.mark.parametrize("ends", [None, "failed", "left"])
@@ -79,7 +79,7 @@ def test_before_anything_was_trained_every_change_is_accepted(tmp_path: Path, en
         for name in "ab":
             searcher._live[name].trial.set_user_attr("worker_s", 5.0)
             searcher.on_trial_complete(name, {"failed": "out of memory", "done": True})
-        Budget(searcher._ledger).write()
+        Budget(searcher._trial_store).write()
     space = {"masking.strategy": {"choice": ["identical", "disjoint"]}, "masking.ratio": {"choice": [0.25, 0.5]}}
     goals = {"val/recall_at_1": "maximize", "cost/params": "minimize"}
     other = make_study(tmp_path, space, objectives=goals, num_trials=3)
@@ -87,12 +87,12 @@ def test_before_anything_was_trained_every_change_is_accepted(tmp_path: Path, en
     suggestions = [again.suggest(name) for name in "abc"]
     first = 2 if ends else 0
     assert [s["number"] for s in suggestions if isinstance(s, dict)] == [first, first + 1, first + 2]
-    ledger = Ledger(other, tmp_path)
-    assert [direction.name for direction in ledger.optuna.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert len(ledger.trials()) == 3 and ledger.optuna.user_attrs["said"] == other.base
+    trial_store = TrialStore(other, tmp_path)
+    assert [direction.name for direction in trial_store.optuna_study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert len(trial_store.trials()) == 3 and trial_store.optuna_study.user_attrs["said"] == other.base
     if ends == "failed":
-        assert ledger.all_trials()[0].user_attrs["reason"] == "out of memory"
-        assert Budget(ledger).hours >= 10 / 3600 and ledger.optuna.user_attrs["runs_s"] > 0
+        assert trial_store.all_trials()[0].user_attrs["reason"] == "out of memory"
+        assert Budget(trial_store).hours >= 10 / 3600 and trial_store.optuna_study.user_attrs["runs_s"] > 0
 
 
 def test_a_trial_with_a_checkpoint_was_trained(tmp_path: Path) -> None:
@@ -102,18 +102,18 @@ def test_a_trial_with_a_checkpoint_was_trained(tmp_path: Path) -> None:
     Path(suggestion["run_dir"]).mkdir(parents=True)
     (Path(suggestion["run_dir"]) / "checkpoint.pt").touch()
     with pytest.raises(ConfigError, match="was started with a different definition"):
-        Ledger(changed(tmp_path, "optim.lr", 1e-2), tmp_path)
+        TrialStore(changed(tmp_path, "optim.lr", 1e-2), tmp_path)
 
 
 def test_trials_taken_over_are_looked_for_again_where_a_study_is_made_anew(tmp_path: Path) -> None:
     trained(tmp_path)
     new = load_study(write(tmp_path, SPACE), "new")
-    take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "study", new))
+    transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "study", new))
     wider = {**SPACE, "masking.ratio": {"float": [0.2, 0.9]}}
-    ledger = Ledger(load_study(write(tmp_path, wider), "new"), tmp_path)
-    assert ledger.sources == ["study"]
-    assert take_over(ledger, ancestor(tmp_path / DATABASE, "study", ledger.study)) == 1
-    assert Ledger(ledger.study, tmp_path).sources == []
+    trial_store = TrialStore(load_study(write(tmp_path, wider), "new"), tmp_path)
+    assert trial_store.sources == ["study"]
+    assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "study", trial_store.study)) == 1
+    assert TrialStore(trial_store.study, tmp_path).sources == []
 
 
 def without(content: dict[str, Any], name: str) -> dict[str, Any]:
@@ -124,13 +124,13 @@ def without(content: dict[str, Any], name: str) -> dict[str, Any]:
 def test_a_field_that_is_new_since_has_its_default_in_old_studies(tmp_path: Path) -> None:
     trained(tmp_path)
     study = make_study(tmp_path)
-    definition = Ledger(study, tmp_path).optuna.user_attrs["definition"]
+    definition = TrialStore(study, tmp_path).optuna_study.user_attrs["definition"]
     older = {**definition, "base": without(without(definition["base"], "loss.norm_pix"), "optim.betas")}
-    Ledger(study, tmp_path).optuna.set_user_attr("definition", older)
-    assert len(Ledger(study, tmp_path).trials()) == 1
-    Ledger(study, tmp_path).optuna.set_user_attr("definition", older)
+    TrialStore(study, tmp_path).optuna_study.set_user_attr("definition", older)
+    assert len(TrialStore(study, tmp_path).trials()) == 1
+    TrialStore(study, tmp_path).optuna_study.set_user_attr("definition", older)
     with pytest.raises(ConfigError, match=r"base\.loss\.norm_pix was False, is True"):
-        Ledger(changed(tmp_path, "loss.norm_pix", "true"), tmp_path)
+        TrialStore(changed(tmp_path, "loss.norm_pix", "true"), tmp_path)
 
 
 def test_a_training_is_resumed_after_a_change_that_means_nothing_to_it(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ from csmae.console.tables import studies_table
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import standings
-from csmae.trials.store import Ledger
-from csmae.trials.transfer import take_over
+from csmae.trials.leaderboard import entries
+from csmae.trials.store import TrialStore
+from csmae.trials.transfer import transfer_trials
 from csmae.tuning.champion import candidates
 from csmae.tuning.draft import Draft
 from csmae.tuning.events import Event
-from csmae.tuning.searcher import LedgerSearcher
+from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import BASE, write
 from tests.tuning.test_searcher import make_searcher, make_study, result
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("studies_made")
 SETTINGS: dict[str, Any] = {"sampler": "random", "scheduler": "none", "start_from": []}
 
 
-def train(searcher: LedgerSearcher, scores: list[float | None]) -> list[dict[str, Any]]:
+def train(searcher: StudySearcher, scores: list[float | None]) -> list[dict[str, Any]]:
     """Train what is proposed, one after the other, to the given scores; None is a trial that fails."""
     done = []
     for index, score in enumerate(scores):
@@ -44,16 +44,18 @@ def train(searcher: LedgerSearcher, scores: list[float | None]) -> list[dict[str
     return done
 
 
-def confirmed(folder: Path, scores: list[float | None], num_trials: int = 3, top: int = 2, seeds: int = 2) -> Ledger:
+def confirmed(
+    folder: Path, scores: list[float | None], num_trials: int = 3, top: int = 2, seeds: int = 2
+) -> TrialStore:
     """A study after so many trainings, of which those after ``num_trials`` are repetitions; then its budget ends."""
     study = make_study(folder, num_trials=num_trials, confirm={"top": top, "seeds": seeds}, **SETTINGS)
     searcher, _ = make_searcher(study, folder)
     train(searcher, scores)
-    return Ledger(study, folder)
+    return TrialStore(study, folder)
 
 
-def champion(ledger: Ledger) -> int:
-    found = candidates(ledger)[-1].trial
+def champion(trial_store: TrialStore) -> int:
+    found = candidates(trial_store)[-1].trial
     assert found is not None
     return found.number
 
@@ -74,13 +76,13 @@ def champion(ledger: Ledger) -> int:
 def test_a_budget_that_ends_in_a_confirmation_crowns_the_best_mean_of_what_is_known(
     tmp_path: Path, repetitions: list[float | None], best: int
 ) -> None:
-    ledger = confirmed(tmp_path, [0.55, 0.6, 0.3, *repetitions])
-    assert champion(ledger) == best
+    trial_store = confirmed(tmp_path, [0.55, 0.6, 0.3, *repetitions])
+    assert champion(trial_store) == best
 
 
 def test_one_that_was_never_to_be_confirmed_is_not_crowned_by_a_single_score(tmp_path: Path) -> None:
-    ledger = confirmed(tmp_path, [0.5, 0.6, 0.49, 0.3, 0.3, 0.3, 0.3])
-    assert [s.trial.number for s in standings(ledger)] == [1, 0, 2]
+    trial_store = confirmed(tmp_path, [0.5, 0.6, 0.49, 0.3, 0.3, 0.3, 0.3])
+    assert [s.trial.number for s in entries(trial_store)] == [1, 0, 2]
 
 
 @pytest.mark.parametrize(("later", "best"), [({}, 0), ({"confirm": None}, 4)])
@@ -96,8 +98,8 @@ def test_a_finalist_stands_before_better_trials_only_while_the_study_confirms(
         assert isinstance(suggestion, dict)
         (Path(suggestion["run_dir"]) / "encoder").mkdir(parents=True)
         searcher.on_trial_complete(str(index), result(4, score, finished=True))
-    ledger = Ledger(study, tmp_path)
-    first = standings(ledger)[0]
+    trial_store = TrialStore(study, tmp_path)
+    first = entries(trial_store)[0]
     assert (first.trial.number, first.mean) == ((0, 0.5) if best == 0 else (4, 0.55))
 
 
@@ -106,9 +108,9 @@ def test_without_confirmation_trials_compare_by_their_means_and_the_best_keeps_i
     study = make_study(tmp_path, num_trials=4, keep=1, **SETTINGS)
     searcher, _ = make_searcher(study, tmp_path)
     train(searcher, [0.55, 0.45])
-    ledger = Ledger(study, tmp_path)
-    assert [(s.trial.number, s.mean) for s in standings(ledger)] == [(4, 0.55), (1, 0.5), (5, 0.45), (0, 0.4)]
-    assert champion(ledger) == 4
+    trial_store = TrialStore(study, tmp_path)
+    assert [(s.trial.number, s.mean) for s in entries(trial_store)] == [(4, 0.55), (1, 0.5), (5, 0.45), (0, 0.4)]
+    assert champion(trial_store) == 4
 
 
 def test_every_finalist_is_repeated_once_before_one_is_repeated_twice(tmp_path: Path) -> None:
@@ -128,45 +130,45 @@ def test_a_repetition_that_a_budget_cut_is_made_up_for_when_the_study_goes_on(tm
     searcher.suggest("cut")
     searcher.on_trial_result("cut", result(1, 0.4))
     searcher.abandon("the time limit of 1s is reached")
-    assert standings(Ledger(study, tmp_path))[0].scores == (0.5,)
+    assert entries(TrialStore(study, tmp_path))[0].scores == (0.5,)
     again, _ = make_searcher(study, tmp_path)
     train(again, [0.3])
     assert again.suggest("more") == Searcher.FINISHED
-    assert standings(Ledger(study, tmp_path))[0].scores == (0.5, 0.3)
+    assert entries(TrialStore(study, tmp_path))[0].scores == (0.5, 0.3)
 
 
 # What others make of it
 
 
 def test_optunas_own_best_trial_is_never_a_repetition(tmp_path: Path) -> None:
-    ledger = confirmed(tmp_path, [0.5, 0.6, 0.3, 0.9, 0.2])
+    trial_store = confirmed(tmp_path, [0.5, 0.6, 0.3, 0.9, 0.2])
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/{DATABASE}")
     assert (study.best_trial.number, study.best_value) == (1, 0.6)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3 + ["PRUNED"] * 2
-    assert standings(ledger)[0].scores == (0.6, 0.9)
+    assert entries(trial_store)[0].scores == (0.6, 0.9)
 
 
 def test_samplers_do_not_take_repetitions_for_further_points(tmp_path: Path) -> None:
-    ledger = confirmed(tmp_path, [0.5, 0.6, 0.3, 0.9, 0.2])
-    seen = Draft(ledger.study, ledger.optuna, ledger.all_trials())._seen()
+    trial_store = confirmed(tmp_path, [0.5, 0.6, 0.3, 0.9, 0.2])
+    seen = Draft(trial_store.study, trial_store.optuna_study, trial_store.all_trials())._seen()
     assert [trial.number for trial in seen] == [0, 1, 2]
 
 
 def test_the_live_view_and_the_list_of_studies_name_the_champion(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=3, confirm={"top": 2, "seeds": 1}, **SETTINGS)
-    budget = Budget(Ledger(study, tmp_path))
+    budget = Budget(TrialStore(study, tmp_path))
     progress, best = Progress.of(budget), []
 
     def listen(event: Event) -> None:
         if progress.follow(event) and progress.best:
             best.append(progress.best.number)
 
-    train(LedgerSearcher(budget, listen), [0.55, 0.6, 0.3, 0.2, 0.5])
+    train(StudySearcher(budget, listen), [0.55, 0.6, 0.3, 0.2, 0.5])
     assert best == [0, 1, 0]
     assert progress.counts == {"COMPLETE": 5}
-    later = Progress.of(Budget(Ledger(study, tmp_path))).best
+    later = Progress.of(Budget(TrialStore(study, tmp_path))).best
     assert later is not None
-    assert later.number == champion(Ledger(study, tmp_path)) == 0
+    assert later.number == champion(TrialStore(study, tmp_path)) == 0
     assert later.value == pytest.approx(0.525)
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(studies_table(tmp_path / DATABASE))
@@ -174,11 +176,11 @@ def test_the_live_view_and_the_list_of_studies_name_the_champion(tmp_path: Path)
 
 
 def test_a_fork_takes_over_a_repetition_as_the_trial_that_it_is_there(tmp_path: Path) -> None:
-    old = confirmed(tmp_path, [0.5, 0.6, 0.3, 0.9], top=1, seeds=1).optuna
+    old = confirmed(tmp_path, [0.5, 0.6, 0.3, 0.9], top=1, seeds=1).optuna_study
     space = {"masking.ratio": {"float": [0.1, 0.95]}, "train.seed": {"int": [0, 5]}}
     base = {**BASE, "masking": {"strategy": old.trials[1].params["masking.strategy"]}}
-    new = Ledger(load_study(write(tmp_path, space, base=base), "new"), tmp_path)
-    take_over(new, old)
+    new = TrialStore(load_study(write(tmp_path, space, base=base), "new"), tmp_path)
+    transfer_trials(new, old)
     taken = [trial for trial in new.all_trials() if trial.state.name == "COMPLETE"]
     assert {trial.params["train.seed"] for trial in taken if trial.value == 0.6} == {0}
     assert {trial.params["train.seed"] for trial in taken if trial.value == 0.9} == {1}
@@ -199,14 +201,14 @@ def test_repetitions_take_seeds_that_no_trial_had_where_the_space_varies_the_see
     searcher, _ = make_searcher(study, tmp_path)
     trained = train(searcher, [0.6, 0.5, 0.4, 0.55, 0.57])
     assert [s["config"]["train"]["seed"] for s in trained] == [0, 1, 2, 3, 4]
-    assert standings(Ledger(study, tmp_path))[0].scores == (0.6, 0.55, 0.57)
+    assert entries(TrialStore(study, tmp_path))[0].scores == (0.6, 0.55, 0.57)
 
 
 def test_a_confirmation_that_is_over_adds_no_trial_however_often_it_is_asked(tmp_path: Path) -> None:
     study = seeded(tmp_path, num_trials=3, seeds=1)
     searcher, _ = make_searcher(study, tmp_path)
     train(searcher, [0.6, 0.5, 0.4, 0.55])
-    there = len(Ledger(study, tmp_path).all_trials())
+    there = len(TrialStore(study, tmp_path).all_trials())
     for _ in range(5):
         assert searcher.suggest("more") == Searcher.FINISHED
-    assert len(Ledger(study, tmp_path).all_trials()) == there == 4
+    assert len(TrialStore(study, tmp_path).all_trials()) == there == 4

@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 from csmae.config import ConfigError
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
@@ -25,42 +25,42 @@ def test_a_changed_study_is_refused_with_the_difference(tmp_path: Path) -> None:
     searcher.on_trial_complete("a", result(4, 0.4, finished=True))
     changed = make_study(tmp_path, {"masking.ratio": {"float": [0.3, 0.8]}})
     with pytest.raises(ConfigError, match="started with a different definition") as caught:
-        Ledger(changed, tmp_path)
+        TrialStore(changed, tmp_path)
     assert "space.masking.ratio was float 0.3 to 0.9, is float 0.3 to 0.8" in str(caught.value)
     assert 'space.masking.strategy was one of "random", "disjoint", is not there' in str(caught.value)
-    Ledger(make_study(tmp_path, sampler="random", num_trials=99), tmp_path)
+    TrialStore(make_study(tmp_path, sampler="random", num_trials=99), tmp_path)
 
 
 def test_studies_of_different_names_share_a_database(tmp_path: Path) -> None:
     one = load_study(write(tmp_path, SPACE), "one")
     two = load_study(write(tmp_path, {"masking.ratio": {"float": [0.1, 0.2]}}), "two")
-    Ledger(one, tmp_path).next()
-    assert Ledger(two, tmp_path).trials() == []
+    TrialStore(one, tmp_path).next()
+    assert TrialStore(two, tmp_path).trials() == []
 
 
 def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "studies.db").write_bytes(b"this is no database" * 100)
     with pytest.raises(ConfigError, match=r"studies\.db: cannot be used"):
-        Ledger(make_study(tmp_path), tmp_path)
+        TrialStore(make_study(tmp_path), tmp_path)
 
 
 def test_a_database_of_another_optuna_is_named(tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    Ledger(study, tmp_path)
+    TrialStore(study, tmp_path)
     with closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
         database.execute("UPDATE alembic_version SET version_num = 'v99.0.0'")
     with pytest.raises(ConfigError, match=r"studies\.db: was written by another version of Optuna"):
-        Ledger(study, tmp_path)
+        TrialStore(study, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_locked_database_is_named(tmp_path: Path) -> None:
     study = make_study(tmp_path)
-    Ledger(study, tmp_path)
+    TrialStore(study, tmp_path)
     with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(ConfigError, match=r"studies\.db: another process holds the database"):
-            Ledger(study, tmp_path)
+            TrialStore(study, tmp_path)
 
 
 def test_what_cannot_be_written_down_ends_the_search_and_loses_no_trial(small_disk: Path) -> None:
@@ -78,8 +78,8 @@ def test_what_cannot_be_written_down_ends_the_search_and_loses_no_trial(small_di
     assert searcher.ending is not None and searcher.ending.kind == "stuck" and "disk is full" in searcher.ending.reason
     assert searcher.suggest("b") == Searcher.FINISHED
     ballast.unlink()
-    ledger = Ledger(study, small_disk)
-    assert [trial.state for trial in ledger.trials()] == [TrialState.RUNNING] and ledger.num_left == 1
+    trial_store = TrialStore(study, small_disk)
+    assert [trial.state for trial in trial_store.trials()] == [TrialState.RUNNING] and trial_store.num_interrupted == 1
 
 
 def test_a_database_may_be_copied_and_goes_on(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from csmae.trials.importance import importances
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from tests.tuning.test_searcher import make_study
 
 pytestmark = pytest.mark.usefixtures("studies_made")
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("studies_made")
 SPACE = {"masking.ratio": {"float": [0.2, 0.8]}, "optim.lr": {"float": [1e-4, 1e-2], "log": True}}
 
 
-def filled(folder: Path, outcome: Callable[[float, float], tuple[TrialState, float]], **search: Any) -> Ledger:
+def filled(folder: Path, outcome: Callable[[float, float], tuple[TrialState, float]], **search: Any) -> TrialStore:
     """A study of sixty random trials; ``outcome`` says from ratio and learning rate how each ended."""
-    ledger = Ledger(make_study(folder, SPACE, start_from=[], **search), folder)
+    trial_store = TrialStore(make_study(folder, SPACE, start_from=[], **search), folder)
     random = np.random.default_rng(0)
     for _ in range(60):
         ratio, lr = float(random.uniform(0.2, 0.8)), float(10 ** random.uniform(-4, -2))
@@ -31,11 +31,11 @@ def filled(folder: Path, outcome: Callable[[float, float], tuple[TrialState, flo
             state=state,
             value=value if complete else None,
             params={"masking.ratio": ratio, "optim.lr": lr},
-            distributions={name: domain.distribution for name, domain in ledger.study.space.domains.items()},
+            distributions={name: domain.distribution for name, domain in trial_store.study.space.domains.items()},
             intermediate_values={4 if complete else 1: value},
         )
-        ledger.optuna.add_trial(trial)
-    return ledger
+        trial_store.optuna_study.add_trial(trial)
+    return trial_store
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
@@ -45,10 +45,10 @@ def test_what_mattered_is_what_made_trials_good(tmp_path: Path, direction: str) 
     def outcome(ratio: float, lr: float) -> tuple[TrialState, float]:
         return TrialState.COMPLETE, sign * (0.0 if lr > 5e-3 else 1 - abs(ratio - 0.6))
 
-    ledger = filled(tmp_path, outcome, objectives={"val/f1_mean": direction})
+    trial_store = filled(tmp_path, outcome, objectives={"val/f1_mean": direction})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        shares = importances(ledger)
+        shares = importances(trial_store)
     assert shares["masking.ratio"] > 0.8
     assert list(shares) == ["masking.ratio", "optim.lr"] and sum(shares.values()) == pytest.approx(1)
 

@@ -17,11 +17,11 @@ from csmae.config import ConfigError
 from csmae.storage import object_store as bucket
 from csmae.storage.layout import DATABASE
 from csmae.storage.manifest import Files
-from csmae.storage.object_store import Bucket
+from csmae.storage.object_store import ObjectStore
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
-from csmae.trials.transfer import ancestor, take_over
+from csmae.trials.store import TrialStore
+from csmae.trials.transfer import load_source_study, transfer_trials
 from tests.study.test_study import write
 from tests.support.bucket_server import Server, running
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
@@ -49,28 +49,28 @@ def cut_before_anything(folder: Path, **search: Any) -> None:
     searcher._budget.write()
 
 
-def kept(ledger: Ledger, costs: list[float]) -> None:
+def kept(trial_store: TrialStore, costs: list[float]) -> None:
     """These trials, none of which was trained, cost so much, and their numbers are not used again."""
-    trials = ledger.all_trials()
+    trials = trial_store.all_trials()
     assert [trial.user_attrs.get("worker_s", 0.0) for trial in trials if trial.state.is_finished()] == costs
     assert [trial.number for trial in trials if trial.state is TrialState.WAITING] == [len(costs)]
-    assert ledger.optuna.user_attrs["runs_s"] > 0 and Budget(ledger).hours >= sum(costs) / 3600
+    assert trial_store.optuna_study.user_attrs["runs_s"] > 0 and Budget(trial_store).hours >= sum(costs) / 3600
 
 
 def test_a_cut_trial_keeps_its_number_and_cost_when_the_study_is_defined_anew(tmp_path: Path) -> None:
     cut_before_anything(tmp_path)
-    kept(Ledger(narrower(tmp_path, 0.4), tmp_path), [3600.0])
+    kept(TrialStore(narrower(tmp_path, 0.4), tmp_path), [3600.0])
 
 
 def test_trials_keep_their_numbers_and_costs_however_often_the_study_is_defined_anew(tmp_path: Path) -> None:
     cut_before_anything(tmp_path)
     for smallest in (0.4, 0.45, 0.5):
-        ledger = Ledger(narrower(tmp_path, smallest), tmp_path)
-    kept(ledger, [3600.0])
-    trial = ledger.next()
+        trial_store = TrialStore(narrower(tmp_path, smallest), tmp_path)
+    kept(trial_store, [3600.0])
+    trial = trial_store.next()
     trial.set_user_attr("worker_s", 60.0)
-    ledger.fail(trial, "out of memory")
-    kept(Ledger(narrower(tmp_path, 0.35), tmp_path), [3600.0, 60.0])
+    trial_store.fail(trial, "out of memory")
+    kept(TrialStore(narrower(tmp_path, 0.35), tmp_path), [3600.0, 60.0])
 
 
 def test_trials_taken_over_take_no_numbers_of_a_study_that_is_defined_anew(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_trials_taken_over_take_no_numbers_of_a_study_that_is_defined_anew(tmp_p
     assert [trial.state.name for trial in forked(tmp_path, 0.2).all_trials()] == ["WAITING", "COMPLETE"]
 
 
-def forked(folder: Path, smallest: float) -> Ledger:
+def forked(folder: Path, smallest: float) -> TrialStore:
     """A study that takes over from another one, and again where it is defined anew."""
     space = {**SPACE, "masking.ratio": {"float": [smallest, 0.9]}}
-    ledger = Ledger(load_study(write(folder, space), "fork"), folder)
-    for name in {"study", *ledger.sources}:
-        take_over(ledger, ancestor(folder / DATABASE, name, ledger.study))
-    return ledger
+    trial_store = TrialStore(load_study(write(folder, space), "fork"), folder)
+    for name in {"study", *trial_store.sources}:
+        transfer_trials(trial_store, load_source_study(folder / DATABASE, name, trial_store.study))
+    return trial_store
 
 
 def states_while_defined_anew(folder: Path) -> list[Path]:
@@ -104,7 +104,7 @@ def states_while_defined_anew(folder: Path) -> list[Path]:
 
     event.listen(Engine, "commit", keep)
     try:
-        Ledger(narrower(folder, 0.4), folder)
+        TrialStore(narrower(folder, 0.4), folder)
     finally:
         event.remove(Engine, "commit", keep)
     return states
@@ -119,7 +119,7 @@ def num_rows(folder: Path, table: str) -> int:
 def test_a_study_that_is_being_defined_anew_survives_a_kill_at_any_commit(tmp_path: Path) -> None:
     states = states_while_defined_anew(tmp_path)
     for state, smallest in zip(states, cycle((0.4, 0.5)), strict=False):
-        kept(Ledger(narrower(state, smallest), state), [3600.0])
+        kept(TrialStore(narrower(state, smallest), state), [3600.0])
 
 
 def test_a_study_that_is_being_defined_anew_survives_a_kill_while_it_is_deleted(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_study_that_is_being_defined_anew_survives_a_kill_while_it_is_deleted(
     deleted = next(state for state in states if not num_rows(state, "studies"))
     defined = [state for state in states if num_rows(state, "studies") and not num_rows(state, "trials")][-1]
     for state, smallest in ((deleted, 0.4), (defined, 0.5)):
-        kept(Ledger(narrower(state, smallest), state), [3600.0])
+        kept(TrialStore(narrower(state, smallest), state), [3600.0])
 
 
 def test_a_kill_between_the_redefinition_and_the_take_over_loses_no_source(tmp_path: Path) -> None:
@@ -136,36 +136,36 @@ def test_a_kill_between_the_redefinition_and_the_take_over_loses_no_source(tmp_p
     searcher.on_trial_complete("a", result(4, 0.4, finished=True))
     forked(tmp_path, 0.3)
     wider = load_study(write(tmp_path, {**SPACE, "masking.ratio": {"float": [0.2, 0.9]}}), "fork")
-    Ledger(wider, tmp_path)  # killed here
-    ledger = Ledger(wider, tmp_path)
-    assert ledger.sources == ["study"]
-    assert take_over(ledger, ancestor(tmp_path / DATABASE, "study", wider)) == 1
-    assert Ledger(wider, tmp_path).sources == []
+    TrialStore(wider, tmp_path)  # killed here
+    trial_store = TrialStore(wider, tmp_path)
+    assert trial_store.sources == ["study"]
+    assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "study", wider)) == 1
+    assert TrialStore(wider, tmp_path).sources == []
 
 
 def test_with_a_bucket_a_study_may_change_until_the_bucket_has_a_state_of_a_trial(
     server: Server, tmp_path: Path
 ) -> None:
-    files = Files(Bucket(server.url("lab/runs")), tmp_path)
+    files = Files(ObjectStore(server.url("lab/runs")), tmp_path)
     for smallest in (0.3, 0.4):
         study = narrower(tmp_path, smallest)
-        ledger = Ledger(study, tmp_path, files)
-        study.space.suggest(ledger.next())  # and the driver is killed
+        trial_store = TrialStore(study, tmp_path, files)
+        study.space.suggest(trial_store.next())  # and the driver is killed
     state = tmp_path / "state"
     state.mkdir()
     (state / "checkpoint.pt").touch()
-    files.of(ledger.run_dir(1)).claim().push(state, {})
+    files.of(trial_store.run_dir(1)).claim().push(state, {})
     with pytest.raises(ConfigError, match=r"masking\.ratio was"):
-        Ledger(narrower(tmp_path, 0.5), tmp_path, files)
+        TrialStore(narrower(tmp_path, 0.5), tmp_path, files)
 
 
 @pytest.mark.slow
 def test_a_bucket_that_does_not_answer_is_named_where_a_study_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "PATIENCE_S", 0.0)
-    files = Files(Bucket("s3://lab/runs?endpoint_override=127.0.0.1:9&scheme=http"), tmp_path)
+    monkeypatch.setattr(bucket, "RETRY_FOR_S", 0.0)
+    files = Files(ObjectStore("s3://lab/runs?endpoint_override=127.0.0.1:9&scheme=http"), tmp_path)
     study = narrower(tmp_path, 0.3)
-    study.space.suggest(Ledger(study, tmp_path, files).next())
+    study.space.suggest(TrialStore(study, tmp_path, files).next())
     with pytest.raises(ConfigError, match=r"--storage s3://lab/runs\S*: .*run again when it does"):
-        Ledger(narrower(tmp_path, 0.4), tmp_path, files)
+        TrialStore(narrower(tmp_path, 0.4), tmp_path, files)

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from csmae.cluster.session import Share
+from csmae.cluster.session import Allocation
 from csmae.console.tables import studies_table
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import leaderboard, standings
-from csmae.trials.store import Ledger
-from csmae.trials.transfer import ancestor, take_over
+from csmae.trials.leaderboard import entries, leaderboard
+from csmae.trials.store import TrialStore
+from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import Ended, Ending, Event, Started, Waiting
+from csmae.tuning.events import Event, SearchEnd, TrialEnded, TrialStarted, TrialWaiting
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
@@ -43,14 +43,14 @@ def started(folder: Path, **search: Any) -> dict[str, Any]:
 def test_a_trial_that_is_cut_before_its_first_score_goes_on_under_its_number(tmp_path: Path) -> None:
     first = started(tmp_path)
     study = make_study(tmp_path)
-    assert [trial.state.name for trial in Ledger(study, tmp_path).all_trials()] == ["WAITING"]
+    assert [trial.state.name for trial in TrialStore(study, tmp_path).all_trials()] == ["WAITING"]
     again, told = make_searcher(study, tmp_path)
     assert again.suggest("b") == first
-    assert isinstance(told[0], Started) and told[0].resumed
+    assert isinstance(told[0], TrialStarted) and told[0].resumed
     again.on_trial_complete("b", result(4, 0.5, finished=True))
     second = again.suggest("c")
     assert isinstance(second, dict) and second["number"] == 1
-    assert [trial.state.name for trial in Ledger(study, tmp_path).all_trials()] == ["COMPLETE", "RUNNING"]
+    assert [trial.state.name for trial in TrialStore(study, tmp_path).all_trials()] == ["COMPLETE", "RUNNING"]
     assert [path.parent.name for path in tmp_path.glob("study/trials/*/checkpoint.pt")] == ["0"]
 
 
@@ -60,8 +60,8 @@ def test_a_trial_may_be_cut_again_and_again(tmp_path: Path) -> None:
         searcher, told = make_searcher(study, tmp_path)
         assert searcher.suggest("a") == first
         searcher.abandon(OVER)
-        assert told[-1] == Waiting(0, OVER)
-    assert len(Ledger(study, tmp_path).all_trials()) == 1
+        assert told[-1] == TrialWaiting(0, OVER)
+    assert len(TrialStore(study, tmp_path).all_trials()) == 1
 
 
 def test_a_repetition_that_is_cut_before_its_first_score_keeps_its_seed(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_repetition_that_is_cut_before_its_first_score_keeps_its_seed(tmp_path
     assert isinstance(repetition, dict) and repetition["config"]["train"]["seed"] == 1
     assert again.suggest("c") == repetition
     again.on_trial_complete("c", result(4, 0.4, finished=True))
-    assert again.suggest("d") == "FINISHED" and len(Ledger(study, tmp_path).all_trials()) == 2
+    assert again.suggest("d") == "FINISHED" and len(TrialStore(study, tmp_path).all_trials()) == 2
 
 
 def begin_and_die(folder: Path, **search: Any) -> None:
@@ -87,21 +87,21 @@ def begin_and_die(folder: Path, **search: Any) -> None:
     searcher.on_trial_result("b", without_score(1))
 
 
-def search_without_time(folder: Path, **search: Any) -> tuple[Ledger, list[Event]]:
-    ledger, told = Ledger(make_study(folder, time_limit="1s", **search), folder), list[Event]()
-    ledger.optuna.set_user_attr("runs_s", 5.0)
-    assert run_search(Budget(ledger), Share(1, 1.0, 0.0), told.append) == Ending("budget", OVER)
-    return ledger, told
+def search_without_time(folder: Path, **search: Any) -> tuple[TrialStore, list[Event]]:
+    trial_store, told = TrialStore(make_study(folder, time_limit="1s", **search), folder), list[Event]()
+    trial_store.optuna_study.set_user_attr("runs_s", 5.0)
+    assert run_search(Budget(trial_store), Allocation(1, 1.0, 0.0), told.append) == SearchEnd("budget", OVER)
+    return trial_store, told
 
 
 def test_a_budget_that_is_over_at_the_start_leaves_no_trial_running(tmp_path: Path) -> None:
     begin_and_die(tmp_path)
-    ledger, told = search_without_time(tmp_path)
-    assert [trial.state.name for trial in ledger.all_trials()] == ["PRUNED", "WAITING"]
+    trial_store, told = search_without_time(tmp_path)
+    assert [trial.state.name for trial in trial_store.all_trials()] == ["PRUNED", "WAITING"]
     ended, waiting = told
-    assert isinstance(ended, Ended) and (ended.number, ended.state, ended.reason) == (0, "PRUNED", OVER)
-    assert waiting == Waiting(1, OVER)
-    assert [trial.number for trial in ledger.ranked()] == [0]
+    assert isinstance(ended, TrialEnded) and (ended.number, ended.state, ended.reason) == (0, "PRUNED", OVER)
+    assert waiting == TrialWaiting(1, OVER)
+    assert [trial.number for trial in trial_store.ranked()] == [0]
     again, _ = make_searcher(make_study(tmp_path), tmp_path)
     suggestion = again.suggest("c")
     assert isinstance(suggestion, dict) and suggestion["number"] == 1
@@ -116,20 +116,20 @@ def test_a_trial_of_a_dead_driver_wins_only_within_its_constraints(tmp_path: Pat
             saved = folder / "study/trials/0/encoder/config.json"
             saved.parent.mkdir(parents=True)
             saved.write_text(json.dumps({"details": {"epoch": 1, "metrics": {"time/epoch_s": seconds}}}))
-        ledger, _ = search_without_time(folder, **search)
-        assert [trial.number for trial in ledger.ranked()] == winners
+        trial_store, _ = search_without_time(folder, **search)
+        assert [trial.number for trial in trial_store.ranked()] == winners
 
 
 SCORED_BY_RECALL = {"constraints": {"val/recall_at_1": ">= 0.5"}}
 
 
-def trained_to_epoch_3(folder: Path, recall: float) -> Ledger:
+def trained_to_epoch_3(folder: Path, recall: float) -> TrialStore:
     """A driver that dies after an epoch without scores: the last ones are those of epoch 2."""
     searcher, _ = make_searcher(make_study(folder, **SCORED_BY_RECALL), folder)
     searcher.suggest("a")
     searcher.on_trial_result("a", result(2, 0.4) | {"metrics/val/recall_at_1": recall})
     searcher.on_trial_result("a", without_score(3))
-    return Ledger(make_study(folder, **SCORED_BY_RECALL), folder)
+    return TrialStore(make_study(folder, **SCORED_BY_RECALL), folder)
 
 
 @pytest.mark.parametrize("replays", [False, True])
@@ -145,21 +145,21 @@ def test_a_trial_that_a_restart_cuts_is_judged_by_its_last_scores(
         searcher.abandon(OVER)
     else:
         search_without_time(tmp_path, **SCORED_BY_RECALL)
-    ledger = Ledger(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
-    assert [trial.state.name for trial in ledger.all_trials()] == ["PRUNED"]
-    assert [trial.number for trial in ledger.ranked()] == winners
+    trial_store = TrialStore(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
+    assert [trial.state.name for trial in trial_store.all_trials()] == ["PRUNED"]
+    assert [trial.number for trial in trial_store.ranked()] == winners
 
 
 def test_a_cut_trial_breaks_a_constraint_of_which_nothing_is_known(tmp_path: Path) -> None:
-    ledger = Ledger(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
-    trial = ledger.next()
-    ledger.study.space.suggest(trial)
-    ledger.record(trial, 2, (0.4,))  # as an earlier version left it
+    trial_store = TrialStore(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
+    trial = trial_store.next()
+    trial_store.study.space.suggest(trial)
+    trial_store.record_epoch(trial, 2, (0.4,))  # as an earlier version left it
     searcher, _ = make_searcher(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_result("a", without_score(3))
     searcher.abandon(OVER)
-    (cut,) = Ledger(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path).all_trials()
+    (cut,) = TrialStore(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path).all_trials()
     assert cut.constraints == {"val/recall_at_1": math.inf}
 
 
@@ -170,10 +170,10 @@ def test_a_cut_trial_is_not_refused_as_what_another_study_trained(tmp_path: Path
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
     plain: dict[str, Any] = {"start_from": [], "sampler": "random"}
     study = make_study(tmp_path, **plain)
-    ledger = Ledger(study, tmp_path)
-    trial = ledger.next()
+    trial_store = TrialStore(study, tmp_path)
+    trial = trial_store.next()
     for name, value in study.space.encode(study.space.point({})).items():  # drawn by chance, as it may be
-        ledger.optuna._storage.set_trial_param(
+        trial_store.optuna_study._storage.set_trial_param(
             trial._trial_id,
             name,
             study.space.domains[name].distribution.to_internal_repr(value),
@@ -182,7 +182,7 @@ def test_a_cut_trial_is_not_refused_as_what_another_study_trained(tmp_path: Path
     searcher, _ = make_searcher(study, tmp_path)
     first = searcher.suggest("a")
     searcher.abandon(OVER)
-    assert take_over(Ledger(study, tmp_path), ancestor(tmp_path / DATABASE, "other", study)) == 1
+    assert transfer_trials(TrialStore(study, tmp_path), load_source_study(tmp_path / DATABASE, "other", study)) == 1
     again, _ = make_searcher(study, tmp_path)
     assert again.suggest("b") == first
 
@@ -198,14 +198,14 @@ def test_a_repetition_that_is_cut_after_its_first_score_goes_on_under_its_number
     (Path(repetition["run_dir"]) / "checkpoint.pt").touch()
     searcher.on_trial_result("b", result(2, 0.3))
     searcher.abandon(OVER)
-    assert told[-1] == Waiting(1, OVER)
-    assert leaderboard(Ledger(study, tmp_path).optuna).repeats == {1: 0}
+    assert told[-1] == TrialWaiting(1, OVER)
+    assert leaderboard(TrialStore(study, tmp_path).optuna_study).repeats == {1: 0}
     again, _ = make_searcher(study, tmp_path)
     assert again.suggest("c") == repetition
     again.on_trial_complete("c", result(4, 0.4, finished=True))
     assert again.suggest("d") == "FINISHED"
-    ledger = Ledger(study, tmp_path)
-    assert standings(ledger)[0].scores == (0.5, 0.4) and len(ledger.all_trials()) == 2
+    trial_store = TrialStore(study, tmp_path)
+    assert entries(trial_store)[0].scores == (0.5, 0.4) and len(trial_store.all_trials()) == 2
     assert list(tmp_path.glob("study/trials/*/checkpoint.pt")) == []
 
 

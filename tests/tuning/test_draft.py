@@ -13,10 +13,10 @@ from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
 from csmae.trials.attributes import EPOCH
-from csmae.trials.store import Ledger
-from csmae.trials.transfer import ancestor, take_over
-from csmae.tuning.draft import Refusal, refusals
-from csmae.tuning.sampler_view import seen_by_sampler
+from csmae.trials.store import TrialStore
+from csmae.trials.transfer import load_source_study, transfer_trials
+from csmae.tuning.draft import Rejection, rejections
+from csmae.tuning.sampler_view import visible_trials
 from csmae.tuning.samplers import make_sampler, population_size
 from tests.study.test_study import BETAS, write
 from tests.tuning.test_proposals import train_all
@@ -33,8 +33,8 @@ WIDE = {
 SMALL: dict[str, Any] = {"constraints": {"cost/params": "<= 1.35e6"}, "start_from": []}
 
 
-def refused(ledger: Ledger) -> list[Refusal]:
-    return [refusal for trial in ledger.all_trials() for refusal in refusals(trial)]
+def refused(trial_store: TrialStore) -> list[Rejection]:
+    return [refusal for trial in trial_store.all_trials() for refusal in rejections(trial)]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "nsga2"])
@@ -42,9 +42,9 @@ def test_refused_proposals_take_no_numbers(tmp_path: Path, sampler: str) -> None
     study = make_study(tmp_path, WIDE, sampler=sampler, num_trials=6, startup_trials=4, **SMALL)
     trained = train_all(make_searcher(study, tmp_path)[0])
     assert [suggestion["number"] for suggestion in trained] == list(range(6))
-    ledger = Ledger(study, tmp_path)
-    assert len(ledger.all_trials()) == 6 and refused(ledger)
-    assert all(cost(study.resolve(r.values)).params > 1.35e6 for r in refused(ledger) if r.violations)
+    trial_store = TrialStore(study, tmp_path)
+    assert len(trial_store.all_trials()) == 6 and refused(trial_store)
+    assert all(cost(study.resolve(r.values)).params > 1.35e6 for r in refused(trial_store) if r.violations)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc", "nsga2"])
@@ -62,7 +62,7 @@ def test_tpe_learns_from_refusals(tmp_path: Path) -> None:
     for sampler in ("tpe", "random"):
         study = make_study(tmp_path / sampler, WIDE, sampler=sampler, num_trials=16, startup_trials=3, **SMALL)
         train_all(make_searcher(study, tmp_path / sampler)[0])
-        counts[sampler] = len(refused(Ledger(study, tmp_path / sampler)))
+        counts[sampler] = len(refused(TrialStore(study, tmp_path / sampler)))
     assert counts["tpe"] < 0.7 * counts["random"]
 
 
@@ -71,7 +71,7 @@ def test_a_space_that_has_run_out_leaves_no_trial_behind(tmp_path: Path) -> None
     study = make_study(tmp_path, space, num_trials=9, sampler="random")
     searcher, _ = make_searcher(study, tmp_path)
     assert len(train_all(searcher)) == 2 and searcher.exhausted
-    assert len(Ledger(study, tmp_path).all_trials()) == 2
+    assert len(TrialStore(study, tmp_path).all_trials()) == 2
 
 
 def test_a_starting_point_that_is_named_twice_is_one_trial(tmp_path: Path) -> None:
@@ -89,19 +89,19 @@ def test_stepped_values_stand_with_their_digits_and_are_trained_once(tmp_path: P
     trained = train_all(make_searcher(study, tmp_path)[0])
     ratios = [suggestion["config"]["masking"]["ratio"] for suggestion in trained]
     assert sorted(ratios) == [0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65]
-    assert [trial.params["masking.ratio"] for trial in Ledger(study, tmp_path).trials()] == ratios
+    assert [trial.params["masking.ratio"] for trial in TrialStore(study, tmp_path).trials()] == ratios
 
 
 def test_a_database_whose_steps_have_rounding_errors_goes_on(tmp_path: Path) -> None:
     space = {"masking.ratio": {"float": [0.25, 0.65], "step": 0.05}}
     study = make_study(tmp_path, space, num_trials=20, sampler="random", start_from=[{"masking.ratio": 0.6}])
-    ledger = Ledger(study, tmp_path)
+    trial_store = TrialStore(study, tmp_path)
     domains = {name: domain.distribution for name, domain in study.space.domains.items()}
     for off, state, values in ((0.6000000000000001, TrialState.COMPLETE, [0.5]), (0.35000000000000003, None, None)):
         trial = optuna.create_trial(
             state=state or TrialState.RUNNING, values=values, params={"masking.ratio": off}, distributions=domains
         )
-        ledger.optuna.add_trial(trial)
+        trial_store.optuna_study.add_trial(trial)
     searcher, _ = make_searcher(study, tmp_path)
     left = searcher.suggest("left")
     assert isinstance(left, dict) and left["config"]["masking"]["ratio"] == 0.35000000000000003  # as in its checkpoint
@@ -109,7 +109,7 @@ def test_a_database_whose_steps_have_rounding_errors_goes_on(tmp_path: Path) -> 
     ratios = [suggestion["config"]["masking"]["ratio"] for suggestion in train_all(searcher)]
     assert sorted(ratios) == [0.25, 0.3, 0.4, 0.45, 0.5, 0.55, 0.65]  # 0.6 is trained already
     new = load_study(write(tmp_path, space), "new")
-    assert take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "study", new)) == 9
+    assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "study", new)) == 9
 
 
 def test_choices_of_lists_are_trained_and_taken_over(tmp_path: Path) -> None:
@@ -123,7 +123,9 @@ def test_choices_of_lists_are_trained_and_taken_over(tmp_path: Path) -> None:
     suggestion = again.suggest("a")
     assert isinstance(suggestion, dict) and suggestion["number"] == len(trained)
     new = load_study(write(tmp_path, space), "new")
-    assert take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "old", new)) == len(trained)
+    assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)) == len(
+        trained
+    )
 
 
 # What samplers are shown
@@ -136,19 +138,19 @@ def test_nsga2_has_generations_within_a_study_and_learns_from_starting_points(tm
     study = make_study(tmp_path, space, sampler="nsga2", scheduler="none", num_trials=32)
     assert population_size(study.search) == 6
     train_all(make_searcher(study, tmp_path)[0])
-    ledger, key = Ledger(study, tmp_path), NSGAIISampler._get_generation_key()
-    generations = [trial.system_attrs.get(key) for trial in ledger.trials()]
+    trial_store, key = TrialStore(study, tmp_path), NSGAIISampler._get_generation_key()
+    generations = [trial.system_attrs.get(key) for trial in trial_store.trials()]
     assert generations[:7] == [None, 0, 0, 0, 0, 0, 1] and max(g for g in generations if g is not None) >= 4
-    late = [trial.params["masking.ratio"] for trial in ledger.trials()[-12:]]
+    late = [trial.params["masking.ratio"] for trial in trial_store.trials()[-12:]]
     assert sum(late) / len(late) > 0.67  # the score is the ratio; at random, between 0.3 and 0.9, it is 0.6
 
 
 def test_tpe_takes_the_best_of_the_stopped_trials_first_where_there_are_several_objectives(tmp_path: Path) -> None:
     goals = {"val/f1_mean": "maximize", "cost/flops": "minimize"}
     study = make_study(tmp_path, objectives=goals)
-    ledger = Ledger(study, tmp_path)
+    trial_store = TrialStore(study, tmp_path)
     for epoch, score, flops in ((1, 0.1, 9.0), (1, 0.3, 5.0), (3, 0.2, 9.0), (1, 0.2, 9.0), (3, 0.2, 2.0)):
         attributes = {f"{EPOCH}{epoch}": (score, flops)}
-        ledger.optuna.add_trial(optuna.create_trial(state=TrialState.PRUNED, user_attrs=attributes))
-    seen = seen_by_sampler(study.search, make_sampler(study.search, 0), ledger.all_trials())
+        trial_store.optuna_study.add_trial(optuna.create_trial(state=TrialState.PRUNED, user_attrs=attributes))
+    seen = visible_trials(study.search, make_sampler(study.search, 0), trial_store.all_trials())
     assert [t.number for t in seen if t.state is TrialState.PRUNED] == [5, 3, 2, 4, 1]

@@ -8,19 +8,19 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from csmae.cluster.session import Share
+from csmae.cluster.session import Allocation
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import standings
-from csmae.trials.store import Ledger
-from csmae.trials.transfer import ancestor, take_over
+from csmae.trials.leaderboard import entries
+from csmae.trials.store import TrialStore
+from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.trials.trial import curve
 from csmae.tuning.champion import candidates
 from csmae.tuning.driver import run_search
-from csmae.tuning.searcher import LedgerSearcher
+from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
@@ -31,7 +31,7 @@ RATIOS = {"masking.ratio": {"float": [0.3, 0.9], "step": 0.1}}
 DECODERS = {"model.decoder_depth": {"int": [1, 8]}, "masking.strategy": {"choice": ["random", "disjoint"]}}
 
 
-def train_all(searcher: LedgerSearcher, limit: int = 200) -> list[dict[str, Any]]:
+def train_all(searcher: StudySearcher, limit: int = 200) -> list[dict[str, Any]]:
     """Train what is proposed, one after the other, each with its masking ratio as the score."""
     done: list[dict[str, Any]] = []
     while isinstance(suggestion := searcher.suggest(str(len(done))), dict) and len(done) < limit:
@@ -45,7 +45,7 @@ def train_all(searcher: LedgerSearcher, limit: int = 200) -> list[dict[str, Any]
 
 
 def reasons(study: Study, folder: Path) -> list[str]:
-    return [t.user_attrs["reason"] for t in Ledger(study, folder).all_trials() if "not_trained" in t.user_attrs]
+    return [t.user_attrs["reason"] for t in TrialStore(study, folder).all_trials() if "not_trained" in t.user_attrs]
 
 
 # After a killed driver
@@ -53,12 +53,12 @@ def reasons(study: Study, folder: Path) -> list[str]:
 
 def test_a_proposal_that_the_dead_driver_had_yet_to_refuse_is_refused(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=5)
-    ledger = Ledger(study, tmp_path)
-    first = ledger.next()
+    trial_store = TrialStore(study, tmp_path)
+    first = trial_store.next()
     study.space.suggest(first)
-    ledger.complete(first, (0.5,))
-    ledger.enqueue(study.space.point({}))
-    study.space.suggest(ledger.next())
+    trial_store.complete(first, (0.5,))
+    trial_store.enqueue(study.space.point({}))
+    study.space.suggest(trial_store.next())
     searcher, _ = make_searcher(study, tmp_path)
     suggestion = searcher.suggest("a")
     assert isinstance(suggestion, dict) and suggestion["number"] == 2
@@ -69,10 +69,10 @@ def test_an_impossible_proposal_that_the_dead_driver_left_is_refused(tmp_path: P
     space = {"model.embed_dim": {"choice": [96, 128]}, "model.num_heads": {"choice": [3, 4]}}
     base = {"model": {"size": "nano", "embed_dim": 96, "num_heads": 4}}
     study = load_study(write(tmp_path, space, base=base, num_trials=12, sampler="random"))
-    ledger = Ledger(study, tmp_path)
-    ledger.enqueue({"model.embed_dim": 128, "model.num_heads": 3})
-    ledger.next()
-    study.space.suggest(ledger.next())
+    trial_store = TrialStore(study, tmp_path)
+    trial_store.enqueue({"model.embed_dim": 128, "model.num_heads": 3})
+    trial_store.next()
+    study.space.suggest(trial_store.next())
     searcher, _ = make_searcher(study, tmp_path)
     configs = [s["config"]["model"] for s in map(searcher.suggest, "abc") if isinstance(s, dict)]
     assert sorted((m["embed_dim"], m["num_heads"]) for m in configs) == [(96, 3), (96, 4), (128, 4)]
@@ -80,7 +80,7 @@ def test_an_impossible_proposal_that_the_dead_driver_left_is_refused(tmp_path: P
 
 def test_a_driver_killed_in_the_middle_of_a_proposal_leaves_no_false_twin(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=5, start_from=[])
-    Ledger(study, tmp_path).next()  # the driver dies before the trial has any value
+    TrialStore(study, tmp_path).next()  # the driver dies before the trial has any value
     searcher, _ = make_searcher(study, tmp_path)
     left, new = searcher.suggest("a"), searcher.suggest("b")
     assert isinstance(left, dict) and isinstance(new, dict)
@@ -91,13 +91,13 @@ def test_repetitions_that_a_dead_driver_lined_up_do_not_count_as_explored(tmp_pa
     settings: dict[str, Any] = {"sampler": "random", "confirm": {"top": 1, "seeds": 2}}
     study = make_study(tmp_path, num_trials=2, **settings)
     train_all(make_searcher(study, tmp_path)[0], limit=2)
-    ledger = Ledger(study, tmp_path)
-    ledger.enqueue(ledger.ranked()[0].params, start=True, confirms=0, seed=77)
+    trial_store = TrialStore(study, tmp_path)
+    trial_store.enqueue(trial_store.ranked()[0].params, start=True, confirms=0, seed=77)
     longer = make_study(tmp_path, num_trials=4, **settings)
     train_all(make_searcher(longer, tmp_path)[0])
-    ledger = Ledger(longer, tmp_path)
-    assert len(ledger.explored()) == 4
-    assert all(trial.user_attrs.get("seed") != 77 for trial in ledger.trials())
+    trial_store = TrialStore(longer, tmp_path)
+    assert len(trial_store.explored()) == 4
+    assert all(trial.user_attrs.get("seed") != 77 for trial in trial_store.trials())
 
 
 def test_a_starting_point_that_is_added_later_is_trained(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_grid_may_follow_another_sampler(tmp_path: Path) -> None:
     searcher, _ = make_searcher(grid, tmp_path)
     assert len(train_all(searcher)) == 5
     assert searcher.exhausted is not None and "nothing left to train" in searcher.exhausted
-    ratios = {round(trial.params["masking.ratio"], 9) for trial in Ledger(grid, tmp_path).trials()}
+    ratios = {round(trial.params["masking.ratio"], 9) for trial in TrialStore(grid, tmp_path).trials()}
     assert ratios == {0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
 
 
@@ -169,7 +169,9 @@ def test_qmc_draws_conditional_parameters_anew_each_time(tmp_path: Path) -> None
     }
     study = make_study(tmp_path, space, sampler="qmc", num_trials=12, start_from=[{"loss.mim_weight": 0.0}])
     train_all(make_searcher(study, tmp_path)[0])
-    drawn = [t.params["loss.temperature"] for t in Ledger(study, tmp_path).trials() if "loss.temperature" in t.params]
+    drawn = [
+        t.params["loss.temperature"] for t in TrialStore(study, tmp_path).trials() if "loss.temperature" in t.params
+    ]
     assert len(set(drawn)) == len(drawn) > 2
 
 
@@ -186,25 +188,27 @@ def test_tpe_learns_from_trials_of_several_objectives_that_were_stopped_early(tm
         searcher.on_trial_result(name, result(1, index % 7 / 10) | flops)
         ended = {"finished": True} if index % 3 == 0 else {}
         searcher.on_trial_complete(name, result(2, index % 7 / 10, **ended) | flops)
-    trials = Ledger(study, tmp_path).trials()
+    trials = TrialStore(study, tmp_path).trials()
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
     assert curve(trials[1]) == {1: (0.1, 9.0), 2: (0.1, 9.0)}
 
 
 def test_the_order_of_objectives_is_part_of_a_study(tmp_path: Path) -> None:
     one, two = ({"val/f1/s1_to_s2": "maximize"}, {"val/f1/s2_to_s1": "maximize"})
-    ledger = Ledger(make_study(tmp_path, objectives=one | two), tmp_path)
-    ledger.record(ledger.optuna.ask(), 1, (0.5, 0.5))  # before anything is trained a study may become another
+    trial_store = TrialStore(make_study(tmp_path, objectives=one | two), tmp_path)
+    trial_store.record_epoch(
+        trial_store.optuna_study.ask(), 1, (0.5, 0.5)
+    )  # before anything is trained a study may become another
     with pytest.raises(ConfigError, match=r"search\.objectives was"):
-        Ledger(make_study(tmp_path, objectives=two | one), tmp_path)
+        TrialStore(make_study(tmp_path, objectives=two | one), tmp_path)
 
 
 @pytest.mark.parametrize("now", [{"float": [0, 4], "step": 1}, {"int": [0, 4]}, {"float": [0, 4.00001]}])
 def test_every_part_of_a_domain_is_part_of_a_study(tmp_path: Path, now: dict[str, Any]) -> None:
-    ledger = Ledger(make_study(tmp_path, {**SPACE, "loss.mim_weight": {"float": [0, 4]}}), tmp_path)
-    ledger.record(ledger.optuna.ask(), 1, (0.5,))
+    trial_store = TrialStore(make_study(tmp_path, {**SPACE, "loss.mim_weight": {"float": [0, 4]}}), tmp_path)
+    trial_store.record_epoch(trial_store.optuna_study.ask(), 1, (0.5,))
     with pytest.raises(ConfigError, match=r"space\.loss\.mim_weight was float 0 to 4, is"):
-        Ledger(make_study(tmp_path, {**SPACE, "loss.mim_weight": now}), tmp_path)
+        TrialStore(make_study(tmp_path, {**SPACE, "loss.mim_weight": now}), tmp_path)
 
 
 def test_another_programs_study_is_left_alone(tmp_path: Path) -> None:
@@ -212,9 +216,9 @@ def test_another_programs_study_is_left_alone(tmp_path: Path) -> None:
     other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     study = make_study(tmp_path)
     with pytest.raises(ConfigError, match="was not created by this program: use --name"):
-        Ledger(study, tmp_path)
+        TrialStore(study, tmp_path)
     with pytest.raises(ConfigError, match="nothing of it can be taken over"):
-        ancestor(tmp_path / DATABASE, "study", study)
+        load_source_study(tmp_path / DATABASE, "study", study)
 
 
 # Forks
@@ -224,7 +228,7 @@ def test_a_starting_point_is_trained_though_an_earlier_study_knew_it(tmp_path: P
     old = load_study(write(tmp_path, SPACE, num_trials=3, sampler="random"), "old")
     train_all(make_searcher(old, tmp_path)[0])
     new = load_study(write(tmp_path, SPACE, num_trials=2, sampler="random"), "new")
-    assert take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "old", new)) == 3
+    assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)) == 3
     trained = train_all(make_searcher(new, tmp_path)[0])
     assert [s["start"] for s in trained] == [True, False]
     assert trained[0]["config"]["masking"]["ratio"] == 0.5
@@ -238,11 +242,11 @@ def test_constraints_come_along_and_a_fork_of_a_fork_has_it_all(tmp_path: Path) 
         searcher.suggest(str(index))
         searcher.on_trial_complete(str(index), result(4, 0.1, finished=True) | {"metrics/time/epoch_s": 8.0 + index})
     for before, after in itertools.pairwise(studies):
-        ledger = Ledger(after, tmp_path)
-        assert take_over(ledger, ancestor(tmp_path / DATABASE, before.name, after)) == 4
-        taken = [trial for trial in ledger.all_trials() if trial.state is TrialState.COMPLETE]
+        trial_store = TrialStore(after, tmp_path)
+        assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, before.name, after)) == 4
+        taken = [trial for trial in trial_store.all_trials() if trial.state is TrialState.COMPLETE]
         assert [trial.constraints for trial in taken] == [{"time/epoch_s": over} for over in (-2.0, -1.0, 0.0, 1.0)]
-    assert take_over(ledger, ancestor(tmp_path / DATABASE, "a", studies[2])) == 0
+    assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "a", studies[2])) == 0
 
 
 def test_a_trial_that_cannot_be_judged_by_the_new_constraints_is_left_out(tmp_path: Path) -> None:
@@ -250,9 +254,9 @@ def test_a_trial_that_cannot_be_judged_by_the_new_constraints_is_left_out(tmp_pa
     train_all(make_searcher(old, tmp_path)[0])
     for limit, count in (({"time/epoch_s": "<= 10"}, 0), ({"cost/params": "<= 1.4e6"}, 4)):
         new = load_study(write(tmp_path, DECODERS, constraints=limit), f"new-{count}")
-        ledger = Ledger(new, tmp_path)
-        assert take_over(ledger, ancestor(tmp_path / DATABASE, "old", new)) == count
-        taken = [trial for trial in ledger.all_trials() if trial.state is TrialState.COMPLETE]
+        trial_store = TrialStore(new, tmp_path)
+        assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "old", new)) == count
+        taken = [trial for trial in trial_store.all_trials() if trial.state is TrialState.COMPLETE]
         found = [trial.constraints["cost/params"] for trial in taken]
         assert found == [cost(new.resolve(trial.params)).params - 1.4e6 for trial in taken]
 
@@ -263,7 +267,7 @@ def test_a_study_of_another_archive_teaches_nothing(tmp_path: Path) -> None:
     old = load_study(write(tmp_path, SPACE, base=small, num_trials=2, sampler="random"), "old")
     train_all(make_searcher(old, tmp_path)[0])
     new = load_study(write(tmp_path, SPACE, base=base), "new")
-    assert take_over(Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "old", new)) == 0
+    assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)) == 0
 
 
 # Budgets and champions
@@ -271,14 +275,14 @@ def test_a_study_of_another_archive_teaches_nothing(tmp_path: Path) -> None:
 
 def test_a_spent_budget_starts_nothing(tmp_path: Path) -> None:
     study = make_study(tmp_path, gpu_hours=0.001)
-    ledger = Ledger(study, tmp_path)
-    trial = ledger.next()
+    trial_store = TrialStore(study, tmp_path)
+    trial = trial_store.next()
     study.space.suggest(trial)
     trial.set_user_attr("worker_s", 99.0)
-    ending = run_search(Budget(Ledger(study, tmp_path)), Share(1, 1.0, 0.0), lambda event: None)
+    ending = run_search(Budget(TrialStore(study, tmp_path)), Allocation(1, 1.0, 0.0), lambda event: None)
     assert (ending.kind, ending.reason) == ("budget", "the budget of 0.001 worker-hours is spent")
-    again = Ledger(study, tmp_path)
-    assert [trial.state for trial in again.all_trials()] == [TrialState.WAITING] and again.num_left == 1
+    again = TrialStore(study, tmp_path)
+    assert [trial.state for trial in again.all_trials()] == [TrialState.WAITING] and again.num_interrupted == 1
 
 
 def test_a_trial_cut_before_its_first_epoch_begins_again_when_the_study_goes_on(tmp_path: Path) -> None:
@@ -288,11 +292,11 @@ def test_a_trial_cut_before_its_first_epoch_begins_again_when_the_study_goes_on(
         searcher.suggest(name)
     searcher.on_trial_result("b", result(1, 0.4))
     searcher.abandon("the time limit of 1s is reached")
-    ledger = Ledger(study, tmp_path)
-    assert [(t.number, t.state.name, t.user_attrs["reason"]) for t in ledger.trials()] == [
+    trial_store = TrialStore(study, tmp_path)
+    assert [(t.number, t.state.name, t.user_attrs["reason"]) for t in trial_store.trials()] == [
         (1, "PRUNED", "the time limit of 1s is reached")
     ]
-    assert [trial.number for trial in ledger.ranked()] == [1]
+    assert [trial.number for trial in trial_store.ranked()] == [1]
     again, _ = make_searcher(make_study(tmp_path, num_trials=3), tmp_path)
     first, second = again.suggest("c"), again.suggest("d")
     assert isinstance(first, dict) and isinstance(second, dict)
@@ -313,12 +317,15 @@ def test_a_confirmed_best_keeps_its_encoder_when_the_study_is_extended(tmp_path:
         return study
 
     go(2, [0.5, 0.4, 0.6])
-    ledger = Ledger(go(3, [0.55, 0.2]), tmp_path)
-    assert next((s.trial.number, s.scores) for s in standings(ledger)) == (0, (0.5, 0.6))
-    assert [c.trial.number for c in candidates(ledger) if c.trial] == [0]
+    trial_store = TrialStore(go(3, [0.55, 0.2]), tmp_path)
+    assert next((s.trial.number, s.scores) for s in entries(trial_store)) == (0, (0.5, 0.6))
+    assert [c.trial.number for c in candidates(trial_store) if c.trial] == [0]
 
 
 def test_the_default_configuration_is_scored_only_where_its_encoder_is(tmp_path: Path) -> None:
     study = make_study(tmp_path, RATIOS, num_trials=99, sampler="grid", keep=1, start_from=[])
     train_all(make_searcher(study, tmp_path)[0])
-    assert [candidate.name for candidate in candidates(Ledger(study, tmp_path))] == ["untrained encoder", "champion"]
+    assert [candidate.name for candidate in candidates(TrialStore(study, tmp_path))] == [
+        "untrained encoder",
+        "champion",
+    ]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from csmae.trials.pareto import fronts
-from csmae.trials.store import Ledger
-from csmae.tuning.early_stopping import Asha, Median, make_rule
+from csmae.trials.pareto import pareto_ranks
+from csmae.trials.store import TrialStore
+from csmae.tuning.early_stopping import Asha, Median, make_stopping_rule
 from tests.tuning.test_searcher import make_study
 
 pytestmark = pytest.mark.usefixtures("studies_made")
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("studies_made")
 def test_an_epoch_told_again_is_judged_as_at_first(rule: Asha | Median) -> None:
     verdicts = []
     for number, score in enumerate((0.5, 0.4, 0.9, 0.1)):
-        verdicts.append(rule.keeps(number, 1, (score,)))
-        assert rule.keeps(number, 1, (score,)) == verdicts[-1]
+        verdicts.append(rule.should_continue(number, 1, (score,)))
+        assert rule.should_continue(number, 1, (score,)) == verdicts[-1]
     assert set(verdicts) == {True, False}
 
 
@@ -28,14 +28,14 @@ def test_an_epoch_told_again_counts_once_in_the_mean() -> None:
     median = Median(1)
     for number in range(3):
         for epoch, score in ((1, 0.1), (2, 0.9), (2, 0.9)):
-            median.keeps(number, epoch, (score,))
-    assert median.keeps(3, 2, (0.55,)) and not median.keeps(4, 2, (0.45,))
+            median.should_continue(number, epoch, (score,))
+    assert median.should_continue(3, 2, (0.55,)) and not median.should_continue(4, 2, (0.45,))
 
 
 def test_asha_keeps_the_best_third_at_each_rung() -> None:
     asha = Asha(grace_epochs=1, reduction=3)
     scores = np.random.default_rng(0).permutation(300) / 300
-    kept = [float(score) for number, score in enumerate(scores) if asha.keeps(number, 1, (float(score),))]
+    kept = [float(score) for number, score in enumerate(scores) if asha.should_continue(number, 1, (float(score),))]
     assert 90 <= len(kept) <= 130
     assert set(np.sort(scores)[-80:]) <= set(kept)
 
@@ -45,53 +45,53 @@ def test_asha_keeps_the_best_third_at_each_rung() -> None:
 def test_asha_never_stops_the_best_so_far_and_judges_once_a_rung(scores: list[float], reduction: int) -> None:
     asha = Asha(2, reduction)
     for number, score in enumerate(scores):
-        assert asha.keeps(number, 1, (score,))
-        kept = asha.keeps(number, 2, (score,))
+        assert asha.should_continue(number, 1, (score,))
+        kept = asha.should_continue(number, 2, (score,))
         assert kept or score < max(scores[:number])
-        assert asha.keeps(number, 3, (0.0,))
+        assert asha.should_continue(number, 3, (0.0,))
 
 
 def test_asha_judges_at_the_rungs_and_an_epoch_late_where_a_score_is_missing() -> None:
     asha = Asha(1, 3)
-    asha.keeps(0, 1, (0.9,))
-    asha.keeps(0, 3, (0.9,))
-    assert not asha.keeps(1, 1, (0.1,))
-    assert not asha.keeps(2, 4, (0.1,))
+    asha.should_continue(0, 1, (0.9,))
+    asha.should_continue(0, 3, (0.9,))
+    assert not asha.should_continue(1, 1, (0.1,))
+    assert not asha.should_continue(2, 4, (0.1,))
 
 
 def test_hyperband_gives_each_bracket_its_own_grace() -> None:
     rule = Asha(1, 3, num_brackets=3)
     for number in range(3):
-        rule.keeps(number, 1, (0.9,))
-        rule.keeps(number, 3, (0.9,))
-    assert [rule.keeps(number, 1, (0.1,)) for number in (3, 4, 5)] == [False, True, True]
-    assert [rule.keeps(number, 3, (0.1,)) for number in (4, 5)] == [False, True]
+        rule.should_continue(number, 1, (0.9,))
+        rule.should_continue(number, 3, (0.9,))
+    assert [rule.should_continue(number, 1, (0.1,)) for number in (3, 4, 5)] == [False, True, True]
+    assert [rule.should_continue(number, 3, (0.1,)) for number in (4, 5)] == [False, True]
 
 
 def test_median_stops_below_the_median_of_means_and_not_before_its_grace() -> None:
     median = Median(grace_epochs=2)
     for number, score in enumerate((0.5, 0.6, 0.7)):
         for epoch in (1, 2, 3):
-            assert median.keeps(number, epoch, (score,))
-    assert median.keeps(3, 1, (0.1,))
-    assert not median.keeps(3, 2, (0.1,))
-    assert median.keeps(4, 2, (0.65,))
+            assert median.should_continue(number, epoch, (score,))
+    assert median.should_continue(3, 1, (0.1,))
+    assert not median.should_continue(3, 2, (0.1,))
+    assert median.should_continue(4, 2, (0.65,))
 
 
 def test_asha_with_several_objectives_keeps_the_front() -> None:
     asha = Asha(1, 2)
     front = [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1), (0.7, 0.3)]
     for number, point in enumerate(front):
-        asha.keeps(number, 1, point)
+        asha.should_continue(number, 1, point)
     for number, point in enumerate([(0.05, 0.05), (0.4, 0.4)], start=10):
-        assert not asha.keeps(number, 1, point)
-    assert asha.keeps(20, 1, (0.95, 0.95))
+        assert not asha.should_continue(number, 1, point)
+    assert asha.should_continue(20, 1, (0.95, 0.95))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=25))
 @settings(max_examples=80, deadline=None)
 def test_fronts_agree_with_their_definition(points: list[tuple[int, int]]) -> None:
-    ranks, left, rank = fronts(points), set(range(len(points))), 0
+    ranks, left, rank = pareto_ranks(points), set(range(len(points))), 0
     while left:
         front = {i for i in left if not any(dominates(points[j], points[i]) for j in left)}
         assert {int(i) for i in np.flatnonzero(ranks == rank)} == front
@@ -105,18 +105,18 @@ def dominates(one: tuple[int, int], other: tuple[int, int]) -> bool:
 def test_a_refilled_rule_decides_as_one_that_saw_everything(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     study = make_study(tmp_path, num_trials=40)
-    ledger, seen = Ledger(study, tmp_path), Asha(1, 3)
+    trial_store, seen = TrialStore(study, tmp_path), Asha(1, 3)
     for curve in generator.random((20, 9)).tolist():
-        trial = ledger.next()
+        trial = trial_store.next()
         study.space.suggest(trial)
         for epoch, score in enumerate(curve, start=1):
-            ledger.record(trial, epoch, (score,))
-            if not seen.keeps(trial.number, epoch, (score,)):
-                ledger.prune(trial)
+            trial_store.record_epoch(trial, epoch, (score,))
+            if not seen.should_continue(trial.number, epoch, (score,)):
+                trial_store.prune(trial)
                 break
         else:
-            ledger.complete(trial, (curve[-1],))
-    told = make_rule(study.search, Ledger(study, tmp_path).curves(), study.longest)
+            trial_store.complete(trial, (curve[-1],))
+    told = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.longest)
     assert told is not None
     for number, (epoch, score) in enumerate(((1, 0.2), (1, 0.5), (1, 0.9), (3, 0.6), (9, 0.9)), start=100):
-        assert seen.keeps(number, epoch, (score,)) == told.keeps(number, epoch, (score,))
+        assert seen.should_continue(number, epoch, (score,)) == told.should_continue(number, epoch, (score,))

@@ -16,7 +16,7 @@ import yaml
 
 import csmae
 import search
-from csmae.cluster.session import Room, share
+from csmae.cluster.session import ClusterResources, allocate
 from csmae.config import ConfigError
 from csmae.lock import only_driver
 from csmae.study.options import Search
@@ -87,34 +87,34 @@ def test_a_second_driver_of_a_study_is_told_and_leaves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "room", "expected"),
     [
-        ({"workers_per_trial": 2}, Room(2, 0, "here"), (1, 1.0, 0.0)),
-        ({"workers_per_trial": 2}, Room(9, 0, "here"), (4, 1.0, 0.0)),
-        ({"workers_per_trial": 1, "num_trials": 3}, Room(9, 0, "here"), (3, 1.0, 0.0)),
-        ({"workers_per_trial": 2}, Room(32, 8, "here"), (4, 4.0, 1.0)),
-        ({"workers_per_trial": 1, "gpus_per_worker": 0.5}, Room(8, 1, "here"), (2, 4.0, 0.5)),
-        ({"workers_per_trial": 1}, Room(12, 1, "a head of 4 CPUs and a node of 8", 8.0), (1, 8.0, 1.0)),
-        ({"workers_per_trial": 4, "gpus_per_worker": 0}, Room(8, 1, "here"), (2, 1.0, 0.0)),
+        ({"workers_per_trial": 2}, ClusterResources(2, 0, "here"), (1, 1.0, 0.0)),
+        ({"workers_per_trial": 2}, ClusterResources(9, 0, "here"), (4, 1.0, 0.0)),
+        ({"workers_per_trial": 1, "num_trials": 3}, ClusterResources(9, 0, "here"), (3, 1.0, 0.0)),
+        ({"workers_per_trial": 2}, ClusterResources(32, 8, "here"), (4, 4.0, 1.0)),
+        ({"workers_per_trial": 1, "gpus_per_worker": 0.5}, ClusterResources(8, 1, "here"), (2, 4.0, 0.5)),
+        ({"workers_per_trial": 1}, ClusterResources(12, 1, "a head of 4 CPUs and a node of 8", 8.0), (1, 8.0, 1.0)),
+        ({"workers_per_trial": 4, "gpus_per_worker": 0}, ClusterResources(8, 1, "here"), (2, 1.0, 0.0)),
     ],
 )
 def test_the_room_is_divided_into_slots(
-    settings: dict[str, Any], room: Room, expected: tuple[int, float, float]
+    settings: dict[str, Any], room: ClusterResources, expected: tuple[int, float, float]
 ) -> None:
-    part = share(Search(**settings), room)
-    assert (part.slots, part.cpus_per_worker, part.gpus_per_worker) == expected
+    part = allocate(Search(**settings), room)
+    assert (part.max_concurrent, part.cpus_per_worker, part.gpus_per_worker) == expected
 
 
 @pytest.mark.parametrize(
     ("settings", "room", "text"),
     [
-        ({"workers_per_trial": 3}, Room(2, 0, "here"), "needs 3 CPUs, here has 2"),
-        ({"workers_per_trial": 2}, Room(8, 1, "here"), "needs 2 GPUs, here has 1"),
-        ({"gpus_per_worker": 1}, Room(8, 0, "here"), "needs 1 GPUs, here has 0"),
-        ({"gpus_per_worker": 0.5, "workers_per_trial": 2}, Room(8, 2, "here"), "cannot share a GPU"),
+        ({"workers_per_trial": 3}, ClusterResources(2, 0, "here"), "needs 3 CPUs, here has 2"),
+        ({"workers_per_trial": 2}, ClusterResources(8, 1, "here"), "needs 2 GPUs, here has 1"),
+        ({"gpus_per_worker": 1}, ClusterResources(8, 0, "here"), "needs 1 GPUs, here has 0"),
+        ({"gpus_per_worker": 0.5, "workers_per_trial": 2}, ClusterResources(8, 2, "here"), "cannot share a GPU"),
     ],
 )
-def test_resources_that_are_not_there_are_named(settings: dict[str, Any], room: Room, text: str) -> None:
+def test_resources_that_are_not_there_are_named(settings: dict[str, Any], room: ClusterResources, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        share(Search(**settings), room)
+        allocate(Search(**settings), room)
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -18,12 +18,12 @@ from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import standings
-from csmae.trials.store import Ledger
-from csmae.trials.transfer import ancestor, take_over
-from csmae.tuning.draft import refusals
-from csmae.tuning.events import Ended, Ending, Event, Reported, Started, Waiting
-from csmae.tuning.searcher import LedgerSearcher
+from csmae.trials.leaderboard import entries
+from csmae.trials.store import TrialStore
+from csmae.trials.transfer import load_source_study, transfer_trials
+from csmae.tuning.draft import rejections
+from csmae.tuning.events import EpochReported, Event, SearchEnd, TrialEnded, TrialStarted, TrialWaiting
+from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import BASE, write
 
 pytestmark = pytest.mark.usefixtures("studies_made")
@@ -36,9 +36,9 @@ def make_study(folder: Path, space: dict[str, Any] | None = None, **search: Any)
     return load_study(write(folder, space or SPACE, **{"num_trials": 3, **search}))
 
 
-def make_searcher(study: Study, folder: Path) -> tuple[LedgerSearcher, list[Event]]:
+def make_searcher(study: Study, folder: Path) -> tuple[StudySearcher, list[Event]]:
     told: list[Event] = []
-    return LedgerSearcher(Budget(Ledger(study, folder)), told.append), told
+    return StudySearcher(Budget(TrialStore(study, folder)), told.append), told
 
 
 def result(epoch: int, value: float | None, **more: Any) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def test_outcomes_are_told_truthfully(tmp_path: Path) -> None:
     assert reasons[2] == "the loss is not finite in epoch 2"
     assert reasons[3] == "val/f1_mean was nan at the end"
     assert reasons[4] == "val/f1_mean was not reported"
-    assert [event.state for event in told if isinstance(event, Ended)] == [t.state.name for t in trials]
+    assert [event.state for event in told if isinstance(event, TrialEnded)] == [t.state.name for t in trials]
 
 
 def test_a_trial_without_room_is_proposed_again_and_counts_once(tmp_path: Path) -> None:
@@ -93,7 +93,14 @@ def test_a_trial_without_room_is_proposed_again_and_counts_once(tmp_path: Path) 
     assert searcher.suggest("b") == first
     searcher.on_trial_complete("b", result(4, 0.4, finished=True))
     assert searcher.suggest("c") == Searcher.FINISHED
-    assert [type(event) for event in told] == [Started, Reported, Waiting, Started, Reported, Ended]
+    assert [type(event) for event in told] == [
+        TrialStarted,
+        EpochReported,
+        TrialWaiting,
+        TrialStarted,
+        EpochReported,
+        TrialEnded,
+    ]
     (trial,) = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/studies.db").trials
     assert trial.intermediate_values == {1: 0.2, 4: 0.4}
 
@@ -103,7 +110,7 @@ def test_an_epoch_told_twice_is_written_once(tmp_path: Path) -> None:
     searcher.suggest("a")
     for epoch in (1, 2, 1, 2, 3):
         searcher.on_trial_result("a", result(epoch, epoch / 10))
-    assert [event.epoch for event in told if isinstance(event, Reported)] == [1, 2, 3]
+    assert [event.epoch for event in told if isinstance(event, EpochReported)] == [1, 2, 3]
 
 
 def test_a_study_goes_on_with_the_trials_that_a_dead_driver_left(tmp_path: Path) -> None:
@@ -113,9 +120,9 @@ def test_a_study_goes_on_with_the_trials_that_a_dead_driver_left(tmp_path: Path)
     searcher.on_trial_result("b", result(1, 0.3))
     again, told = make_searcher(study, tmp_path)
     assert [again.suggest(name) for name in "cd"] == left
-    assert [event.resumed for event in told if isinstance(event, Started)] == [True, True]
+    assert [event.resumed for event in told if isinstance(event, TrialStarted)] == [True, True]
     again.on_trial_result("d", result(1, 0.3))
-    assert not [event for event in told if isinstance(event, Reported)]
+    assert not [event for event in told if isinstance(event, EpochReported)]
     third = again.suggest("e")
     assert isinstance(third, dict) and third["number"] == 2
     assert again.suggest("f") is None
@@ -140,7 +147,7 @@ def test_impossible_and_repeated_configurations_cost_no_trial(tmp_path: Path) ->
     models = [s["config"]["model"] for s in (searcher.suggest(str(i)) for i in range(4)) if isinstance(s, dict)]
     assert sorted((m["embed_dim"], m["num_heads"]) for m in models) == [(96, 3), (96, 4), (128, 4)]
     assert searcher.ending is None
-    reasons = {refusal.reason for trial in Ledger(study, tmp_path).all_trials() for refusal in refusals(trial)}
+    reasons = {refusal.reason for trial in TrialStore(study, tmp_path).all_trials() for refusal in rejections(trial)}
     assert "same configuration as trial 0" in reasons
     assert any("3 does not divide 128" in reason for reason in reasons)
 
@@ -172,7 +179,7 @@ def test_constraints_on_cost_are_kept_without_training(tmp_path: Path) -> None:
     configs = [s["config"] for s in (searcher.suggest(str(i)) for i in range(8)) if isinstance(s, dict)]
     assert len(configs) == 8 and all(cost(Config.model_validate(c)).params <= 1.6e6 for c in configs)
     trials = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/studies.db").trials
-    broken = [refusal for trial in trials for refusal in refusals(trial) if refusal.violations]
+    broken = [refusal for trial in trials for refusal in rejections(trial) if refusal.violations]
     assert broken and all(refusal.violations["cost/params"] > 0 for refusal in broken)
     assert all("cost/params is" in refusal.reason for refusal in broken)
 
@@ -183,7 +190,7 @@ def test_a_trial_that_breaks_a_measured_constraint_cannot_win(tmp_path: Path) ->
     for name, seconds, value in (("a", 5, 0.2), ("b", 50, 0.9)):
         searcher.suggest(name)
         searcher.on_trial_complete(name, result(4, value, finished=True) | {"metrics/time/epoch_s": seconds})
-    assert [trial.number for trial in Ledger(study, tmp_path).ranked()] == [0]
+    assert [trial.number for trial in TrialStore(study, tmp_path).ranked()] == [0]
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -199,7 +206,7 @@ def test_a_measured_constraint_is_judged_by_the_last_epoch(tmp_path: Path, resta
     if restarted:
         searcher, _ = make_searcher(study, tmp_path)
         searcher.abandon("the budget is over")
-    trials = Ledger(study, tmp_path).trials()
+    trials = TrialStore(study, tmp_path).trials()
     assert [trial.constraints["time/epoch_s"] for trial in trials] == [-5, 40]
 
 
@@ -215,7 +222,7 @@ def test_first_trials_that_fail_alike_end_the_search(tmp_path: Path) -> None:
         assert searcher.ending is None
         searcher.suggest(str(index))
         searcher.on_trial_complete(str(index), {"failed": f"OutOfMemoryError on rank {index}", "done": True})
-    assert searcher.ending == Ending("hopeless", "the first 3 trials all failed: OutOfMemoryError on rank 2")
+    assert searcher.ending == SearchEnd("hopeless", "the first 3 trials all failed: OutOfMemoryError on rank 2")
 
 
 def test_failures_beside_a_first_trial_that_has_not_failed_do_not_end_the_search(tmp_path: Path) -> None:
@@ -226,7 +233,7 @@ def test_failures_beside_a_first_trial_that_has_not_failed_do_not_end_the_search
         searcher.on_trial_complete(name, {"failed": "the loss is not finite in epoch 1", "done": True})
     assert searcher.ending is None
     searcher.on_trial_complete("a", {"failed": "the loss is not finite in epoch 2", "done": True})
-    assert searcher.ending == Ending("hopeless", "the first 3 trials all failed: the loss is not finite in epoch 1")
+    assert searcher.ending == SearchEnd("hopeless", "the first 3 trials all failed: the loss is not finite in epoch 1")
 
 
 def test_first_trials_that_fail_alike_do_not_end_the_search_while_another_one_trains(tmp_path: Path) -> None:
@@ -253,7 +260,7 @@ def test_an_objective_that_nothing_reports_ends_the_search(tmp_path: Path) -> No
     searcher, _ = make_searcher(make_study(tmp_path, objectives={"val/precision/s1_to_s2": "maximize"}), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
-    assert searcher.ending == Ending("hopeless", "no epoch reports 'val/precision/s1_to_s2'")
+    assert searcher.ending == SearchEnd("hopeless", "no epoch reports 'val/precision/s1_to_s2'")
 
 
 def test_several_objectives_make_a_front_and_asha_judges_by_it(tmp_path: Path) -> None:
@@ -264,10 +271,10 @@ def test_several_objectives_make_a_front_and_asha_judges_by_it(tmp_path: Path) -
         searcher.suggest(str(index))
         outcome = result(1, score, finished=True) | {"metrics/cost/flops": flops}
         searcher.on_trial_complete(str(index), outcome)
-    ledger = Ledger(study, tmp_path)
-    assert [trial.number for trial in ledger.ranked()] == [1, 0, 3, 2]
-    assert {trial.number for trial in ledger.optuna.best_trials} == {0, 1, 3}
-    assert dict(ledger.curves())[2] == {1: (0.4, 7.0)}
+    trial_store = TrialStore(study, tmp_path)
+    assert [trial.number for trial in trial_store.ranked()] == [1, 0, 3, 2]
+    assert {trial.number for trial in trial_store.optuna_study.best_trials} == {0, 1, 3}
+    assert dict(trial_store.curves())[2] == {1: (0.4, 7.0)}
 
 
 def test_the_best_are_trained_again_with_other_seeds(tmp_path: Path) -> None:
@@ -284,9 +291,9 @@ def test_the_best_are_trained_again_with_other_seeds(tmp_path: Path) -> None:
     assert [config["train"]["seed"] for config in configs] == [1, 1, 2, 2]
     for index, score in enumerate((0.3, 0.55, 0.3, 0.57)):
         searcher.on_trial_complete(f"again {index}", result(4, score, finished=True))
-    ledger = Ledger(study, tmp_path)
-    assert [trial.number for trial in ledger.explored()] == [0, 1, 2]
-    standing = standings(ledger)
+    trial_store = TrialStore(study, tmp_path)
+    assert [trial.number for trial in trial_store.explored()] == [0, 1, 2]
+    standing = entries(trial_store)
     assert [(s.trial.number, s.num_seeds) for s in standing] == [(0, 3), (1, 3), (2, 1)]
     assert standing[0].mean == pytest.approx(0.54) and standing[0].spread == pytest.approx(0.0361, abs=1e-3)
 
@@ -300,30 +307,30 @@ def test_a_study_takes_over_what_fits_from_another(tmp_path: Path) -> None:
     space = {"masking.ratio": {"float": [0.1, 0.95]}, "loss.mim_weight": {"float": [0.0, 2.0]}}
     base = {**BASE, "masking": {"strategy": "disjoint"}}
     new = load_study(write(tmp_path, space, base=base), "new")
-    ledger, source = Ledger(new, tmp_path), ancestor(tmp_path / DATABASE, "old", new)
-    strategies = [t.params["masking.strategy"] for t in Ledger(old, tmp_path).trials()]
-    assert take_over(ledger, source) == strategies.count("disjoint") > 0
-    taken = [t for t in ledger.all_trials() if t.state is TrialState.COMPLETE]
+    trial_store, source = TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)
+    strategies = [t.params["masking.strategy"] for t in TrialStore(old, tmp_path).trials()]
+    assert transfer_trials(trial_store, source) == strategies.count("disjoint") > 0
+    taken = [t for t in trial_store.all_trials() if t.state is TrialState.COMPLETE]
     assert all(set(t.params) == set(space) and t.params["loss.mim_weight"] == 1.0 for t in taken)
     assert {t.value for t in taken} == {n / 10 for n, s in enumerate(strategies) if s == "disjoint"}
-    assert ledger.trials() == [] and take_over(ledger, source) == 0
+    assert trial_store.trials() == [] and transfer_trials(trial_store, source) == 0
     with pytest.raises(ConfigError, match=r"there is no study 'olf'.*did you mean 'old'"):
-        ancestor(tmp_path / DATABASE, "olf", new)
+        load_source_study(tmp_path / DATABASE, "olf", new)
 
 
 def test_a_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
     study = make_study(tmp_path, gpu_hours=0.5)
-    ledger = Ledger(study, tmp_path)
-    budget, trial = Budget(ledger, gpus_per_worker=2.0), ledger.next()
+    trial_store = TrialStore(study, tmp_path)
+    budget, trial = Budget(trial_store, gpus_per_worker=2.0), trial_store.next()
     budget.begin(trial)
     assert budget.over() is None
     budget._running[trial.number] = trial, time.monotonic() - 1000
     assert budget.over() == "the budget of 0.5 GPU-hours is spent"
     budget.end(trial)
-    assert Budget(Ledger(study, tmp_path), gpus_per_worker=2.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
-    assert Budget(Ledger(study, tmp_path)).over() is None
+    assert Budget(TrialStore(study, tmp_path), gpus_per_worker=2.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
+    assert Budget(TrialStore(study, tmp_path)).over() is None
     wider = make_study(tmp_path, gpu_hours=0.5, workers_per_trial=2)
-    assert Budget(Ledger(wider, tmp_path), gpus_per_worker=4.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
+    assert Budget(TrialStore(wider, tmp_path), gpus_per_worker=4.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
 
 
 def test_time_in_which_a_trial_waits_for_resources_is_not_charged(tmp_path: Path) -> None:
@@ -331,7 +338,7 @@ def test_time_in_which_a_trial_waits_for_resources_is_not_charged(tmp_path: Path
     searcher, _ = make_searcher(study, tmp_path)
 
     def spent() -> float:
-        return float(Ledger(study, tmp_path).trials()[0].user_attrs.get("worker_s", 0.0))
+        return float(TrialStore(study, tmp_path).trials()[0].user_attrs.get("worker_s", 0.0))
 
     searcher.suggest("a")
     time.sleep(0.2)
@@ -370,7 +377,7 @@ def test_the_best_trials_fit_eighty_columns(tmp_path: Path) -> None:
         searcher.suggest(str(index))
         searcher.on_trial_complete(str(index), result(4, index / 10, finished=True))
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(best_table(Ledger(study, tmp_path)))
+    console.print(best_table(TrialStore(study, tmp_path)))
     _, header, best, *_ = console.export_text().splitlines()
     assert header.split() == ["trial", "val/f1_mean", "settings"]
     assert best.split()[:2] == ["2", "0.2"] and best.split()[2].startswith("masking.ratio=0.")
@@ -385,7 +392,7 @@ def test_every_sampler_proposes_and_learns(tmp_path: Path, sampler: str) -> None
         assert isinstance(suggestion, dict)
         value = 1 - abs(suggestion["config"]["masking"]["ratio"] - 0.7)
         searcher.on_trial_complete(str(index), result(4, value, finished=True))
-    best = Ledger(study, tmp_path).ranked()[0]
+    best = TrialStore(study, tmp_path).ranked()[0]
     assert best.state is TrialState.COMPLETE and best.value is not None and best.value > 0.8
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,63 +14,72 @@ import ray
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from csmae.cluster.session import SETTINGS, Share
-from csmae.console.live_view import View
+from csmae.cluster.session import SETTINGS, Allocation
+from csmae.console.live_view import LiveView
 from csmae.console.progress import Progress
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
-from csmae.tuning.driver import Warden, interruptible, run_search
-from csmae.tuning.events import Ending
-from csmae.tuning.searcher import LedgerSearcher
+from csmae.trials.store import TrialStore
+from csmae.tuning.driver import StopController, interruptible, run_search
+from csmae.tuning.events import SearchEnd
+from csmae.tuning.searcher import StudySearcher
 from tests.tuning.test_searcher import make_searcher, make_study, result
 
 pytestmark = pytest.mark.usefixtures("studies_made")
 
+
+@pytest.fixture(autouse=True)
+def _handled_hangup() -> Iterator[None]:
+    """Tests that were started with ``nohup`` inherit that SIGHUP is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
-def without_capacity(folder: Path, **search: Any) -> tuple[LedgerSearcher, Warden]:
-    budget = Budget(Ledger(make_study(folder, **search), folder))
-    searcher = LedgerSearcher(budget, lambda event: None, lambda: 0)
-    return searcher, Warden(budget, searcher)
+def without_capacity(folder: Path, **search: Any) -> tuple[StudySearcher, StopController]:
+    budget = Budget(TrialStore(make_study(folder, **search), folder))
+    searcher = StudySearcher(budget, lambda event: None, lambda: 0)
+    return searcher, StopController(budget, searcher)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_a_search_that_waits_for_resources(tmp_path: Path, number: signal.Signals) -> None:
-    searcher, warden = without_capacity(tmp_path)
-    with warden.listening():
+    searcher, stop_controller = without_capacity(tmp_path)
+    with stop_controller.listening():
         assert searcher.suggest("a") is None
         os.kill(os.getpid(), number)
         assert searcher.suggest("a") == Searcher.FINISHED
-    assert warden.ending == Ending("interrupted")
+    assert stop_controller.ending == SearchEnd("interrupted")
 
 
 def test_a_budget_ends_a_search_that_waits_for_resources(tmp_path: Path) -> None:
-    searcher, warden = without_capacity(tmp_path, time_limit="0.2s")
+    searcher, stop_controller = without_capacity(tmp_path, time_limit="0.2s")
     assert searcher.suggest("a") is None
     time.sleep(0.2)
     assert searcher.suggest("a") == Searcher.FINISHED
-    assert warden.ending == Ending("budget", "the time limit of 0.2s is reached")
+    assert stop_controller.ending == SearchEnd("budget", "the time limit of 0.2s is reached")
 
 
 def test_a_second_interrupt_is_pythons_own(tmp_path: Path) -> None:
-    _, warden = without_capacity(tmp_path)
-    with warden.listening():
+    _, stop_controller = without_capacity(tmp_path)
+    with stop_controller.listening():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_hangup_that_nohup_ignores_ends_nothing(tmp_path: Path) -> None:
-    _, warden = without_capacity(tmp_path)
+    _, stop_controller = without_capacity(tmp_path)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with warden.listening(), interruptible():
+        with stop_controller.listening(), interruptible():
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert warden.ending == Ending("done")
+    assert stop_controller.ending == SearchEnd("done")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -86,7 +96,7 @@ def test_tune_is_stopped_in_seconds_while_it_waits_for_a_trial(tmp_path: Path, n
     os.environ.update(SETTINGS)
     ray.init(num_cpus=0, num_gpus=0, include_dashboard=False, log_to_driver=False)
     try:
-        budget = Budget(Ledger(make_study(tmp_path), tmp_path))
+        budget = Budget(TrialStore(make_study(tmp_path), tmp_path))
         asked: list[float] = []
 
         def ask() -> None:
@@ -95,23 +105,23 @@ def test_tune_is_stopped_in_seconds_while_it_waits_for_a_trial(tmp_path: Path, n
 
         timer = threading.Timer(8, ask)
         timer.start()
-        assert run_search(budget, Share(0, 1.0, 0.0), lambda event: None) == Ending("interrupted")
+        assert run_search(budget, Allocation(0, 1.0, 0.0), lambda event: None) == SearchEnd("interrupted")
         assert time.monotonic() - asked[0] < 8
     finally:
         ray.shutdown()
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    budget = Budget(Ledger(make_study(tmp_path), tmp_path))
+    budget = Budget(TrialStore(make_study(tmp_path), tmp_path))
     full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails, too
-    searcher = LedgerSearcher(budget, View("study", Progress.of(budget), Console(file=full)))
+    searcher = StudySearcher(budget, LiveView("study", Progress.of(budget), Console(file=full)))
     assert isinstance(searcher.suggest("a"), dict)
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
     assert isinstance(searcher.suggest("b"), dict)
     assert searcher.ending is None
     with suppress(OSError):
         full.close()
-    assert [trial.state.name for trial in budget.ledger.trials()] == ["COMPLETE", "RUNNING"]
+    assert [trial.state.name for trial in budget.trial_store.trials()] == ["COMPLETE", "RUNNING"]
     assert "No space left on device" in caplog.text
 
 

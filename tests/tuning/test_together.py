@@ -9,11 +9,11 @@ import optuna
 import pytest
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 
-from csmae.cluster.auth import have_token
+from csmae.cluster.auth import ensure_token
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
 from csmae.tracking.mlflow_sink import MlflowSink
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE
 
@@ -44,7 +44,7 @@ def errors(what: Callable[[int], object], num_processes: int) -> list[str]:
 
 def test_searches_that_begin_together_make_one_database_of_studies(tmp_path: Path) -> None:
     studies = [load_study(write(tmp_path, SPACE), f"study-{number}") for number in range(6)]
-    assert errors(lambda number: Ledger(studies[number], tmp_path / "runs"), 6) == []
+    assert errors(lambda number: TrialStore(studies[number], tmp_path / "runs"), 6) == []
     names = optuna.get_all_study_names(f"sqlite:///{tmp_path}/runs/{DATABASE}")
     assert sorted(names) == sorted(study.name for study in studies)
 
@@ -60,7 +60,7 @@ def test_searches_that_begin_together_find_a_whole_token(tmp_path: Path, monkeyp
 
     def tokens(number: int) -> None:
         AuthenticationTokenLoader.instance().reset_cache()  # Ray remembers the token of tests before this one
-        have_token()
+        ensure_token()
         assert len((home / ".ray/auth_token").read_text()) == 64
 
     for number in range(4):

@@ -5,40 +5,40 @@ import asyncio
 import pytest
 
 from csmae.config import Config
-from csmae.workers import coordinator as mailbox
-from csmae.workers.coordinator import Mailbox
-from csmae.workers.group import Slot
-from csmae.workers.messages import EpochDone, GroupLost, Holding, Silence, TrialDone
+from csmae.workers import coordinator as coordinator
+from csmae.workers.coordinator import Coordinator
+from csmae.workers.group import WorkerGroupTrainable
+from csmae.workers.messages import AssignmentDone, EpochReport, GroupLost, HeartbeatTimeout, ResourcesHeld
 from tests.conftest import SMALL
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mailbox, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(mailbox, "START_S", 0.3)
+    monkeypatch.setattr(coordinator, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(coordinator, "START_S", 0.3)
 
 
-async def waiting(retries: int, hang_timeout_s: float) -> Mailbox:
+async def waiting(retries: int, hang_timeout_s: float) -> Coordinator:
     """A mailbox with an assignment for workers that have not started."""
-    box = Mailbox(retries, hang_timeout_s)
+    box = Coordinator(retries, hang_timeout_s)
     await box.assign({}, "trials/0")
-    assert await box.next_event() == Holding(False)
+    assert await box.next_event() == ResourcesHeld(False)
     return box
 
 
-async def assigned(group: str) -> Mailbox:
+async def assigned(group: str) -> Coordinator:
     """A mailbox whose assignment a group has taken."""
     box = await waiting(retries=2, hang_timeout_s=0.2)
-    await box.take(group, 0, f"worker of {group}")
+    await box.next_assignment(group, 0, f"worker of {group}")
     return box
 
 
 def test_a_trial_whose_silent_workers_are_not_replaced_fails() -> None:
     async def course() -> None:
         box = await assigned("one")
-        assert await box.next_event() == Silence(["worker of one"])
+        assert await box.next_event() == HeartbeatTimeout(["worker of one"])
         ended = await box.next_event()
-        assert isinstance(ended, TrialDone) and ended.outcome == "failed"
+        assert isinstance(ended, AssignmentDone) and ended.outcome == "failed"
         assert ended.reason == (
             "no sign of life from the workers for 0.2 s, and no replacement workers started within 0.3 s"
         )
@@ -49,13 +49,13 @@ def test_a_trial_whose_silent_workers_are_not_replaced_fails() -> None:
 def test_a_trial_goes_on_with_the_workers_that_replace_silent_ones() -> None:
     async def course() -> None:
         box = await assigned("one")
-        assert await box.next_event() == Silence(["worker of one"])
-        await box.take("two", 0, "worker of two")
-        verdict = asyncio.create_task(box.tell(1, "two", 1, {"train/loss": 1.0}))
-        assert await box.next_event() == EpochDone(1, {"train/loss": 1.0})
+        assert await box.next_event() == HeartbeatTimeout(["worker of one"])
+        await box.next_assignment("two", 0, "worker of two")
+        verdict = asyncio.create_task(box.report(1, "two", 1, {"train/loss": 1.0}))
+        assert await box.next_event() == EpochReport(1, {"train/loss": 1.0})
         following = asyncio.create_task(box.next_event())
         assert await verdict
-        assert await following == Silence(["worker of two"])
+        assert await following == HeartbeatTimeout(["worker of two"])
 
     asyncio.run(asyncio.wait_for(course(), 20))
 
@@ -64,14 +64,14 @@ def test_only_deaths_without_an_epoch_in_between_count_as_attempts() -> None:
     async def course() -> None:
         box = await assigned("one")
         for group in ("two", "three"):
-            await box.take(group, 0, f"worker of {group}")
-        await box.replay(1, "three", 1, {})
+            await box.next_assignment(group, 0, f"worker of {group}")
+        await box.report_again(1, "three", 1, {})
         for group in ("four", "five"):
-            assert await box.take(group, 0, f"worker of {group}")
-        assert await box.next_event() == EpochDone(1, {})
-        sixth = asyncio.create_task(box.take("six", 0, "worker of six"))
+            assert await box.next_assignment(group, 0, f"worker of {group}")
+        assert await box.next_event() == EpochReport(1, {})
+        sixth = asyncio.create_task(box.next_assignment("six", 0, "worker of six"))
         ended = await box.next_event()
-        assert isinstance(ended, TrialDone) and ended.reason == "a worker's process died (in each of 3 attempts)"
+        assert isinstance(ended, AssignmentDone) and ended.reason == "a worker's process died (in each of 3 attempts)"
         sixth.cancel()
 
     asyncio.run(asyncio.wait_for(course(), 20))
@@ -81,11 +81,11 @@ def test_a_group_that_leaves_with_its_work_saved_costs_no_attempt() -> None:
     async def course() -> None:
         box = await assigned("group 0")
         for number in range(5):
-            await box.leave(1, f"group {number}")
-            await box.leave(1, f"group {number}")  # each rank tells
-            await box.take(f"group {number + 1}", 0, "worker")
-        verdict = asyncio.create_task(box.tell(1, "group 5", 1, {}))
-        assert await box.next_event() == EpochDone(1, {})
+            await box.preempted(1, f"group {number}")
+            await box.preempted(1, f"group {number}")  # each rank tells
+            await box.next_assignment(f"group {number + 1}", 0, "worker")
+        verdict = asyncio.create_task(box.report(1, "group 5", 1, {}))
+        assert await box.next_event() == EpochReport(1, {})
         await box.assign({}, "trials/1")
         assert not await verdict
 
@@ -95,15 +95,15 @@ def test_a_group_that_leaves_with_its_work_saved_costs_no_attempt() -> None:
 def test_workers_that_never_take_their_first_assignment_are_taken_for_dead() -> None:
     async def course() -> None:
         box = await waiting(retries=1, hang_timeout_s=0.2)
-        await box.workers_there(["rank 0", "rank 1"])
-        assert await box.next_event() == Holding(True)
-        assert await box.next_event() == Silence(["rank 0", "rank 1"])
-        await box.workers_gone()
-        await box.workers_there(["rank 0 again", "rank 1 again"])
-        assert [await box.next_event(), await box.next_event()] == [Holding(False), Holding(True)]
-        assert await box.next_event() == Silence(["rank 0 again", "rank 1 again"])
+        await box.workers_started(["rank 0", "rank 1"])
+        assert await box.next_event() == ResourcesHeld(True)
+        assert await box.next_event() == HeartbeatTimeout(["rank 0", "rank 1"])
+        await box.workers_stopped()
+        await box.workers_started(["rank 0 again", "rank 1 again"])
+        assert [await box.next_event(), await box.next_event()] == [ResourcesHeld(False), ResourcesHeld(True)]
+        assert await box.next_event() == HeartbeatTimeout(["rank 0 again", "rank 1 again"])
         ended = await box.next_event()
-        assert isinstance(ended, TrialDone) and ended.outcome == "failed"
+        assert isinstance(ended, AssignmentDone) and ended.outcome == "failed"
         assert ended.reason == "the workers did not start the trial within 0.3 s (in each of 2 attempts)"
 
     asyncio.run(asyncio.wait_for(course(), 20))
@@ -111,15 +111,15 @@ def test_workers_that_never_take_their_first_assignment_are_taken_for_dead() -> 
 
 def test_warm_workers_that_hang_before_the_next_trial_are_taken_for_dead() -> None:
     async def course() -> None:
-        box = Mailbox(retries=1, hang_timeout_s=0.2)
-        await box.workers_there(["rank 0"])
+        box = Coordinator(retries=1, hang_timeout_s=0.2)
+        await box.workers_started(["rank 0"])
         await box.assign({}, "trials/0")
-        await box.take("one", 0, "rank 0")
-        await box.end(1, "one", "finished")
-        assert [await box.next_event(), await box.next_event()] == [Holding(True), TrialDone("finished")]
+        await box.next_assignment("one", 0, "rank 0")
+        await box.finish(1, "one", "finished")
+        assert [await box.next_event(), await box.next_event()] == [ResourcesHeld(True), AssignmentDone("finished")]
         await box.assign({}, "trials/1")
-        assert await box.next_event() == Holding(True)
-        assert await box.next_event() == Silence(["rank 0"])
+        assert await box.next_event() == ResourcesHeld(True)
+        assert await box.next_event() == HeartbeatTimeout(["rank 0"])
 
     asyncio.run(asyncio.wait_for(course(), 20))
 
@@ -127,14 +127,14 @@ def test_warm_workers_that_hang_before_the_next_trial_are_taken_for_dead() -> No
 def test_workers_that_start_in_the_place_of_silent_ones_get_their_time() -> None:
     async def course() -> None:
         box = await assigned("one")
-        assert await box.next_event() == Silence(["worker of one"])
+        assert await box.next_event() == HeartbeatTimeout(["worker of one"])
         await asyncio.sleep(0.2)
-        await box.workers_there(["worker of two"])
-        assert await box.next_event() == Holding(True)
+        await box.workers_started(["worker of two"])
+        assert await box.next_event() == ResourcesHeld(True)
         await asyncio.sleep(0.2)
-        await box.take("two", 0, "worker of two")
+        await box.next_assignment("two", 0, "worker of two")
         following = asyncio.create_task(box.next_event())
-        assert await following == Silence(["worker of two"])
+        assert await following == HeartbeatTimeout(["worker of two"])
 
     asyncio.run(asyncio.wait_for(course(), 20))
 
@@ -142,7 +142,7 @@ def test_workers_that_start_in_the_place_of_silent_ones_get_their_time() -> None
 def test_a_group_that_waits_for_resources_is_not_silent() -> None:
     async def course() -> None:
         box = await waiting(retries=1, hang_timeout_s=0.1)
-        await box.workers_gone()
+        await box.workers_stopped()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(box.next_event(), 1)
 
@@ -152,11 +152,11 @@ def test_a_group_that_waits_for_resources_is_not_silent() -> None:
 def test_no_worker_goes_on_after_an_epoch_that_was_not_judged() -> None:
     async def course() -> None:
         box = await assigned("one")
-        verdict = asyncio.create_task(box.tell(1, "one", 1, {}))
-        await box.workers_there(["worker of one"])
+        verdict = asyncio.create_task(box.report(1, "one", 1, {}))
+        await box.workers_started(["worker of one"])
         await asyncio.sleep(0)
         events = [await box.next_event(), await box.next_event()]
-        assert events == [Holding(True), EpochDone(1, {})]
+        assert events == [ResourcesHeld(True), EpochReport(1, {})]
         await asyncio.sleep(0.05)
         assert not verdict.done(), "epoch 1 was delivered, and nobody has said yet that the trial goes on"
         following = asyncio.create_task(box.next_event())
@@ -170,17 +170,17 @@ def test_groups_that_ask_for_smaller_micro_batches_cost_no_attempt() -> None:
     async def course() -> None:
         box = await waiting(retries=0, hang_timeout_s=60)
         for number, size in enumerate((64, 32, 16, 8, 4, 2, 1)):
-            assignment = await box.take(f"group {number}", 0, "worker")
+            assignment = await box.next_assignment(f"group {number}", 0, "worker")
             assert assignment is not None and assignment.micro_batch == (2 * size if number else None)
-            await box.shrink(1, f"group {number}", size)
-            await box.shrink(1, f"group {number}", size)  # two ranks at once
-            await box.complain(1, f"group {number}", "connection closed by peer")  # what the others see of it
-            await box.group_lost(GroupLost(number, "RuntimeError: SmallerMicroBatchError"))
+            await box.shrink_micro_batch(1, f"group {number}", size)
+            await box.shrink_micro_batch(1, f"group {number}", size)  # two ranks at once
+            await box.report_error(1, f"group {number}", "connection closed by peer")  # what the others see of it
+            await box.fit_ended(GroupLost(number, "RuntimeError: SmallerMicroBatchError"))
             assert await box.next_event() == GroupLost(number, "")
-        assignment = await box.take("group 7", 0, "worker")
+        assignment = await box.next_assignment("group 7", 0, "worker")
         assert assignment is not None and assignment.micro_batch == 1
-        verdict = asyncio.create_task(box.tell(1, "group 7", 1, {}))
-        assert await box.next_event() == EpochDone(1, {})
+        verdict = asyncio.create_task(box.report(1, "group 7", 1, {}))
+        assert await box.next_event() == EpochReport(1, {})
         verdict.cancel()
 
     asyncio.run(asyncio.wait_for(course(), 20))
@@ -190,13 +190,13 @@ def test_a_micro_batch_that_does_not_shrink_is_an_attempt_that_failed() -> None:
     async def course() -> None:
         box = await waiting(retries=0, hang_timeout_s=60)
         for group in ("one", "two"):
-            await box.take(group, 0, "worker")
-            await box.shrink(1, group, 4)
-        await box.group_lost(GroupLost(1, "a reason"))
+            await box.next_assignment(group, 0, "worker")
+            await box.shrink_micro_batch(1, group, 4)
+        await box.fit_ended(GroupLost(1, "a reason"))
         assert await box.next_event() == GroupLost(1, "a reason")
-        third = asyncio.create_task(box.take("three", 0, "worker"))
+        third = asyncio.create_task(box.next_assignment("three", 0, "worker"))
         ended = await box.next_event()
-        assert isinstance(ended, TrialDone)
+        assert isinstance(ended, AssignmentDone)
         assert ended.reason == "out of memory again with micro-batches of 4 pairs (in each of 1 attempts)"
         third.cancel()
 
@@ -207,29 +207,29 @@ def test_a_trial_that_a_new_mailbox_takes_over_is_told_that_it_holds_nothing() -
     """Tune starts a trial again after the death of its slot, of which the search hears nothing."""
 
     async def course() -> None:
-        box = Mailbox(retries=1, hang_timeout_s=60)
+        box = Coordinator(retries=1, hang_timeout_s=60)
         await box.assign({}, "trials/0")
-        assert await box.next_event() == Holding(False)
-        await box.workers_there(["rank 0"])
-        assert await box.next_event() == Holding(True)
+        assert await box.next_event() == ResourcesHeld(False)
+        await box.workers_started(["rank 0"])
+        assert await box.next_event() == ResourcesHeld(True)
 
     asyncio.run(asyncio.wait_for(course(), 5))
 
 
-class ScriptedSlot(Slot):
+class ScriptedSlot(WorkerGroupTrainable):
     """A slot in the middle of a trial of two epochs, whose events are given."""
 
-    def __init__(self, *events: EpochDone | Holding | TrialDone) -> None:
+    def __init__(self, *events: EpochReport | ResourcesHeld | AssignmentDone) -> None:
         self._events, self._losses, self._last = iter(events), 0, None
         self._config = Config.model_validate(SMALL | {"train": {"epochs": 2}})
 
-    def _next_event(self) -> EpochDone | Holding | TrialDone:
+    def _next_event(self) -> EpochReport | ResourcesHeld | AssignmentDone:
         return next(self._events)
 
 
 def test_a_group_that_waits_for_resources_after_the_last_epoch_says_so() -> None:
-    last = EpochDone(2, {"a": 1.0})
-    slot = ScriptedSlot(EpochDone(1, {}), last, Holding(False), Holding(True), TrialDone("finished"))
+    last = EpochReport(2, {"a": 1.0})
+    slot = ScriptedSlot(EpochReport(1, {}), last, ResourcesHeld(False), ResourcesHeld(True), AssignmentDone("finished"))
     assert [slot.step() for _ in range(4)] == [
         {"epoch": 1, "metrics": {}},
         {"holding": False},

@@ -16,24 +16,24 @@ from optuna.trial import FrozenTrial
 from ray._private.state import actors
 from ray.util import placement_group, placement_group_table, remove_placement_group
 
-from csmae.cluster.session import Room, ray_running, share
+from csmae.cluster.session import ClusterResources, allocate, ray_running
 from csmae.study.study import load_study
 from csmae.trials.budget import Budget
-from csmae.trials.store import Ledger
+from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import Ended, Ending, Event, Listener
+from csmae.tuning.events import Event, Listener, SearchEnd, TrialEnded
 from csmae.workers.group import GROUP_RESTARTS
 from csmae.workers.worker import RENEW_AFTER
 from tests.conftest import SMALL
 from tests.study.test_study import write
 
-DONE = Ending("done")
+DONE = SearchEnd("done")
 
-ROOM = Room(2, 0, "this machine")
+ROOM = ClusterResources(2, 0, "this machine")
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Room]:
+def cluster() -> Iterator[ClusterResources]:
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # the workers import the stub from here
     with ray_running(None, ROOM, verbose=False) as room:
         yield room
@@ -43,7 +43,7 @@ def search(
     folder: Path,
     num_trials: int,
     faults: dict[int, list[Any]],
-    ending: Ending = DONE,
+    ending: SearchEnd = DONE,
     listener: Listener = lambda event: None,
     compile: bool = False,
     pretrain: str = "tests.support.stub_training:quick",
@@ -61,9 +61,9 @@ def search(
     study = load_study(write(folder, space, base=base, num_trials=num_trials, **settings))
     (folder / "study").mkdir(exist_ok=True)
     (folder / "study" / "faults.json").write_text(json.dumps(faults))
-    ledger = Ledger(study, folder)
-    assert run_search(Budget(ledger), share(study.search, ROOM), listener, pretrain) == ending
-    return ledger.trials()
+    trial_store = TrialStore(study, folder)
+    assert run_search(Budget(trial_store), allocate(study.search, ROOM), listener, pretrain) == ending
+    return trial_store.trials()
 
 
 def processes(folder: Path, trial: int, rank: int) -> list[str]:
@@ -81,7 +81,7 @@ def all_is_free() -> bool:
     return False
 
 
-def test_one_group_serves_all_trials_and_stopped_ones_are_pruned(cluster: Room, tmp_path: Path) -> None:
+def test_one_group_serves_all_trials_and_stopped_ones_are_pruned(cluster: ClusterResources, tmp_path: Path) -> None:
     trials = search(tmp_path, 8, {}, scheduler="asha", seed=1)
     assert {trial.state.name for trial in trials} == {"COMPLETE", "PRUNED"}
     assert len({line for n in range(8) for line in processes(tmp_path, n, 0)}) == 1
@@ -94,7 +94,7 @@ def test_one_group_serves_all_trials_and_stopped_ones_are_pruned(cluster: Room, 
 
 
 @pytest.mark.slow
-def test_a_group_that_compiled_many_trials_makes_way_for_a_new_one(cluster: Room, tmp_path: Path) -> None:
+def test_a_group_that_compiled_many_trials_makes_way_for_a_new_one(cluster: ClusterResources, tmp_path: Path) -> None:
     trials = search(tmp_path, RENEW_AFTER + 2, {}, compile=True)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * (RENEW_AFTER + 2)
     groups = [processes(tmp_path, number, 0) for number in range(RENEW_AFTER + 2)]
@@ -103,7 +103,7 @@ def test_a_group_that_compiled_many_trials_makes_way_for_a_new_one(cluster: Room
     assert all_is_free()
 
 
-def test_a_failure_ends_or_delays_its_own_trial_and_no_other(cluster: Room, tmp_path: Path) -> None:
+def test_a_failure_ends_or_delays_its_own_trial_and_no_other(cluster: ClusterResources, tmp_path: Path) -> None:
     trials = search(tmp_path, 5, {1: ["diverge", 2, 0, 9], 3: ["raise", 3, 1, 1]})
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert trials[1].user_attrs["reason"] == "the loss is not finite in epoch 2"
@@ -114,7 +114,9 @@ def test_a_failure_ends_or_delays_its_own_trial_and_no_other(cluster: Room, tmp_
 
 
 @pytest.mark.slow
-def test_a_trial_that_kills_its_group_each_time_fails_after_its_retries(cluster: Room, tmp_path: Path) -> None:
+def test_a_trial_that_kills_its_group_each_time_fails_after_its_retries(
+    cluster: ClusterResources, tmp_path: Path
+) -> None:
     trials = search(tmp_path, 4, {1: ["raise", 2, 1, 9], 2: ["kill", 2, 0, 9]}, retries=1)
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "FAIL", "COMPLETE"]
     assert trials[1].user_attrs["reason"] == "RuntimeError on rank 1: out of memory, say (in each of 2 attempts)"
@@ -123,8 +125,8 @@ def test_a_trial_that_kills_its_group_each_time_fails_after_its_retries(cluster:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_search_and_costs_no_trial(cluster: Room, tmp_path: Path) -> None:
-    trials = search(tmp_path, 3, {1: ["fill", 3, 0, 1]}, ending=Ending("stuck", "the disk is full, say"))
+def test_a_full_disk_ends_the_search_and_costs_no_trial(cluster: ClusterResources, tmp_path: Path) -> None:
+    trials = search(tmp_path, 3, {1: ["fill", 3, 0, 1]}, ending=SearchEnd("stuck", "the disk is full, say"))
     assert [trial.state.name for trial in trials] == ["COMPLETE", "RUNNING"]
     trials = search(tmp_path, 3, {1: ["fill", 3, 0, 1]})
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
@@ -132,7 +134,7 @@ def test_a_full_disk_ends_the_search_and_costs_no_trial(cluster: Room, tmp_path:
 
 
 @pytest.mark.slow
-def test_what_no_attempt_would_cure_fails_at_once(cluster: Room, tmp_path: Path) -> None:
+def test_what_no_attempt_would_cure_fails_at_once(cluster: ClusterResources, tmp_path: Path) -> None:
     trials = search(tmp_path, 3, {1: ["refuse", 2, 1, 9]})
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert trials[1].user_attrs["reason"] == "rank 1: a damaged archive, say"
@@ -142,7 +144,9 @@ def test_what_no_attempt_would_cure_fails_at_once(cluster: Room, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["hang", "stop"])
-def test_a_rank_that_hangs_is_killed_and_the_trial_goes_on(cluster: Room, tmp_path: Path, what: str) -> None:
+def test_a_rank_that_hangs_is_killed_and_the_trial_goes_on(
+    cluster: ClusterResources, tmp_path: Path, what: str
+) -> None:
     trials = search(tmp_path, 3, {1: [what, 3, 1, 1]}, hang_timeout="10s")
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
     assert [line.split()[2] for line in processes(tmp_path, 1, 0)] == ["0", "2"]
@@ -152,7 +156,7 @@ def test_a_rank_that_hangs_is_killed_and_the_trial_goes_on(cluster: Room, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["kill", "kill slot", "kill controller"])
-def test_a_killed_process_costs_time_and_nothing_else(cluster: Room, tmp_path: Path, what: str) -> None:
+def test_a_killed_process_costs_time_and_nothing_else(cluster: ClusterResources, tmp_path: Path, what: str) -> None:
     trials = search(tmp_path, 3, {1: [what, 3, 0, 1]})
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
     assert [line.split()[2] for line in processes(tmp_path, 1, 0)] == ["0", "2"]
@@ -161,7 +165,7 @@ def test_a_killed_process_costs_time_and_nothing_else(cluster: Room, tmp_path: P
 
 @pytest.mark.slow
 def test_a_trial_that_waits_for_resources_is_charged_for_the_rest_of_its_time_only(
-    cluster: Room, tmp_path: Path
+    cluster: ClusterResources, tmp_path: Path
 ) -> None:
     taken, began = placement_group([{"CPU": 2}]), time.monotonic()
     assert taken.wait(60)
@@ -172,7 +176,7 @@ def test_a_trial_that_waits_for_resources_is_charged_for_the_rest_of_its_time_on
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_workers_that_all_hang_before_their_first_trial_are_replaced(cluster: Room, tmp_path: Path) -> None:
+def test_workers_that_all_hang_before_their_first_trial_are_replaced(cluster: ClusterResources, tmp_path: Path) -> None:
     try:
         trials = search(tmp_path, 1, {}, pretrain="tests.support.stub_hang:quick", hang_timeout="10s")
     finally:
@@ -183,7 +187,9 @@ def test_workers_that_all_hang_before_their_first_trial_are_replaced(cluster: Ro
 
 
 @pytest.mark.slow
-def test_memory_that_is_short_on_one_rank_costs_no_retries_down_to_one_pair(cluster: Room, tmp_path: Path) -> None:
+def test_memory_that_is_short_on_one_rank_costs_no_retries_down_to_one_pair(
+    cluster: ClusterResources, tmp_path: Path
+) -> None:
     """More halvings than Ray Train restarts a group, and none of the trial's retries."""
     base = SMALL | {"optim": SMALL["optim"] | {"batch_size": 256}, "train": {"epochs": 2}, "eval": {"k": 3}}
     base["data"] = {"synthetic": {"num_train": 256, "num_validation": 24, "num_test": 16}}
@@ -197,14 +203,14 @@ def test_memory_that_is_short_on_one_rank_costs_no_retries_down_to_one_pair(clus
 
 def kill_slots(event: Event) -> None:
     """Kill the processes of this Ray's slots when the first trial is over."""
-    if isinstance(event, Ended) and event.number == 0:
+    if isinstance(event, TrialEnded) and event.number == 0:
         for actor in actors().values():
             if actor["ActorClassName"].endswith("ResourceTrainable") and actor["State"] == "ALIVE":
                 os.kill(actor["Pid"], signal.SIGKILL)
 
 
 @pytest.mark.slow
-def test_a_slot_that_dies_between_two_trials_costs_neither(cluster: Room, tmp_path: Path) -> None:
+def test_a_slot_that_dies_between_two_trials_costs_neither(cluster: ClusterResources, tmp_path: Path) -> None:
     trials = search(tmp_path, 3, {}, listener=kill_slots)
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
     assert processes(tmp_path, 0, 0) != processes(tmp_path, 1, 0)
@@ -215,7 +221,7 @@ def num_reserved() -> int:
     return sum(group["state"] != "REMOVED" for group in placement_group_table().values())
 
 
-def test_what_an_actor_reserves_while_it_is_killed_is_freed(cluster: Room) -> None:
+def test_what_an_actor_reserves_while_it_is_killed_is_freed(cluster: ClusterResources) -> None:
     class Greedy:  # in here, where the workers need not import it
         def reserve(self) -> None:
             while True:
