@@ -277,7 +277,7 @@ class Loss(Section):
         """Sensors that are reconstructed."""
         if not (self.umr_weight or self.cmr_weight):
             return ()
-        return ("s1", "s2") if self.s1_weight else ("s2",)
+        return sensors.SENSORS if self.s1_weight else ("s2",)
 
 
 class Optim(Section):

@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from csmae import sensors
 from csmae.config import ConfigError, Data, Loss, Masking, Model
 from csmae.data.pairs import PairBatch
 from csmae.data.transforms import Preprocess, upsample
 from csmae.model.csmae import CSMAE
 from csmae.model.encoder import Encoder
 from csmae.model.published import convert_state, infer_model, read_settings
+from csmae.sensors import BANDS, SENSORS
 from csmae.settings import load_yaml
 
 WEIGHTS, SETTINGS = "encoder.safetensors", "config.json"
@@ -33,8 +33,6 @@ FORMAT = "csmae-encoder"
 PUBLISHED_SETTINGS = ("cfg.yaml", "args.yaml", "args.json")
 
 STATISTICS = ("s1_mean", "s1_std", "s2_mean", "s2_std")
-
-BANDS = {"s1": sensors.S1_BANDS, "s2": sensors.S2_BANDS}
 
 
 class EncoderError(ConfigError):
@@ -113,7 +111,7 @@ class SensorEncoder(nn.Module):
     @torch.no_grad()
     def embed(self, batch: PairBatch) -> dict[str, Tensor]:
         """Encode a batch of the loader: (B, D) under ``s1`` and ``s2``, those of which it has images."""
-        images = dict(zip(BANDS, self.prepare(batch.to(self.device)), strict=True))
+        images = dict(zip(SENSORS, self.prepare(batch.to(self.device)), strict=True))
         return self._features({s: image for s, image in images.items() if len(image)})
 
     def save(self, folder: str | Path, details: dict[str, Any] | None = None) -> None:

@@ -1,22 +1,36 @@
-"""The two sensors: bands, resolutions, order, statistics; and the 19 land-cover classes."""
+"""The two sensors: bands in channel order, resolutions, statistics, retrieval directions; the 19 land-cover classes."""
+
+SENSORS = ("s1", "s2")
+"""Sentinel-1 and Sentinel-2, always in this order."""
+
+DIRECTIONS = tuple(f"{query}_to_{archive}" for query in SENSORS for archive in SENSORS)
+"""Retrieval directions: ``s1_to_s2`` queries with S1 images and retrieves S2 images."""
 
 S1_BANDS = ("VH", "VV")
-"""Sentinel-1 polarisations in channel order: backscatter in dB, 10 m."""
+"""Polarisations at 10 m: backscatter in dB."""
 
 S2_10M_BANDS = ("B02", "B03", "B04", "B08")
 S2_20M_BANDS = ("B05", "B06", "B07", "B11", "B12", "B8A")
 
+S2_60M_BANDS = ("B01", "B09")
+"""Bands that archives may hold and that the network does not read."""
+
 S2_BANDS = S2_10M_BANDS + S2_20M_BANDS
-"""Sentinel-2 bands in channel order (that of the published weights): reflectance times 10,000."""
+"""Reflectance times 10,000; the order is that of the published weights."""
+
+BANDS = {"s1": S1_BANDS, "s2": S2_BANDS}
+"""Bands of each sensor in channel order."""
+
+NUM_CHANNELS = {sensor: len(bands) for sensor, bands in BANDS.items()}
 
 S2_RGB = (2, 1, 0)
-"""Channels of B04, B03, B02: a natural-colour picture."""
+"""S2 channels of a natural-colour picture: B04, B03, B02."""
 
 IMAGE_SIZE = 120
-"""Pixels along a side of a scene at 10 m."""
+"""Pixels along a side of an image at 10 m."""
 
 IMAGE_SIZE_20M = 60
-"""Pixels along a side of a scene at 20 m."""
+IMAGE_SIZE_60M = 20
 
 S1_MEAN = (-19.29044597721542, -12.619993741972035)
 S1_STD = (5.464428464912864, 5.115911777546365)

@@ -11,9 +11,9 @@ import numpy as np
 from csmae.config import ConfigError, Data, Synthetic
 from csmae.console.terminal import progress, say
 from csmae.data.archive import Archive, ArchiveError, open_archive
-from csmae.data.pairs import BOTH, Sensor
 from csmae.data.splits import SPLITS
 from csmae.data.write import require_new
+from csmae.sensors import SENSORS
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,11 +47,11 @@ def _add_archive(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _add_sensor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sensor", choices=[*BOTH, "both"], default="both", help="whose images (default: both)")
+    parser.add_argument("--sensor", choices=[*SENSORS, "both"], default="both", help="whose images (default: both)")
 
 
-def _sensors(options: argparse.Namespace) -> tuple[Sensor, ...]:
-    return BOTH if options.sensor == "both" else (options.sensor,)
+def _sensors(options: argparse.Namespace) -> tuple[str, ...]:
+    return SENSORS if options.sensor == "both" else (options.sensor,)
 
 
 def _open(options: argparse.Namespace) -> Archive:
@@ -103,7 +103,7 @@ def _check(options: argparse.Namespace) -> int:
         problems = check_archive(archive, options.checksums, lambda: advance(1))
     size = f"{num_values:,} values, {archive.store.index.sizes.sum() / 1e9:.2f} GB"
     kind = f"BigEarthNet {'v1' if archive.is_v1 else 'v2'}"
-    alone = "" if archive.sensors == BOTH else f", {archive.sensors[0]} alone"
+    alone = "" if archive.sensors == SENSORS else f", {archive.sensors[0]} alone"
     say(f"{archive.store.folder}: {kind}{alone}, {size}: {problems.count} problems")
     for line in problems.lines():
         say(line)

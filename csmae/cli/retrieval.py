@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from csmae.data.splits import SPLITS
+from csmae.sensors import SENSORS
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -13,12 +14,12 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     embed = _add_archive(subparsers.add_parser("embed", help="make a feature store of an archive's split"))
     embed.add_argument("store", type=Path, help="folder of the store; one that was begun is gone on with")
     embed.add_argument("--split", choices=SPLITS, default="test", help="default: test")
-    embed.add_argument("--sensor", choices=["s1", "s2", "both"], default="both", help="whose images (default: both)")
+    embed.add_argument("--sensor", choices=[*SENSORS, "both"], default="both", help="whose images (default: both)")
     embed.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="default: float16")
     embed.set_defaults(action="embed")
     retrieve = subparsers.add_parser("retrieve", help="find scenes of a feature store that are like a query")
     retrieve.add_argument("--query", required=True, metavar="NAME|FILE.tif", help="S2 patch name, or a GeoTIFF")
-    retrieve.add_argument("--sensor", choices=["s1", "s2"], required=True, help="the query's")
+    retrieve.add_argument("--sensor", choices=SENSORS, required=True, help="the query's")
     retrieve.add_argument("--archive", type=Path, required=True, metavar="STORE", help="a folder that embed made")
     retrieve.add_argument("--top", type=int, default=10, metavar="K", help="scenes to find (default: 10)")
     retrieve.add_argument("--output", type=Path, default=Path("retrieved.png"), help="PNG (default: retrieved.png)")

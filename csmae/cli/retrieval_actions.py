@@ -19,8 +19,8 @@ from csmae.encoders import SensorEncoder
 from csmae.reporting.plots import retrieval_picture, save_png
 from csmae.retrieval.protocol import Evaluation, evaluate
 from csmae.retrieval.query import Found, Query, class_names, panel, read_query, search
-from csmae.retrieval.scores import DIRECTIONS
 from csmae.retrieval.store import FeatureStore, Source, open_store, write_store
+from csmae.sensors import DIRECTIONS, SENSORS
 
 CLASS_WIDTH = 27
 """Characters of a class's name; two are far longer than a terminal has room for."""
@@ -41,7 +41,7 @@ def _encoder(options: argparse.Namespace) -> SensorEncoder:
 
 def embed(options: argparse.Namespace) -> int:
     """Make a feature store."""
-    source = Source(_data(options), options.split, ("s1", "s2") if options.sensor == "both" else (options.sensor,))
+    source = Source(_data(options), options.split, SENSORS if options.sensor == "both" else (options.sensor,))
     count = len(source.open())
     with progress("scenes", count) as advance:
         damaged = write_store(options.store, _encoder(options), source, options.dtype, advance)

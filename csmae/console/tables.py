@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from csmae.console.live_view import number, settings
+from csmae.sensors import DIRECTIONS
 from csmae.trials.attributes import NOT_TRAINED
 from csmae.trials.database import open_storage, usable
 from csmae.trials.importance import importances
@@ -23,7 +24,7 @@ NUM_BEST = 5
 
 PARTNERS = ("recall_at_1", "mrr")
 
-DIRECTIONS = ("f1_mean", "f1/s1_to_s1", "f1/s1_to_s2", "f1/s2_to_s1", "f1/s2_to_s2")
+F1_SCORES = ("f1_mean", *(f"f1/{direction}" for direction in DIRECTIONS))
 
 
 def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
@@ -38,7 +39,7 @@ def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
         if labelled
         else "other sensor's image found in the test archive, in %"
     )
-    columns, table = DIRECTIONS if labelled else PARTNERS, _table(title)
+    columns, table = F1_SCORES if labelled else PARTNERS, _table(title)
     table.add_column("encoder", no_wrap=True)
     for name in columns:
         table.add_column(name.removeprefix("f1/").removeprefix("f1_"), justify="right", no_wrap=True)

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.config import Data
-from csmae.data.formats.layout import BANDS_OF, ArchiveError, DamagedValueError
+from csmae.data.formats.layout import ArchiveError, DamagedValueError
 from csmae.data.formats.lmdb_values import MAX_VALUE, Store, open_store
 from csmae.data.formats.v1 import PickleDecoder
 from csmae.data.formats.v1 import sensors as stored_sensors
 from csmae.data.formats.v2 import SafetensorsDecoder
-from csmae.data.pairs import BOTH, Sensor
 from csmae.data.split import Source, Split
 from csmae.data.splits import (
     LIST_FILES,
@@ -30,6 +29,7 @@ from csmae.data.splits import (
     read_names,
 )
 from csmae.data.synthetic.archive import ensure_synthetic
+from csmae.sensors import BANDS, SENSORS
 
 __all__ = ["Archive", "ArchiveError", "Split", "open_archive"]
 
@@ -55,17 +55,17 @@ class Archive:
     on_error: str
 
     @property
-    def sensors(self) -> tuple[Sensor, ...]:
+    def sensors(self) -> tuple[str, ...]:
         """Those whose images the archive holds; both where none can be told, for then none is left out on purpose."""
-        found: set[Sensor] = set()
+        found: set[str] = set()
         if self.is_v1:
             for position in range(min(_FIRST, len(self.store.index.keys))):
                 with suppress(DamagedValueError):
                     found |= stored_sensors(self.store.read(position).data)
         elif self.metadata is not None:
             names = {"s1": self.metadata.s1_names, "s2": self.metadata.names}
-            found = {sensor for sensor in BOTH if (self.store.find(names[sensor]) >= 0).any()}
-        return tuple(sorted(found)) or BOTH
+            found = {sensor for sensor in SENSORS if (self.store.find(names[sensor]) >= 0).any()}
+        return tuple(sorted(found)) or SENSORS
 
     @property
     def described(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class Archive:
         rows = set() if self.metadata is None else set(np.unique(self.metadata.splits).tolist())
         return tuple(name for name in SPLITS if name in self.lists or name.encode() in rows)
 
-    def split(self, name: str, sensors: tuple[Sensor, ...] = BOTH) -> Split:
+    def split(self, name: str, sensors: tuple[str, ...] = SENSORS) -> Split:
         """A split. Its pairs are found once a process and version of the files: in a large archive that takes a second.
 
         Args:
@@ -88,7 +88,7 @@ class Archive:
         """
         return replace(_split(self, name, sensors, _state(self.lists.get(name))), damaged={}, types_told=set())
 
-    def find(self, name: str, sensors: tuple[Sensor, ...]) -> Split:
+    def find(self, name: str, sensors: tuple[str, ...]) -> Split:
         """What ``split`` returns, found anew."""
         if name not in SPLITS:
             raise ArchiveError(f"{self.store.folder}: has the splits {', '.join(SPLITS)}, not {name!r}")
@@ -104,7 +104,7 @@ class Archive:
             raise ArchiveError(empty_split(self.metadata, name))
         return self._of_rows(self.metadata, rows, f"{self.metadata.path}, split {name}", sensors)
 
-    def named(self, names: NDArray[np.bytes_], where: str, sensors: tuple[Sensor, ...] = BOTH) -> Split:
+    def named(self, names: NDArray[np.bytes_], where: str, sensors: tuple[str, ...] = SENSORS) -> Split:
         """The pairs of S2 patch names, in their order; names of either version where there is metadata.
 
         Args:
@@ -130,7 +130,7 @@ class Archive:
             f"{where}: {len(unknown)} of {len(names)} names are not in {METADATA}: {first_five(unknown)}"
         )
 
-    def _of_rows(self, metadata: Metadata, rows: NDArray[np.int64], where: str, sensors: tuple[Sensor, ...]) -> Split:
+    def _of_rows(self, metadata: Metadata, rows: NDArray[np.int64], where: str, sensors: tuple[str, ...]) -> Split:
         labels_nc = metadata.labels_nc[rows]
         if self.is_v1:  # whose values hold labels too
             known = labels_nc if metadata.labels_nc.any() else None
@@ -139,7 +139,7 @@ class Archive:
         return self._assemble({(sensor,): keys[sensor][rows] for sensor in keys if sensor in sensors}, labels_nc, where)
 
     def _assemble(
-        self, keys: dict[tuple[Sensor, ...], NDArray[np.bytes_]], labels_nc: NDArray[np.bool_] | None, where: str
+        self, keys: dict[tuple[str, ...], NDArray[np.bytes_]], labels_nc: NDArray[np.bool_] | None, where: str
     ) -> Split:
         """A split of values, after a check that each key is there.
 
@@ -165,13 +165,13 @@ class Archive:
                 log.warning("%s; skipped", text)
         there = ~np.any(list(absent.values()), axis=0)
         sources = tuple(
-            Source(sensors, decoder(tuple(band for sensor in sensors for band in BANDS_OF[sensor])), found[there])
+            Source(sensors, decoder(tuple(band for sensor in sensors for band in BANDS[sensor])), found[there])
             for sensors, found in positions.items()
         )
         return Split(self.store, sources, None if labels_nc is None else labels_nc[there], self.on_error)
 
 
-def _only(sensor: Sensor) -> str:
+def _only(sensor: str) -> str:
     """The end of an error text where an archive may hold one sensor on purpose."""
     return f"; where {sensor} alone is meant, `data stats`, `data show` and `embed` take --sensor {sensor}"
 
@@ -209,7 +209,7 @@ def _archive(
 
 
 @lru_cache(maxsize=_ARCHIVES * len(SPLITS))
-def _split(archive: Archive, name: str, sensors: tuple[Sensor, ...], _state: tuple[int, ...]) -> Split:
+def _split(archive: Archive, name: str, sensors: tuple[str, ...], _state: tuple[int, ...]) -> Split:
     return archive.find(name, sensors)
 
 

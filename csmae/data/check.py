@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.data.archive import Archive, ArchiveError
-from csmae.data.formats.layout import BANDS_OF, BandTypeError, DamagedValueError
+from csmae.data.formats.layout import BandTypeError, DamagedValueError
 from csmae.data.formats.v1 import PickleDecoder, labels
 from csmae.data.formats.v2 import SafetensorsDecoder, header_of, parse_header
-from csmae.data.pairs import Buffer, Sensor, allocate
+from csmae.data.pairs import Buffer, allocate
 from csmae.data.split import copy_runs
 from csmae.data.splits import SPLITS
 from csmae.data.write import replacing, writing
+from csmae.sensors import BANDS
 
 S1_RANGE = (-100.0, 60.0)
 """Decibels outside which a value is no backscatter."""
@@ -103,7 +104,7 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
     return problems
 
 
-def _check_splits(archive: Archive, sensors: tuple[Sensor, ...], problems: Problems) -> None:
+def _check_splits(archive: Archive, sensors: tuple[str, ...], problems: Problems) -> None:
     """That the splits name patches that are there, of the sensors that the archive holds, and share none."""
     seen: dict[str, str] = {}
     for name in SPLITS:
@@ -120,13 +121,13 @@ def _check_splits(archive: Archive, sensors: tuple[Sensor, ...], problems: Probl
 class _PickleCheck:
     """A v1 value: every opcode, every band of the sensors that the archive holds, the labels."""
 
-    def __init__(self, sensors: tuple[Sensor, ...]) -> None:
+    def __init__(self, sensors: tuple[str, ...]) -> None:
         self._sensors = sensors
         self._buffer = allocate(1)
 
     def __call__(self, value: NDArray[np.uint8]) -> None:
         # A new decoder each time: a known skeleton would spare it the opcodes that are to be checked.
-        decode = PickleDecoder(tuple(band for sensor in self._sensors for band in BANDS_OF[sensor]))
+        decode = PickleDecoder(tuple(band for sensor in self._sensors for band in BANDS[sensor]))
         copy_runs(value, decode(value.data), self._buffer, 0)
         labels(value.data)
         for sensor in self._sensors:
@@ -138,17 +139,17 @@ class _SafetensorsCheck:
 
     def __init__(self) -> None:
         self._buffer = allocate(1)
-        self._decoders = {sensor: SafetensorsDecoder(bands) for sensor, bands in BANDS_OF.items()}
+        self._decoders = {sensor: SafetensorsDecoder(bands) for sensor, bands in BANDS.items()}
 
     def __call__(self, value: NDArray[np.uint8]) -> None:
         entries = parse_header(header_of(value.data))
-        for sensor, bands in BANDS_OF.items():
+        for sensor, bands in BANDS.items():
             if not entries.keys().isdisjoint(bands):
                 copy_runs(value, self._decoders[sensor](value.data), self._buffer, 0)
                 check_pixels(self._buffer, sensor)
 
 
-def check_pixels(buffer: Buffer, sensor: Sensor) -> None:
+def check_pixels(buffer: Buffer, sensor: str) -> None:
     """That a pair's pixels can be an image.
 
     Raises:

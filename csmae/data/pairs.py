@@ -16,12 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csmae.sensors import IMAGE_SIZE, IMAGE_SIZE_20M, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
-
-Sensor = str
-"""``s1`` or ``s2``."""
-
-BOTH: tuple[Sensor, ...] = ("s1", "s2")
+from csmae.sensors import IMAGE_SIZE, IMAGE_SIZE_20M, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS, SENSORS
 
 
 class PairBatch(NamedTuple):
@@ -47,7 +42,7 @@ class PairBatch(NamedTuple):
         return PairBatch(*(tensor[number] for tensor in self))
 
 
-FIELDS: dict[Sensor, tuple[str, ...]] = {"s1": ("s1",), "s2": ("s2_10m", "s2_20m")}
+FIELDS: dict[str, tuple[str, ...]] = {"s1": ("s1",), "s2": ("s2_10m", "s2_20m")}
 """Which of a batch's tensors hold a sensor's bands."""
 
 _SHAPES = {
@@ -74,7 +69,7 @@ class Buffer:
         return self.batch.some(slice(num_pairs))
 
 
-def allocate(num_pairs: int, sensors: tuple[Sensor, ...] = BOTH, pin: bool = False) -> Buffer:
+def allocate(num_pairs: int, sensors: tuple[str, ...] = SENSORS, pin: bool = False) -> Buffer:
     """Memory for a batch.
 
     Args:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from csmae.data.formats import v1, v2
 from csmae.data.formats.layout import ArchiveError, BandTypeError, DamagedValueError, Layout
 from csmae.data.formats.lmdb_values import Store
-from csmae.data.pairs import Buffer, PairBatch, Sensor, allocate
+from csmae.data.pairs import Buffer, PairBatch, allocate
 from csmae.sensors import CLASSES
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _LOOKED_AT = 64
 class Source:
     """Values that hold bands of each pair of a split."""
 
-    sensors: tuple[Sensor, ...]
+    sensors: tuple[str, ...]
     decode: Callable[[memoryview], Layout]
     """Where the bands lie in a value."""
     positions: NDArray[np.int64]
@@ -53,7 +53,7 @@ class Split:
         return len(self.sources[0].positions)
 
     @property
-    def sensors(self) -> tuple[Sensor, ...]:
+    def sensors(self) -> tuple[str, ...]:
         """Those whose images are read."""
         return tuple(sorted(sensor for source in self.sources for sensor in source.sensors))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from csmae.config import Config, Model
-from csmae.model.encoder import NUM_CHANNELS
+from csmae.sensors import NUM_CHANNELS
 
 BACKWARD = 2
 """FLOPs of the backward pass over those of the forward one, where inputs need gradients too."""

@@ -14,8 +14,7 @@ from csmae.model.encoder import Encoder
 from csmae.model.losses import modality_discrepancy, normalise_patches, nt_xent, reconstruction_loss
 from csmae.model.masking import Mask, draw_masks
 from csmae.model.patches import patchify, take_rows
-
-OTHER = {"s1": "s2", "s2": "s1"}
+from csmae.sensors import SENSORS
 
 
 class Reconstruction(NamedTuple):
@@ -117,8 +116,8 @@ class CSMAE(nn.Module):
         terms = {}
         for decoder in self.decoders.values():
             assert isinstance(decoder, Decoder)
-            wanted = {(s, t): w for t in decoder.heads for s in OTHER if (w := self._weight(s, t))}
-            trunk = decoder({s: tokens[s] for s in OTHER if any(source == s for source, _ in wanted)}, masks)
+            wanted = {(s, t): w for t in decoder.heads for s in SENSORS if (w := self._weight(s, t))}
+            trunk = decoder({s: tokens[s] for s in SENSORS if any(source == s for source, _ in wanted)}, masks)
             decoded: dict[tuple[str, bool], Tensor] = {}
             for (source, target), weight in wanted.items():
                 hidden = source == target or self.masking.reconstruction == "disjoint"
@@ -142,7 +141,7 @@ class CSMAE(nn.Module):
         return terms
 
     def _pool(self, tokens: dict[str, Tensor]) -> Tensor:
-        return torch.stack([self.encoder.pool(tokens[s]) for s in OTHER])
+        return torch.stack([self.encoder.pool(tokens[s]) for s in SENSORS])
 
     def _weight(self, source: str, target: str) -> float:
         weight = self.loss.umr_weight if source == target else self.loss.cmr_weight

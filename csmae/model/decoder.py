@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from csmae.config import Model
 from csmae.model.blocks import make_blocks
-from csmae.model.encoder import NUM_CHANNELS
 from csmae.model.masking import Mask
 from csmae.model.patches import look_up, sincos_positions
+from csmae.sensors import NUM_CHANNELS
 
 NORM = partial(nn.LayerNorm, eps=1e-5)
 

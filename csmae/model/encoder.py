@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from csmae.config import Model
 from csmae.model.blocks import make_blocks
 from csmae.model.patches import patchify, sincos_positions, take_rows
-from csmae.sensors import S1_BANDS, S2_BANDS
-
-NUM_CHANNELS = {"s1": len(S1_BANDS), "s2": len(S2_BANDS)}
+from csmae.sensors import NUM_CHANNELS
 
 NORM = partial(nn.LayerNorm, eps=1e-6)
 

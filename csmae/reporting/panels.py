@@ -18,7 +18,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from csmae.reporting.plots import (
-    DIRECTIONS,
     Reconstruction,
     direction_picture,
     loss_picture,
@@ -28,6 +27,7 @@ from csmae.reporting.plots import (
 )
 from csmae.reporting.record import Trial
 from csmae.retrieval.panel import Retrieval
+from csmae.sensors import DIRECTIONS, SENSORS
 
 NUM_SCENES = 3
 """Shown of a file; more would be too small to see."""
@@ -58,7 +58,7 @@ def _start_middle_end(paths: list[Path]) -> list[Path]:
 
 
 def _figures(arrays: Mapping[str, Any], title: str) -> Iterator[tuple[str, Figure]]:
-    made = [sensor for sensor in ("s1", "s2") if f"s1_to_{sensor}" in arrays]
+    made = [sensor for sensor in SENSORS if f"s1_to_{sensor}" in arrays]
     scenes = [_scene(arrays, sensor, place) for place in range(len(arrays["s1"][:NUM_SCENES])) for sensor in made]
     if scenes:
         yield "reconstructions", reconstruction_picture(scenes, title)

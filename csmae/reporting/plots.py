@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from csmae.reporting.colors import paint, stretch_of
 from csmae.retrieval.panel import Image, Retrieval
+from csmae.sensors import DIRECTIONS
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#0072B2",
@@ -28,7 +29,6 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, RED)
 """Colours that the colour-blind can tell apart (Okabe and Ito)."""
 DPI = 110
-DIRECTIONS = ("s1_to_s1", "s1_to_s2", "s2_to_s1", "s2_to_s2")
 
 Curve = Mapping[int, float]
 """A value by epoch."""

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from csmae.reporting.panels import draw_trial
-from csmae.reporting.plots import DIRECTIONS, readable, save_png
+from csmae.reporting.plots import readable, save_png
 from csmae.reporting.record import Ranking, StudyRecord, Trial, read_record
 from csmae.reporting.study_plots import STATES, study_pictures
+from csmae.sensors import DIRECTIONS
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import Tracker
 

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.config import ConfigError
-from csmae.encoders import BANDS
-from csmae.sensors import IMAGE_SIZE
+from csmae.sensors import BANDS, IMAGE_SIZE
 
 PIXEL_M = 10.0
 """Side of a pixel on the ground."""

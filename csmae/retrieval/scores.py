@@ -11,9 +11,7 @@ from torch import Tensor
 
 from csmae.out_of_memory import halved_until_it_fits
 from csmae.retrieval.nearest import ARCHIVE_BLOCK, search
-
-DIRECTIONS = ("s1_to_s1", "s1_to_s2", "s2_to_s1", "s2_to_s2")
-
+from csmae.sensors import DIRECTIONS
 
 BLOCK = 512
 """Queries that are scored at once."""

@@ -28,7 +28,7 @@ from csmae.data.splits import SPLITS
 from csmae.encoders import SensorEncoder
 from csmae.retrieval import nearest
 from csmae.retrieval.embed import embed
-from csmae.sensors import CLASSES
+from csmae.sensors import CLASSES, SENSORS
 
 FORMAT = "csmae-features-1"
 SETTINGS, NAMES, LABELS = "store.json", "names.npy", "labels.npy"
@@ -244,7 +244,7 @@ def read_facts(folder: Path) -> Facts:
     for name, kind in FACTS.items():
         if not isinstance(facts.get(name), kind):
             raise StoreError(f"{path}: {name} cannot be {facts.get(name)!r}: name a new folder and embed again")
-    if facts["split"] not in SPLITS or not set(facts["sensors"]) <= {"s1", "s2"}:
+    if facts["split"] not in SPLITS or not set(facts["sensors"]) <= set(SENSORS):
         raise StoreError(f"{path}: names an unknown split or sensor: name a new folder and embed again")
     return facts
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-DIRECTIONS = ("s1_to_s1", "s1_to_s2", "s2_to_s1", "s2_to_s2")
+from csmae.sensors import DIRECTIONS
 
 LABEL_SCORES = (
     "val/f1_mean",
-    *(f"val/{score}/{way}" for score in ("f1", "mean_pair_f1", "precision", "recall") for way in DIRECTIONS),
+    *(
+        f"val/{score}/{direction}"
+        for score in ("f1", "mean_pair_f1", "precision", "recall")
+        for direction in DIRECTIONS
+    ),
 )
 """Scores that compare the labels of scenes."""
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from csmae.sensors import SENSORS
 from csmae.tracking.outbox import TrackingError
 
 CARD = """# {title}
@@ -60,7 +61,7 @@ def model_card(
         address: What loads this very encoder: a folder, or an address of MLflow.
     """
     model, bands = settings.get("model", {}), settings.get("bands", {})
-    s1, s2 = (list(bands.get(sensor, ())) for sensor in ("s1", "s2"))
+    s1, s2 = (list(bands.get(sensor, ())) for sensor in SENSORS)
     scores = [
         (name, metrics[name]) for part in ("test/", "confirm/", "val/") for name in metrics if name.startswith(part)
     ]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from csmae.config import Config
-from csmae.data.pairs import BOTH, PairBatch
+from csmae.data.pairs import PairBatch
 from csmae.data.split import Split
 from csmae.data.transforms import Preprocess
 from csmae.model.csmae import CSMAE
@@ -24,7 +24,7 @@ from csmae.model.losses import EPSILON
 from csmae.model.patches import patchify, unpatchify
 from csmae.out_of_memory import is_out_of_memory
 from csmae.retrieval.scores import rank_directions
-from csmae.sensors import CLASSES, S2_RGB
+from csmae.sensors import CLASSES, S2_RGB, SENSORS
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def write_snapshot(
 def _reconstructions(model: CSMAE, config: Config, batch: PairBatch) -> Arrays:
     device = model.encoder.norm.weight.device
     prepare = Preprocess(config.data, config.model.img_size).to(device)
-    images = dict(zip(BOTH, prepare(batch.to(device)), strict=True))
+    images = dict(zip(SENSORS, prepare(batch.to(device)), strict=True))
     shape = (2, len(batch.s1), config.model.num_patches)
     noise = torch.from_numpy(np.random.default_rng(MASK_SEED).random(shape, dtype=np.float32)).to(device)
     made = model.reconstruct(images["s1"], images["s2"], noise[0], noise[1])

@@ -14,7 +14,7 @@ import pytest
 
 from csmae.__main__ import main
 from csmae.data.formats import v1
-from csmae.data.formats.layout import BANDS, DamagedValueError
+from csmae.data.formats.layout import STORED_BANDS, DamagedValueError
 from csmae.data.formats.unpickle import unpickle
 from csmae.data.formats.v1 import PickleDecoder, labels
 from csmae.sensors import S1_BANDS
@@ -49,7 +49,7 @@ def test_pickles_of_protocol_5_give_each_pair_as_it_was_written(tmp_path: Path, 
     batch = split.read(range(5))
     for number in range(5):
         bands = bands_of(number)
-        for name, band in BANDS.items():
+        for name, band in STORED_BANDS.items():
             assert np.array_equal(getattr(batch, band.field)[number][band.channel].numpy(), bands[name])
         assert [split.labels()[number].sum()] == [2]
         found = split.bands_60m(number)

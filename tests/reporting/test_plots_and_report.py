@@ -19,7 +19,6 @@ from csmae.cli.tracking import add_commands
 from csmae.reporting.colors import HIDDEN, channels, paint, stretch_of
 from csmae.reporting.panels import draw_trial
 from csmae.reporting.plots import (
-    DIRECTIONS,
     GREEN,
     RED,
     Reconstruction,
@@ -33,6 +32,7 @@ from csmae.reporting.record import StudyRecord, Trial, read_record
 from csmae.reporting.report import markdown, write_report
 from csmae.reporting.study_plots import budget_picture, history_picture, parallel_picture, scale_of, study_pictures
 from csmae.retrieval.panel import Retrieval
+from csmae.sensors import DIRECTIONS
 from csmae.tracking.outbox import Event, Outbox, TrackingError
 from csmae.tracking.provenance import provenance
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from csmae.retrieval import nearest, scores
-from csmae.retrieval.scores import DIRECTIONS, label_scores, partner_scores, rank_archive, retrieval_scores
+from csmae.retrieval.scores import label_scores, partner_scores, rank_archive, retrieval_scores
+from csmae.sensors import DIRECTIONS
 from tests.retrieval.test_quantized import BYTES
 
 

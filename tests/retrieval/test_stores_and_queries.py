@@ -22,9 +22,9 @@ from csmae.retrieval.embed import embed
 from csmae.retrieval.geotiff import GeoTiffError, read_scene
 from csmae.retrieval.protocol import evaluate
 from csmae.retrieval.query import read_query, search
-from csmae.retrieval.scores import DIRECTIONS, rank_archive
+from csmae.retrieval.scores import rank_archive
 from csmae.retrieval.store import Source, StoreError, open_store, write_store
-from csmae.sensors import CLASSES, S2_BANDS
+from csmae.sensors import CLASSES, DIRECTIONS, S2_BANDS
 from csmae.training.scoring import encoder_of, score, seeded_model
 from tests.conftest import small_config
 from tests.support.archives import put

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from csmae.config import Data
 from csmae.data.archive import Archive, open_archive
-from csmae.data.formats.layout import BANDS
+from csmae.data.formats.layout import STORED_BANDS
 from csmae.sensors import CLASSES
 from tests.support.v1_pickles import STYLES, pickled, write_v1
 
@@ -39,7 +39,7 @@ def bands_of(number: int) -> Bands:
         name: random.normal(-15, 5, (band.size, band.size)).astype("<f4")
         if band.field == "s1"
         else random.integers(0, 2**16, (band.size, band.size)).astype("<u2")
-        for name, band in BANDS.items()
+        for name, band in STORED_BANDS.items()
     }
     return bands | {name: random.integers(0, 9999, (20, 20)).astype("<u2") for name in ("B01", "B09")}
 

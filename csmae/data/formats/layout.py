@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from csmae.config import ConfigError
-from csmae.data.pairs import Sensor
-from csmae.sensors import IMAGE_SIZE, IMAGE_SIZE_20M, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS, S2_BANDS
+from csmae.sensors import (
+    IMAGE_SIZE,
+    IMAGE_SIZE_20M,
+    IMAGE_SIZE_60M,
+    S1_BANDS,
+    S2_10M_BANDS,
+    S2_20M_BANDS,
+    S2_60M_BANDS,
+)
 
 
 class ArchiveError(ConfigError):
@@ -39,16 +46,14 @@ class Band(NamedTuple):
         return self.size * self.size * int(self.dtype[-1])
 
 
-BANDS = (
+STORED_BANDS = (
     {name: Band("s1", i, "<f4", IMAGE_SIZE) for i, name in enumerate(S1_BANDS)}
     | {name: Band("s2_10m", i, "<u2", IMAGE_SIZE) for i, name in enumerate(S2_10M_BANDS)}
     | {name: Band("s2_20m", i, "<u2", IMAGE_SIZE_20M) for i, name in enumerate(S2_20M_BANDS)}
 )
 
-BANDS_60M = {name: Band("", i, "<u2", 20) for i, name in enumerate(("B01", "B09"))}
-"""S2's other bands, which no batch takes; a conversion keeps them."""
-
-BANDS_OF: dict[Sensor, tuple[str, ...]] = {"s1": S1_BANDS, "s2": S2_BANDS}
+STORED_60M_BANDS = {name: Band("", i, "<u2", IMAGE_SIZE_60M) for i, name in enumerate(S2_60M_BANDS)}
+"""No batch holds them; a conversion copies them."""
 
 
 class Run(NamedTuple):
@@ -75,7 +80,7 @@ def plan(offsets: Mapping[str, int]) -> Layout:
         As few runs as possible: bands that are neighbours in the value and in the batch are one.
     """
     runs: list[Run] = []
-    for name, band in BANDS.items():
+    for name, band in STORED_BANDS.items():
         if name not in offsets:
             continue
         run = Run(band.field, offsets[name], band.channel * band.num_bytes, band.num_bytes)

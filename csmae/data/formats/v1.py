@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from csmae.data.formats.layout import BANDS, BANDS_60M, BANDS_OF, BandTypeError, DamagedValueError, Layout, plan
+from csmae.data.formats.layout import STORED_60M_BANDS, STORED_BANDS, BandTypeError, DamagedValueError, Layout, plan
 from csmae.data.formats.unpickle import Bytes, Thing, Unpickled, names_nothing, unpickle
-from csmae.sensors import CLASSES
+from csmae.sensors import BANDS, CLASSES, S2_60M_BANDS
 
 _MAX_KNOWN = 64
 """Different skeletons that are remembered; each writing process makes a few."""
@@ -90,7 +90,7 @@ def band_offsets(unpickled: Unpickled, bands: tuple[str, ...]) -> dict[str, int]
 
 def _offset(name: str, array: Any) -> int:
     """First byte of an array's content, checked against the band's whole contract."""
-    band = (BANDS | BANDS_60M)[name]
+    band = (STORED_BANDS | STORED_60M_BANDS)[name]
     shape, dtype, order, content = _array(name, array)
     if not (_is_flat(shape) and shape == (band.size, band.size)):
         found = list(shape[:4]) if _is_flat(shape) else "none"
@@ -133,7 +133,7 @@ def offsets_60m(value: memoryview) -> dict[str, int]:
     """
     unpickled = unpickle(value)
     names = [thing.attributes.get("name") for thing in unpickled.bands]
-    return band_offsets(unpickled, tuple(name for name in BANDS_60M if name in names))
+    return band_offsets(unpickled, tuple(name for name in S2_60M_BANDS if name in names))
 
 
 def sensors(value: memoryview) -> set[str]:
@@ -143,7 +143,7 @@ def sensors(value: memoryview) -> set[str]:
         DamagedValueError: The value is no v1 pickle.
     """
     names = [thing.attributes.get("name") for thing in unpickle(value).bands]
-    return {sensor for sensor, bands in BANDS_OF.items() if any(name in bands for name in names)}
+    return {sensor for sensor, bands in BANDS.items() if any(name in bands for name in names)}
 
 
 def _is_flat(shape: Any) -> bool:

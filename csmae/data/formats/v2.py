@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from csmae.data.formats.layout import BANDS, BANDS_60M, BandTypeError, DamagedValueError, Layout, plan
+from csmae.data.formats.layout import STORED_60M_BANDS, STORED_BANDS, BandTypeError, DamagedValueError, Layout, plan
+from csmae.sensors import S2_60M_BANDS
 
 MAX_HEADER = 64 * 1024
 """Bytes; a real header has 136 or 824."""
@@ -60,7 +61,7 @@ def offsets_60m(value: memoryview) -> dict[str, int]:
     """
     header = header_of(value)
     start, entries = 8 + len(header), parse_header(header)
-    return {name: start + _offset(name, entries, len(value) - start) for name in BANDS_60M if name in entries}
+    return {name: start + _offset(name, entries, len(value) - start) for name in S2_60M_BANDS if name in entries}
 
 
 def header_of(value: memoryview) -> bytes:
@@ -92,7 +93,7 @@ def parse_header(header: bytes) -> dict[str, Any]:
 
 def _offset(name: str, entries: dict[str, Any], num_data: int) -> int:
     """First byte of a band within the data section, checked against the whole contract."""
-    band, entry = (BANDS | BANDS_60M)[name], entries.get(name)
+    band, entry = (STORED_BANDS | STORED_60M_BANDS)[name], entries.get(name)
     if not isinstance(entry, dict):
         raise DamagedValueError(f"band {name} is missing (there are {', '.join(list(entries)[:14])[:200] or 'none'})")
     want = {"dtype": _DTYPES[band.dtype], "shape": [band.size, band.size]}
