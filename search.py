@@ -18,11 +18,12 @@ from csmae.cluster.preflight import require, required_checks
 from csmae.cluster.reserved import NoResourcesError
 from csmae.cluster.session import Allocation, allocate, local_resources, ray_running
 from csmae.config import ConfigError
-from csmae.console.dry_run import describe
-from csmae.console.live_view import LiveView, settings
-from csmae.console.progress import Progress
-from csmae.console.tables import best_table, importance_lines, scores_table, studies_table
-from csmae.console.terminal import console, printable, say, tolerating_closed_terminal
+from csmae.console.dry_run import format_dry_run
+from csmae.console.format import format_settings
+from csmae.console.live_view import LiveView
+from csmae.console.progress import SearchProgress
+from csmae.console.tables import format_best_trials, format_importances, format_scores, format_studies
+from csmae.console.terminal import plain_console, print_line, tolerate_closed_terminal, tolerate_encoding_errors
 from csmae.data.archive_name import data_name
 from csmae.lock import only_driver
 from csmae.settings import flatten
@@ -38,10 +39,11 @@ from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
-from csmae.tuning.advice import notes
-from csmae.tuning.champion import Candidate, candidates, download_trials, saved_metrics, score_all
-from csmae.tuning.driver import interruptible, run_search
-from csmae.tuning.events import EpochReported, Event, SearchEnd, TrialEnded, TrialStarted
+from csmae.tuning.champion import EncoderToScore, download_trials, encoders_to_score, saved_metrics, score_encoders
+from csmae.tuning.driver import run_search
+from csmae.tuning.events import EpochReported, Event, SearchEnd, SearchOutcome, TrialEnded, TrialStarted
+from csmae.tuning.settings_warnings import settings_warnings
+from csmae.tuning.stop_controller import raise_on_termination
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
@@ -56,14 +58,14 @@ SEARCH_OPTIONS = ("num_trials", "workers_per_trial", "gpus_per_worker", "acceler
 """Options that stand for ``--set search.…``."""
 
 
-@printable()
-@tolerating_closed_terminal()
+@tolerate_encoding_errors()
+@tolerate_closed_terminal()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
         if options.list:
-            console().print(studies_table(fetched(options.storage) / DATABASE))
+            plain_console().print(format_studies(fetched(options.storage) / DATABASE))
             return 0
         return _search(options)
     except ConfigError as error:
@@ -110,12 +112,12 @@ def _search(options: argparse.Namespace) -> int:
     if resources:
         allocate(study.search, resources)
     if options.dry_run:
-        say(describe(study, resources))
+        print_line(format_dry_run(study, resources))
         return 0
     folder = local(options.storage).absolute()
     _check_data(study)
-    for note in notes(study):
-        say(f"note: {note}")
+    for note in settings_warnings(study):
+        print_line(f"note: {note}")
     with opened(options.storage) as files, only_driver(folder / study.name):
         ancestors = [load_source_study(folder / DATABASE, name, study) for name in _ancestors(options)]
         trial_store = TrialStore(study, folder, files)
@@ -123,13 +125,16 @@ def _search(options: argparse.Namespace) -> int:
             try:
                 ancestors.append(load_source_study(folder / DATABASE, name, study))
             except ConfigError as error:  # the change of the file that made the study anew leaves nothing to take over
-                say(str(error))
+                print_line(str(error))
                 trial_store.drop_source(name)
         for old in ancestors:
-            say(f"{transfer_trials(trial_store, old)} trials of study {old.study_name} taken over")
+            print_line(f"{transfer_trials(trial_store, old)} trials of study {old.study_name} taken over")
         tracker = Tracker(trial_store.folder, study.name, _uri(options))
         try:
-            with ray_running(options.address, resources, options.verbose, options.insecure) as there, interruptible():
+            with (
+                ray_running(options.address, resources, options.verbose, options.insecure) as there,
+                raise_on_termination(),
+            ):
                 if options.address:
                     require(required_checks(report_nodes(files.bucket if files else folder, study.first().data)))
                 return _explore(options, trial_store, tracker, allocate(study.search, there))
@@ -173,21 +178,21 @@ def _explore(options: argparse.Namespace, trial_store: TrialStore, tracker: Trac
         {"csmae.tracking": tracker.place},
         *next(iter(study.search.objectives.items())),
     )
-    progress = Progress.of(budget)
-    with LiveView(study.name, progress, console()) as view:
+    progress = SearchProgress.from_budget(budget)
+    with LiveView(study.name, progress, plain_console()) as view:
 
         def listen(event: Event) -> None:
             view(event)
             track(tracker, event)
 
         ending = run_search(budget, allocation, listen)
-    if ending.kind == "superseded":
-        say(f"{ending.reason}: this search stops")
+    if ending.outcome is SearchOutcome.SUPERSEDED:
+        print_line(f"{ending.reason}: this search stops")
         return FAILED
     for trial in progress.running:
         tracker.end(trial.number, "RUNNING", ending.reason or "interrupted")
-    if ending.kind in ("interrupted", "stuck"):
-        say(f"{ending.reason or 'stopped cleanly'}; to resume: {command()}")
+    if ending.outcome in (SearchOutcome.INTERRUPTED, SearchOutcome.STORAGE_FAILED):
+        print_line(f"{ending.reason or 'stopped cleanly'}; to resume: {command()}")
         return FAILED if ending.reason else INTERRUPTED
     return _finish(options, trial_store, tracker, allocation, ending)
 
@@ -199,8 +204,10 @@ def track(tracker: Tracker, event: Event) -> None:
     elif isinstance(event, EpochReported):
         tracker.epoch(event.number, event.epoch, dict(event.metrics))
     elif isinstance(event, TrialEnded):
-        tags = {} if event.repeats is None else {"csmae.repeats": str(event.repeats)}
-        tags |= {"csmae.broken": ", ".join(event.broken)} if event.broken else {}
+        tags = {} if event.confirms is None else {"csmae.confirms": str(event.confirms)}
+        tags |= (
+            {"csmae.violated_constraints": ", ".join(event.violated_constraints)} if event.violated_constraints else {}
+        )
         tracker.end(event.number, event.state, event.reason, tags)
 
 
@@ -209,26 +216,28 @@ def _finish(
 ) -> int:
     """Score, register and show the champion."""
     if ending.reason:
-        say(f"ended early: {ending.reason}")
+        print_line(f"ended early: {ending.reason}")
     download_trials(trial_store)
-    found = candidates(trial_store)
+    found = encoders_to_score(trial_store)
     if not found:
-        say(f"no champion: {_last_reason(trial_store)}")
+        print_line(f"no champion: {_last_reason(trial_store)}")
         return FAILED
     try:
-        scores = score_all(found, allocation, trial_store.files, say)
+        scores = score_encoders(found, allocation, trial_store.files, print_line)
     except (RayError, NoResourcesError) as error:
-        say(f"the published protocol could not be computed: {str(error).splitlines()[-1]}")
+        print_line(f"the published protocol could not be computed: {str(error).splitlines()[-1]}")
         scores = [{} for _ in found]
     _register_champion(tracker, trial_store, found, scores)
     from csmae.reporting.report import publish  # matplotlib takes its time
 
     publish(tracker, trial_store.folder, leaderboard(trial_store.optuna_study))
     if all(scores):
-        console().print(scores_table({candidate.name: row for candidate, row in zip(found, scores, strict=True)}))
-    console().print(best_table(trial_store))
-    for line in importance_lines(trial_store):
-        say(line)
+        plain_console().print(
+            format_scores({candidate.name: row for candidate, row in zip(found, scores, strict=True)})
+        )
+    plain_console().print(format_best_trials(trial_store))
+    for line in format_importances(trial_store):
+        print_line(line)
     _say_what_next(options, trial_store, found[-1])
     return 0 if all(scores) else FAILED
 
@@ -239,7 +248,7 @@ def _last_reason(trial_store: TrialStore) -> str:
 
 
 def _register_champion(
-    tracker: Tracker, trial_store: TrialStore, found: list[Candidate], scores: list[dict[str, float]]
+    tracker: Tracker, trial_store: TrialStore, found: list[EncoderToScore], scores: list[dict[str, float]]
 ) -> None:
     """Register the champion's encoder with its scores, and tell the study's figures."""
     champion = found[-1]
@@ -248,7 +257,7 @@ def _register_champion(
     best = next(standing for standing in board.entries if standing.trial.number == champion.trial.number)
     if best is not board.entries[0]:
         first = board.entries[0].trial.number
-        say(
+        print_line(
             f"trial {first} is best, but {trial_store.encoder_dir(first)} no longer exists: using trial {best.trial.number}"
         )
     confirmed = {"confirm/mean": best.mean, "confirm/spread": best.spread} if best.num_seeds > 1 else {}
@@ -266,15 +275,15 @@ def _register_champion(
     tracker.finish(summary | shares | confirmed)
 
 
-def _say_what_next(options: argparse.Namespace, trial_store: TrialStore, champion: Candidate) -> None:
+def _say_what_next(options: argparse.Namespace, trial_store: TrialStore, champion: EncoderToScore) -> None:
     assert champion.trial is not None and champion.encoder_dir is not None
-    say(f"champion: trial {champion.trial.number} with {settings(trial_store.values(champion.trial))}")
-    say(f"encoder:  {champion.encoder_dir}")
-    say(f"report:   {trial_store.folder / 'report.html'}")
+    print_line(f"champion: trial {champion.trial.number} with {format_settings(trial_store.values(champion.trial))}")
+    print_line(f"encoder:  {champion.encoder_dir}")
+    print_line(f"report:   {trial_store.folder / 'report.html'}")
     for line in advice(shown(_uri(options)), trial_store.folder, champion.encoder_dir):
-        say(line)
+        print_line(line)
     again = re.sub(r" --num-trials[ =]\S+", "", command())
-    say(f"extend:   {again} --num-trials N")
+    print_line(f"extend:   {again} --num-trials N")
 
 
 def advice(uri: str, folder: Path, encoder_dir: Path) -> Iterator[str]:
@@ -295,9 +304,9 @@ def advice(uri: str, folder: Path, encoder_dir: Path) -> Iterator[str]:
 def _close(tracker: Tracker) -> None:
     left = tracker.close(UPLOAD_TIMEOUT_S)
     if left:
-        say(f"{left} events are not yet uploaded to {tracker.place}; the next run sends them")
+        print_line(f"{left} events are not yet uploaded to {tracker.place}; the next run sends them")
     for text in tracker.refused:
-        say(f"{tracker.place} rejected: {text}")
+        print_line(f"{tracker.place} rejected: {text}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.distributed.rendezvous import rendezvous
 
 from csmae.config import Config, ConfigError
-from csmae.console.terminal import printable, tolerating_closed_terminal
+from csmae.console.terminal import tolerate_closed_terminal, tolerate_encoding_errors
 from csmae.cpus import usable_cpus
 from csmae.settings import load_yaml, merge, parse_assignments, parse_config
 from csmae.training.micro_batch import SmallerMicroBatchError
@@ -66,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@printable()
-@tolerating_closed_terminal()
+@tolerate_encoding_errors()
+@tolerate_closed_terminal()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)

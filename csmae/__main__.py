@@ -14,7 +14,7 @@ import csmae.cli.retrieval
 import csmae.cli.tracking
 import csmae.cluster.preemption
 from csmae.config import ConfigError
-from csmae.console.terminal import printable
+from csmae.console.terminal import tolerate_encoding_errors
 
 if TYPE_CHECKING:
     from csmae.trials.leaderboard import Leaderboard
@@ -46,7 +46,7 @@ def _leaderboard(folder: Path) -> Leaderboard | None:
     return stored_leaderboard(folder)
 
 
-@printable()
+@tolerate_encoding_errors()
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from csmae.config import ConfigError, Data, Synthetic
-from csmae.console.terminal import progress, say
+from csmae.console.terminal import print_line, progress_bar
 from csmae.data.archive import Archive, ArchiveError, open_archive
 from csmae.data.splits import SPLITS
 from csmae.data.write import require_new
@@ -81,9 +81,9 @@ def _synthesize(options: argparse.Namespace) -> int:
     settings = Synthetic(
         num_train=options.size - validation - test, num_validation=validation, num_test=test, seed=options.seed
     )
-    with progress("scenes", options.size) as advance:
+    with progress_bar("scenes", options.size) as advance:
         synthesize(settings, options.target, advance)
-    say(f"{options.target}: {settings.num_train} train, {validation} validation, {test} test scenes")
+    print_line(f"{options.target}: {settings.num_train} train, {validation} validation, {test} test scenes")
     return 0
 
 
@@ -95,18 +95,18 @@ def _check(options: argparse.Namespace) -> int:
     except ArchiveError as error:
         with suppress(OSError):
             next(Path(options.path).iterdir(), None)  # a folder that cannot be looked into was not checked
-            say(str(error))
+            print_line(str(error))
             return 1
         raise
     num_values = len(archive.store.index.keys)
-    with progress("values", num_values) as advance:
+    with progress_bar("values", num_values) as advance:
         problems = check_archive(archive, options.checksums, lambda: advance(1))
     size = f"{num_values:,} values, {archive.store.index.sizes.sum() / 1e9:.2f} GB"
     kind = f"BigEarthNet {'v1' if archive.is_v1 else 'v2'}"
     alone = "" if archive.sensors == SENSORS else f", {archive.sensors[0]} alone"
-    say(f"{archive.store.folder}: {kind}{alone}, {size}: {problems.count} problems")
+    print_line(f"{archive.store.folder}: {kind}{alone}, {size}: {problems.count} problems")
     for line in problems.lines():
-        say(line)
+        print_line(line)
     return 1 if problems.count else 0
 
 
@@ -115,9 +115,9 @@ def _convert(options: argparse.Namespace) -> int:
 
     source = _open(options)
     total = sum(len(source.split(name)) for name in source.described)
-    with progress("pairs, written and compared", 2 * total) as advance:
+    with progress_bar("pairs, written and compared", 2 * total) as advance:
         written = convert(source, options.target, advance)
-    say(f"{options.target}: {written} pairs of {total}, each compared with its source")
+    print_line(f"{options.target}: {written} pairs of {total}, each compared with its source")
     return 0
 
 
@@ -125,11 +125,11 @@ def _stats(options: argparse.Namespace) -> int:
     from csmae.data.statistics import band_statistics
 
     split = _open(options).split(options.split, _sensors(options))
-    with progress("pairs", len(split)) as advance:
+    with progress_bar("pairs", len(split)) as advance:
         statistics = band_statistics(split, advance)
-    say("data:")
+    print_line("data:")
     for name, values in statistics.items():
-        say(f"  {name}: [{', '.join(f'{value:.6g}' for value in values)}]")
+        print_line(f"  {name}: [{', '.join(f'{value:.6g}' for value in values)}]")
     return 0
 
 
@@ -137,7 +137,7 @@ def _splits(options: argparse.Namespace) -> int:
     from csmae.data.subsets import write_ben_14k
 
     counts = write_ben_14k(options.source, options.target)
-    say(f"{options.target}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+    print_line(f"{options.target}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     return 0
 
 
@@ -157,5 +157,5 @@ def _show(options: argparse.Namespace) -> int:
     if count < 1:
         raise ConfigError(f"--count must be at least 1: found {options.count}")
     write_contact_sheet(split, np.linspace(0, len(split) - 1, count).astype(int).tolist(), options.output)
-    say(f"{options.output}: {count} pairs of {options.path}")
+    print_line(f"{options.output}: {count} pairs of {options.path}")
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from csmae.config import ConfigError
-from csmae.console.terminal import console, say
+from csmae.console.terminal import plain_console, print_line
 from csmae.tracking.reachable import unreachable
 from csmae.tracking.tracker import shown, tracking_uri
 
@@ -46,9 +46,9 @@ def _doctor(options: argparse.Namespace) -> int:
     start = "start it there (`mlflow server`), or name another with --mlflow-uri"
     wrong = unreachable(uri)
     checks.append(check("MLflow", wrong, "" if wrong else f"{shown(uri)} answers, or will be made", start))
-    console().print(_table(checks))
+    plain_console().print(_table(checks))
     if study is None:
-        say("no study named: neither its archive nor the resources for its trials was looked at")
+        print_line("no study named: neither its archive nor the resources for its trials was looked at")
     return int(any(it.remedy for it in checks))
 
 

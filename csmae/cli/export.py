@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from csmae.config import ConfigError
-from csmae.console.terminal import say
+from csmae.console.terminal import print_line
 from csmae.encoders import WEIGHTS, SensorEncoder, load_published
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.model_card import model_card, read_settings
@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
     title = options.name or options.folder.resolve().name
     export_encoder(options.source, options.folder, title, options.license)
     if not options.license:
-        say(
+        print_line(
             f"{options.folder}: the model card names no license; if the owner grants one, export again with --license ID"
         )
     return 0

@@ -12,7 +12,7 @@ from rich.text import Text
 
 import csmae
 from csmae.config import ConfigError, Data
-from csmae.console.terminal import console, progress, say
+from csmae.console.terminal import plain_console, print_line, progress_bar
 from csmae.cpus import usable_cpus
 from csmae.data.archive import open_archive
 from csmae.encoders import SensorEncoder
@@ -43,10 +43,10 @@ def embed(options: argparse.Namespace) -> int:
     """Make a feature store."""
     source = Source(_data(options), options.split, SENSORS if options.sensor == "both" else (options.sensor,))
     count = len(source.open())
-    with progress("scenes", count) as advance:
+    with progress_bar("scenes", count) as advance:
         damaged = write_store(options.store, _encoder(options), source, options.dtype, advance)
     left_out = f", {damaged} of them damaged and left out" if damaged else ""
-    say(f"{options.store}: {count} scenes of {options.data}, split {options.split}{left_out}")
+    print_line(f"{options.store}: {count} scenes of {options.data}, split {options.split}{left_out}")
     return 0
 
 
@@ -63,7 +63,7 @@ def retrieve(options: argparse.Namespace) -> int:
         save_png(retrieval_picture(panels, title), options.output)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--output {options.output}: cannot be written: {error}: name another file") from None
-    say(f"pictures: {options.output}")
+    print_line(f"pictures: {options.output}")
     return 0
 
 
@@ -75,25 +75,27 @@ def _show_hits(found: Found, query: Query, store: FeatureStore) -> None:
         names = [Text(n, "bold" if n in asked else "") for n in class_names(store.labels_nc[place])]
         scene = Text(f"{store.names[place].decode()}\n") + Text("; ").join(names)
         table.add_row(str(rank), f"{cosine:.4f}", scene)
-    console().print(table)
+    plain_console().print(table)
 
 
 def score(options: argparse.Namespace) -> int:
     """Print an encoder's scores by the published protocol."""
     archive = open_archive(_data(options))
-    with progress("scenes", sum(len(archive.split(name)) for name in ("validation", "test"))) as advance:
+    with progress_bar("scenes", sum(len(archive.split(name)) for name in ("validation", "test"))) as advance:
         result = evaluate(_encoder(options), archive, options.k, advance)
-    say(f"{options.data}: {result.num_queries} validation queries, {result.num_archive} test scenes, k = {options.k}")
+    print_line(
+        f"{options.data}: {result.num_queries} validation queries, {result.num_archive} test scenes, k = {options.k}"
+    )
     if missing := result.without_labels:
-        say(
+        print_line(
             f"no labels in the {'split' if len(missing) == 1 else 'splits'} {' and '.join(missing)}: F1 cannot be computed"
         )
-        say("Without labels, finding each test scene's image from the other sensor in the test split:")
-        say(f"recall@1 {100 * result.scores['recall_at_1']:.2f} %, mrr {100 * result.scores['mrr']:.2f} %")
+        print_line("Without labels, finding each test scene's image from the other sensor in the test split:")
+        print_line(f"recall@1 {100 * result.scores['recall_at_1']:.2f} %, mrr {100 * result.scores['mrr']:.2f} %")
         return 0
     if any(result.unlabelled.values()):
         queries, scenes = result.unlabelled.values()
-        say(
+        print_line(
             f"{queries} of {result.num_queries} queries and {scenes} of {result.num_archive} test scenes carry no label:"
             " they count as not found"
         )
@@ -116,4 +118,4 @@ def _show_scores(result: Evaluation) -> None:
         table.columns[0].no_wrap, table.columns[0].max_width = True, CLASS_WIDTH
         for column in table.columns[1:]:
             column.justify = "right"
-        console().print("", table, sep="\n")
+        plain_console().print("", table, sep="\n")

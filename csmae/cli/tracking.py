@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from csmae.console.terminal import say
+from csmae.console.terminal import print_line
 from csmae.reporting.record import Ranking
 from csmae.tracking.tracker import replay, shown, tracking_uri
 
@@ -42,13 +42,13 @@ def _sync(options: argparse.Namespace) -> int:
     num_interrupted, refused = replay(options.runs / options.study, uri, options.timeout, options.all)
     place = shown(uri)
     for text in refused:
-        say(f"rejected: {text}")
+        print_line(f"rejected: {text}")
     if num_interrupted:
-        say(f"{num_interrupted} events of {options.study} are not uploaded yet to {place}")
+        print_line(f"{num_interrupted} events of {options.study} are not uploaded yet to {place}")
     elif refused:
-        say(f"{options.study} is incomplete in {place}; the next sync retries rejected events")
+        print_line(f"{options.study} is incomplete in {place}; the next sync retries rejected events")
     else:
-        say(f"{options.study} is complete in {place}")
+        print_line(f"{options.study} is complete in {place}")
     return 1 if num_interrupted or refused else 0
 
 
@@ -57,5 +57,5 @@ def _report(ranking_of: Callable[[Path], Ranking | None], options: argparse.Name
 
     folder = options.runs / options.study
     page, summary, *_ = write_report(folder, ranking_of(folder))
-    say(f"{page} and {summary}")
+    print_line(f"{page} and {summary}")
     return 0

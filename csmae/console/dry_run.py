@@ -8,15 +8,15 @@ from itertools import islice
 
 from csmae.cluster.session import ClusterResources, allocate
 from csmae.config import ConfigError
-from csmae.console.live_view import settings
+from csmae.console.format import format_settings
 from csmae.model.cost import cost
 from csmae.study.study import Study
-from csmae.tuning.advice import notes
+from csmae.tuning.settings_warnings import settings_warnings
 
 NUM_SAMPLES = 5
 
 
-def describe(study: Study, resources: ClusterResources | None) -> str:
+def format_dry_run(study: Study, resources: ClusterResources | None) -> str:
     """The space, its size, a few configurations with their cost, and the resources that a trial takes.
 
     Args:
@@ -37,7 +37,7 @@ def _lines(study: Study, resources: ClusterResources | None) -> Iterator[str]:
         yield f"  {name}: {domain}"
     size = study.space.size
     yield f"size of the space: {'infinite' if math.isinf(size) else f'{size:,.0f} points'}"
-    yield from (f"note: {note}" for note in notes(study))
+    yield from (f"note: {note}" for note in settings_warnings(study))
     yield "base, then samples:"
     yield from _samples(study)
     yield _resources(study, resources)
@@ -51,7 +51,7 @@ def _samples(study: Study) -> Iterator[str]:
             price = f"{spent.params / 1e6:.1f} M parameters, {spent.flops / 1e9:.1f} GFLOP a pair"
         except ConfigError as error:
             price = str(error).splitlines()[0].rpartition(": ")[2]
-        yield f"  {settings(point)}"
+        yield f"  {format_settings(point)}"
         yield f"    {price}"
 
 

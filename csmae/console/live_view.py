@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from csmae.console.progress import Progress, TrialProgress
+from csmae.console.format import format_duration, format_number, format_settings
+from csmae.console.progress import SearchProgress, TrialProgress
 from csmae.tuning.events import EpochReported, Event, TrialStarted, TrialWaiting
 
 LOG_WIDTH = 80
@@ -36,7 +37,7 @@ class LiveView:
         console: Where to; a table that renews itself where it is a terminal, else lines.
     """
 
-    def __init__(self, name: str, progress: Progress, console: Console) -> None:
+    def __init__(self, name: str, progress: SearchProgress, console: Console) -> None:
         self._name, self._progress, self._console = name, progress, console
         self._live = (
             Live(get_renderable=self._screen, console=console, refresh_per_second=2) if terminal(console) else None
@@ -58,12 +59,14 @@ class LiveView:
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
-        best = self._progress.follow(event)
+        best = self._progress.update(event)
         with self._showing():
             if self._live is None:
                 self._line(self._say(event))
             if best and (trial := self._progress.best):
-                self._line(f"best so far: trial {trial.number}, {number(trial.value)} with {settings(trial.values)}")
+                self._line(
+                    f"best so far: trial {trial.number}, {format_number(trial.value)} with {format_settings(trial.values)}"
+                )
 
     @contextmanager
     def _showing(self) -> Iterator[None]:
@@ -82,34 +85,34 @@ class LiveView:
     def _say(self, event: Event) -> str:
         trial, objective = self._progress.trial(event.number), self._progress.objective
         if isinstance(event, TrialStarted):
-            return f"trial {event.number} {'goes on' if event.resumed else 'starts'}: {settings(event.values)}"
+            return f"trial {event.number} {'resumes' if event.resumed else 'starts'}: {format_settings(event.values)}"
         if isinstance(event, EpochReported):
-            value = f"  {objective} {number(trial.value)}" if objective in event.metrics else ""
+            value = f"  {objective} {format_number(trial.value)}" if objective in event.metrics else ""
             return f"trial {event.number} epoch {event.epoch}/{trial.epochs}{value}"
         if isinstance(event, TrialWaiting):
             return f"trial {event.number} waits: {event.reason}"
-        what = {"COMPLETE": "done", "PRUNED": f"pruned after epoch {trial.epoch}", "FAIL": "failed"}[event.state]
-        tail = f": {event.reason}" if event.reason else f", {number(event.value)}"
+        what = {"COMPLETE": "completed", "PRUNED": f"pruned after epoch {trial.epoch}", "FAIL": "failed"}[event.state]
+        tail = f": {event.reason}" if event.reason else f", {format_number(event.value)}"
         return (
             f"[{self._progress.num_ended}/{self._progress.num_trials}{self._left()}] trial {event.number} {what}{tail}"
         )
 
     def _counts(self) -> str:
         counts, total = self._progress.counts, self._progress.num_trials
-        words = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}
+        words = {"COMPLETE": "completed", "PRUNED": "pruned", "FAIL": "failed"}
         parts = [f"{counts.get(state, 0)} {word}" for state, word in words.items()]
         return f"{self._progress.num_ended}/{total}: {', '.join(parts)}"
 
     def _left(self) -> str:
         left = self._progress.seconds_left
-        return "" if left is None else f", {duration(left)} left"
+        return "" if left is None else f", {format_duration(left)} left"
 
     def _spent(self) -> str:
         budget = self._progress.budget
         search = budget.trial_store.study.search
         limit = f" of {search.time_limit}" if search.time_limit else ""
         hours = f", {budget.hours:.2f} of {search.gpu_hours:g} {budget.unit}-hours" if search.gpu_hours else ""
-        return f"{duration(budget.seconds)}{limit} spent{hours}"
+        return f"{format_duration(budget.seconds)}{limit} spent{hours}"
 
     def _screen(self) -> RenderableType:
         """Called by a thread of its own, which an error would end."""
@@ -137,36 +140,18 @@ class LiveView:
 
     def _row(self, trial: TrialProgress) -> tuple[str, Text, str, str, Text]:
         state = Text(trial.state.lower(), style=STYLES[trial.state])
-        told = Text(trial.reason or settings(trial.values))
-        return str(trial.number), state, f"{trial.epoch}/{trial.epochs}", number(trial.value), told
+        told = Text(trial.reason or format_settings(trial.values))
+        return str(trial.number), state, f"{trial.epoch}/{trial.epochs}", format_number(trial.value), told
 
     def _foot(self) -> Text:
         best = self._progress.best
         if best is None:
             waiting = not self._progress.epochs_done and self._progress.first_epoch_at is None
             return Text("the workers are starting" if waiting else "", style="dim")
-        text = f"best {number(best.value)}: trial {best.number} with {settings(best.values)}"
+        text = f"best {format_number(best.value)}: trial {best.number} with {format_settings(best.values)}"
         return Text(text, style="bold green", overflow="ellipsis", no_wrap=True)
 
 
 def terminal(console: Console) -> bool:
     """Whether a table can renew itself there: in ASCII its shortened lines would be too long."""
     return console.is_terminal and not console.is_dumb_terminal and not console.options.ascii_only
-
-
-def settings(values: Mapping[str, Any]) -> str:
-    """A point of the space in a line."""
-    return " ".join(f"{name}={number(value) if isinstance(value, float) else value}" for name, value in values.items())
-
-
-def number(value: float | None) -> str:
-    """Four digits are what a score and a setting need."""
-    return "" if value is None else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Such as ``45 s``, ``12 min`` or ``3 h 05 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -32,7 +32,7 @@ class TrialProgress:
 
 
 @dataclass
-class Progress:
+class SearchProgress:
     """Follows the events of one run of a search.
 
     Another thread may read while an event is taken in: the collections are replaced, never changed. What it reads is of
@@ -65,7 +65,7 @@ class Progress:
     first_epoch_at: float | None = None
 
     @classmethod
-    def of(cls, budget: Budget) -> Progress:
+    def from_budget(cls, budget: Budget) -> SearchProgress:
         """What earlier runs of the study left."""
         trial_store = budget.trial_store
         states = Counter(state_of(trial) for trial in trial_store.trials() if trial.state.is_finished())
@@ -78,7 +78,7 @@ class Progress:
         """Trials that are over, those of earlier runs included."""
         return sum(self.counts.values())
 
-    def follow(self, event: Event) -> bool:
+    def update(self, event: Event) -> bool:
         """Take in an event; returns whether it made a new best trial."""
         if isinstance(event, TrialStarted):
             self._put(TrialProgress(event.number, event.values, event.epochs))

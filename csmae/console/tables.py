@@ -10,7 +10,7 @@ import optuna
 from rich.table import Table
 from rich.text import Text
 
-from csmae.console.live_view import number, settings
+from csmae.console.format import format_number, format_settings
 from csmae.sensors import DIRECTIONS
 from csmae.trials.attributes import NOT_TRAINED
 from csmae.trials.database import open_storage, usable
@@ -27,7 +27,7 @@ PARTNERS = ("recall_at_1", "mrr")
 F1_SCORES = ("f1_mean", *(f"f1/{direction}" for direction in DIRECTIONS))
 
 
-def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
+def format_scores(rows: Mapping[str, Mapping[str, float]]) -> Table:
     """Encoders against the four directions of retrieval; against their partner scores where there are no labels.
 
     Args:
@@ -48,7 +48,7 @@ def scores_table(rows: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def best_table(trial_store: TrialStore) -> Table:
+def format_best_trials(trial_store: TrialStore) -> Table:
     """The best trials with every objective; the mean over seeds where they were trained again."""
     search, board = trial_store.study.search, leaderboard(trial_store.optuna_study)
     front = board.front
@@ -65,13 +65,13 @@ def best_table(trial_store: TrialStore) -> Table:
         if standing.num_seeds > 1:
             score = f"{standing.mean:.4f} ± {standing.spread:.4f} ({standing.num_seeds} seeds)"
         else:
-            score = f"{number(first)} (1 seed)" if standing.is_finalist else number(first)
-        values = Text(settings(trial_store.values(standing.trial)))
-        table.add_row(f"{mark}{standing.trial.number}", score, *map(number, others), values)
+            score = f"{format_number(first)} (1 seed)" if standing.is_finalist else format_number(first)
+        values = Text(format_settings(trial_store.values(standing.trial)))
+        table.add_row(f"{mark}{standing.trial.number}", score, *map(format_number, others), values)
     return table
 
 
-def importance_lines(trial_store: TrialStore) -> Iterator[str]:
+def format_importances(trial_store: TrialStore) -> Iterator[str]:
     """What mattered, a line a parameter."""
     shares = importances(trial_store)
     if shares:
@@ -80,7 +80,7 @@ def importance_lines(trial_store: TrialStore) -> Iterator[str]:
         yield f"  {share:5.0%}  {name}"
 
 
-def studies_table(path: Path) -> Table:
+def format_studies(path: Path) -> Table:
     """Every study of a database; trials that wait are those that a budget cut and that resume with their study.
 
     Raises:
@@ -97,7 +97,7 @@ def studies_table(path: Path) -> Table:
         states = Counter(map(state_of, trials))
         counts = [str(states[state]) for state in ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")]
         best = next((standing.mean for standing in board.entries), None)
-        table.add_row(Text(name), *counts, number(best), Text(next(iter(board.objectives))))
+        table.add_row(Text(name), *counts, format_number(best), Text(next(iter(board.objectives))))
     return table
 
 

@@ -25,18 +25,18 @@ FINISH_S = 5.0
 """How long a process waits at its end for whoever reads its output."""
 
 
-def console() -> Console:
+def plain_console() -> Console:
     """A console that prints texts as they are: error messages, paths and names may hold ``[brackets]`` and ``:colons:``."""
     return Console(highlight=False, markup=False, emoji=False)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line as it is, however long."""
-    console().print(text, soft_wrap=True)
+    plain_console().print(text, soft_wrap=True)
 
 
 @contextmanager
-def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], object]]:
+def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], object]]:
     """A progress bar where there is a terminal.
 
     Args:
@@ -55,7 +55,7 @@ def progress(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], o
 
 
 @contextmanager
-def printable() -> Iterator[None]:
+def tolerate_encoding_errors() -> Iterator[None]:
     """Have the process's streams print every text, whatever their encoding, for as long as the block lasts.
 
     Streams that were closed when the process started are replaced for good by ones that discard what they are given.
@@ -71,7 +71,7 @@ def printable() -> Iterator[None]:
 
 
 @contextmanager
-def tolerating_closed_terminal() -> Iterator[None]:
+def tolerate_closed_terminal() -> Iterator[None]:
     """Have what is printed go nowhere once the terminal is closed, the pipe broken or the log's disk full.
 
     It lasts as long as the block, and keeps a search from ending with the window that it was started in.

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EncoderToScore:
     """An encoder to score."""
 
     name: str
@@ -36,7 +36,7 @@ class Candidate:
     encoder_dir: Path | None
 
 
-def candidates(trial_store: TrialStore) -> list[Candidate]:
+def encoders_to_score(trial_store: TrialStore) -> list[EncoderToScore]:
     """The untrained encoder, the default configuration where it was trained to its end, and the champion.
 
     Returns:
@@ -47,14 +47,14 @@ def candidates(trial_store: TrialStore) -> list[Candidate]:
     if best is None:
         return []
     study = trial_store.study
-    found = [Candidate("untrained encoder", study.resolve({}), None, None)]
+    found = [EncoderToScore("untrained encoder", study.resolve({}), None, None)]
     base = study.space.point({})
     default = next(
         (t for t in trial_store.explored() if trial_store.values(t) == base and t.state is TrialState.COMPLETE), None
     )
     for name, trial in (("default configuration", default), ("champion", best.trial)):
         if trial is not None and (folder := trial_store.encoder_dir(trial.number)).exists():
-            found.append(Candidate(name, study.resolve(trial_store.values(trial)), trial, folder))
+            found.append(EncoderToScore(name, study.resolve(trial_store.values(trial)), trial, folder))
     return found
 
 
@@ -64,8 +64,8 @@ def saved_metrics(encoder_dir: Path) -> dict[str, float]:
     return dict(content["details"]["metrics"])
 
 
-def score_all(
-    found: list[Candidate],
+def score_encoders(
+    found: list[EncoderToScore],
     allocation: Allocation,
     files: Files | None = None,
     say: Callable[[str], object] = log.warning,

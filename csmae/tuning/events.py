@@ -1,26 +1,27 @@
-"""What a search tells those who watch it."""
+"""Events that a search reports to its listeners, and how it ends."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from enum import StrEnum, auto
+from typing import Any
 
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial begins, or goes on after an interruption."""
+    """A trial starts, or resumes after an interruption."""
 
     number: int
     values: Mapping[str, Any]
     epochs: int
-    """Epochs that the trial will have at its end."""
+    """Epochs of the complete training."""
     resumed: bool
 
 
 @dataclass(frozen=True)
 class EpochReported:
-    """A trial has done an epoch."""
+    """A trial has completed an epoch."""
 
     number: int
     epoch: int
@@ -29,7 +30,7 @@ class EpochReported:
 
 @dataclass(frozen=True)
 class TrialWaiting:
-    """A trial goes on, or begins, when there is room."""
+    """A trial waits: for resources, or for the study to resume after its budget was exhausted."""
 
     number: int
     reason: str
@@ -37,29 +38,46 @@ class TrialWaiting:
 
 @dataclass(frozen=True)
 class TrialEnded:
-    """A trial is over."""
+    """A trial has ended."""
 
     number: int
     state: str
-    """COMPLETE, PRUNED or FAIL."""
+    """Optuna's name: COMPLETE, PRUNED or FAIL."""
     value: float | None
-    """The objective at the end."""
+    """The last value of the first objective."""
     reason: str | None = None
-    """Why it failed, or was cut short."""
-    repeats: int | None = None
-    """The trial that it repeats with another seed."""
-    broken: tuple[str, ...] = ()
-    """Constraints that it breaks."""
+    """Why the trial failed or was cut short."""
+    confirms: int | None = None
+    """For a confirmation, the number of the trial that it repeats with another seed."""
+    violated_constraints: tuple[str, ...] = ()
+    """Names of the metrics whose constraint the trial violates."""
+
+
+class SearchOutcome(StrEnum):
+    """How a search ended, and what becomes of the trials that were running."""
+
+    COMPLETED = auto()
+    """All trials have ended, or the space has no further point to train. No trial was running."""
+    INTERRUPTED = auto()
+    """A signal stopped the search. Running trials stay RUNNING; the next run resumes them."""
+    STORAGE_FAILED = auto()
+    """The database or a trial's files cannot be written. Running trials stay RUNNING; the next run resumes them."""
+    SUPERSEDED = auto()
+    """Another driver took over the storage, and with it the running trials."""
+    BUDGET_EXHAUSTED = auto()
+    """The time limit or the GPU-hours are used up. Running trials are cut short: those with a score are PRUNED, the
+    others wait until the study resumes."""
+    ABORTED = auto()
+    """The search cannot succeed. Running trials are cut short, as with an exhausted budget."""
 
 
 @dataclass(frozen=True)
 class SearchEnd:
-    """How a search ended, and in words why where it was not by having done all."""
+    """How and why a search ended."""
 
-    kind: Literal["done", "interrupted", "stuck", "superseded", "budget", "hopeless"]
-    """After an interruption, and where the search is stuck (a full disk), the running trials can be gone on with. Where another
-    driver took the storage over, they are that driver's."""
+    outcome: SearchOutcome
     reason: str = ""
+    """Empty if the study is complete or a signal stopped the search."""
 
 
 Event = TrialStarted | EpochReported | TrialWaiting | TrialEnded

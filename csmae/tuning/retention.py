@@ -34,7 +34,7 @@ class CheckpointRetention:
         self._gone: set[int] = set()
         self._bucket = ThreadPoolExecutor(1, "tidy")
 
-    def tidy(self) -> None:
+    def remove_unneeded(self) -> None:
         """Look through the trials that are over."""
         search = self._trial_store.study.search
         keep = max(search.keep, search.confirm.top if search.confirm else 0)
@@ -58,7 +58,7 @@ class CheckpointRetention:
         if self._trial_store.files:
             self._bucket.submit(_delete, self._trial_store.files, run_dir)  # the search waits for no bucket
 
-    def sweep(self) -> None:
+    def finish(self) -> None:
         """Remove what a bucket got of such trials after they were over, or could not remove at the time."""
         self._bucket.shutdown(cancel_futures=True)  # the loop below removes the rest, or gives up at once
         files = self._trial_store.files

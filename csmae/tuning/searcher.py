@@ -20,7 +20,15 @@ from csmae.trials.constraints import violation
 from csmae.trials.database import DATABASE_ERRORS, unusable
 from csmae.trials.leaderboard import violated_constraints
 from csmae.trials.trial import curve, state_of
-from csmae.tuning.events import EpochReported, Listener, SearchEnd, TrialEnded, TrialStarted, TrialWaiting
+from csmae.tuning.events import (
+    EpochReported,
+    Listener,
+    SearchEnd,
+    SearchOutcome,
+    TrialEnded,
+    TrialStarted,
+    TrialWaiting,
+)
 from csmae.tuning.proposals import Proposal, Proposals
 from csmae.tuning.retention import CheckpointRetention
 from csmae.workers.trial_files import saved_epoch
@@ -57,7 +65,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._capacity = capacity
         self._trial_store, self._budget, self._listener = budget.trial_store, budget, listener
         trial_store = self._trial_store
-        self._proposals, self.keeper = Proposals(trial_store), CheckpointRetention(trial_store)
+        self._proposals, self.retention = Proposals(trial_store), CheckpointRetention(trial_store)
         self._live: dict[str, _Live] = {}
         self._put_back: set[int] = set()
         """Trials that were proposed once more after Tune gave them up."""
@@ -68,7 +76,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Why fewer trials were proposed than the study asks for."""
         self._first: dict[int, str | None] | None = {} if not trial_store.ranked() else None
         """By number, the first trials that start and why each failed, if it did; None once a trial has ended well."""
-        self.ending: SearchEnd | None = None
+        self.search_end: SearchEnd | None = None
         """Why it makes no sense to go on, or is impossible."""
         self.must_stop: Callable[[], bool] = lambda: False
         """Whether the search is to end; asked before each proposal, for Tune waits up to ten minutes for one while no trial
@@ -93,7 +101,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return str(Searcher.FINISHED)
         if self._capacity and len(self._live) >= self._capacity():
             return None
-        with self.writing():
+        with self.stop_on_database_error():
             return self._suggest(trial_id)
         return str(Searcher.FINISHED)
 
@@ -135,7 +143,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if proposal is None:
             self.exhausted = f"the space has nothing left to train: {self._proposals.reason}"
             if not self._trial_store.explored():
-                self.ending = SearchEnd("hopeless", self.exhausted)
+                self.search_end = SearchEnd(SearchOutcome.ABORTED, self.exhausted)
         return proposal
 
     # Tune tells.
@@ -144,17 +152,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Write down an epoch, once."""
         live, epoch = self._live[trial_id], result.get("epoch")
         if "stuck" in result:
-            self.ending = SearchEnd("stuck", result["stuck"])
-        if "holding" in result and not self._stuck:
-            with self.writing():
+            self.search_end = SearchEnd(SearchOutcome.STORAGE_FAILED, result["stuck"])
+        if "holding" in result and not self._storage_failed:
+            with self.stop_on_database_error():
                 self._budget.hold(live.trial, result["holding"])
-        if epoch is None or self._stuck:
+        if epoch is None or self._storage_failed:
             return
         live.metrics = {key.removeprefix(METRICS): value for key, value in result.items() if key.startswith(METRICS)}
         live.latest |= live.metrics
         self._check_names(live, epoch)
         if epoch > live.epoch:
-            with self.writing():
+            with self.stop_on_database_error():
                 self._record(live, epoch)
 
     def _record(self, live: _Live, epoch: int) -> None:
@@ -171,9 +179,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self.on_trial_result(trial_id, result)
         failed = "the slot's process died or could not start, again and again" if error else result.get("failed")
         live = self._live.pop(trial_id)
-        if self._stuck:
+        if self._storage_failed:
             return
-        with self.writing():
+        with self.stop_on_database_error():
             if "roomless" in result:
                 self._again(live)
                 self._listener(TrialWaiting(live.trial.number, result["roomless"]))
@@ -189,18 +197,18 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._trial_store.requeue(live.trial)
 
     @property
-    def _stuck(self) -> bool:
-        return self.ending is not None and self.ending.kind == "stuck"
+    def _storage_failed(self) -> bool:
+        return self.search_end is not None and self.search_end.outcome is SearchOutcome.STORAGE_FAILED
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def stop_on_database_error(self) -> Iterator[None]:
         """A database that fails ends the search; its trials stay as the ledger last heard of them."""
         try:
             yield
         except DATABASE_ERRORS as error:
-            self.ending = SearchEnd("stuck", unusable(self._trial_store.path, error))
+            self.search_end = SearchEnd(SearchOutcome.STORAGE_FAILED, unusable(self._trial_store.path, error))
 
-    def abandon(self, reason: str) -> None:
+    def cut_short_trials(self, reason: str) -> None:
         """End the trials that run, or were left in the middle; their checkpoints stay.
 
         Those with a result count as stopped early, the others wait.
@@ -242,14 +250,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             else:
                 self._trial_store.prune(live.trial)
         self._check_first(live.trial.number, failed)
-        self.keeper.tidy()
+        self.retention.remove_unneeded()
         self._tell(live, failed)
 
     def _tell(self, live: _Live, reason: str | None) -> None:
         trial = self._trial_store.frozen(live.trial)
         value = live.latest.get(self._trial_store.study.search.objective)
-        repeats = trial.user_attrs.get(CONFIRMS)
-        self._listener(TrialEnded(trial.number, state_of(trial), value, reason, repeats, violated_constraints(trial)))
+        confirms = trial.user_attrs.get(CONFIRMS)
+        self._listener(TrialEnded(trial.number, state_of(trial), value, reason, confirms, violated_constraints(trial)))
 
     def _values(self, live: _Live) -> tuple[float, ...]:
         return tuple(live.metrics[name] for name in self._trial_store.study.search.objectives)
@@ -261,7 +269,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         search = self._trial_store.study.search
         for name in [*search.objectives, *search.constraints]:
             if due(name, scored) and name not in self._reported:
-                self.ending = self.ending or SearchEnd("hopeless", f"no epoch reports {name!r}")
+                self.search_end = self.search_end or SearchEnd(SearchOutcome.ABORTED, f"no epoch reports {name!r}")
 
     def _missing(self, live: _Live) -> str | None:
         """Why a trial that came to its end has no result."""
@@ -294,4 +302,6 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         reasons = [reason for reason in self._first.values() if reason is not None]
         alike = len(reasons) == NUM_ALIKE and len({re.sub(r"\d+", "", reason) for reason in reasons}) == 1
         if alike and not any(live.epoch for live in self._live.values()):
-            self.ending = SearchEnd("hopeless", f"the first {NUM_ALIKE} trials all failed: {reasons[-1]}")
+            self.search_end = SearchEnd(
+                SearchOutcome.ABORTED, f"the first {NUM_ALIKE} trials all failed: {reasons[-1]}"
+            )

@@ -24,7 +24,7 @@ print("joined", ray.cluster_resources())
 
 def test_a_search_over_the_hosts_ends_with_a_champion_that_loads_elsewhere(cluster: str) -> None:
     output = ray("exec", cluster, f"{SEARCH} --num-trials 2 --set train.epochs=2")
-    assert "2 done, 0 pruned, 0 failed" in output
+    assert "2 completed, 0 pruned, 0 failed" in output
     encoder = STORAGE / "quickstart/trials/0/encoder"
     load = f"import csmae, torch; print(csmae.load_encoder({str(encoder)!r}).encode(s1=torch.zeros(1, 2, 120, 120)).s1.shape)"
     done = subprocess.run([sys.executable, "-c", load], cwd=ROOT, capture_output=True, text=True)

@@ -103,7 +103,7 @@ def test_trials_follow_the_nodes_that_join_and_leave(cluster: OwnCluster, tmp_pa
     wait_for(driver, tmp_path, "trial 0 epoch 1/150")
     assert "trial 1 starts" not in (tmp_path / "log").read_text()
     node = cluster.add_node(1)
-    assert "trial 0 done" not in wait_for(driver, tmp_path, "trial 1 epoch 1/150")
+    assert "trial 0 completed" not in wait_for(driver, tmp_path, "trial 1 epoch 1/150")
     stop(node)
     assert driver.wait(400) == 0, (tmp_path / "log").read_text()
     trials = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/runs/studies.db").trials

@@ -8,7 +8,7 @@ import pytest
 from csmae.cluster import reserved
 from csmae.cluster.reserved import NoResourcesError, run_reserved
 from csmae.cluster.session import Allocation, ClusterResources, ray_running
-from csmae.tuning.champion import Candidate, score_all
+from csmae.tuning.champion import EncoderToScore, score_encoders
 from tests.conftest import small_config
 
 
@@ -38,7 +38,7 @@ def test_resources_that_no_node_has_are_waited_for_only_so_long(cluster: Cluster
 @pytest.mark.slow
 def test_encoders_are_scored_on_cpus_where_the_gpus_are_gone(cluster: ClusterResources, hurry: None) -> None:
     told: list[str] = []
-    found = [Candidate("untrained encoder", small_config(), None, None)]
-    (scores,) = score_all(found, Allocation(1, 1.0, 1.0), None, told.append)
+    found = [EncoderToScore("untrained encoder", small_config(), None, None)]
+    (scores,) = score_encoders(found, Allocation(1, 1.0, 1.0), None, told.append)
     assert 0 < scores["test/f1_mean"] < 1
     assert told == ["no node had 1 CPU and 1 GPU free for 2 s: the encoders are scored on CPUs"]

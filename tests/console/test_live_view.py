@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from csmae.console.live_view import LiveView
-from csmae.console.progress import Progress
-from csmae.console.tables import best_table, scores_table, studies_table
+from csmae.console.progress import SearchProgress
+from csmae.console.tables import format_best_trials, format_scores, format_studies
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.tuning.events import EpochReported, TrialEnded, TrialStarted
@@ -19,9 +19,9 @@ from tests.console.test_terminal import MARKUP
 from tests.tuning.test_searcher import make_searcher, make_study, result
 
 
-def make_view(folder: Path, terminal: bool = True) -> tuple[LiveView, Progress, io.StringIO]:
+def make_view(folder: Path, terminal: bool = True) -> tuple[LiveView, SearchProgress, io.StringIO]:
     told = io.StringIO()
-    progress = Progress.of(Budget(TrialStore(make_study(folder, num_trials=5000), folder)))
+    progress = SearchProgress.from_budget(Budget(TrialStore(make_study(folder, num_trials=5000), folder)))
     console = Console(file=told, force_terminal=terminal, width=200, color_system=None, _environ={"TERM": "xterm"})
     return LiveView("study", progress, console), progress, told
 
@@ -53,9 +53,9 @@ def test_tables_show_foreign_text_as_it_is(tmp_path: Path) -> None:
     folder.mkdir()
     (tmp_path / "studies.db").rename(folder / "studies.db")
     console = Console(file=told, width=300)
-    console.print(studies_table(folder / "studies.db"))
-    console.print(best_table(TrialStore(study, folder)))
-    console.print(scores_table({MARKUP: {"test/recall_at_1": 0.5, "test/mrr": 0.5}}))
+    console.print(format_studies(folder / "studies.db"))
+    console.print(format_best_trials(TrialStore(study, folder)))
+    console.print(format_scores({MARKUP: {"test/recall_at_1": 0.5, "test/mrr": 0.5}}))
     shown = "".join(told.getvalue().split())
     assert f"studiesin{folder}/studies.db" in shown and "".join(MARKUP.split()) in shown
 

@@ -12,7 +12,7 @@ import pytest
 import csmae.__main__
 import search
 import train_worker
-from csmae.console.terminal import console, say
+from csmae.console.terminal import plain_console, print_line
 from tests.support.archives import write_v2
 from tests.tuning.test_search import ROOT, write
 
@@ -26,13 +26,13 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[byte
 
 
 def test_foreign_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    say(MARKUP)
-    console().print(MARKUP, soft_wrap=True)
+    print_line(MARKUP)
+    plain_console().print(MARKUP, soft_wrap=True)
     assert capsys.readouterr().out == f"{MARKUP}\n" * 2
 
 
 def test_a_stream_that_lacks_a_character_prints_something_in_its_place(tmp_path: Path) -> None:
-    code = "from csmae.console.terminal import printable, say\nwith printable(): say('✗ caf\\xe9 → run …')"
+    code = "from csmae.console.terminal import tolerate_encoding_errors, print_line\nwith tolerate_encoding_errors(): print_line('✗ caf\\xe9 → run …')"
     done = run("-c", code, PYTHONIOENCODING="ascii")
     assert done.stdout == b"x caf\\xe9 -> run ...\n", done.stderr.decode()
     assert run("-c", code, PYTHONIOENCODING="latin-1").stdout == b"x caf\xe9 -> run ...\n"
@@ -40,9 +40,7 @@ def test_a_stream_that_lacks_a_character_prints_something_in_its_place(tmp_path:
 
 
 def test_a_path_that_is_not_text_is_printed(tmp_path: Path) -> None:
-    code = (
-        "import os\nfrom csmae.console.terminal import printable, say\nwith printable(): say(os.fsdecode(b'caf\\xe9'))"
-    )
+    code = "import os\nfrom csmae.console.terminal import tolerate_encoding_errors, print_line\nwith tolerate_encoding_errors(): print_line(os.fsdecode(b'caf\\xe9'))"
     assert run("-c", code, PYTHONIOENCODING="utf-8").stdout == b"caf\\udce9\n"
 
 
@@ -70,8 +68,8 @@ def test_no_command_needs_a_terminal_of_unicode(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("length", [10, 100_000])
 def test_a_broken_pipe_ends_nothing(length: int) -> None:
     code = (
-        "from csmae.console.terminal import console, lasting\nimport sys, time\n"
-        f"with lasting():\n    for _ in range(5): console().print('x' * {length}); time.sleep(0.05)\n"
+        "from csmae.console.terminal import plain_console, tolerate_closed_terminal\nimport sys, time\n"
+        f"with tolerate_closed_terminal():\n    for _ in range(5): plain_console().print('x' * {length}); time.sleep(0.05)\n"
         "    print('gone on', file=sys.stderr)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
@@ -84,8 +82,8 @@ def test_a_broken_pipe_ends_nothing(length: int) -> None:
 def test_a_closed_terminal_ends_nothing() -> None:
     ours, theirs = os.openpty()
     code = (
-        "from csmae.console.terminal import console, lasting\nimport sys\n"
-        "with lasting():\n    sys.stdin.readline()\n    console().print('x'); print('y', file=sys.stderr)\nsys.exit(7)"
+        "from csmae.console.terminal import plain_console, tolerate_closed_terminal\nimport sys\n"
+        "with tolerate_closed_terminal():\n    sys.stdin.readline()\n    plain_console().print('x'); print('y', file=sys.stderr)\nsys.exit(7)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, cwd=ROOT
@@ -98,8 +96,8 @@ def test_a_closed_terminal_ends_nothing() -> None:
 
 def test_a_slow_reader_misses_lines_and_is_not_given_up(tmp_path: Path) -> None:
     code = (
-        "from csmae.console.terminal import lasting\nimport os, sys\nos.set_blocking(1, False)\n"
-        "with lasting():\n    for _ in range(50): print('x' * 10_000, flush=True)\n"
+        "from csmae.console.terminal import tolerate_closed_terminal\nimport os, sys\nos.set_blocking(1, False)\n"
+        "with tolerate_closed_terminal():\n    for _ in range(50): print('x' * 10_000, flush=True)\n"
         "    print('full', file=sys.stderr, flush=True)\n    sys.stdin.readline()\n"
         "    print('still here', flush=True)\n    print('y' * 200_000, flush=True)\nsys.exit(7)"
     )
@@ -137,8 +135,8 @@ def test_no_command_needs_open_streams(
 def test_files_never_take_the_numbers_of_closed_streams(tmp_path: Path) -> None:
     """Otherwise whatever a library writes to standard error would land in a database."""
     code = (
-        "import os\nfrom csmae.console.terminal import printable\n"
-        f"with printable(), open({str(tmp_path / 'file')!r}, 'w') as file:\n"
+        "import os\nfrom csmae.console.terminal import tolerate_encoding_errors\n"
+        f"with tolerate_encoding_errors(), open({str(tmp_path / 'file')!r}, 'w') as file:\n"
         "    os._exit(sum(os.readlink(f'/proc/self/fd/{n}') == os.devnull for n in range(3)) + 10 * file.fileno())"
     )
     done = subprocess.run(

@@ -213,7 +213,7 @@ def test_a_search_goes_on_elsewhere_from_a_bucket_that_is_gone_for_a_while(serve
         time.sleep(60)
     assert driver.wait(300) == 0, (there / "log").read_text()
     log = (there / "log").read_text()
-    assert "trial 0 goes on" in log and "trial 0 epoch 1/4" not in log and "champion: trial" in log
+    assert "trial 0 resumes" in log and "trial 0 epoch 1/4" not in log and "champion: trial" in log
 
     copy = there / storage.local(url)
     trials = optuna.load_study(study_name="small", storage=f"sqlite:///{copy}/studies.db").trials
@@ -260,7 +260,7 @@ def test_a_driver_that_stood_still_ends_and_its_successor_keeps_the_trials(serve
     os.kill(old.pid, signal.SIGSTOP)
     time.sleep(6)
     new = start_impatient(successor, url)
-    wait_for(new, successor, "goes on")
+    wait_for(new, successor, "resumes")
     os.kill(old.pid, signal.SIGCONT)
     assert old.wait(120) == 1, (still / "log").read_text()
     log = (still / "log").read_text()

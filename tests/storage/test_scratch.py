@@ -16,11 +16,11 @@ import pytest
 from csmae.config import ConfigError, Synthetic
 from csmae.data.synthetic.archive import synthesize
 from csmae.scratch import hold, scratch, scratch_root
-from csmae.tuning import driver as run
+from csmae.tuning.driver import tune_dir
 
 
 def hold_scratch(told: Connection, target: Path) -> None:
-    with run._scratch(None) as name:
+    with tune_dir(None) as name:
         told.send(name)
         time.sleep(60)
 
@@ -51,7 +51,7 @@ def killed(what: Callable[[Connection, Path], None], target: Path, meanwhile: Ca
 
 
 def use_scratch() -> None:
-    with run._scratch(None):
+    with tune_dir(None):
         pass
 
 

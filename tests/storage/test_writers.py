@@ -21,9 +21,9 @@ from csmae.training.checkpoint import FullDiskError
 from csmae.training.trainer import LOOK_EVERY, StoppedError, pretrain
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
-from csmae.tuning.driver import StopController
-from csmae.tuning.events import SearchEnd
+from csmae.tuning.events import SearchEnd, SearchOutcome
 from csmae.tuning.searcher import StudySearcher
+from csmae.tuning.stop_controller import StopController
 from csmae.workers.trial_files import clear_copies, copy_folder, marks_of, working_copy
 from tests.conftest import small_config
 from tests.support.bucket_server import Server, running
@@ -166,7 +166,9 @@ def test_a_driver_that_was_silent_too_long_leaves_the_storage_to_its_successor(
                 old.check()
             budget = Budget(TrialStore(load_study(write(tmp_path / "silent")), old.folder, old))
             stop_controller = StopController(budget, StudySearcher(budget, lambda event: None))
-            assert stop_controller.stop_all() and stop_controller.ending == SearchEnd("superseded", old.lost)
+            assert stop_controller.stop_all() and stop_controller.search_end == SearchEnd(
+                SearchOutcome.SUPERSEDED, old.lost
+            )
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert "2" in (storage.fetched(url) / "study" / "outbox.jsonl").read_text()
     assert "lost" not in (storage.fetched(url) / "study" / "outbox.jsonl").read_text()

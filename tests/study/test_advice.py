@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from csmae.console.dry_run import describe
+from csmae.console.dry_run import format_dry_run
 from csmae.study.study import load_study
 from csmae.trials.store import TrialStore
-from csmae.tuning.advice import notes
 from csmae.tuning.early_stopping import Median, make_stopping_rule
+from csmae.tuning.settings_warnings import settings_warnings
 from tests.study.test_study import BASE, refuse, write
 from tests.tuning.test_searcher import SPACE
 
@@ -37,21 +37,21 @@ CONDITIONAL = {
 def test_what_a_setting_cannot_do_is_said_in_one_line(tmp_path: Path, search: dict[str, Any], text: str) -> None:
     base = {**BASE, "train": {"epochs": 9}}
     study = load_study(write(tmp_path, CONDITIONAL, base=base, **{"num_trials": 40, **search}))
-    assert [note for note in notes(study) if text in note]
-    assert f"\nnote: {text}" in describe(study, None)
-    assert all("\n" not in note for note in notes(study))
+    assert [note for note in settings_warnings(study) if text in note]
+    assert f"\nnote: {text}" in format_dry_run(study, None)
+    assert all("\n" not in note for note in settings_warnings(study))
 
 
 @pytest.mark.parametrize(("every", "said"), [(1, False), (3, False), (4, True), (9, True)])
 def test_scores_that_come_too_late_to_stop_a_trial_are_said(tmp_path: Path, every: int, said: bool) -> None:
     base = {**BASE, "eval": {"every": every}}
     study = load_study(write(tmp_path, SPACE, base=base, num_trials=40))
-    assert any("search.scheduler asha stops no trial" in note for note in notes(study)) == said
+    assert any("search.scheduler asha stops no trial" in note for note in settings_warnings(study)) == said
 
 
 @pytest.mark.parametrize("search", [{}, {"sampler": "random"}, {"sampler": "gp", "scheduler": "none"}])
 def test_a_search_that_does_what_one_expects_has_no_notes(tmp_path: Path, search: dict[str, Any]) -> None:
-    assert list(notes(load_study(write(tmp_path, SPACE, num_trials=40, **search)))) == []
+    assert list(settings_warnings(load_study(write(tmp_path, SPACE, num_trials=40, **search)))) == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from csmae.study.study import Study, load_study
 from csmae.training.trainer import pretrain
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
-from csmae.tuning.events import SearchEnd
+from csmae.tuning.events import SearchEnd, SearchOutcome
 from tests.conftest import small_config
 from tests.study.test_study import BASE, refuse, write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
@@ -52,7 +52,7 @@ def test_a_metric_that_is_not_reported_here_ends_the_search_at_the_first_epoch(t
     searcher, _ = make_searcher(make_study(tmp_path, constraints={"time/gpu_s": "<= 9"}), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_result("a", result(1, 0.5) | {"metrics/time/worker_s": 2.0})
-    assert searcher.ending == SearchEnd("hopeless", "no epoch reports 'time/gpu_s'")
+    assert searcher.search_end == SearchEnd(SearchOutcome.ABORTED, "no epoch reports 'time/gpu_s'")
 
 
 def test_scores_are_looked_for_in_epochs_that_have_some(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_scores_are_looked_for_in_epochs_that_have_some(tmp_path: Path) -> None:
     searcher, _ = make_searcher(study, tmp_path)
     searcher.suggest("a")
     searcher.on_trial_result("a", result(1, None))
-    assert searcher.ending is None
+    assert searcher.search_end is None
     searcher.on_trial_result("a", result(2, 0.5) | {"metrics/val/recall_at_1": 0.5})
-    assert searcher.ending == SearchEnd("hopeless", "no epoch reports 'val/mrr'")
+    assert searcher.search_end == SearchEnd(SearchOutcome.ABORTED, "no epoch reports 'val/mrr'")
 
 
 MIM = {"loss.mim_weight": {"choice": [0.0, 1.0]}, "masking.ratio": {"float": [0.3, 0.9]}}
@@ -78,7 +78,7 @@ def test_a_configuration_without_a_loss_term_cannot_break_a_constraint_on_it(tmp
     ):
         searcher.suggest(str(index))
         searcher.on_trial_complete(str(index), result(4, score, finished=True) | mim)
-    assert searcher.ending is None
+    assert searcher.search_end is None
     trial_store = TrialStore(study, tmp_path)
     assert [trial.state.name for trial in trial_store.trials()] == ["COMPLETE"] * 3
     assert [trial.number for trial in trial_store.ranked()] == [1, 0]
@@ -91,7 +91,7 @@ def test_a_trial_that_is_cut_between_two_scores_is_judged_by_the_last_one(tmp_pa
     searcher.suggest("a")
     searcher.on_trial_result("a", result(2, 0.7) | {"metrics/val/mrr": 0.1})
     searcher.on_trial_result("a", result(3, None))
-    searcher.abandon("the time limit of 1s is reached")
+    searcher.cut_short_trials("the time limit of 1s is reached")
     assert searcher._trial_store.ranked() == []
     assert told[-1].value == 0.7  # type: ignore[union-attr]
 
@@ -101,5 +101,5 @@ def test_a_trial_that_alone_lacks_a_metric_fails_alone(tmp_path: Path) -> None:
     for name, score in (("a", 0.5), ("b", None)):
         searcher.suggest(name)
         searcher.on_trial_complete(name, result(4, score, finished=True))
-    assert searcher.ending is None
+    assert searcher.search_end is None
     assert [t.state.name for t in searcher._trial_store.trials()] == ["COMPLETE", "FAIL"]

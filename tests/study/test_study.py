@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 
 from csmae.config import ConfigError
-from csmae.console.dry_run import describe
+from csmae.console.dry_run import format_dry_run
 from csmae.study.domain import Condition, Domain
 from csmae.study.space import Space
 from csmae.study.study import Study, load_study
@@ -318,7 +318,7 @@ def test_a_choice_may_be_of_lists(tmp_path: Path) -> None:
     assert all(("optim.lr" in point) == (point["optim.betas"] == [0.9, 0.999]) for point in drawn)
     assert study.resolve(drawn[0]).optim.betas == tuple(drawn[0]["optim.betas"])
     assert str(study.space.domains["optim.betas"]) == "one of [0.9, 0.95], [0.9, 0.999], [0.9, 0.99]"
-    assert "  optim.betas=[0.9, 0.95] loss.mim_weight=1" in describe(study, None)
+    assert "  optim.betas=[0.9, 0.95] loss.mim_weight=1" in format_dry_run(study, None)
 
 
 @pytest.mark.parametrize(

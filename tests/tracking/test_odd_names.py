@@ -13,7 +13,7 @@ import pytest
 
 import search as program
 from csmae.config import Config, ConfigError
-from csmae.console.tables import studies_table
+from csmae.console.tables import format_studies
 from csmae.sqlite import sqlite_path, sqlite_url
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
@@ -21,7 +21,7 @@ from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.provenance import command
 from csmae.tracking.tracker import Tracker, tracking_uri
 from csmae.trials.store import TrialStore
-from csmae.tuning.champion import Candidate
+from csmae.tuning.champion import EncoderToScore
 from tests.study.test_study import write
 from tests.tracking.test_registry import REAL, empty_database, encoder, same_files
 
@@ -36,7 +36,7 @@ ODD = ["two words", "50%", "100%25", "what?", "no#1", "a;b&c", "it's", "größe"
 def test_a_storage_of_any_name_holds_its_databases_and_files(name: str, tmp_path: Path) -> None:
     storage = tmp_path / name
     trial_store = TrialStore(load_study(write(tmp_path, SPACE), "study"), storage)
-    assert "study" in [str(cell) for cell in studies_table(storage / DATABASE).columns[0].cells]
+    assert "study" in [str(cell) for cell in format_studies(storage / DATABASE).columns[0].cells]
     uri = tracking_uri(None, storage)
     files = encoder(trial_store.run_dir(0) / "encoder", 1)
     tracker = Tracker(trial_store.folder, "study", uri)
@@ -92,7 +92,7 @@ def test_printed_commands_survive_copy_and_paste(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(sys, "argv", ["search.py", "study.yaml", "--storage", str(storage), "--num-trials", "3"])
     trial = optuna.trial.create_trial(value=0.5)
-    champion = Candidate("champion", Config(), trial, storage / "study" / "trials" / "0" / "encoder")
+    champion = EncoderToScore("champion", Config(), trial, storage / "study" / "trials" / "0" / "encoder")
     ledgers = [TrialStore(load_study(write(tmp_path, SPACE), name), storage) for name in ("losses_v1.2", "study")]
     program._say_what_next(options, ledgers[0], champion)
     said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])

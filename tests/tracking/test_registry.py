@@ -413,7 +413,12 @@ def test_mlflow_says_which_trial_is_the_champion_which_repeat_and_which_break_co
     for champion in (0, 1):
         tracker = Tracker(folder, folder.name, place)
         tracker.start({}, {}, "val/f1_mean")
-        for number, tags in ((0, {}), (1, {}), (2, {"csmae.repeats": "1"}), (3, {"csmae.broken": "time/epoch_s"})):
+        for number, tags in (
+            (0, {}),
+            (1, {}),
+            (2, {"csmae.confirms": "1"}),
+            (3, {"csmae.violated_constraints": "time/epoch_s"}),
+        ):
             tracker.trial(number, {})
             tracker.end(number, "COMPLETE", None, tags)
         tracker.champion(champion, files, {"val/f1_mean": 0.5}, REAL)
@@ -425,5 +430,5 @@ def test_mlflow_says_which_trial_is_the_champion_which_repeat_and_which_break_co
     assert found["study"]["csmae.champion"] == "trial 1"
     assert found["trial 1"]["csmae.champion"] == "yes"
     assert "csmae.champion" not in found["trial 0"]
-    assert found["trial 2"]["csmae.repeats"] == "1"
-    assert found["trial 3"]["csmae.broken"] == "time/epoch_s"
+    assert found["trial 2"]["csmae.confirms"] == "1"
+    assert found["trial 3"]["csmae.violated_constraints"] == "time/epoch_s"

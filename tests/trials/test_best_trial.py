@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from csmae.__main__ import main
-from csmae.console.tables import best_table
+from csmae.console.tables import format_best_trials
 from csmae.reporting.record import read_record
 from csmae.reporting.report import write_report
 from csmae.reporting.study_plots import history_picture, pareto_picture, study_pictures
@@ -24,7 +24,7 @@ from csmae.tracking.outbox import Event as Line
 from csmae.trials.budget import Budget
 from csmae.trials.leaderboard import leaderboard, stored_leaderboard
 from csmae.trials.store import TrialStore
-from csmae.tuning.champion import candidates
+from csmae.tuning.champion import encoders_to_score
 from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted
 from csmae.tuning.searcher import StudySearcher
 from tests.tuning.test_searcher import make_study
@@ -62,7 +62,7 @@ def searched(study: Study, folder: Path, trained: Trained, cut: bool = False) ->
         else:
             searcher.on_trial_complete(str(index), {**result, "finished": True})
     if cut:
-        searcher.abandon("the time limit of 1s is reached")
+        searcher.cut_short_trials("the time limit of 1s is reached")
     outbox.close()
     return trial_store
 
@@ -80,7 +80,7 @@ def trial_store(tmp_path: Path) -> TrialStore:
 
 
 def test_the_report_names_the_champion(trial_store: TrialStore) -> None:
-    champion = candidates(trial_store)[-1].trial
+    champion = encoders_to_score(trial_store)[-1].trial
     assert champion is not None
     assert champion.number == 0
     assert main(["report", "study", "--runs", str(trial_store.folder.parent)]) == 0
@@ -107,7 +107,7 @@ def test_the_pictures_are_those_of_trials_that_can_win(trial_store: TrialStore) 
 
 def test_the_terminals_table_begins_with_the_champion(trial_store: TrialStore) -> None:
     console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(best_table(trial_store))
+    console.print(format_best_trials(trial_store))
     assert [line.split()[0] for line in console.export_text().splitlines()[2:]] == ["0", "1"]
 
 

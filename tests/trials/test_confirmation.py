@@ -11,15 +11,15 @@ import pytest
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from csmae.console.progress import Progress
-from csmae.console.tables import studies_table
+from csmae.console.progress import SearchProgress
+from csmae.console.tables import format_studies
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
 from csmae.trials.leaderboard import entries
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import transfer_trials
-from csmae.tuning.champion import candidates
+from csmae.tuning.champion import encoders_to_score
 from csmae.tuning.draft import Draft
 from csmae.tuning.events import Event
 from csmae.tuning.searcher import StudySearcher
@@ -55,7 +55,7 @@ def confirmed(
 
 
 def champion(trial_store: TrialStore) -> int:
-    found = candidates(trial_store)[-1].trial
+    found = encoders_to_score(trial_store)[-1].trial
     assert found is not None
     return found.number
 
@@ -129,7 +129,7 @@ def test_a_repetition_that_a_budget_cut_is_made_up_for_when_the_study_goes_on(tm
     train(searcher, [0.5])
     searcher.suggest("cut")
     searcher.on_trial_result("cut", result(1, 0.4))
-    searcher.abandon("the time limit of 1s is reached")
+    searcher.cut_short_trials("the time limit of 1s is reached")
     assert entries(TrialStore(study, tmp_path))[0].scores == (0.5,)
     again, _ = make_searcher(study, tmp_path)
     train(again, [0.3])
@@ -157,21 +157,21 @@ def test_samplers_do_not_take_repetitions_for_further_points(tmp_path: Path) -> 
 def test_the_live_view_and_the_list_of_studies_name_the_champion(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=3, confirm={"top": 2, "seeds": 1}, **SETTINGS)
     budget = Budget(TrialStore(study, tmp_path))
-    progress, best = Progress.of(budget), []
+    progress, best = SearchProgress.from_budget(budget), []
 
     def listen(event: Event) -> None:
-        if progress.follow(event) and progress.best:
+        if progress.update(event) and progress.best:
             best.append(progress.best.number)
 
     train(StudySearcher(budget, listen), [0.55, 0.6, 0.3, 0.2, 0.5])
     assert best == [0, 1, 0]
     assert progress.counts == {"COMPLETE": 5}
-    later = Progress.of(Budget(TrialStore(study, tmp_path))).best
+    later = SearchProgress.from_budget(Budget(TrialStore(study, tmp_path))).best
     assert later is not None
     assert later.number == champion(TrialStore(study, tmp_path)) == 0
     assert later.value == pytest.approx(0.525)
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(studies_table(tmp_path / DATABASE))
+    console.print(format_studies(tmp_path / DATABASE))
     assert console.export_text().splitlines()[-1].split() == ["study", "5", "0", "0", "0", "0", "0.525", "val/f1_mean"]
 
 

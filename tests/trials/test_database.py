@@ -13,6 +13,7 @@ from csmae.config import ConfigError
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
 from csmae.trials.store import TrialStore
+from csmae.tuning.events import SearchOutcome
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
@@ -75,7 +76,11 @@ def test_what_cannot_be_written_down_ends_the_search_and_loses_no_trial(small_di
     for epoch in (2, 3):
         searcher.on_trial_result("a", result(epoch, 0.6))
     searcher.on_trial_complete("a", result(4, 0.7, finished=True))
-    assert searcher.ending is not None and searcher.ending.kind == "stuck" and "disk is full" in searcher.ending.reason
+    assert (
+        searcher.search_end is not None
+        and searcher.search_end.outcome is SearchOutcome.STORAGE_FAILED
+        and "disk is full" in searcher.search_end.reason
+    )
     assert searcher.suggest("b") == Searcher.FINISHED
     ballast.unlink()
     trial_store = TrialStore(study, small_disk)

@@ -45,7 +45,7 @@ def cut_before_anything(folder: Path, **search: Any) -> None:
     searcher, _ = make_searcher(make_study(folder, **search), folder)
     searcher.suggest("a")
     searcher._live["a"].trial.set_user_attr("worker_s", 3600.0)
-    searcher.abandon(OVER)
+    searcher.cut_short_trials(OVER)
     searcher._budget.write()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from csmae.cluster.session import Allocation
-from csmae.console.tables import studies_table
+from csmae.console.tables import format_studies
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
 from csmae.trials.budget import Budget
@@ -16,7 +16,7 @@ from csmae.trials.leaderboard import entries, leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import Event, SearchEnd, TrialEnded, TrialStarted, TrialWaiting
+from csmae.tuning.events import Event, SearchEnd, SearchOutcome, TrialEnded, TrialStarted, TrialWaiting
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
@@ -36,7 +36,7 @@ def started(folder: Path, **search: Any) -> dict[str, Any]:
     run_dir.mkdir(parents=True)
     (run_dir / "checkpoint.pt").touch()
     searcher.on_trial_result("a", without_score(1))
-    searcher.abandon(OVER)
+    searcher.cut_short_trials(OVER)
     return suggestion
 
 
@@ -59,7 +59,7 @@ def test_a_trial_may_be_cut_again_and_again(tmp_path: Path) -> None:
     for _ in range(2):
         searcher, told = make_searcher(study, tmp_path)
         assert searcher.suggest("a") == first
-        searcher.abandon(OVER)
+        searcher.cut_short_trials(OVER)
         assert told[-1] == TrialWaiting(0, OVER)
     assert len(TrialStore(study, tmp_path).all_trials()) == 1
 
@@ -70,7 +70,7 @@ def test_a_repetition_that_is_cut_before_its_first_score_keeps_its_seed(tmp_path
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
     repetition = searcher.suggest("b")
-    searcher.abandon(OVER)
+    searcher.cut_short_trials(OVER)
     again, _ = make_searcher(study, tmp_path)
     assert isinstance(repetition, dict) and repetition["config"]["train"]["seed"] == 1
     assert again.suggest("c") == repetition
@@ -90,7 +90,9 @@ def begin_and_die(folder: Path, **search: Any) -> None:
 def search_without_time(folder: Path, **search: Any) -> tuple[TrialStore, list[Event]]:
     trial_store, told = TrialStore(make_study(folder, time_limit="1s", **search), folder), list[Event]()
     trial_store.optuna_study.set_user_attr("runs_s", 5.0)
-    assert run_search(Budget(trial_store), Allocation(1, 1.0, 0.0), told.append) == SearchEnd("budget", OVER)
+    assert run_search(Budget(trial_store), Allocation(1, 1.0, 0.0), told.append) == SearchEnd(
+        SearchOutcome.BUDGET_EXHAUSTED, OVER
+    )
     return trial_store, told
 
 
@@ -142,7 +144,7 @@ def test_a_trial_that_a_restart_cuts_is_judged_by_its_last_scores(
         searcher, _ = make_searcher(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
         searcher.suggest("a")
         searcher.on_trial_result("a", without_score(3))
-        searcher.abandon(OVER)
+        searcher.cut_short_trials(OVER)
     else:
         search_without_time(tmp_path, **SCORED_BY_RECALL)
     trial_store = TrialStore(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
@@ -158,7 +160,7 @@ def test_a_cut_trial_breaks_a_constraint_of_which_nothing_is_known(tmp_path: Pat
     searcher, _ = make_searcher(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_result("a", without_score(3))
-    searcher.abandon(OVER)
+    searcher.cut_short_trials(OVER)
     (cut,) = TrialStore(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path).all_trials()
     assert cut.constraints == {"val/recall_at_1": math.inf}
 
@@ -181,7 +183,7 @@ def test_a_cut_trial_is_not_refused_as_what_another_study_trained(tmp_path: Path
         )
     searcher, _ = make_searcher(study, tmp_path)
     first = searcher.suggest("a")
-    searcher.abandon(OVER)
+    searcher.cut_short_trials(OVER)
     assert transfer_trials(TrialStore(study, tmp_path), load_source_study(tmp_path / DATABASE, "other", study)) == 1
     again, _ = make_searcher(study, tmp_path)
     assert again.suggest("b") == first
@@ -197,7 +199,7 @@ def test_a_repetition_that_is_cut_after_its_first_score_goes_on_under_its_number
     (Path(repetition["run_dir"])).mkdir(parents=True)
     (Path(repetition["run_dir"]) / "checkpoint.pt").touch()
     searcher.on_trial_result("b", result(2, 0.3))
-    searcher.abandon(OVER)
+    searcher.cut_short_trials(OVER)
     assert told[-1] == TrialWaiting(1, OVER)
     assert leaderboard(TrialStore(study, tmp_path).optuna_study).repeats == {1: 0}
     again, _ = make_searcher(study, tmp_path)
@@ -211,6 +213,6 @@ def test_a_repetition_that_is_cut_after_its_first_score_goes_on_under_its_number
 
 def test_the_list_of_studies_counts_trials_that_a_budget_cut(tmp_path: Path) -> None:
     started(tmp_path)
-    table = studies_table(tmp_path / DATABASE)
+    table = format_studies(tmp_path / DATABASE)
     row = {str(column.header): list(map(str, column.cells)) for column in table.columns}
     assert row["waiting"] == ["1"] and row["running"] == ["0"]

@@ -18,8 +18,9 @@ from csmae.trials.leaderboard import entries
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.trials.trial import curve
-from csmae.tuning.champion import candidates
+from csmae.tuning.champion import encoders_to_score
 from csmae.tuning.driver import run_search
+from csmae.tuning.events import SearchOutcome
 from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
@@ -148,7 +149,7 @@ def test_a_space_that_constraints_make_small_is_trained_to_its_end(tmp_path: Pat
     possible = [point for point in study.space.grid() if cost(study.resolve(point)).params <= 1.4e6]
     searcher, _ = make_searcher(study, tmp_path)
     assert 0 < len(train_all(searcher)) == len(possible) < 16
-    assert searcher.ending is None and searcher.exhausted
+    assert searcher.search_end is None and searcher.exhausted
 
 
 @pytest.mark.parametrize("sampler", ["gp", "qmc", "nsga2"])
@@ -157,7 +158,7 @@ def test_samplers_that_do_not_learn_from_refusals_are_helped_out(tmp_path: Path,
     study = make_study(tmp_path, space, constraints={"cost/params": "<= 1.4e6"}, num_trials=6, sampler=sampler)
     searcher, _ = make_searcher(study, tmp_path)
     trained = train_all(searcher)
-    assert len(trained) == 6 and searcher.ending is None
+    assert len(trained) == 6 and searcher.search_end is None
     assert all(cost(Config.model_validate(s["config"])).params <= 1.4e6 for s in trained)
 
 
@@ -280,7 +281,10 @@ def test_a_spent_budget_starts_nothing(tmp_path: Path) -> None:
     study.space.suggest(trial)
     trial.set_user_attr("worker_s", 99.0)
     ending = run_search(Budget(TrialStore(study, tmp_path)), Allocation(1, 1.0, 0.0), lambda event: None)
-    assert (ending.kind, ending.reason) == ("budget", "the budget of 0.001 worker-hours is spent")
+    assert (ending.outcome, ending.reason) == (
+        SearchOutcome.BUDGET_EXHAUSTED,
+        "the budget of 0.001 worker-hours is spent",
+    )
     again = TrialStore(study, tmp_path)
     assert [trial.state for trial in again.all_trials()] == [TrialState.WAITING] and again.num_interrupted == 1
 
@@ -291,7 +295,7 @@ def test_a_trial_cut_before_its_first_epoch_begins_again_when_the_study_goes_on(
     for name in "ab":
         searcher.suggest(name)
     searcher.on_trial_result("b", result(1, 0.4))
-    searcher.abandon("the time limit of 1s is reached")
+    searcher.cut_short_trials("the time limit of 1s is reached")
     trial_store = TrialStore(study, tmp_path)
     assert [(t.number, t.state.name, t.user_attrs["reason"]) for t in trial_store.trials()] == [
         (1, "PRUNED", "the time limit of 1s is reached")
@@ -319,13 +323,13 @@ def test_a_confirmed_best_keeps_its_encoder_when_the_study_is_extended(tmp_path:
     go(2, [0.5, 0.4, 0.6])
     trial_store = TrialStore(go(3, [0.55, 0.2]), tmp_path)
     assert next((s.trial.number, s.scores) for s in entries(trial_store)) == (0, (0.5, 0.6))
-    assert [c.trial.number for c in candidates(trial_store) if c.trial] == [0]
+    assert [c.trial.number for c in encoders_to_score(trial_store) if c.trial] == [0]
 
 
 def test_the_default_configuration_is_scored_only_where_its_encoder_is(tmp_path: Path) -> None:
     study = make_study(tmp_path, RATIOS, num_trials=99, sampler="grid", keep=1, start_from=[])
     train_all(make_searcher(study, tmp_path)[0])
-    assert [candidate.name for candidate in candidates(TrialStore(study, tmp_path))] == [
+    assert [candidate.name for candidate in encoders_to_score(TrialStore(study, tmp_path))] == [
         "untrained encoder",
         "champion",
     ]

@@ -157,7 +157,7 @@ def test_a_search_is_interrupted_goes_on_and_ends_with_a_champion_that_loads(
     assert driver.wait(200) == 0, (tmp_path / "log").read_text()
     log = (tmp_path / "log").read_text()
     assert log.count("--num-trials") == 1 and "--num-trials N" in log
-    assert "trial 0 goes on" in log and "trial 0 epoch 1/4" not in log and "trial 1 starts" in log
+    assert "trial 0 resumes" in log and "trial 0 epoch 1/4" not in log and "trial 1 starts" in log
     assert "untrained encoder" in log and "champion: trial" in log
     assert all(len(line) <= 80 for line in log.splitlines() if " trial " in line[:20])
     assert not processes(driver.pid)

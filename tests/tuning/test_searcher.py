@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from rich.console import Console
 
 from csmae.config import Config, ConfigError
-from csmae.console.tables import best_table
+from csmae.console.tables import format_best_trials
 from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
@@ -22,7 +22,7 @@ from csmae.trials.leaderboard import entries
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.draft import rejections
-from csmae.tuning.events import EpochReported, Event, SearchEnd, TrialEnded, TrialStarted, TrialWaiting
+from csmae.tuning.events import EpochReported, Event, SearchEnd, SearchOutcome, TrialEnded, TrialStarted, TrialWaiting
 from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import BASE, write
 
@@ -146,7 +146,7 @@ def test_impossible_and_repeated_configurations_cost_no_trial(tmp_path: Path) ->
     searcher, _ = make_searcher(study, tmp_path)
     models = [s["config"]["model"] for s in (searcher.suggest(str(i)) for i in range(4)) if isinstance(s, dict)]
     assert sorted((m["embed_dim"], m["num_heads"]) for m in models) == [(96, 3), (96, 4), (128, 4)]
-    assert searcher.ending is None
+    assert searcher.search_end is None
     reasons = {refusal.reason for trial in TrialStore(study, tmp_path).all_trials() for refusal in rejections(trial)}
     assert "same configuration as trial 0" in reasons
     assert any("3 does not divide 128" in reason for reason in reasons)
@@ -205,7 +205,7 @@ def test_a_measured_constraint_is_judged_by_the_last_epoch(tmp_path: Path, resta
             searcher.on_trial_complete(name, {"done": True})
     if restarted:
         searcher, _ = make_searcher(study, tmp_path)
-        searcher.abandon("the budget is over")
+        searcher.cut_short_trials("the budget is over")
     trials = TrialStore(study, tmp_path).trials()
     assert [trial.constraints["time/epoch_s"] for trial in trials] == [-5, 40]
 
@@ -213,16 +213,18 @@ def test_a_measured_constraint_is_judged_by_the_last_epoch(tmp_path: Path, resta
 def test_constraints_that_nothing_keeps_to_end_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, constraints={"cost/params": "<= 10"}), tmp_path)
     assert searcher.suggest("a") == Searcher.FINISHED
-    assert searcher.ending is not None and "must be <= 10" in searcher.ending.reason
+    assert searcher.search_end is not None and "must be <= 10" in searcher.search_end.reason
 
 
 def test_first_trials_that_fail_alike_end_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
     for index in range(3):
-        assert searcher.ending is None
+        assert searcher.search_end is None
         searcher.suggest(str(index))
         searcher.on_trial_complete(str(index), {"failed": f"OutOfMemoryError on rank {index}", "done": True})
-    assert searcher.ending == SearchEnd("hopeless", "the first 3 trials all failed: OutOfMemoryError on rank 2")
+    assert searcher.search_end == SearchEnd(
+        SearchOutcome.ABORTED, "the first 3 trials all failed: OutOfMemoryError on rank 2"
+    )
 
 
 def test_failures_beside_a_first_trial_that_has_not_failed_do_not_end_the_search(tmp_path: Path) -> None:
@@ -231,9 +233,11 @@ def test_failures_beside_a_first_trial_that_has_not_failed_do_not_end_the_search
         searcher.suggest(name)
     for name in "bcd":  # the base is in its first epoch still
         searcher.on_trial_complete(name, {"failed": "the loss is not finite in epoch 1", "done": True})
-    assert searcher.ending is None
+    assert searcher.search_end is None
     searcher.on_trial_complete("a", {"failed": "the loss is not finite in epoch 2", "done": True})
-    assert searcher.ending == SearchEnd("hopeless", "the first 3 trials all failed: the loss is not finite in epoch 1")
+    assert searcher.search_end == SearchEnd(
+        SearchOutcome.ABORTED, "the first 3 trials all failed: the loss is not finite in epoch 1"
+    )
 
 
 def test_first_trials_that_fail_alike_do_not_end_the_search_while_another_one_trains(tmp_path: Path) -> None:
@@ -243,7 +247,7 @@ def test_first_trials_that_fail_alike_do_not_end_the_search_while_another_one_tr
     searcher.on_trial_result("d", result(1, 0.5))
     for name in "abc":
         searcher.on_trial_complete(name, {"failed": "the loss is not finite in epoch 1", "done": True})
-    assert searcher.ending is None
+    assert searcher.search_end is None
 
 
 def test_failures_after_a_success_or_of_several_kinds_do_not_end_the_search(tmp_path: Path) -> None:
@@ -253,14 +257,14 @@ def test_failures_after_a_success_or_of_several_kinds_do_not_end_the_search(tmp_
     ):
         searcher.suggest(str(index))
         searcher.on_trial_complete(str(index), {**outcome, "done": True})
-    assert searcher.ending is None
+    assert searcher.search_end is None
 
 
 def test_an_objective_that_nothing_reports_ends_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, objectives={"val/precision/s1_to_s2": "maximize"}), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
-    assert searcher.ending == SearchEnd("hopeless", "no epoch reports 'val/precision/s1_to_s2'")
+    assert searcher.search_end == SearchEnd(SearchOutcome.ABORTED, "no epoch reports 'val/precision/s1_to_s2'")
 
 
 def test_several_objectives_make_a_front_and_asha_judges_by_it(tmp_path: Path) -> None:
@@ -377,7 +381,7 @@ def test_the_best_trials_fit_eighty_columns(tmp_path: Path) -> None:
         searcher.suggest(str(index))
         searcher.on_trial_complete(str(index), result(4, index / 10, finished=True))
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(best_table(TrialStore(study, tmp_path)))
+    console.print(format_best_trials(TrialStore(study, tmp_path)))
     _, header, best, *_ = console.export_text().splitlines()
     assert header.split() == ["trial", "val/f1_mean", "settings"]
     assert best.split()[:2] == ["2", "0.2"] and best.split()[2].startswith("masking.ratio=0.")

@@ -16,12 +16,13 @@ from rich.console import Console
 
 from csmae.cluster.session import SETTINGS, Allocation
 from csmae.console.live_view import LiveView
-from csmae.console.progress import Progress
+from csmae.console.progress import SearchProgress
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
-from csmae.tuning.driver import StopController, interruptible, run_search
-from csmae.tuning.events import SearchEnd
+from csmae.tuning.driver import run_search
+from csmae.tuning.events import SearchEnd, SearchOutcome
 from csmae.tuning.searcher import StudySearcher
+from csmae.tuning.stop_controller import StopController, raise_on_termination
 from tests.tuning.test_searcher import make_searcher, make_study, result
 
 pytestmark = pytest.mark.usefixtures("studies_made")
@@ -47,11 +48,11 @@ def without_capacity(folder: Path, **search: Any) -> tuple[StudySearcher, StopCo
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_ends_a_search_that_waits_for_resources(tmp_path: Path, number: signal.Signals) -> None:
     searcher, stop_controller = without_capacity(tmp_path)
-    with stop_controller.listening():
+    with stop_controller.stop_on_signals():
         assert searcher.suggest("a") is None
         os.kill(os.getpid(), number)
         assert searcher.suggest("a") == Searcher.FINISHED
-    assert stop_controller.ending == SearchEnd("interrupted")
+    assert stop_controller.search_end == SearchEnd(SearchOutcome.INTERRUPTED)
 
 
 def test_a_budget_ends_a_search_that_waits_for_resources(tmp_path: Path) -> None:
@@ -59,12 +60,12 @@ def test_a_budget_ends_a_search_that_waits_for_resources(tmp_path: Path) -> None
     assert searcher.suggest("a") is None
     time.sleep(0.2)
     assert searcher.suggest("a") == Searcher.FINISHED
-    assert stop_controller.ending == SearchEnd("budget", "the time limit of 0.2s is reached")
+    assert stop_controller.search_end == SearchEnd(SearchOutcome.BUDGET_EXHAUSTED, "the time limit of 0.2s is reached")
 
 
 def test_a_second_interrupt_is_pythons_own(tmp_path: Path) -> None:
     _, stop_controller = without_capacity(tmp_path)
-    with stop_controller.listening():
+    with stop_controller.stop_on_signals():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -74,18 +75,18 @@ def test_a_hangup_that_nohup_ignores_ends_nothing(tmp_path: Path) -> None:
     _, stop_controller = without_capacity(tmp_path)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stop_controller.listening(), interruptible():
+        with stop_controller.stop_on_signals(), raise_on_termination():
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert stop_controller.ending == SearchEnd("done")
+    assert stop_controller.search_end == SearchEnd(SearchOutcome.COMPLETED)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_or_after_the_trials_interrupts(number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(KeyboardInterrupt), interruptible():
+    with pytest.raises(KeyboardInterrupt), raise_on_termination():
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
 
@@ -105,7 +106,7 @@ def test_tune_is_stopped_in_seconds_while_it_waits_for_a_trial(tmp_path: Path, n
 
         timer = threading.Timer(8, ask)
         timer.start()
-        assert run_search(budget, Allocation(0, 1.0, 0.0), lambda event: None) == SearchEnd("interrupted")
+        assert run_search(budget, Allocation(0, 1.0, 0.0), lambda event: None) == SearchEnd(SearchOutcome.INTERRUPTED)
         assert time.monotonic() - asked[0] < 8
     finally:
         ray.shutdown()
@@ -114,11 +115,11 @@ def test_tune_is_stopped_in_seconds_while_it_waits_for_a_trial(tmp_path: Path, n
 def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     budget = Budget(TrialStore(make_study(tmp_path), tmp_path))
     full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails, too
-    searcher = StudySearcher(budget, LiveView("study", Progress.of(budget), Console(file=full)))
+    searcher = StudySearcher(budget, LiveView("study", SearchProgress.from_budget(budget), Console(file=full)))
     assert isinstance(searcher.suggest("a"), dict)
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
     assert isinstance(searcher.suggest("b"), dict)
-    assert searcher.ending is None
+    assert searcher.search_end is None
     with suppress(OSError):
         full.close()
     assert [trial.state.name for trial in budget.trial_store.trials()] == ["COMPLETE", "RUNNING"]
@@ -132,5 +133,5 @@ def test_a_file_that_cannot_be_removed_ends_nothing(tmp_path: Path, caplog: pyte
         assert isinstance(suggestion, dict)
         (Path(suggestion["run_dir"]) / "checkpoint.pt").mkdir(parents=True)  # no file: it cannot be unlinked
         searcher.on_trial_complete(str(index), result(4, score, finished=True))
-    assert searcher.ending is None and isinstance(searcher.suggest("2"), dict)
+    assert searcher.search_end is None and isinstance(searcher.suggest("2"), dict)
     assert "checkpoint.pt: cannot be removed" in caplog.text

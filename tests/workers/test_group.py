@@ -21,13 +21,13 @@ from csmae.study.study import load_study
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import Event, Listener, SearchEnd, TrialEnded
+from csmae.tuning.events import Event, Listener, SearchEnd, SearchOutcome, TrialEnded
 from csmae.workers.group import GROUP_RESTARTS
 from csmae.workers.worker import RENEW_AFTER
 from tests.conftest import SMALL
 from tests.study.test_study import write
 
-DONE = SearchEnd("done")
+DONE = SearchEnd(SearchOutcome.COMPLETED)
 
 ROOM = ClusterResources(2, 0, "this machine")
 
@@ -126,7 +126,9 @@ def test_a_trial_that_kills_its_group_each_time_fails_after_its_retries(
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_search_and_costs_no_trial(cluster: ClusterResources, tmp_path: Path) -> None:
-    trials = search(tmp_path, 3, {1: ["fill", 3, 0, 1]}, ending=SearchEnd("stuck", "the disk is full, say"))
+    trials = search(
+        tmp_path, 3, {1: ["fill", 3, 0, 1]}, ending=SearchEnd(SearchOutcome.STORAGE_FAILED, "the disk is full, say")
+    )
     assert [trial.state.name for trial in trials] == ["COMPLETE", "RUNNING"]
     trials = search(tmp_path, 3, {1: ["fill", 3, 0, 1]})
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3

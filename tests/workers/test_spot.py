@@ -161,7 +161,7 @@ def test_a_trial_whose_node_never_comes_back_waits_for_another_one(cluster: OwnC
     time.sleep(2 * LOOK_EVERY_S)
     assert (tmp_path / "log").read_text() == log, "it is not tried where nothing fits"
     cluster.add_node(1)
-    wait_for(driver, tmp_path, "trial 0 goes on")
+    wait_for(driver, tmp_path, "trial 0 resumes")
     assert driver.wait(400) == 0, (tmp_path / "log").read_text()
     trials = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/runs/studies.db").trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2

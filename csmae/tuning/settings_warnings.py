@@ -13,7 +13,7 @@ UNCONDITIONAL = ("gp", "nsga2", "qmc")
 """Samplers of Optuna that model only the parameters that every trial has."""
 
 
-def notes(study: Study) -> Iterator[str]:
+def settings_warnings(study: Study) -> Iterator[str]:
     """Lines about samplers that draw at random and schedulers that stop nothing, other than their names suggest."""
     search, space = study.search, study.space
     conditional = ", ".join(name for name, domain in space.domains.items() if domain.when)
