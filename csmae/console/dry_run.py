@@ -1,4 +1,4 @@
-"""What a study would do, before it does anything."""
+"""What ``search.py --dry-run`` shows: the search space, sample configurations with their cost, and resources."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NUM_SAMPLES = 5
 
 
 def format_dry_run(study: Study, resources: ClusterResources | None) -> str:
-    """The space, its size, a few configurations with their cost, and the resources that a trial takes.
+    """Describe the space, a few configurations with their cost, and the resources that a trial needs.
 
     Args:
-        study: Checked.
-        resources: Of this machine; None where a cluster would be joined.
+        study: A checked study.
+        resources: Of this machine; None if the search would join a cluster.
     """
     return "\n".join(_lines(study, resources))
 
@@ -30,37 +30,34 @@ def _lines(study: Study, resources: ClusterResources | None) -> Iterator[str]:
     search = study.search
     goals = " and ".join(f"{direction} {name}" for name, direction in search.objectives.items())
     yield f"study {study.name}: {goals} in {search.num_trials} trials"
-    for name, wanted in search.constraints.items():
-        yield f"  where {name} {wanted}"
-    yield f"sampler {search.sampler}, scheduler {search.scheduler}, {study.resolve({}).train.epochs} epochs a trial"
+    for name, bound in search.constraints.items():
+        yield f"  where {name} {bound}"
+    yield f"sampler {search.sampler}, scheduler {search.scheduler}, {study.resolve({}).train.epochs} epochs per trial"
     for name, domain in study.space.domains.items():
         yield f"  {name}: {domain}"
     size = study.space.size
     yield f"size of the space: {'infinite' if math.isinf(size) else f'{size:,.0f} points'}"
-    yield from (f"note: {note}" for note in settings_warnings(study))
+    yield from (f"note: {warning}" for warning in settings_warnings(study))
     yield "base, then samples:"
     yield from _samples(study)
     yield _resources(study, resources)
 
 
 def _samples(study: Study) -> Iterator[str]:
-    points = [study.space.point({}), *islice(study.space.samples(study.search.seed), NUM_SAMPLES)]
-    for point in points:
-        try:
-            spent = cost(study.resolve(point))
-            price = f"{spent.params / 1e6:.1f} M parameters, {spent.flops / 1e9:.1f} GFLOP a pair"
-        except ConfigError as error:
-            price = str(error).splitlines()[0].rpartition(": ")[2]
+    for point in [study.space.point({}), *islice(study.space.samples(study.search.seed), NUM_SAMPLES)]:
         yield f"  {format_settings(point)}"
-        yield f"    {price}"
+        try:
+            model_cost = cost(study.resolve(point))
+            yield f"    {model_cost.params / 1e6:.1f} M parameters, {model_cost.flops / 1e9:.1f} GFLOP per pair"
+        except ConfigError as error:
+            yield f"    {str(error).splitlines()[0].rpartition(': ')[2]}"
 
 
 def _resources(study: Study, resources: ClusterResources | None) -> str:
     workers = study.search.workers_per_trial
     if resources is None:
-        return f"a trial takes {workers} workers of the cluster"
+        return f"a trial needs {workers} workers of the cluster"
     allocation = allocate(study.search, resources)
-    each = f"{allocation.cpus_per_worker:g} CPU" + (
-        f" and {allocation.gpus_per_worker:g} GPU" if allocation.gpus_per_worker else ""
-    )
-    return f"a trial takes {workers} x {each}; {resources.where} runs {allocation.max_concurrent} at a time"
+    gpus = f" and {allocation.gpus_per_worker:g} GPU" if allocation.gpus_per_worker else ""
+    worker = f"{allocation.cpus_per_worker:g} CPU{gpus}"
+    return f"a trial needs {workers} x {worker}; {resources.where} runs {allocation.max_concurrent} trials at once"

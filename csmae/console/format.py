@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 STATE_NAMES = {
-    "RUNNING": "running",
-    "WAITING": "waiting",
     "COMPLETE": "completed",
     "PRUNED": "pruned",
     "FAIL": "failed",
+    "RUNNING": "running",
+    "WAITING": "waiting",
 }
-"""What a user sees for each of Optuna's trial states."""
+"""What users see for Optuna's trial states, in the order of the columns."""
 
 
 def format_settings(values: Mapping[str, Any]) -> str:

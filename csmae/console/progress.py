@@ -1,4 +1,4 @@
-"""How far a search is: the state behind what is shown, without showing it."""
+"""The progress of a running search: the data behind the live view."""
 
 from __future__ import annotations
 
@@ -15,73 +15,75 @@ from csmae.trials.trial import state_of
 from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted, TrialWaiting
 
 NUM_ENDED = 8
-"""Trials that are over and still known, the latest."""
+"""How many ended trials are shown, the latest ones."""
 
 
 @dataclass
 class TrialProgress:
-    """One trial as the view shows it."""
+    """The progress of one trial."""
 
     number: int
     values: Mapping[str, Any]
     epochs: int
+    """Epochs of the complete training."""
     epoch: int = 0
-    state: str = "running"
+    """The last completed epoch."""
+    state: str = "RUNNING"
+    """Optuna's name."""
     value: float | None = None
+    """The last value of the objective."""
     reason: str | None = None
+    """Why the trial waits, failed or was cut short."""
 
 
 @dataclass
 class SearchProgress:
-    """Follows the events of one run of a search.
+    """The progress of one run of a search, updated by its events.
 
-    Another thread may read while an event is taken in: the collections are replaced, never changed. What it reads is of
-    the trials that run and of a few that ended, however many there were.
-
-    Args:
-        objective: Metric shown for each trial.
-        num_trials: Of the whole study, repetitions that confirm included.
-        counts: Trials by state, those of earlier runs included.
-        best: The best trial so far.
-        budget: Of the study.
-        running: Trials at work, or waiting for room to go on, in order of their numbers.
-        ended: The latest of those that are over.
-        num_ended_here: Trials that ended in this run.
-        ended_epochs: Their epochs together.
-        epochs_done: Since the first epoch of this run.
-        first_epoch_at: When that one was done.
+    Another thread may read during an update: collections are replaced, never changed. A reader's work does not grow with the
+    number of trials.
     """
 
     objective: str
+    """The first objective."""
     num_trials: int
+    """Trials of the whole study, confirmations included."""
     counts: Mapping[str, int]
+    """Ended trials by state, those of earlier runs included."""
     best: TrialProgress | None
+    """The trial that would be the champion now."""
     budget: Budget
     running: tuple[TrialProgress, ...] = ()
+    """Running and waiting trials, ordered by number."""
     ended: tuple[TrialProgress, ...] = ()
+    """The last ``NUM_ENDED`` ended trials."""
     num_ended_here: int = 0
+    """Trials that ended in this run."""
     ended_epochs: int = 0
+    """Epochs of the trials that ended in this run."""
     epochs_done: int = 0
+    """Epochs after the first one of this run."""
     first_epoch_at: float | None = None
+    """When the first epoch of this run was completed, in seconds of ``time.monotonic``."""
 
     @classmethod
     def from_budget(cls, budget: Budget) -> SearchProgress:
-        """What earlier runs of the study left."""
+        """Start with the trials of earlier runs."""
         trial_store = budget.trial_store
-        states = Counter(state_of(trial) for trial in trial_store.trials() if trial.state.is_finished())
-        search, shown = trial_store.study.search, _best(trial_store)
-        repetitions = search.confirm.top * search.confirm.seeds if search.confirm else 0
-        return cls(search.objective, search.num_trials + repetitions, states, shown, budget)
+        counts = Counter(state_of(trial) for trial in trial_store.trials() if trial.state.is_finished())
+        search = trial_store.study.search
+        confirmations = search.confirm.top * search.confirm.seeds if search.confirm else 0
+        return cls(search.objective, search.num_trials + confirmations, counts, _best(trial_store), budget)
 
     @property
     def num_ended(self) -> int:
-        """Trials that are over, those of earlier runs included."""
+        """Trials that have ended, those of earlier runs included."""
         return sum(self.counts.values())
 
     def update(self, event: Event) -> bool:
-        """Take in an event; returns whether it made a new best trial."""
+        """Apply an event; return whether there is a new best trial."""
         if isinstance(event, TrialStarted):
-            self._put(TrialProgress(event.number, event.values, event.epochs))
+            self._set_running(TrialProgress(event.number, event.values, event.epochs))
             return False
         trial = self.trial(event.number)
         if isinstance(event, EpochReported):
@@ -89,17 +91,17 @@ class SearchProgress:
             trial.epoch, trial.value = event.epoch, event.metrics.get(self.objective, trial.value)
             return False
         if isinstance(event, TrialWaiting):
-            trial.state, trial.reason = "waiting", event.reason
-            self._put(trial)
+            trial.state, trial.reason = "WAITING", event.reason
+            self._set_running(trial)
             return False
         return self._end(trial, event)
 
     def trial(self, number: int) -> TrialProgress:
-        """A trial that runs, or one of those that ended last; one that was not told of before has nothing but its number."""
+        """Find a running or recently ended trial; any other trial has only its number."""
         found = (trial for trial in (*self.running, *reversed(self.ended)) if trial.number == number)
         return next(found, TrialProgress(number, {}, 0))
 
-    def _put(self, trial: TrialProgress) -> None:
+    def _set_running(self, trial: TrialProgress) -> None:
         self.running = tuple(sorted((*self._others(trial.number), trial), key=lambda running: running.number))
 
     def _others(self, number: int) -> Iterator[TrialProgress]:
@@ -116,29 +118,30 @@ class SearchProgress:
         self.running, self.ended = tuple(self._others(trial.number)), (*self.ended, trial)[-NUM_ENDED:]
         self.num_ended_here, self.ended_epochs = self.num_ended_here + 1, self.ended_epochs + trial.epoch
         self.counts = {**self.counts, event.state: self.counts.get(event.state, 0) + 1}
-        before, self.best = self.best, _best(self.budget.trial_store) if event.state == "COMPLETE" else self.best
+        if event.state != "COMPLETE":
+            return False
+        before, self.best = self.best, _best(self.budget.trial_store)
         return self.best is not None and (before is None or before.number != self.best.number)
 
     @property
     def epochs_per_s(self) -> float | None:
-        """Epochs a second over all slots; None before there is a measure."""
+        """Epochs per second of all trials together; None until it can be measured."""
         if self.first_epoch_at is None or not self.epochs_done:
             return None
         return self.epochs_done / (time.monotonic() - self.first_epoch_at)
 
     @property
-    def seconds_left(self) -> float | None:
-        """An estimate from the mean length of the trials that ended; None before there is a measure."""
+    def remaining_s(self) -> float | None:
+        """Estimated seconds until the search ends, from the mean length of ended trials; None until it can be measured."""
         rate, running, num_ended = self.epochs_per_s, self.running, self.num_ended_here
         if rate is None or not (running or num_ended):
             return None
         mean = self.ended_epochs / num_ended if num_ended else sum(trial.epochs for trial in running) / len(running)
-        to_start = max(0, self.num_trials - self.num_ended - len(running))
-        return (to_start * mean + sum(max(0.0, mean - trial.epoch) for trial in running)) / rate
+        num_pending = max(0, self.num_trials - self.num_ended - len(running))
+        return (num_pending * mean + sum(max(0.0, mean - trial.epoch) for trial in running)) / rate
 
 
 def _best(trial_store: TrialStore) -> TrialProgress | None:
-    """The trial that would be the champion now."""
     best = next(iter(entries(trial_store)), None)
     if best is None:
         return None

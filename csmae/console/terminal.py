@@ -1,4 +1,4 @@
-"""What commands say on the terminal: lines, tables and a progress bar, on whatever the streams of the process are."""
+"""Terminal output of all commands: lines, tables and progress bars on streams of any encoding, also closed ones."""
 
 from __future__ import annotations
 
@@ -15,69 +15,69 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-STAND_INS = {"✓": "+", "✗": "x", "×": "x", "→": "->", "…": "...", "±": "+-", "–": "-", "—": "-"}
-"""What is printed instead where the stream's encoding lacks a character; of any other, its code."""
+SUBSTITUTES = {"✓": "+", "✗": "x", "×": "x", "→": "->", "…": "...", "±": "+-", "–": "-", "—": "-"}
+"""Printed instead of characters that the stream's encoding lacks; other characters are printed as escape sequences."""
 
-REPLACE = "csmae.console.terminal"
-"""Name of the handler of encoding errors."""
+ERROR_HANDLER = "csmae.console.terminal"
+"""Name under which the handler of encoding errors is registered."""
 
-FINISH_S = 5.0
-"""How long a process waits at its end for whoever reads its output."""
+FLUSH_TIMEOUT_S = 5.0
+"""How long a process waits at its end for a slow reader of its output."""
 
 
 def plain_console() -> Console:
-    """A console that prints texts as they are: error messages, paths and names may hold ``[brackets]`` and ``:colons:``."""
+    """Make a console without markup: error messages, paths and names may contain ``[brackets]`` and ``:colons:``."""
     return Console(highlight=False, markup=False, emoji=False)
 
 
 def print_line(text: str) -> None:
-    """Print a line as it is, however long."""
+    """Print a line without wrapping it."""
     plain_console().print(text, soft_wrap=True)
 
 
 @contextmanager
-def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Callable[[int], object]]:
-    """A progress bar where there is a terminal.
+def progress_bar(label: str, total: int, completed: int = 0) -> Iterator[Callable[[int], object]]:
+    """Show a progress bar if standard error is a terminal.
 
     Args:
-        what: Is counted.
-        total: Of all.
-        done: Of which so many are there already.
+        label: Names what is counted.
+        total: Number of steps.
+        completed: Steps that were completed before.
 
     Yields:
-        What moves the bar on by so many.
+        A function that advances the bar by a number of steps.
     """
-    columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(label, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     errors = Console(file=sys.stderr)
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(what, total=total, completed=done)
+        task = bar.add_task(label, total=total, completed=completed)
         yield lambda steps: bar.advance(task, steps)
 
 
 @contextmanager
 def tolerate_encoding_errors() -> Iterator[None]:
-    """Have the process's streams print every text, whatever their encoding, for as long as the block lasts.
+    """Print every text inside the block, whatever the encoding of the standard streams.
 
-    Streams that were closed when the process started are replaced for good by ones that discard what they are given.
+    Standard streams that were closed when the process started are replaced for good by streams that discard their input.
     """
-    _replace_closed()
-    codecs.register_error(REPLACE, _stand_ins)
+    _replace_closed_streams()
+    codecs.register_error(ERROR_HANDLER, _substitute)
     with ExitStack() as stack:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stack.callback(stream.reconfigure, errors=stream.errors)
-                stream.reconfigure(errors=REPLACE)
+                stream.reconfigure(errors=ERROR_HANDLER)
         yield
 
 
 @contextmanager
 def tolerate_closed_terminal() -> Iterator[None]:
-    """Have what is printed go nowhere once the terminal is closed, the pipe broken or the log's disk full.
+    """Discard output inside the block once the terminal is closed, the pipe is broken or the log's disk is full.
 
-    It lasts as long as the block, and keeps a search from ending with the window that it was started in.
+    A search thus survives the window in which it was started.
     """
-    _replace_closed()
-    before, streams = (sys.stdout, sys.stderr), (_Lasting(sys.stdout), _Lasting(sys.stderr))
+    _replace_closed_streams()
+    before, streams = (sys.stdout, sys.stderr), (_TolerantStream(sys.stdout), _TolerantStream(sys.stderr))
     sys.stdout, sys.stderr = streams
     try:
         yield
@@ -87,19 +87,19 @@ def tolerate_closed_terminal() -> Iterator[None]:
             stream.finish()
 
 
-def _replace_closed() -> None:
-    """Open ``/dev/null`` for each stream that was closed when the process started, which Python shows as None.
+def _replace_closed_streams() -> None:
+    """Open ``/dev/null`` for each standard stream that was closed when the process started, which Python shows as None.
 
-    It gets the lowest free descriptors, which are those of the closed streams: otherwise the next file would get them, such
-    as a database, and receive whatever a library or a child process writes to standard error.
+    It gets the lowest free file descriptors, which are those of the closed streams. Otherwise the next file, such as a
+    database, would get them and receive whatever a library or a child process writes to standard error.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
-class _Lasting:
-    """A stream that is given up where it fails, but not where its reader is only slow."""
+class _TolerantStream:
+    """A stream that discards its output after an error. A slow reader is not an error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -110,23 +110,23 @@ class _Lasting:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except BlockingIOError:  # a non-blocking pipe that is full: what does not fit in its buffer is lost
+        except BlockingIOError:  # a full non-blocking pipe: what does not fit into the buffer is lost
             return len(text)
         except OSError:
-            self._give_up()
+            self._discard()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except BlockingIOError:
-            pass  # the buffer keeps it for the next time
+            pass  # the buffer keeps the text until the next flush
         except OSError:
-            self._give_up()
+            self._discard()
 
     def finish(self) -> None:
-        """Wait a moment until a slow reader has taken what the buffer holds."""
-        deadline = time.monotonic() + FINISH_S
+        """Give a slow reader some time to read what the buffer holds."""
+        deadline = time.monotonic() + FLUSH_TIMEOUT_S
         while time.monotonic() < deadline:
             try:
                 self._stream.flush()
@@ -135,18 +135,18 @@ class _Lasting:
                 time.sleep(0.05)
             except OSError:
                 break
-        self._give_up()
+        self._discard()
 
-    def _give_up(self) -> None:
-        """Let the stream's file be ``/dev/null``: what its buffer still holds would fail again, at the latest at the end."""
+    def _discard(self) -> None:
+        """Redirect the stream to ``/dev/null``: flushing its buffer would fail again, at the latest when Python exits."""
         with suppress(OSError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
 
 
-def _stand_ins(error: UnicodeError) -> tuple[str, int]:
+def _substitute(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
-    return "".join(STAND_INS.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing), error.end
+    return "".join(SUBSTITUTES.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing), error.end

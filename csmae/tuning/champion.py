@@ -1,4 +1,4 @@
-"""What a search came to: its champion beside the default configuration and an untrained encoder."""
+"""Scores a search's champion by the published protocol, beside the default configuration and an untrained encoder."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EncoderToScore:
-    """An encoder to score."""
+    """An encoder that is scored by the published protocol."""
 
     name: str
     config: Config
     trial: FrozenTrial | None
     """None for the untrained encoder."""
     encoder_dir: Path | None
+    """None for the untrained encoder."""
 
 
 def encoders_to_score(trial_store: TrialStore) -> list[EncoderToScore]:
-    """The untrained encoder, the default configuration where it was trained to its end, and the champion.
+    """List the untrained encoder, the default configuration if it was trained completely, and the champion.
 
     Returns:
-        Worst expected first; empty where no trial came to its end.
+        In this order; empty if the study has no trial that can win and whose encoder exists.
     """
-    there = (s for s in entries(trial_store) if trial_store.encoder_dir(s.trial.number).exists())
-    best = next(there, None)
-    if best is None:
+    with_encoder = (entry for entry in entries(trial_store) if trial_store.encoder_dir(entry.trial.number).exists())
+    champion = next(with_encoder, None)
+    if champion is None:
         return []
     study = trial_store.study
-    found = [EncoderToScore("untrained encoder", study.resolve({}), None, None)]
+    encoders = [EncoderToScore("untrained encoder", study.resolve({}), None, None)]
     base = study.space.point({})
-    default = next(
-        (t for t in trial_store.explored() if trial_store.values(t) == base and t.state is TrialState.COMPLETE), None
-    )
-    for name, trial in (("default configuration", default), ("champion", best.trial)):
-        if trial is not None and (folder := trial_store.encoder_dir(trial.number)).exists():
-            found.append(EncoderToScore(name, study.resolve(trial_store.values(trial)), trial, folder))
-    return found
+    complete = (trial for trial in trial_store.explored() if trial.state is TrialState.COMPLETE)
+    default = next((trial for trial in complete if trial_store.values(trial) == base), None)
+    for name, trial in (("default configuration", default), ("champion", champion.trial)):
+        if trial is not None and (encoder_dir := trial_store.encoder_dir(trial.number)).exists():
+            encoders.append(EncoderToScore(name, study.resolve(trial_store.values(trial)), trial, encoder_dir))
+    return encoders
 
 
 def saved_metrics(encoder_dir: Path) -> dict[str, float]:
@@ -65,70 +65,67 @@ def saved_metrics(encoder_dir: Path) -> dict[str, float]:
 
 
 def score_encoders(
-    found: list[EncoderToScore],
+    encoders: list[EncoderToScore],
     allocation: Allocation,
     files: Files | None = None,
-    say: Callable[[str], object] = log.warning,
+    warn: Callable[[str], object] = log.warning,
 ) -> list[dict[str, float]]:
-    """Score by the published protocol, side by side on Ray's machines; on CPUs where the GPUs are gone.
+    """Score encoders in parallel on Ray's nodes; on CPUs if there are no GPUs any more.
 
     Args:
-        found: What to score.
-        allocation: What each may take.
-        files: Where their encoders are, if not in a folder that all nodes share.
-        say: Told in a line where resources are waited for in vain.
+        encoders: What to score.
+        allocation: Resources of each scoring.
+        files: Object store with the encoders; None if all nodes share their folder.
+        warn: Called with a line if the resources are missing.
 
     Returns:
-        For each candidate ``test/f1_mean``, ``test/f1/s1_to_s1`` and the like.
+        For each encoder ``test/f1_mean``, ``test/f1/s1_to_s1`` and so on.
 
     Raises:
         NoResourcesError: There are no CPUs either.
     """
     calls = [
-        (c.config, c.encoder_dir, files.of(c.encoder_dir.parent) if files and c.encoder_dir else None) for c in found
+        (e.config, e.encoder_dir, files.of(e.encoder_dir.parent) if files and e.encoder_dir else None) for e in encoders
     ]
     kind = {f"{ACCELERATOR}{allocation.accelerator_type}": KIND_UNIT} if allocation.accelerator_type else {}
-    wanted = (
-        {"CPU": allocation.cpus_per_worker}
-        | ({"GPU": allocation.gpus_per_worker} if allocation.gpus_per_worker else {})
-        | kind
-    )
+    gpus = {"GPU": allocation.gpus_per_worker} if allocation.gpus_per_worker else {}
     try:
-        return run_reserved(_score, calls, wanted)
+        return run_reserved(_score, calls, {"CPU": allocation.cpus_per_worker} | gpus | kind)
     except NoResourcesError as error:
-        if not (allocation.gpus_per_worker or kind):
+        if not (gpus or kind):
             raise
-        say(f"{error}: the encoders are scored on CPUs")
+        warn(f"{error}: the encoders are scored on CPUs")
     return run_reserved(_score, [(*call, "cpu") for call in calls], {"CPU": 1.0})
 
 
 def _score(
-    config: Config, folder: Path | None, files: RemoteFolder | None, device: str | None = None
+    config: Config, encoder_dir: Path | None, files: RemoteFolder | None, device: str | None = None
 ) -> dict[str, float]:
+    """Score one encoder, in a Ray task."""
     from csmae.training.scoring import score
 
     if files is None:
-        return score(config, folder, device)
+        return score(config, encoder_dir, device)
     with scratch("score") as copy:
         retry(lambda: files.fetch(copy, files.manifest(), lambda name: name.startswith("encoder/")))
         return score(config, copy / "encoder", device)
 
 
 def download_trials(trial_store: TrialStore) -> None:
-    """Fetch what a bucket holds of the trials, checkpoints excepted, to the driver's copy.
+    """Download the trials' files, without checkpoints, from the object store to the driver's folder.
 
     Raises:
-        ConfigError: The bucket does not answer, or another driver took the storage over.
+        ConfigError: The object store does not respond, or another driver took over the storage.
     """
     files = trial_store.files
     if files is None:
         return
-    trials = trial_store.run_dir(0).parent
+    trials_dir = trial_store.run_dir(0).parent
     try:
         retry(files.check)
-        for name in retry(lambda: files.bucket.names(trials.relative_to(files.folder).as_posix())):
-            trial = files.of(trials / name)
-            state = retry(trial.manifest)
-            retry(partial(trial.fetch, trials / name, state, lambda path: path != CHECKPOINT))
+        for name in retry(lambda: files.bucket.names(trials_dir.relative_to(files.folder).as_posix())):
+            trial_files = files.of(trials_dir / name)
+            manifest = retry(trial_files.manifest)
+            retry(partial(trial_files.fetch, trials_dir / name, manifest, lambda path: path != CHECKPOINT))
     except OSError as error:
-        raise ConfigError(f"--storage {files.bucket.url}: {reason(error)}: run again when it does") from None
+        raise ConfigError(f"--storage {files.bucket.url}: {reason(error)}: run again when it responds") from None

@@ -1,4 +1,4 @@
-"""Early stopping rules: which trials continue, from the scores of all trials at the same epoch."""
+"""Early stopping rules: which trials continue, judged by the scores of all trials at the same epoch."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from csmae.study.options import Search
 from csmae.trials.pareto import num_better
 
 MAX_BRACKETS = 3
-"""Grace periods that hyperband tries side by side, at most."""
-
+"""Maximum number of hyperband's brackets, which differ in their grace period."""
 
 MIN_OTHERS = 3
-"""Other trials that must have come as far before median compares with them, as in Ray's rule."""
-
+"""Number of other trials with a score at the same epoch from which the median rule compares, as in Ray's rule."""
 
 Scores = tuple[float, ...]
+"""One score per objective, larger is better."""
 
 
 class StoppingRule(Protocol):
-    """Decides on trials from their scores, larger being better. Its state is the scores it was told."""
+    """Decides whether trials continue. Its only state is the scores of all trials so far."""
 
     def should_continue(self, number: int, epoch: int, scores: Scores) -> bool:
-        """Note a trial's scores after an epoch, one for each objective, and say whether the trial goes on."""
+        """Record a trial's scores after an epoch and return whether the trial continues."""
 
 
 class Asha:
-    """Asynchronous successive halving (arXiv 1810.05934): at each rung, the best 1/reduction of those seen go on.
+    """Asynchronous successive halving (arXiv 1810.05934): the best 1/reduction of the trials at each rung continue.
 
-    Several objectives compare by non-dominated rank (arXiv 2106.12639).
+    Trials with several objectives are compared by non-dominated rank (arXiv 2106.12639).
 
     Args:
-        grace_epochs: The first rung.
-        reduction: Factor from a rung to the next.
-        num_brackets: Trials take turns; each further bracket starts one rung later (hyperband).
+        grace_epochs: Epoch of the first rung.
+        reduction: Ratio of the epochs of consecutive rungs.
+        num_brackets: Trials are assigned to brackets in turn; each further bracket starts one rung later (hyperband).
     """
 
     def __init__(self, grace_epochs: int, reduction: int, num_brackets: int = 1) -> None:
@@ -44,7 +43,7 @@ class Asha:
         self._rungs: dict[tuple[int, int], dict[int, tuple[int, Scores]]] = {}
 
     def should_continue(self, number: int, epoch: int, scores: Scores) -> bool:
-        """Note scores; a trial is judged at its first scores in a rung, and by the same ones told again."""
+        """Record scores. A trial is judged only at its first epoch with scores in a rung; repeating it repeats the decision."""
         bracket = number % self._num_brackets
         rung = self._rung_below(epoch, bracket)
         if rung is None:
@@ -67,10 +66,10 @@ class Asha:
 class Median:
     """Stops a trial whose best score is below the median of the other trials' mean scores so far (Vizier, 2017).
 
-    It compares where at least ``MIN_OTHERS`` have come as far.
+    It stops no trial while fewer than ``MIN_OTHERS`` others have a score at the same epoch.
 
     Args:
-        grace_epochs: Epochs that every trial gets.
+        grace_epochs: Epochs before which no trial is stopped.
     """
 
     def __init__(self, grace_epochs: int) -> None:
@@ -79,7 +78,7 @@ class Median:
         self._means: dict[int, dict[int, float]] = {}
 
     def should_continue(self, number: int, epoch: int, scores: Scores) -> bool:
-        """Note the score and compare with the trials that were scored at the same epoch."""
+        """Record the score and compare it with the trials that have a score at the same epoch."""
         curve = self._curves.setdefault(number, {})
         curve[epoch] = scores[0]
         means = self._means.setdefault(epoch, {})
@@ -91,34 +90,33 @@ class Median:
 
 
 def num_brackets(search: Search, epochs: int) -> int:
-    """Grace periods that hyperband tries: those that end before the training, and the first one at least."""
+    """Number of hyperband's brackets: those whose grace period ends before the training does, and at least one."""
     ends = (search.grace_epochs * search.reduction**bracket for bracket in range(1, MAX_BRACKETS))
-    return 1 + len([end for end in ends if end < epochs])
+    return 1 + sum(end < epochs for end in ends)
 
 
 def make_stopping_rule(
     search: Search, curves: Iterable[tuple[int, Mapping[int, Scores]]], epochs: int
 ) -> StoppingRule | None:
-    """The rule that a study asks for; None where every trial is trained to its end.
+    """Make the stopping rule of a search; None if no trial is stopped early.
 
     Args:
         search: Names the scheduler.
-        curves: Of the trials so far, as in the ledger: the rule decides as if it had seen them all.
-        epochs: Of the longest training.
+        curves: Number and objectives by epoch of each trial so far; the rule starts with these scores.
+        epochs: Epochs of the longest training.
     """
     if search.scheduler == "none":
         return None
     brackets = num_brackets(search, epochs) if search.scheduler == "hyperband" else 1
-    median = search.scheduler == "median"
-    rule: StoppingRule = (
-        Median(search.grace_epochs) if median else Asha(search.grace_epochs, search.reduction, brackets)
-    )
+    rule: StoppingRule = Asha(search.grace_epochs, search.reduction, brackets)
+    if search.scheduler == "median":
+        rule = Median(search.grace_epochs)
     for number, curve in curves:
         for epoch, values in curve.items():
-            rule.should_continue(number, epoch, signed(values, search.signs))
+            rule.should_continue(number, epoch, as_scores(values, search.signs))
     return rule
 
 
-def signed(values: Sequence[float], signs: Sequence[int]) -> Scores:
-    """Objectives as scores, of which the larger is the better."""
+def as_scores(values: Sequence[float], signs: Sequence[int]) -> Scores:
+    """Turn objectives into scores, of which the larger is better; a sign is -1 for an objective that is minimized."""
     return tuple(sign * value for sign, value in zip(signs, values, strict=True))

@@ -1,4 +1,4 @@
-"""What to train next: the sampler's proposals, less those that cannot be, cost too much or were trained before."""
+"""Which trial to train next: an interrupted one, an enqueued one, a new point of the sampler, or a confirmation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from csmae.trials.attributes import NOT_TRAINED, ORIGIN, START
 from csmae.trials.constraints import known_metrics, violation
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import was_started, with_seed
-from csmae.tuning.draft import Draft
+from csmae.tuning.draft import Draft, Rejection
 from csmae.tuning.samplers import make_sampler
 
 MAX_REJECTED = 20
-"""Proposals of the sampler in a row that are refused before a point is drawn at random from those that are not."""
+"""Consecutive rejected proposals of the sampler, after which points are drawn at random."""
 
 MAX_DRAWN = 1000
-"""Points of a large space that are drawn before there is held to be none left; of one that is no larger than a grid, all."""
+"""Random points of a large space that are tried before the space counts as exhausted; a small space is tried whole."""
 
 
 @dataclass(frozen=True)
@@ -37,153 +37,166 @@ class Proposal:
     values: dict[str, Any]
     config: Config
     resumed: bool = False
-    """Whether an earlier driver began it."""
+    """Whether an earlier driver started the trial."""
 
 
 class Proposals:
-    """Draws on the ledger; every refusal is written down there, with the trial that was found in the end.
+    """Proposes trials of a study and records every rejected point, together with the trial that is found in the end.
+
+    A point is rejected if its configuration is invalid, was trained before or violates a constraint on its cost.
 
     Args:
-        ledger: Of the study.
+        trial_store: Of the study.
     """
 
     def __init__(self, trial_store: TrialStore) -> None:
         self._trial_store, self._study = trial_store, trial_store.study
         self._own: dict[str, int] = {}
-        self._inherited: dict[str, int] = {}
-        self._untried = self._points()
-        self.reason = ""
-        """Of the last refusal."""
+        """By configuration, the number of the trial that trains it."""
+        self._transferred: dict[str, int] = {}
+        """The same for trials of other studies."""
+        self._random_points = self._draw_points()
+        self.rejection_reason = ""
+        """Why the last point was rejected."""
         for trial in trial_store.all_trials():
             self._remember(trial)
 
     def _remember(self, trial: FrozenTrial) -> None:
-        """Note a trial's configuration, unless the driver died before the trial had all its values."""
-        inherited = ORIGIN in trial.user_attrs
-        if not was_started(trial) or (NOT_TRAINED in trial.user_attrs and not inherited):
+        """Note a trial's configuration, unless the driver died before the trial had all of its values."""
+        is_transferred = ORIGIN in trial.user_attrs
+        if not was_started(trial) or (NOT_TRAINED in trial.user_attrs and not is_transferred):
             return
         values = self._trial_store.values(trial)
         if not trial.state.is_finished() and values != self._study.space.point(values):
             return
-        known = self._inherited if inherited else self._own
-        with suppress(ConfigError):  # one that the search's present settings would not allow
+        known = self._transferred if is_transferred else self._own
+        with suppress(ConfigError):  # the search's present settings do not allow the configuration
             known.setdefault(_key(self._study.resolve(with_seed(trial, values))), trial.number)
 
-    def left(self) -> Proposal | None:
-        """A trial that an earlier driver left in the middle, as it was; None where that one had not yet refused it."""
+    def interrupted(self) -> Proposal | None:
+        """Resume the next interrupted trial; None if it is rejected, which an earlier driver had yet to do."""
         trial = self._trial_store.next_interrupted()
-        self._seed(trial.number)
+        self._seed_sampler(trial.number)
         params, drawn = self._trial_store.frozen(trial).params, self._study.space.suggest(trial)
         exact = {name: value for name, value in params.items() if isinstance(value, float)}
-        return self._check(trial, drawn | exact, resumed=True)  # its checkpoint has them to the last digit
+        return self._accept(trial, drawn | exact, resumed=True)  # its checkpoint has the exact floats
 
-    def _seed(self, number: int) -> None:
-        """Have the values that an enqueued or interrupted trial lacks drawn as an uninterrupted search would."""
+    def _seed_sampler(self, number: int) -> None:
+        """Make the sampler draw missing values of an enqueued or interrupted trial as in an uninterrupted search."""
         self._trial_store.optuna_study.sampler = make_sampler(self._study.search, number)
 
     def new(self) -> Proposal | None:
-        """A configuration that was not trained before; None when there is none left."""
+        """Propose a configuration that was not trained before; None if there is none left."""
         while self._trial_store.has_queued:
-            self._seed(len(self._trial_store.all_trials()))
+            self._seed_sampler(len(self._trial_store.all_trials()))
             trial = self._trial_store.next()
-            if proposal := self._check(trial, self._study.space.suggest(trial)):
+            if proposal := self._accept(trial, self._study.space.suggest(trial)):
                 return proposal
         draft = Draft(self._study, self._trial_store.optuna_study, self._trial_store.all_trials())
         while True:
-            by_lot = self._study.search.sampler == "grid" or len(draft.refused) >= MAX_REJECTED
-            values = self._by_lot() if by_lot else draft.draw()
+            at_random = self._study.search.sampler == "grid" or len(draft.rejections) >= MAX_REJECTED
+            values = self._random_point() if at_random else draft.draw()
             if values is None:
                 return None
-            reason, violations = self._objection(values, self._inherited | self._own)
-            if not reason:
-                return self._proposal(draft.begin(values), values)
-            draft.refuse(values, reason, violations)
-            self.reason = reason
+            rejection = self._check(values, self._transferred | self._own)
+            if rejection is None:
+                return self._propose(draft.create_trial(values), values)
+            draft.rejections.append(rejection)
 
     def confirmation(self) -> Proposal | None:
-        """A repetition of one of the best trials with another seed; None when all are done.
+        """Repeat one of the best trials with another seed; None if all repetitions exist.
 
-        Each of them is repeated once before one is repeated twice: whenever a budget ends this, means over as many
-        seeds as possible compare.
+        Every finalist is repeated once before one is repeated twice: whenever a budget ends the confirmation, the means are
+        over as many seeds as possible.
         """
         confirm = self._study.search.confirm
         if confirm is None:
             return None
-        finalists = [
-            (self._trial_store.num_repetitions(t.number), t) for t in self._trial_store.record_finalists(confirm.top)
-        ]
-        for times, best in sorted(finalists, key=lambda pair: pair[0]):
-            if times < confirm.seeds and (proposal := self._repeat(best)):
+        finalists = self._trial_store.record_finalists(confirm.top)
+        counts = [self._trial_store.num_repetitions(trial.number) for trial in finalists]
+        for count, trial in sorted(zip(counts, finalists, strict=True), key=lambda pair: pair[0]):
+            if count < confirm.seeds and (proposal := self._repeat(trial)):
                 return proposal
         return None
 
-    def _repeat(self, best: FrozenTrial) -> Proposal | None:
-        """A repetition with the next seed that no trial of this configuration had; the space may vary the seed itself."""
-        point = self._trial_store.values(best)
+    def _repeat(self, finalist: FrozenTrial) -> Proposal | None:
+        """Repeat a trial with the next seed that its configuration has not had; the space may vary the seed itself."""
+        point = self._trial_store.values(finalist)
         seed = point.get("train.seed", self._study.space.base["train.seed"])
-        twin: int | None = best.number
+        duplicate: int | None = finalist.number
         try:
-            while twin is not None:
+            while duplicate is not None:
                 seed += 1
                 values = {**point, "train.seed": seed}
-                config = self._study.resolve(values)
-                twin = self._own.get(_key(config))
-        except ConfigError as error:  # the search's present settings do not allow it
-            self.reason = str(error).splitlines()[0]
+                duplicate = self._own.get(_key(self._study.resolve(values)))
+        except ConfigError as error:  # the search's present settings do not allow the configuration
+            self.rejection_reason = str(error).splitlines()[0]
             return None
-        trial = self._trial_store.repeat(best, seed)
+        trial = self._trial_store.repeat(finalist, seed)
         self._study.space.suggest(trial)
-        return self._proposal(trial, values)
+        return self._propose(trial, values)
 
-    def _check(self, trial: optuna.Trial, values: Mapping[str, Any], resumed: bool = False) -> Proposal | None:
-        """A trial that has a number as a proposal, or None and refused."""
+    def _accept(self, trial: optuna.Trial, values: Mapping[str, Any], resumed: bool = False) -> Proposal | None:
+        """Propose a trial that exists in the store; end it and return None if it is rejected."""
         values = with_seed(trial, values)
-        known = self._own if START in trial.user_attrs else self._inherited | self._own
-        reason, violations = self._objection(values, known, trial.number)
-        if not reason:
-            return self._proposal(trial, values, resumed)
-        for name, over in violations.items():
-            trial.set_constraint(name, over)
-        self._trial_store.reject(trial, reason, steer=bool(violations))
-        self.reason = reason
+        known = self._own if START in trial.user_attrs else self._transferred | self._own
+        rejection = self._check(values, known, trial.number)
+        if rejection is None:
+            return self._propose(trial, values, resumed)
+        for name, excess in rejection.violations.items():
+            trial.set_constraint(name, excess)
+        self._trial_store.reject(trial, rejection.reason, steer=bool(rejection.violations))
         return None
 
-    def _proposal(self, trial: optuna.Trial, values: dict[str, Any], resumed: bool = False) -> Proposal:
+    def _propose(self, trial: optuna.Trial, values: dict[str, Any], resumed: bool = False) -> Proposal:
         config = self._study.resolve(values)
         self._own.setdefault(_key(config), trial.number)
         return Proposal(trial, values, config, resumed)
 
-    def _objection(
+    def _check(
         self, values: Mapping[str, Any], known: Mapping[str, int], number: int | None = None
-    ) -> tuple[str, dict[str, float]]:
-        """Why a point is not trained, empty if it is; and by how much it breaks constraints on what it costs."""
+    ) -> Rejection | None:
+        """Check whether a point can be trained.
+
+        Args:
+            values: The point.
+            known: By configuration, the number of the trial that has it.
+            number: Of the point's own trial, if it has one.
+        """
+        rejection = self._find_rejection(values, known, number)
+        if rejection:
+            self.rejection_reason = rejection.reason
+        return rejection
+
+    def _find_rejection(
+        self, values: Mapping[str, Any], known: Mapping[str, int], number: int | None
+    ) -> Rejection | None:
         try:
             config = self._study.resolve(values)
         except ConfigError as error:
-            return str(error).splitlines()[0], {}
-        twin = known.get(_key(config), number)
-        if twin != number:
-            return f"same configuration as trial {twin}", {}
-        reasons, violations = [], {}
-        wanted = self._study.search.constraints
-        metrics = known_metrics(config) if wanted else {}
-        for name in wanted.keys() & metrics.keys():
-            if (over := violation(metrics[name], wanted[name])) > 0:
-                violations[name] = over
-                reasons.append(f"{name} is {metrics[name]:.4g}, must be {wanted[name]}")
-        return "; ".join(reasons), violations
+            return Rejection(dict(values), str(error).splitlines()[0], {})
+        duplicate = known.get(_key(config), number)
+        if duplicate != number:
+            return Rejection(dict(values), f"same configuration as trial {duplicate}", {})
+        constraints = self._study.search.constraints
+        metrics = known_metrics(config) if constraints else {}
+        excess = {name: violation(metrics[name], bound) for name, bound in constraints.items() if name in metrics}
+        violations = {name: value for name, value in excess.items() if value > 0}
+        if not violations:
+            return None
+        reasons = (f"{name} is {metrics[name]:.4g}, must be {constraints[name]}" for name in violations)
+        return Rejection(dict(values), "; ".join(reasons), violations)
 
-    def _by_lot(self) -> dict[str, Any] | None:
-        """The next point of the lot that may be trained, if there is one."""
-        known = self._inherited | self._own
-        for point in islice(self._untried, None if self._study.space.size <= MAX_GRID else MAX_DRAWN):
-            self.reason = self._objection(point, known)[0]
-            if not self.reason:
+    def _random_point(self) -> dict[str, Any] | None:
+        """Draw the next random point that can be trained; None if there is none."""
+        known = self._transferred | self._own
+        for point in islice(self._random_points, None if self._study.space.size <= MAX_GRID else MAX_DRAWN):
+            if self._check(point, known) is None:
                 return point
         return None
 
-    def _points(self) -> Iterator[dict[str, Any]]:
-        """Every point of a small space in random order; of a large one random points without end."""
+    def _draw_points(self) -> Iterator[dict[str, Any]]:
+        """Draw all points of a small space in random order; of a large space, random points without end."""
         space, seed = self._study.space, self._study.search.seed
         if space.size > MAX_GRID:
             return space.samples(seed)

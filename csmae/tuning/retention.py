@@ -1,4 +1,4 @@
-"""What stays on disk of trials that are over."""
+"""Which checkpoints and encoders stay on disk after their trials have ended."""
 
 from __future__ import annotations
 
@@ -20,57 +20,57 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointRetention:
-    """Removes checkpoints and encoders that nobody will need.
+    """Removes the checkpoints and encoders of trials that nobody will need. Runs in the driver.
 
-    Those of the best trials, of those trained again, of the Pareto front, of the starting points and of trials that the
-    budget cut short stay; the others' scores are in the ledger, and their seeds make them again.
+    It keeps those of the best trials, of finalists, of the Pareto front, of starting points and of trials that were cut
+    short. The scores of the others stay in the trial store, and their seeds reproduce them.
 
     Args:
-        ledger: Of the study.
+        trial_store: Of the study.
     """
 
     def __init__(self, trial_store: TrialStore) -> None:
         self._trial_store = trial_store
-        self._gone: set[int] = set()
-        self._bucket = ThreadPoolExecutor(1, "tidy")
+        self._removed: set[int] = set()
+        self._bucket_thread = ThreadPoolExecutor(1, "checkpoint-retention")
 
     def remove_unneeded(self) -> None:
-        """Look through the trials that are over."""
+        """Remove the files of ended trials that are not kept."""
         search = self._trial_store.study.search
-        keep = max(search.keep, search.confirm.top if search.confirm else 0)
+        num_best = max(search.keep, search.confirm.top if search.confirm else 0)
         board = leaderboard(self._trial_store.optuna_study)
-        finalists = {standing.trial.number for standing in board.entries if standing.is_finalist}
-        first = {standing.trial.number for standing in board.entries[:keep]}
-        best = {trial.number for trial in self._trial_store.ranked()[:keep]} | first | board.front | finalists
+        kept = {entry.trial.number for entry in board.entries[:num_best]} | board.front
+        kept |= {entry.trial.number for entry in board.entries if entry.is_finalist}
+        kept |= {trial.number for trial in self._trial_store.ranked()[:num_best]}
         for trial in self._trial_store.trials():
-            if trial.state.is_finished() and trial.number not in self._gone | best and not _stays(trial):
-                self._gone.add(trial.number)
+            if trial.state.is_finished() and trial.number not in self._removed | kept and not _is_protected(trial):
+                self._removed.add(trial.number)
                 self._remove(trial.number)
 
     def _remove(self, number: int) -> None:
         run_dir = self._trial_store.run_dir(number)
-        for path in (run_dir / "checkpoint.pt", *run_dir.glob(".*.tmp")):  # which a kill may have left half written
+        for path in (run_dir / "checkpoint.pt", *run_dir.glob(".*.tmp")):  # a killed worker leaves temporary files
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 log.warning("%s: cannot be removed: %s", path, error.strerror)
         shutil.rmtree(self._trial_store.encoder_dir(number), ignore_errors=True)
-        if self._trial_store.files:
-            self._bucket.submit(_delete, self._trial_store.files, run_dir)  # the search waits for no bucket
+        if self._trial_store.files:  # in a thread: the search must not wait for the bucket
+            self._bucket_thread.submit(_delete, self._trial_store.files, run_dir)
 
     def finish(self) -> None:
-        """Remove what a bucket got of such trials after they were over, or could not remove at the time."""
-        self._bucket.shutdown(cancel_futures=True)  # the loop below removes the rest, or gives up at once
+        """Delete from the bucket what arrived after its trial had ended, and what could not be deleted earlier."""
+        self._bucket_thread.shutdown(cancel_futures=True)  # the loop below repeats the cancelled deletions
         files = self._trial_store.files
         if files is None:
             return
         try:
-            for number in sorted(self._gone):
+            for number in sorted(self._removed):
                 _delete(files, self._trial_store.run_dir(number))
         except SupersededError:
-            return  # another driver decides now what is needed, and the search says so as it ends
+            return  # another driver now decides what is kept; the search reports that
         except OSError as error:
-            log.warning("%s: %s: files of trials that nobody needs stay there", files.bucket.url, reason(error))
+            log.warning("%s: %s: files of trials that are no longer needed remain", files.bucket.url, reason(error))
 
 
 def _delete(files: Files, run_dir: Path) -> None:
@@ -78,5 +78,5 @@ def _delete(files: Files, run_dir: Path) -> None:
     files.of(run_dir).delete()
 
 
-def _stays(trial: FrozenTrial) -> bool:
+def _is_protected(trial: FrozenTrial) -> bool:
     return CONFIRMS not in trial.user_attrs and (was_cut_short(trial) or START in trial.user_attrs)

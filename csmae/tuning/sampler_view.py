@@ -14,26 +14,26 @@ from optuna.trial import FrozenTrial, TrialState
 from csmae.study.options import Search
 from csmae.trials.pareto import order
 from csmae.trials.trial import Values, curve
-from csmae.tuning.early_stopping import signed
+from csmae.tuning.early_stopping import as_scores
 
 DRAFT_ID = -1
-"""Id by which a sampler knows the draft."""
+"""Optuna's id of the trial that is being drawn."""
 
 
 class SamplerView:
-    """Optuna's storage as a sampler sees it during a draw: with the draft as a running trial, and the refusals.
+    """Optuna's storage with the trial that is being drawn and with rejected points, without writing either of them.
 
     Args:
-        record: The study in its database.
-        trials: What is there besides the draft.
-        number: That the draft will have.
-        attributes: Of the study, that the sampler set during earlier draws of the draft, and gets its new ones.
+        optuna_study: The study in its database.
+        trials: What the sampler sees besides the trial that is being drawn.
+        number: Of the trial that is being drawn.
+        attributes: System attributes of the study that the sampler has set while drawing this trial; it adds more.
     """
 
     def __init__(
-        self, record: optuna.Study, trials: Sequence[FrozenTrial], number: int, attributes: dict[str, Any]
+        self, optuna_study: optuna.Study, trials: Sequence[FrozenTrial], number: int, attributes: dict[str, Any]
     ) -> None:
-        self._storage, self._attributes = record._storage, attributes
+        self._storage, self._attributes = optuna_study._storage, attributes
         self.draft = optuna.create_trial(state=TrialState.RUNNING)
         self.draft.number, self.draft._trial_id = number, DRAFT_ID
         self._trials = [*trials, self.draft]
@@ -44,45 +44,45 @@ class SamplerView:
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Sequence[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """The trials in the given states, refusals and draft among them."""
-        found = [trial for trial in self._trials if states is None or trial.state in states]
-        return copy.deepcopy(found) if deepcopy else found
+        """Return the visible trials in the given states."""
+        trials = [trial for trial in self._trials if states is None or trial.state in states]
+        return copy.deepcopy(trials) if deepcopy else trials
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """The draft, or a trial of the database."""
+        """Return the trial that is being drawn, or one of the database."""
         return self.draft if trial_id == DRAFT_ID else self._storage.get_trial(trial_id)
 
     def set_trial_param(self, trial_id: int, name: str, value: float, distribution: BaseDistribution) -> None:
-        """Note a value of the draft."""
+        """Set a parameter of the trial that is being drawn."""
         assert trial_id == DRAFT_ID
         self.draft.params[name] = distribution.to_external_repr(value)
         self.draft.distributions[name] = distribution
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Note what the sampler remembers of the draft."""
+        """Set the sampler's attribute of the trial that is being drawn."""
         assert trial_id == DRAFT_ID
         self.draft.system_attrs[key] = value
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """What the sampler remembers of the study."""
+        """Return the sampler's attributes of the study."""
         return {**self._storage.get_study_system_attrs(study_id), **self._attributes}
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Note what the sampler remembers of the study, until the draft is accepted."""
+        """Keep the sampler's attribute of the study until the trial is created."""
         self._attributes[key] = value
 
 
 def visible_trials(search: Search, sampler: BaseSampler, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """A study's trials as a sampler must see them to learn from all that it can learn from."""
+    """Present a study's trials in the form from which a sampler learns the most."""
     if isinstance(sampler, NSGAIISampler):
-        return [_of_first_generation(trial) for trial in trials]
+        return [_with_generation(trial) for trial in trials]
     if isinstance(sampler, TPESampler) and len(search.objectives) > 1:
-        return _best_stopped_first(trials, search.signs)
+        return _sort_pruned(trials, search.signs)
     return list(trials)
 
 
-def _of_first_generation(trial: FrozenTrial) -> FrozenTrial:
-    """Trials that another one's proposal began, such as starting points, belong to no generation: nsga2 would leave them out."""
+def _with_generation(trial: FrozenTrial) -> FrozenTrial:
+    """Put trials that nsga2 did not propose, such as starting points, into its first generation: it ignores them otherwise."""
     key = NSGAIISampler._get_generation_key()
     if trial.state is not TrialState.COMPLETE or key in trial.system_attrs:
         return trial
@@ -91,19 +91,19 @@ def _of_first_generation(trial: FrozenTrial) -> FrozenTrial:
     return trial
 
 
-def _best_stopped_first(trials: Iterable[FrozenTrial], signs: list[int]) -> list[FrozenTrial]:
-    """Stopped trials after all others, those that came furthest first, and of these the best fronts.
+def _sort_pruned(trials: Iterable[FrozenTrial], signs: list[int]) -> list[FrozenTrial]:
+    """Move pruned trials behind all others, sorted by their last epoch, then by Pareto front.
 
-    With one objective tpe sorts them so by their curves. With several it has no curves, for Optuna's hold one value, and takes
-    them in the order in which it gets them.
+    With one objective tpe sorts them like this itself. With several it takes them in the given order: they have no
+    intermediate values, because Optuna's hold a single number.
     """
     others: list[FrozenTrial] = []
-    stopped: list[tuple[dict[int, Values], FrozenTrial]] = []
+    pruned: list[tuple[dict[int, Values], FrozenTrial]] = []
     for trial in trials:
-        if trial.state is TrialState.PRUNED and (course := curve(trial)):
-            stopped.append((course, trial))
+        if trial.state is TrialState.PRUNED and (values_by_epoch := curve(trial)):
+            pruned.append((values_by_epoch, trial))
         else:
             others.append(trial)
-    best_first = [stopped[index] for index in order([signed(course[max(course)], signs) for course, _ in stopped])]
-    best_first.sort(key=lambda pair: -max(pair[0]))
+    by_front = order([as_scores(values[max(values)], signs) for values, _ in pruned])
+    best_first = sorted((pruned[index] for index in by_front), key=lambda pair: -max(pair[0]))
     return others + [trial for _, trial in best_first]

@@ -7,25 +7,27 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, QMCSampler, R
 from csmae.study.options import Search
 
 NUM_GENERATIONS = 5
-"""Generations that nsga2 has within a study, at least: Optuna's own populations of 50 would leave most studies at random."""
+"""Minimum number of nsga2's generations in a study: with Optuna's population of 50, most studies would stay random."""
 
 MIN_POPULATION, MAX_POPULATION = 4, 50
 
 
 def make_sampler(search: Search, num_trials: int) -> BaseSampler:
-    """The sampler that a study asks for, as it draws after so many trials.
+    """Make the sampler of a search.
 
-    Seeding by the number of trials makes a restarted search propose what an uninterrupted one would. A grid's points
-    are put in line, so that any sampler does.
+    Args:
+        search: Names the sampler. A grid uses it only to fill the missing values of enqueued points.
+        num_trials: Trials and rejections so far. They seed the sampler, so a restarted search proposes the same points as an
+            uninterrupted one.
     """
     seed, startup = search.seed + num_trials, search.startup_trials
     if search.sampler == "tpe":
         return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True)
-    if search.sampler == "gp":  # what it draws at random is said when the search begins
+    if search.sampler == "gp":  # settings_warnings() names the parameters that it draws at random
         return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
     if search.sampler == "nsga2":
         return NSGAIISampler(seed=seed, population_size=population_size(search))
-    if search.sampler == "qmc":  # counts its points in the database, and their order needs one seed
+    if search.sampler == "qmc":  # it counts its points in the database; their sequence needs a constant seed
         independent = RandomSampler(seed=seed)
         return QMCSampler(
             seed=search.seed, scramble=True, independent_sampler=independent, warn_independent_sampling=False
@@ -34,10 +36,10 @@ def make_sampler(search: Search, num_trials: int) -> BaseSampler:
 
 
 def population_size(search: Search) -> int:
-    """Trials of a generation of nsga2, which counts those trained to their end."""
+    """Number of complete trials in a generation of nsga2."""
     return min(MAX_POPULATION, max(MIN_POPULATION, num_complete(search) // NUM_GENERATIONS))
 
 
 def num_complete(search: Search) -> int:
-    """About how many of a study's trials are trained to their end: early stopping leaves one of ``reduction``."""
+    """Estimated number of trials that early stopping does not stop: one of ``reduction``."""
     return search.num_trials // (search.reduction if search.scheduler in ("asha", "hyperband") else 1)

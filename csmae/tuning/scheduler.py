@@ -1,4 +1,4 @@
-"""Early stopping by epoch: which trials go on, from the scores of all trials at the same age."""
+"""Ray Tune's scheduler on top of an early stopping rule."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from csmae.tuning.early_stopping import StoppingRule, signed
+from csmae.tuning.early_stopping import StoppingRule, as_scores
 
 
 class StoppingScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Puts a rule's decisions into Tune's words.
+    """Stops trials as an early stopping rule decides. Runs in the driver.
 
     Args:
-        rule: Decides.
-        keys: Of the objectives in a flattened result.
-        signs: For each, 1 where larger is better, else -1.
+        rule: Decides which trials continue.
+        keys: The objectives' keys in Tune's flattened result.
+        signs: For each objective, 1 if larger is better, else -1.
     """
 
     def __init__(self, rule: StoppingRule, keys: Sequence[str], signs: Sequence[int]) -> None:
@@ -26,22 +26,23 @@ class StoppingScheduler(FIFOScheduler):  # type: ignore[misc]
         self._rule, self._keys, self._signs = rule, keys, signs
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """Leave the order to Tune's own queue, without a look at every trial there ever was."""
+        """Choose none: Tune starts pending trials itself, while ``FIFOScheduler`` would iterate over all trials of the search."""
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
-        """Stop the trial or let it go on; an epoch without scores, or with some that do not compare, decides nothing.
+        """Decide whether a trial continues after an epoch.
 
-        A starting point is never stopped, but its scores are there for the others to compare with.
+        Starting points and confirmations always continue, but the others are compared with their scores.
         """
-        keeps = self._keeps(trial, result) or trial.config["start"]
-        return str(TrialScheduler.CONTINUE if keeps else TrialScheduler.STOP)
+        continues = self._should_continue(trial, result) or trial.config["never_stop"]
+        return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:
-        """Note the last epoch, for the others to compare with."""
-        self._keeps(trial, result)
+        """Record the scores of a trial's last epoch, with which others are compared."""
+        self._should_continue(trial, result)
 
-    def _keeps(self, trial: Trial, result: Mapping[str, Any]) -> bool:
+    def _should_continue(self, trial: Trial, result: Mapping[str, Any]) -> bool:
+        """Ask the rule; results without scores, or with scores that are not finite, stop no trial."""
         values = [result.get(key, math.nan) for key in self._keys]
         if "epoch" not in result or not all(map(math.isfinite, values)):
             return True
-        return self._rule.should_continue(trial.config["number"], result["epoch"], signed(values, self._signs))
+        return self._rule.should_continue(trial.config["number"], result["epoch"], as_scores(values, self._signs))

@@ -65,7 +65,7 @@ def test_an_error_in_the_view_ends_nothing(tmp_path: Path, caplog: pytest.LogCap
     with view:
         run(view, 0, ends=False, score="high")
     assert [record.getMessage() for record in caplog.records] == [
-        "the view of the search failed (ValueError: Unknown format code 'g' for object of type 'str'); the search goes on"
+        "the view of the search failed (ValueError: Unknown format code 'g' for object of type 'str'); the search continues"
     ]
     assert progress.trial(0).epoch == 1
 
@@ -80,7 +80,7 @@ def calls(view: LiveView) -> int:
 
     sys.setprofile(profile)
     try:
-        view._screen()
+        view._render()
     finally:
         sys.setprofile(None)
     return count
@@ -106,7 +106,7 @@ def test_a_screen_is_drawn_while_trials_come_and_go(tmp_path: Path, caplog: pyte
         nonlocal num_drawn
         while not over.is_set():
             try:
-                view._screen()
+                view._render()
                 num_drawn += 1
             except Exception as error:
                 errors.append(error)

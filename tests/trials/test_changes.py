@@ -77,7 +77,7 @@ def test_before_anything_was_trained_every_change_is_accepted(tmp_path: Path, en
             searcher.suggest(name)
     if ends == "failed":
         for name in "ab":
-            searcher._live[name].trial.set_user_attr("worker_s", 5.0)
+            searcher._running[name].trial.set_user_attr("worker_s", 5.0)
             searcher.on_trial_complete(name, {"failed": "out of memory", "done": True})
         Budget(searcher._trial_store).write()
     space = {"masking.strategy": {"choice": ["identical", "disjoint"]}, "masking.ratio": {"choice": [0.25, 0.5]}}

@@ -150,7 +150,7 @@ def test_optunas_own_best_trial_is_never_a_repetition(tmp_path: Path) -> None:
 
 def test_samplers_do_not_take_repetitions_for_further_points(tmp_path: Path) -> None:
     trial_store = confirmed(tmp_path, [0.5, 0.6, 0.3, 0.9, 0.2])
-    seen = Draft(trial_store.study, trial_store.optuna_study, trial_store.all_trials())._seen()
+    seen = Draft(trial_store.study, trial_store.optuna_study, trial_store.all_trials())._observations()
     assert [trial.number for trial in seen] == [0, 1, 2]
 
 

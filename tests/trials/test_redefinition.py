@@ -44,7 +44,7 @@ def cut_before_anything(folder: Path, **search: Any) -> None:
     """A trial that cost an hour and has no checkpoint yet, cut by its budget."""
     searcher, _ = make_searcher(make_study(folder, **search), folder)
     searcher.suggest("a")
-    searcher._live["a"].trial.set_user_attr("worker_s", 3600.0)
+    searcher._running["a"].trial.set_user_attr("worker_s", 3600.0)
     searcher.cut_short_trials(OVER)
     searcher._budget.write()
 

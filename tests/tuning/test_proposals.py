@@ -124,7 +124,7 @@ def test_a_grid_may_follow_another_sampler(tmp_path: Path) -> None:
     grid = make_study(tmp_path, RATIOS, num_trials=99, sampler="grid")
     searcher, _ = make_searcher(grid, tmp_path)
     assert len(train_all(searcher)) == 5
-    assert searcher.exhausted is not None and "nothing left to train" in searcher.exhausted
+    assert searcher.exhausted_reason is not None and "no further point to train" in searcher.exhausted_reason
     ratios = {round(trial.params["masking.ratio"], 9) for trial in TrialStore(grid, tmp_path).trials()}
     assert ratios == {0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
 
@@ -149,7 +149,7 @@ def test_a_space_that_constraints_make_small_is_trained_to_its_end(tmp_path: Pat
     possible = [point for point in study.space.grid() if cost(study.resolve(point)).params <= 1.4e6]
     searcher, _ = make_searcher(study, tmp_path)
     assert 0 < len(train_all(searcher)) == len(possible) < 16
-    assert searcher.search_end is None and searcher.exhausted
+    assert searcher.search_end is None and searcher.exhausted_reason
 
 
 @pytest.mark.parametrize("sampler", ["gp", "qmc", "nsga2"])
@@ -231,7 +231,7 @@ def test_a_starting_point_is_trained_though_an_earlier_study_knew_it(tmp_path: P
     new = load_study(write(tmp_path, SPACE, num_trials=2, sampler="random"), "new")
     assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)) == 3
     trained = train_all(make_searcher(new, tmp_path)[0])
-    assert [s["start"] for s in trained] == [True, False]
+    assert [s["never_stop"] for s in trained] == [True, False]
     assert trained[0]["config"]["masking"]["ratio"] == 0.5
 
 
@@ -304,7 +304,7 @@ def test_a_trial_cut_before_its_first_epoch_begins_again_when_the_study_goes_on(
     again, _ = make_searcher(make_study(tmp_path, num_trials=3), tmp_path)
     first, second = again.suggest("c"), again.suggest("d")
     assert isinstance(first, dict) and isinstance(second, dict)
-    assert (first["start"], first["config"]["masking"]["ratio"], second["start"]) == (True, 0.5, False)
+    assert (first["never_stop"], first["config"]["masking"]["ratio"], second["never_stop"]) == (True, 0.5, False)
     assert again.suggest("e") is None
 
 

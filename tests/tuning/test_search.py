@@ -72,7 +72,7 @@ def test_a_dry_run_shows_the_space_and_what_a_trial_costs(tmp_path: Path, capsys
     out = capsys.readouterr().out
     assert "masking.ratio: float 0.3 to 0.7" in out
     assert out.count("M parameters") == 6
-    assert "a trial takes 1 x 1 CPU" in out
+    assert "a trial needs 1 x 1 CPU" in out
     assert not (tmp_path / "runs").exists()
 
 

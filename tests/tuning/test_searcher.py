@@ -51,7 +51,7 @@ def test_the_base_is_the_first_trial_and_runs_to_its_end(tmp_path: Path) -> None
     first, second = searcher.suggest("a"), searcher.suggest("b")
     assert isinstance(first, dict) and isinstance(second, dict)
     assert first["config"]["masking"] == {"ratio": 0.5, "strategy": "random", "reconstruction": "disjoint"}
-    assert (first["start"], second["start"]) == (True, False)
+    assert (first["never_stop"], second["never_stop"]) == (True, False)
     assert first["run_dir"] == str(tmp_path / "study" / "trials" / "0")
 
 

@@ -1,0 +1,109 @@
+"""Checks of what trials report: constraints, missing metrics, and searches that cannot succeed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+import optuna
+
+from csmae.study.metrics import COSTS, TERMS, due
+from csmae.study.options import Search
+from csmae.trials.constraints import violation
+
+NUM_FIRST = 3
+"""Trials, in the order in which they start, that must fail for the same reason before the search is aborted."""
+
+
+def record_constraints(
+    trial: optuna.Trial, metrics: Mapping[str, float], constraints: Mapping[str, str], cut_short: bool = False
+) -> None:
+    """Record by how much a trial violates each constraint.
+
+    Args:
+        trial: Its constraints are set.
+        metrics: The last value of each metric. A constraint on a loss term that the configuration does not compute is kept.
+        constraints: By metric, such as ``<= 30e6``.
+        cut_short: Whether the training is incomplete: constraints whose metric is unknown then count as violated.
+    """
+    for name, bound in constraints.items():
+        if name in metrics:
+            value = metrics[name]
+            trial.set_constraint(name, violation(value, bound) if math.isfinite(value) else math.inf)
+        elif name in TERMS and metrics:
+            trial.set_constraint(name, 0.0)
+        elif cut_short and name not in COSTS:  # costs were checked before the training
+            trial.set_constraint(name, math.inf)
+
+
+def missing_result(metrics: Mapping[str, float], search: Search) -> str | None:
+    """Why a complete training has no result, from the metrics of its last epoch; None if it has one."""
+    for name in _decisive_metrics(search):
+        if name not in metrics and due(name, scored=True):
+            return f"{name} was not reported"
+        if not math.isfinite(metrics.get(name, 0.0)):
+            return f"{name} was {metrics[name]} at the end"
+    return None
+
+
+def _decisive_metrics(search: Search) -> Iterator[str]:
+    yield from search.objectives
+    yield from search.constraints
+
+
+class ReportedMetrics:
+    """Finds objectives and constraints whose metric no trial reports."""
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        self._reported: set[str] = set()
+
+    def add(self, metrics: Mapping[str, float], scored: bool) -> str | None:
+        """Add the metrics of an epoch.
+
+        Args:
+            metrics: By name.
+            scored: Whether the epoch includes scores of the validation split.
+
+        Returns:
+            A metric that this epoch should have reported and no epoch has.
+        """
+        self._reported |= metrics.keys()
+        unreported = (name for name in _decisive_metrics(self._search) if name not in self._reported)
+        return next((name for name in unreported if due(name, scored)), None)
+
+
+class FirstTrialsCheck:
+    """Finds out whether the first trials of a study all fail for the same reason.
+
+    Args:
+        enabled: False in a study that already has a trained trial.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._failures: dict[int, str | None] = {}
+        """For each of the first trials, by number, why it failed; None while it runs."""
+
+    def start(self, number: int) -> None:
+        """Note that a trial starts."""
+        if len(self._failures) < NUM_FIRST:
+            self._failures.setdefault(number, None)
+
+    def end(self, number: int, failure: str | None) -> str | None:
+        """Note how a trial ended.
+
+        Args:
+            number: Of the trial.
+            failure: Why it failed; None disables the check.
+
+        Returns:
+            The common reason, once all of the first trials have failed for it. Reasons may differ in numbers.
+        """
+        self._enabled = self._enabled and failure is not None
+        if number in self._failures:
+            self._failures[number] = failure
+        reasons = [reason for reason in self._failures.values() if reason is not None]
+        alike = len(reasons) == NUM_FIRST and len({re.sub(r"\d+", "", reason) for reason in reasons}) == 1
+        return reasons[-1] if self._enabled and alike else None
