@@ -16,7 +16,8 @@ from ray.exceptions import RayError
 from csmae.cluster.node_report import report_nodes
 from csmae.cluster.preflight import require, required_checks
 from csmae.cluster.reserved import NoResourcesError
-from csmae.cluster.session import Allocation, allocate, local_resources, ray_running
+from csmae.cluster.resources import Allocation, allocate, local_resources
+from csmae.cluster.session import ray_running
 from csmae.config import ConfigError
 from csmae.console.dry_run import format_dry_run
 from csmae.console.format import format_settings

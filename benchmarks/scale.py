@@ -22,7 +22,8 @@ from typing import Any
 
 import yaml
 
-from csmae.cluster.session import allocate, local_resources, ray_running
+from csmae.cluster.resources import allocate, local_resources
+from csmae.cluster.session import ray_running
 from csmae.config import Config
 from csmae.study.study import load_study
 from csmae.tracking.tracker import Tracker

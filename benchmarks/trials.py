@@ -22,7 +22,8 @@ import torch
 import yaml
 from torch._dynamo.utils import counters
 
-from csmae.cluster.session import allocate, local_resources, ray_running
+from csmae.cluster.resources import allocate, local_resources
+from csmae.cluster.session import ray_running
 from csmae.config import Config
 from csmae.study.study import load_study
 from csmae.training.trainer import pretrain

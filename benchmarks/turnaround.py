@@ -24,7 +24,8 @@ import yaml
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from csmae.cluster.session import ClusterResources, allocate, ray_running
+from csmae.cluster.resources import Allocation, ClusterResources, allocate
+from csmae.cluster.session import ray_running
 from csmae.config import Config
 from csmae.study.study import Study, load_study
 from csmae.training.trainer import Epoch, pretrain
@@ -71,12 +72,12 @@ def warm(study: Study, folder: Path) -> float:
 
 def stock(study: Study, folder: Path) -> float:
     """Median wait between the trials of a Tune function that builds a ``TorchTrainer`` each time."""
-    plan = WorkerGroupSpec(study.search.workers_per_trial, 1.0, 0.0, 0, math.inf, str(folder / "train"))
+    spec = WorkerGroupSpec(study.search.workers_per_trial, Allocation(1, 1.0, 0.0), 0, math.inf, str(folder / "train"))
     config = study.resolve({}).model_dump(mode="json")
 
     def trial(point: dict[str, Any]) -> None:
         run_dir = str(folder / "trials" / str(point["number"]))
-        make_trainer(train_alone, {"config": config, "run_dir": run_dir}, plan).fit()
+        make_trainer(train_alone, {"config": config, "run_dir": run_dir}, spec).fit()
 
     with contextlib.redirect_stdout(sys.stderr):  # Tune tells of each trial
         tune.Tuner(

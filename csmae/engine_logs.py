@@ -1,6 +1,6 @@
-"""What Optuna and Ray say that a user of a search need not read: each message by its text, with the reason.
+"""Messages of Optuna and Ray that users of a search need not read; all other warnings appear.
 
-Whatever else they warn of is shown. What Ray's workers print goes to Ray's log files; ``--verbose`` shows it.
+The output of Ray's workers goes to Ray's log files; ``--verbose`` shows it.
 """
 
 from __future__ import annotations
@@ -9,50 +9,49 @@ import logging
 import re
 import warnings
 
-OPTUNA_WARNINGS = (
-    # They are used knowingly: their tests run against the installed Optuna.
-    r"optuna\.study\.study\.Study\.set_metric_names is experimental",
-    r"Argument ``group`` is an experimental feature",
-    r"QMCSampler is experimental",
-)
+WARNING = "warning"
 
-RAY_LOGS = {
-    # Ours has a token because it is to have one; clusters without are refused in our words.
-    "ray._private.authentication.authentication_token_setup": r"Token authentication is enabled",
-    # Tune writes no files of results, for the study's database has them.
-    "ray.tune.analysis.experiment_analysis": r"Failed to fetch metrics",
-    # With a traceback, of a process that died: the trial goes on, or fails with the reason in our words.
-    "ray.tune.execution.tune_controller": r"Trial task failed for trial",
-    # Where trials wait for resources the view says which, and why.
-    "ray.tune.execution.insufficient_resources_manager": r"Ignore this message if the cluster is autoscaling",
-}
-"""By logger, the start of its message."""
+SUPPRESSED = (
+    # Experimental features of Optuna that are used deliberately: their tests run against the installed version.
+    (WARNING, r"optuna\.study\.study\.Study\.set_metric_names is experimental"),
+    (WARNING, r"Argument ``group`` is an experimental feature"),
+    (WARNING, r"QMCSampler is experimental"),
+    # A local Ray always has a token; a cluster without one is rejected with our own message.
+    ("ray._private.authentication.authentication_token_setup", r"Token authentication is enabled"),
+    # Tune writes no result files, because the trial store has the results.
+    ("ray.tune.analysis.experiment_analysis", r"Failed to fetch metrics"),
+    # A traceback of a process that died: the trial resumes, or fails with our own message.
+    ("ray.tune.execution.tune_controller", r"Trial task failed for trial"),
+    # The live view shows which trials wait for resources, and why.
+    ("ray.tune.execution.insufficient_resources_manager", r"Ignore this message if the cluster is autoscaling"),
+)
+"""Logger of each message, or ``WARNING`` for a Python warning, and a regular expression that matches its start."""
 
 
 def quiet_optuna() -> None:
-    """Hide what Optuna says of each study and trial (the view shows them), and the known warnings."""
-    import optuna  # here: a process that only speaks to Ray goes without
+    """Suppress Optuna's known warnings, and its messages about each study and trial, which the live view shows."""
+    import optuna  # here: processes that use only Ray do without it
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for message in OPTUNA_WARNINGS:
-        warnings.filterwarnings("ignore", message)
+    for source, pattern in SUPPRESSED:
+        if source == WARNING:
+            warnings.filterwarnings("ignore", pattern)
 
 
 def quiet_ray() -> None:
-    """Hide Ray's known messages."""
-    for name, start in RAY_LOGS.items():
-        logger = logging.getLogger(name)
-        if not any(isinstance(known, _Hidden) for known in logger.filters):
-            logger.addFilter(_Hidden(start))
+    """Suppress Ray's known messages."""
+    for source, pattern in SUPPRESSED:
+        logger = logging.getLogger(source)
+        if source != WARNING and not any(isinstance(known, _Filter) for known in logger.filters):
+            logger.addFilter(_Filter(pattern))
 
 
-class _Hidden(logging.Filter):
-    """Drops the records whose message begins with a pattern."""
+class _Filter(logging.Filter):
+    """Drops the records whose message starts with a pattern."""
 
-    def __init__(self, start: str) -> None:
+    def __init__(self, pattern: str) -> None:
         super().__init__()
-        self._start = re.compile(start)
+        self._pattern = re.compile(pattern)
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is shown."""
-        return not self._start.match(record.getMessage())
+        return not self._pattern.match(record.getMessage())

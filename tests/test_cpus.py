@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from csmae.cluster import session as cluster
+from csmae.cluster.resources import local_resources
 from csmae.cpus import CGROUPS, usable_cpus
 from tests.training.test_ddp import ROOT
 
@@ -72,7 +72,7 @@ def one_cpu() -> Iterator[Path]:
 
 
 def test_a_real_quota_limits_what_this_machine_is_said_to_have(one_cpu: Path) -> None:
-    code = "from csmae.cluster.session import local_resources; print(local_resources().cpus)"
+    code = "from csmae.cluster.resources import local_resources; print(local_resources().cpus)"
     join = f"echo $$ > {one_cpu}/cgroup.procs && exec {sys.executable} -c '{code}'"
     done = subprocess.run(["sh", "-c", join], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "1", done.stdout + done.stderr
@@ -87,4 +87,4 @@ def test_a_training_by_hand_uses_as_many_threads(one_cpu: Path, tmp_path: Path) 
 
 
 def test_this_machine_is_counted_so() -> None:
-    assert cluster.local_resources().cpus == usable_cpus()
+    assert local_resources().cpus == usable_cpus()

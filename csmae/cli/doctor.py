@@ -55,8 +55,9 @@ def _doctor(options: argparse.Namespace) -> int:
 def _of_ray(options: argparse.Namespace, study: Study | None) -> list[Check]:
     """All that is seen through Ray, and why no more."""
     from csmae.cluster.node_report import report_nodes
-    from csmae.cluster.preflight import advisory_checks, check, from_error, placement, required_checks
-    from csmae.cluster.session import local_resources, ray_running
+    from csmae.cluster.preflight import advisory_checks, check, failed_check, placement_check, required_checks
+    from csmae.cluster.resources import local_resources
+    from csmae.cluster.session import ray_running
     from csmae.storage.study_mirror import place
 
     resources = None if options.address else local_resources()
@@ -64,19 +65,19 @@ def _of_ray(options: argparse.Namespace, study: Study | None) -> list[Check]:
     try:
         storage = place(options.storage)
     except ConfigError as error:
-        return [from_error("storage", error)]
+        return [failed_check("storage", error)]
     try:
         with ray_running(options.address, resources, verbose=False, insecure=True) as found:
             if options.address:
-                wrong = None if found.requires_token else f"{found.where} asks nobody for a token"
+                wrong = None if found.requires_token else f"{found.where} requires no token"
                 start = "start Ray with RAY_AUTH_MODE=token on all nodes (docs/security.md)"
-                checks.append(check("door", wrong, f"{found.where} asks for the token", start))
+                checks.append(check("authentication", wrong, f"{found.where} requires the token", start))
             seen = report_nodes(storage, study.first().data if study else None)
             checks += [*required_checks(seen), *advisory_checks(seen)]
             if study:
-                checks.append(placement(study.search, found))
+                checks.append(placement_check(study.search, found))
     except ConfigError as error:
-        checks.append(from_error("Ray", error))
+        checks.append(failed_check("Ray", error))
     return checks
 
 

@@ -1,4 +1,4 @@
-"""The door of a Ray cluster: who answers there, whether it asks for a token, whether it takes ours."""
+"""Authentication with a Ray cluster: its GCS address, whether it requires a token, and whether it accepts ours."""
 
 from __future__ import annotations
 
@@ -9,35 +9,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ray._private.authentication.authentication_token_setup import (
-    AuthenticationTokenLoader,
-    maybe_enable_token_auth_if_token_available,
+from csmae.cluster.ray_private import (
+    AUTHENTICATION_PROBE,
+    REJECTED,
+    enable_token_authentication,
+    has_token,
+    reload_token,
+    resolve_address,
 )
-from ray._private.services import canonicalize_bootstrap_address
-
 from csmae.config import ConfigError
 
 CONNECT_TIMEOUT_S = 10.0
+
 PROBE_TIMEOUT_S = 40.0
-
-REFUSED = 3
-
-PROBE = f"""
-import os, sys
-from ray._raylet import AuthenticationTokenLoader, GcsClient
-from ray.exceptions import AuthenticationError
-if os.environ["RAY_AUTH_MODE"] == "token" and not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
-    sys.exit({REFUSED})
-try:
-    GcsClient(address=sys.argv[1])
-except AuthenticationError:
-    sys.exit({REFUSED})
-"""
-"""A process of its own: Ray reads its authentication mode once a process, and takes half a minute over a refusal."""
+"""Longer than the half minute that Ray takes to report a rejection."""
 
 
-def find(address: str) -> str:
-    """Where the cluster's books (GCS) answer.
+def gcs_address(address: str) -> str:
+    """Find the address of the cluster's GCS, and check that something listens there.
 
     Args:
         address: ``auto``, which is ``RAY_ADDRESS`` or a Ray that runs on this machine, or ``host:port``.
@@ -46,17 +35,18 @@ def find(address: str) -> str:
         ``host:port``.
 
     Raises:
-        ConfigError: Nobody is there.
+        ConfigError: Nothing listens there.
     """
     if address.startswith("ray://"):
         raise ConfigError(
             f"--address {address}: a search runs on a node of its cluster: log in there and use --address auto"
         )
     try:
-        found = canonicalize_bootstrap_address(address)
+        found = resolve_address(address)
     except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"--address {address}: no Ray there: {_one_line(error)}: name HOST:PORT of its head, or start it (`ray start --head`)"
+            f"--address {address}: no Ray there: {reason}: name HOST:PORT of its head, or start it (`ray start --head`)"
         ) from None
     if found is None:
         raise ConfigError(f"--address {address}: names no cluster: leave it out to search on this machine alone")
@@ -68,44 +58,79 @@ def find(address: str) -> str:
             f"--address {address}: nothing answers at {found}: {error.strerror or error}: does Ray run there "
             "(`ray status`), on that port?"
         ) from None
-    return str(found)
+    return found
 
 
-def enter(gcs_address: str, insecure: bool) -> bool:
-    """Make sure that a cluster keeps strangers out and lets this process in, and have Ray show the token.
+def authenticate(gcs: str, insecure: bool) -> bool:
+    """Check that a cluster requires a token and accepts this account's, and have Ray send it.
 
     Args:
-        gcs_address: From ``find``.
-        insecure: Whether a cluster may be joined that lets everybody in.
+        gcs: Address of the cluster's GCS.
+        insecure: Whether a cluster that requires no token is accepted.
 
     Returns:
-        Whether it asks for a token.
+        Whether the cluster requires a token.
 
     Raises:
-        ConfigError: It lets everybody in, does not take our token, or is no Ray.
+        ConfigError: The cluster requires no token or rejects ours, or it is not a Ray cluster.
     """
-    if _accepts(gcs_address, "disabled"):
+    if _accepts(gcs, "disabled"):
         if not insecure:
             raise ConfigError(
-                f"the cluster at {gcs_address} asks nobody for a token: whoever reaches it can run programs on it: start "
+                f"the cluster at {gcs} requires no token: whoever reaches it can run programs on it: start "
                 "it with RAY_AUTH_MODE=token (docs/security.md), or accept that with --insecure"
             )
         return False
-    if not _accepts(gcs_address, "token"):
+    if not _accepts(gcs, "token"):
         raise ConfigError(
-            f"the cluster at {gcs_address} does not take the token of this account: copy ~/.ray/auth_token of its head, "
-            "closed to others (chmod 600), or name it in RAY_AUTH_TOKEN_PATH"
+            f"the cluster at {gcs} does not accept the token of this account: copy ~/.ray/auth_token of its head, "
+            "readable by this account only (chmod 600), or name it in RAY_AUTH_TOKEN_PATH"
         )
     os.environ.pop("RAY_AUTH_MODE", None)
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # Ray does so for the address `auto` only
+    enable_token_authentication()
     return True
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Make a file that others read at once: it is there with all its text, or not at all.
+def _accepts(gcs: str, mode: str) -> bool:
+    """Whether the GCS accepts a connection in an authentication mode, ``disabled`` or ``token``."""
+    command = [sys.executable, "-c", AUTHENTICATION_PROBE, gcs]
+    environment = os.environ | {"RAY_AUTH_MODE": mode}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"what answers at {gcs} is not the head of a Ray cluster: name the head's port") from None
+    if done.returncode not in (0, REJECTED):
+        reason = (done.stderr.strip().splitlines() or ["no reason"])[-1][:200]
+        raise ConfigError(
+            f"cannot find out whether the cluster at {gcs} requires a token: {reason}: check it with `ray status` on the head node"
+        )
+    return done.returncode == 0
+
+
+def ensure_token() -> None:
+    """Create a token for a Ray on this machine, readable by this account only; one that Ray creates follows the umask.
+
+    Where the home directory is not writable, the token is passed in the environment of this process and its workers.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or has_token():
+        return
+    token = secrets.token_hex(32)
+    try:
+        path = Path.home() / ".ray/auth_token"
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _write_atomically(path, token)
+    except FileExistsError:
+        pass  # another process was faster
+    except (OSError, RuntimeError):  # the home directory is missing or not writable
+        os.environ["RAY_AUTH_TOKEN"] = token
+    reload_token()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Create a file that other processes see either complete or not at all.
 
     Raises:
-        FileExistsError: It is there already.
+        FileExistsError: It exists already.
     """
     new = path.with_name(f".{path.name}-{os.getpid()}")
     try:
@@ -115,42 +140,3 @@ def _write_whole(path: Path, text: str) -> None:
         os.link(new, path)
     finally:
         new.unlink(missing_ok=True)
-
-
-def ensure_token() -> None:
-    """See that a Ray of our own has a token which this account alone may read: Ray makes one that the umask opens.
-
-    Where the home cannot be written, the token is for this process and its workers, in their environment.
-    """
-    loader = AuthenticationTokenLoader.instance()
-    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or loader.has_token(ignore_auth_mode=True):
-        return
-    token = secrets.token_hex(32)
-    try:
-        path = Path.home() / ".ray/auth_token"
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        _write_whole(path, token)
-    except FileExistsError:
-        pass  # another process was quicker
-    except (OSError, RuntimeError):  # no home that can be written, or none at all
-        os.environ["RAY_AUTH_TOKEN"] = token
-    loader.reset_cache()
-
-
-def _accepts(gcs_address: str, mode: str) -> bool:
-    command = [sys.executable, "-c", PROBE, gcs_address]
-    environment = os.environ | {"RAY_AUTH_MODE": mode}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"what answers at {gcs_address} is no head of a Ray cluster: name the head's port") from None
-    if done.returncode not in (0, REFUSED):
-        reason = (done.stderr.strip().splitlines() or ["no reason"])[-1][:200]
-        raise ConfigError(
-            f"the cluster at {gcs_address} cannot be asked whether it wants a token: {reason}: check it with `ray status` on the head node"
-        )
-    return done.returncode == 0
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

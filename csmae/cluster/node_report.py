@@ -1,4 +1,4 @@
-"""What each node of a cluster has and sees, as a process on it finds out."""
+"""Collects a report from each node of a cluster: versions, token, GPUs, disks, storage, data and clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from csmae.config import ConfigError, Data
 from csmae.storage.object_store import ObjectStore
 from csmae.storage.probe import StorageProbe, storage_probe
 
-ANSWER_S = 180.0
-"""For all nodes to answer: a process must start, and import torch perhaps from a slow disk."""
+REPORT_TIMEOUT_S = 180.0
+"""Time that all nodes have to report: a process must start, and perhaps import torch from a slow disk."""
 
-CUDA = "import torch; torch.cuda.init(); print(torch.cuda.device_count())"
+CUDA_PROBE = "import torch; torch.cuda.init(); print(torch.cuda.device_count())"
 
 
 @dataclass(frozen=True)
@@ -34,146 +34,146 @@ class NodeReport:
     """What a process found on its machine."""
 
     versions: dict[str, str]
-    """Of what must be the same everywhere."""
-    token: str
-    """Mode of the token's file such as ``0600``, ``environment`` where that holds the token, ``none``."""
+    """Versions that must match on every node."""
+    token_mode: str
+    """Mode of the token's file such as ``0600``; ``environment`` where a variable holds the token; ``none``."""
     gpus: tuple[str, ...]
     """Names and drivers, as ``nvidia-smi`` lists them."""
-    cuda: str | None
-    """Why torch cannot use them."""
+    cuda_error: str | None
+    """Why torch cannot use the GPUs."""
     disks: dict[str, tuple[int, float]]
-    """By folder, free bytes and the share that is used."""
-    storage: str | None
-    """What is wrong with the storage folder."""
+    """By folder, free bytes and the used share of its disk."""
+    storage_error: str | None
+    """Why the node does not share the storage."""
     data: str | None
     """The archive's fingerprint."""
-    data_trouble: str | None
-    """Why it has none."""
+    data_error: str | None
+    """Why the archive cannot be opened."""
     clock: float
     """Seconds since 1970."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node as the driver sees it."""
+    """A node and its report."""
 
     name: str
     ray_gpus: int
-    """That Ray hands out there."""
-    facts: NodeReport | None
-    trouble: str
-    """Why there are no facts."""
-    ahead_s: float = 0.0
-    """Its clock before the driver's."""
+    """GPUs that Ray schedules there."""
+    report: NodeReport | None
+    error: str
+    """Why there is no report."""
+    clock_offset_s: float = 0.0
+    """Its clock minus the driver's."""
 
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """The driver's machine and all nodes."""
+    """Reports of the driver's machine and of all nodes."""
 
     driver: NodeReport
     nodes: list[Node]
 
 
 def report_nodes(storage: Path | ObjectStore, data: Data | None) -> ClusterReport:
-    """Look at all nodes of the Ray that runs.
+    """Collect a report from every node of the connected Ray.
 
     Args:
-        storage: What all must share.
-        data: The archive that all must read; None looks at none.
+        storage: Must be shared by all nodes.
+        data: Archive that all nodes must be able to open; None opens none.
     """
-    with storage_probe(storage.absolute() if isinstance(storage, Path) else storage) as (place, trouble):
-        there = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-        asked = {_ask(node_id, place, data): node_id for node_id in there}
-        answers = dict(_answers(asked))
-        names = _names(there)
+    with storage_probe(storage.absolute() if isinstance(storage, Path) else storage) as (probe, driver_error):
+        alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        node_ids = {_start_report(node_id, probe, data): node_id for node_id in alive}
+        names = _names(alive)
         nodes = []
-        for node_id, (facts, text, received) in answers.items():
-            gpus = int(there[node_id]["Resources"].get("GPU", 0))
-            ahead = facts.clock - received if facts else 0.0
-            nodes.append(Node(names[node_id], gpus, _heard(facts, place, node_id, trouble), text, ahead))
-        driver = look(place, "driver again", data)
+        for node_id, report, error, received_at in list(_collect(node_ids)):
+            offset_s = 0.0
+            if report:
+                offset_s = report.clock - received_at
+                report = replace(report, storage_error=_storage_error(report, probe, node_id, driver_error))
+            num_gpus = int(alive[node_id]["Resources"].get("GPU", 0))
+            nodes.append(Node(names[node_id], num_gpus, report, error, offset_s))
+        driver = report_this_node(probe, "driver again", data)
     return ClusterReport(driver, sorted(nodes, key=lambda node: node.name))
 
 
-def _ask(node_id: str, place: StorageProbe, data: Data | None) -> Any:
+def _start_report(node_id: str, probe: StorageProbe, data: Data | None) -> Any:
+    """Start ``report_this_node`` on a node; returns the reference to its result."""
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(look)
-    return task.remote(place, node_id, data)
+    task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(report_this_node)
+    return task.remote(probe, node_id, data)
 
 
-def _answers(asked: dict[Any, str]) -> Iterator[tuple[str, tuple[NodeReport | None, str, float]]]:
-    """For each node: its facts, or why there are none, and when they came."""
-    open_, deadline = list(asked), time.monotonic() + ANSWER_S
-    while open_ and time.monotonic() < deadline:
-        done, open_ = ray.wait(open_, timeout=deadline - time.monotonic())
-        received = time.time()
+def _collect(node_ids: dict[Any, str]) -> Iterator[tuple[str, NodeReport | None, str, float]]:
+    """Wait for the results; yields each node's id, its report or the error, and when that arrived."""
+    pending, deadline = list(node_ids), time.monotonic() + REPORT_TIMEOUT_S
+    while pending and time.monotonic() < deadline:
+        done, pending = ray.wait(pending, timeout=deadline - time.monotonic())
+        received_at = time.time()
         for reference in done:
             try:
-                yield asked[reference], (ray.get(reference), "", received)
-            except Exception as error:  # a node of another version fails in any way
+                yield node_ids[reference], ray.get(reference), "", received_at
+            except Exception as error:  # a node with another version of Ray or of this program can raise anything
                 text = " ".join(str(getattr(error, "cause", None) or error).split())[-200:]
-                yield asked[reference], (None, text, received)
-    for reference in open_:
+                yield node_ids[reference], None, text, received_at
+    for reference in pending:
         ray.cancel(reference, force=True)
-        yield asked[reference], (None, f"gives no answer within {ANSWER_S:.0f} s", time.time())
+        yield node_ids[reference], None, f"did not answer within {REPORT_TIMEOUT_S:.0f} s", time.time()
 
 
-def _names(there: dict[str, Any]) -> dict[str, str]:
-    """Addresses; with a part of the id where several nodes have one address."""
-    addresses = {node_id: str(node["NodeManagerAddress"]) for node_id, node in there.items()}
-    seen = list(addresses.values())
-    return {i: name if seen.count(name) == 1 else f"{name} ({i[:6]})" for i, name in addresses.items()}
+def _names(nodes: dict[str, Any]) -> dict[str, str]:
+    """Addresses by node id; where several nodes have the same address, with the start of the id."""
+    addresses = {node_id: str(node["NodeManagerAddress"]) for node_id, node in nodes.items()}
+    all_names = list(addresses.values())
+    return {i: name if all_names.count(name) == 1 else f"{name} ({i[:6]})" for i, name in addresses.items()}
 
 
-def _heard(facts: NodeReport | None, place: StorageProbe, node_id: str, trouble: str | None) -> NodeReport | None:
-    """The facts, with what is wrong with the storage as the driver sees it."""
-    if facts is None:
-        return None
-    if not (trouble or facts.storage or place.can_read(node_id)):
-        trouble = f"what it writes to {place} does not come to the driver"
-    return NodeReport(**vars(facts) | {"storage": trouble or facts.storage})
+def _storage_error(report: NodeReport, probe: StorageProbe, node_id: str, driver_error: str | None) -> str | None:
+    """Why driver and node do not share the storage, seen from both sides."""
+    if driver_error or report.storage_error:
+        return driver_error or report.storage_error
+    return None if probe.can_read(node_id) else f"the driver does not see what it writes to {probe}"
 
 
-def look(place: StorageProbe, name: str, data: Data | None) -> NodeReport:
-    """What this process finds on its machine.
+def report_this_node(probe: StorageProbe, name: str, data: Data | None) -> NodeReport:
+    """Report what this process finds on its machine.
 
     Args:
-        place: Where the driver left a word.
-        name: Of the answer beside it.
-        data: The archive to open.
+        probe: Written by the driver.
+        name: Of this node's answer in the storage.
+        data: Archive to open.
     """
-    fingerprint, trouble = _read(data) if data else (None, None)
+    fingerprint, data_error = _open(data) if data else (None, None)
     gpus, temporary = _gpus(), Path(tempfile.gettempdir())
-    places = (place.storage, temporary) if isinstance(place.storage, Path) else (temporary,)
+    folders = (probe.storage, temporary) if isinstance(probe.storage, Path) else (temporary,)
     return NodeReport(
         versions=versions(),
-        token=_token(),
+        token_mode=_token_mode(),
         gpus=gpus,
-        cuda=_cuda_trouble() if gpus else None,
-        disks={str(folder): _disk(folder) for folder in places},
-        storage=place.answer(name),
+        cuda_error=_cuda_error() if gpus else None,
+        disks={str(folder): _disk_usage(folder) for folder in folders},
+        storage_error=probe.answer(name),
         data=fingerprint,
-        data_trouble=trouble,
+        data_error=data_error,
         clock=time.time(),
     )
 
 
 def versions() -> dict[str, str]:
-    """Of Python, Ray, torch and this program, whose sources count byte by byte."""
+    """Versions of Python, Ray, torch and this program, the latter with a checksum over its source files."""
     import torch
 
     import csmae
 
-    sources = Path(csmae.__file__).parent
     checksum = 0
-    for path in sorted(sources.rglob("*.py")):
+    for path in sorted(Path(csmae.__file__).parent.rglob("*.py")):
         checksum = zlib.crc32(path.read_bytes(), checksum)
     own = f"{csmae.__version__}-{checksum:08x}"
     return {"python": platform.python_version(), "ray": ray.__version__, "torch": torch.__version__, "csmae": own}
 
 
-def _token() -> str:
+def _token_mode() -> str:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "environment"
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
@@ -193,20 +193,21 @@ def _gpus() -> tuple[str, ...]:
     return tuple(line.replace(", ", " driver ", 1) for line in lines)
 
 
-def _cuda_trouble() -> str | None:
-    """Asked in a process that sees all GPUs: Ray hides them from one that asked for none."""
+def _cuda_error() -> str | None:
+    """Initialize CUDA in a process that sees all GPUs: Ray hides them from tasks that request none."""
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    done = subprocess.run([sys.executable, "-c", CUDA], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", CUDA_PROBE], env=environment, capture_output=True, text=True)
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason"])[-1][:160]
 
 
-def _disk(folder: Path) -> tuple[int, float]:
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    usage = shutil.disk_usage(place)
+def _disk_usage(folder: Path) -> tuple[int, float]:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    usage = shutil.disk_usage(existing)
     return usage.free, usage.used / max(1, usage.used + usage.free)
 
 
-def _read(data: Data) -> tuple[str | None, str | None]:
+def _open(data: Data) -> tuple[str | None, str | None]:
+    """The archive's fingerprint, or why it cannot be opened."""
     from csmae.data.archive_name import fingerprint
 
     try:

@@ -1,4 +1,4 @@
-"""Frees what a killed process had reserved, so that its successor can start."""
+"""Removes orphaned placement groups: reservations of a process that died, which keep its successor from starting."""
 
 from __future__ import annotations
 
@@ -7,54 +7,41 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import ray
-from ray import ActorID, PlacementGroupID
-from ray._private.state import state
-from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 
-INTERVAL_S = 2.0
+from csmae.cluster.ray_private import orphaned_placement_groups
+
+POLL_INTERVAL_S = 2.0
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def freeing_orphans() -> Iterator[None]:
-    """Free the placement groups of dead actors for as long as the block lasts."""
-    over = threading.Event()
+def removing_orphans() -> Iterator[None]:
+    """Remove orphaned placement groups in a thread for as long as the block lasts."""
+    stopped = threading.Event()
 
-    def watch() -> None:
-        while not over.wait(INTERVAL_S):
+    def poll() -> None:
+        while not stopped.wait(POLL_INTERVAL_S):
             try:
-                free_orphans()
-            except Exception as error:  # Ray's books may be out of reach for a moment; the next round looks again
-                log.warning("cannot look for orphaned reservations: %s", error)
+                remove_orphans()
+            except Exception as error:  # the GCS may be unreachable for a moment; the next round tries again
+                log.warning("cannot look for orphaned placement groups: %s", error)
 
-    thread = threading.Thread(target=watch, name="reaper", daemon=True)
+    thread = threading.Thread(target=poll, name="orphan-removal", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        stopped.set()
         thread.join()
 
 
-def free_orphans() -> None:
+def remove_orphans() -> None:
     """Remove the placement groups of this job whose creator, an actor, is dead.
 
-    Ray keeps them until the whole job ends, and Ray Train's own cleaner needs the dashboard. What an actor reserves in
-    its last moment Ray keeps for longer than the job: it has noted the actor's end before. The table's public form does
-    not name the creator, hence Ray's inner one.
+    Ray keeps them until the job ends, and Ray Train's own cleaner needs the dashboard. Ray keeps those that an actor creates while
+    it dies even longer than the job, because it recorded the actor's end before.
     """
-    job = ray.get_runtime_context().get_job_id()
-    for data in state._connect_and_get_accessor().get_placement_group_table():
-        group = PlacementGroupTableData.FromString(data)
-        by_actor = group.creator_actor_id not in (b"", ActorID.nil().binary())
-        there = group.state != PlacementGroupTableData.REMOVED
-        if by_actor and there and group.creator_job_id.hex() == job and _creator_is_dead(group):
-            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
-
-
-def _creator_is_dead(group: PlacementGroupTableData) -> bool:
-    actor = state.actor_table(ActorID(group.creator_actor_id).hex())
-    return bool(group.creator_actor_dead) or actor.get("State") == "DEAD"
+    for group in orphaned_placement_groups():
+        remove_placement_group(group)

@@ -1,4 +1,4 @@
-"""What must hold on all nodes before a search begins, and what to do where it does not."""
+"""Preflight checks: what must hold on all nodes before a search starts, and what to do where it does not."""
 
 from __future__ import annotations
 
@@ -9,159 +9,155 @@ from functools import partial
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from csmae.cluster.node_report import ClusterReport, Node, NodeReport
-from csmae.cluster.session import ACCELERATOR, KIND_UNIT, ClusterResources, allocate
+from csmae.cluster.resources import ClusterResources, allocate, resources_text
 from csmae.config import ConfigError
 from csmae.study.options import Search
 
-FREE_BYTES = 5 * 2**30
-"""Of a disk, so that logs, checkpoints and encoders have room to begin with."""
+MIN_FREE_BYTES = 5 * 2**30
+"""Free space that a disk needs for logs, checkpoints and encoders at the start."""
 
-FULL = 0.95
-"""Allocation of a disk above which Ray gives it no more work."""
+MAX_USED_RATIO = 0.95
+"""Used share of a disk above which Ray schedules nothing on its node."""
 
-CLOCKS_S = 5.0
-"""Between clocks: times of trials and of MLflow would not compare."""
+MAX_CLOCK_OFFSET_S = 5.0
+"""Clocks that differ by more make the times of trials and of MLflow incomparable."""
 
-PLACE_S = 30.0
+PLACEMENT_TIMEOUT_S = 30.0
 
-INSTALL = "install constraints.txt and this program there anew"
+INSTALL = "install constraints.txt and this program there again"
 
 
 @dataclass(frozen=True)
 class Check:
-    """A thing that was looked at."""
+    """The result of a preflight check."""
 
     name: str
     found: str
     remedy: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty for a check that passes."""
 
 
-def check(name: str, wrong: str | None, well: str, remedy: str) -> Check:
-    """A check that is well where nothing is wrong."""
-    return Check(name, wrong, remedy) if wrong else Check(name, well)
+def check(name: str, error: str | None, found: str, remedy: str) -> Check:
+    """A check that passes where there is no error."""
+    return Check(name, error, remedy) if error else Check(name, found)
+
+
+def failed_check(name: str, error: ConfigError) -> Check:
+    """The check that an error stands for: the last part of its first line says what to do."""
+    found, _, remedy = str(error).splitlines()[0].rpartition(": ")
+    return Check(name, found, remedy)
 
 
 def require(checks: Iterable[Check]) -> None:
-    """Refuse what is not well.
+    """Require that all checks pass.
 
     Raises:
-        ConfigError: One line a check.
+        ConfigError: Some fail; a line for each.
     """
     if lines := [f"{it.name}: {it.found}: {it.remedy}" for it in checks if it.remedy]:
         raise ConfigError("\n".join(lines))
 
 
-def required_checks(seen: ClusterReport) -> Iterator[Check]:
-    """What no search can do without: every node answers, runs the same, shares the storage and has the data."""
-    silent = "; ".join(f"{node.name}: {node.trouble}" for node in seen.nodes if node.facts is None)
-    yield check("nodes", silent, f"{len(seen.nodes)} answer", INSTALL)
-    own = ", ".join(f"{name} {version}" for name, version in seen.driver.versions.items())
-    yield check("versions", _wrong(seen, partial(_other_versions, seen.driver)), own, INSTALL)
+def required_checks(cluster: ClusterReport) -> Iterator[Check]:
+    """Check what every search needs: all nodes report, run the same versions, share the storage and have the data."""
+    missing = "; ".join(f"{node.name}: {node.error}" for node in cluster.nodes if node.report is None)
+    yield check("nodes", missing, f"{len(cluster.nodes)} answer", INSTALL)
+    own = ", ".join(f"{name} {version}" for name, version in cluster.driver.versions.items())
+    yield check("versions", _report_errors(cluster, partial(_version_error, cluster.driver)), own, INSTALL)
     yield check(
         "storage",
-        _wrong(seen, lambda facts: facts.storage),
+        _report_errors(cluster, lambda report: report.storage_error),
         "every node writes, the driver reads",
         "name a folder that all nodes share and this account may write",
     )
-    if seen.driver.data or seen.driver.data_trouble:
-        wrong = seen.driver.data_trouble or _wrong(seen, partial(_other_data, seen.driver))
-        yield check("data", wrong, str(seen.driver.data), "put the same archive under the same path on every node")
+    if cluster.driver.data or cluster.driver.data_error:
+        error = cluster.driver.data_error or _report_errors(cluster, partial(_data_error, cluster.driver))
+        yield check("data", error, str(cluster.driver.data), "put the same archive under the same path on every node")
 
 
-def advisory_checks(seen: ClusterReport) -> Iterator[Check]:
-    """What makes trouble later: tokens that others read, GPUs that nobody uses, full disks, clocks that differ."""
-    modes = " and ".join(sorted({facts.token for facts in _facts(seen)}))
-    give = "`ray get-auth-token --generate` on the head, copy it there, `chmod 600 ~/.ray/auth_token`"
-    yield check("token", _wrong(seen, _open_token), f"there, {modes}", give)
-    gpus = [gpu for facts in _facts(seen) for gpu in facts.gpus]
-    kinds = ", ".join(f"{gpus.count(kind)} x {kind}" for kind in sorted(set(gpus)))
-    drivers = "install NVIDIA's driver and the torch of constraints.txt, and start Ray there again"
-    yield check("GPUs", _join(seen, _idle_gpus), kinds or "none", drivers)
-    free = min((free for facts in _facts(seen) for free, _ in facts.disks.values()), default=0)
-    yield check("disks", _wrong(seen, _full_disk), f"at least {free / 2**30:.0f} GiB free", "make room there")
-    yield check("clocks", _join(seen, _other_time), f"within {CLOCKS_S:g} s", "let chrony or ntpd set the clock")
+def advisory_checks(cluster: ClusterReport) -> Iterator[Check]:
+    """Check what causes trouble later: readable tokens, unused GPUs, full disks, clocks that differ."""
+    reports = [node.report for node in cluster.nodes if node.report]
+    modes = " and ".join(sorted({report.token_mode for report in reports}))
+    create = "`ray get-auth-token --generate` on the head, copy it there, `chmod 600 ~/.ray/auth_token`"
+    yield check("token", _report_errors(cluster, _token_error), f"present, {modes}", create)
+    gpus = [gpu for report in reports for gpu in report.gpus]
+    counts = ", ".join(f"{gpus.count(model)} x {model}" for model in sorted(set(gpus)))
+    driver = "install NVIDIA's driver and the torch of constraints.txt, and restart Ray there"
+    yield check("GPUs", _node_errors(cluster, _gpu_error), counts or "none", driver)
+    free = min((free for report in reports for free, _ in report.disks.values()), default=0)
+    yield check(
+        "disks", _report_errors(cluster, _disk_error), f"at least {free / 2**30:.0f} GiB free", "free some space"
+    )
+    error = _node_errors(cluster, _clock_error)
+    yield check("clocks", error, f"within {MAX_CLOCK_OFFSET_S:g} s", "let chrony or ntpd set the clock")
 
 
-def placement(search: Search, resources: ClusterResources) -> Check:
-    """Reserve what one trial takes, and give it back."""
+def placement_check(search: Search, resources: ClusterResources) -> Check:
+    """Check that Ray can reserve the resources of one trial."""
     try:
         allocation = allocate(search, resources)
     except ConfigError as error:
-        return from_error("placement", error)
-    gpus = {"GPU": allocation.gpus_per_worker} if allocation.gpus_per_worker else {}
-    kind = {f"{ACCELERATOR}{allocation.accelerator_type}": KIND_UNIT} if allocation.accelerator_type else {}
-    group = placement_group(
-        [{"CPU": allocation.cpus_per_worker} | gpus | kind] * search.workers_per_trial, strategy="PACK"
-    )
+        return failed_check("placement", error)
+    group = placement_group([allocation.bundle] * search.workers_per_trial, strategy="PACK")
     try:
-        fits = group.wait(PLACE_S)
+        reserved = group.wait(PLACEMENT_TIMEOUT_S)
     finally:
         remove_placement_group(group)
-    each = f"{allocation.cpus_per_worker:g} CPU" + (f" and {allocation.gpus_per_worker:g} GPU" if gpus else "")
-    size = f"a trial of {search.workers_per_trial} x {each}"
-    wrong = None if fits else f"{size} finds no room within {PLACE_S:.0f} s"
-    lower = "see who has it (`ray status`), or lower --workers-per-trial or --gpus-per-worker"
-    return check("placement", wrong, f"{size} fits, {allocation.max_concurrent} at a time", lower)
+    trial = f"a trial of {search.workers_per_trial} x {resources_text(allocation.worker_resources)}"
+    error = None if reserved else f"the resources for {trial} were not free within {PLACEMENT_TIMEOUT_S:.0f} s"
+    lower = "see who uses them (`ray status`), or lower --workers-per-trial or --gpus-per-worker"
+    return check("placement", error, f"{trial} fits, {allocation.max_concurrent} at a time", lower)
 
 
-def from_error(name: str, error: ConfigError) -> Check:
-    """An error's line, which ends with what to do."""
-    what, _, remedy = str(error).splitlines()[0].rpartition(": ")
-    return Check(name, what, remedy)
+def _report_errors(cluster: ClusterReport, find_error: Callable[[NodeReport], str | None]) -> str:
+    """The errors in the nodes' reports, each with its node's name."""
+    return _node_errors(cluster, lambda node: find_error(node.report) if node.report else None)
 
 
-def _facts(seen: ClusterReport) -> list[NodeReport]:
-    return [node.facts for node in seen.nodes if node.facts]
+def _node_errors(cluster: ClusterReport, find_error: Callable[[Node], str | None]) -> str:
+    errors = ((node.name, find_error(node)) for node in cluster.nodes)
+    return "; ".join(f"{name}: {error}" for name, error in errors if error)
 
 
-def _wrong(seen: ClusterReport, trouble: Callable[[NodeReport], str | None]) -> str:
-    """What is wrong, node by node."""
-    return _join(seen, lambda node: trouble(node.facts) if node.facts else None)
-
-
-def _join(seen: ClusterReport, trouble: Callable[[Node], str | None]) -> str:
-    texts = ((node.name, trouble(node)) for node in seen.nodes)
-    return "; ".join(f"{name}: {text}" for name, text in texts if text)
-
-
-def _other_versions(driver: NodeReport, facts: NodeReport) -> str | None:
-    other = [
-        f"{name} {v}, here {driver.versions[name]}" for name, v in facts.versions.items() if v != driver.versions[name]
+def _version_error(driver: NodeReport, report: NodeReport) -> str | None:
+    different = [
+        f"{name} {v}, here {driver.versions[name]}" for name, v in report.versions.items() if v != driver.versions[name]
     ]
-    return "; ".join(other) or None
+    return "; ".join(different) or None
 
 
-def _other_data(driver: NodeReport, facts: NodeReport) -> str | None:
-    if facts.data_trouble:
-        return facts.data_trouble
-    return None if facts.data == driver.data else f"{facts.data}; here {driver.data}"
+def _data_error(driver: NodeReport, report: NodeReport) -> str | None:
+    if report.data_error:
+        return report.data_error
+    return None if report.data == driver.data else f"{report.data}; here {driver.data}"
 
 
-def _open_token(facts: NodeReport) -> str | None:
-    if facts.token == "none":
-        return "there is none"
-    return None if facts.token in ("environment", "0600", "0400") else f"others may read it ({facts.token})"
+def _token_error(report: NodeReport) -> str | None:
+    if report.token_mode == "none":
+        return "has none"
+    private = report.token_mode in ("environment", "0600", "0400")
+    return None if private else f"others may read it ({report.token_mode})"
 
 
-def _idle_gpus(node: Node) -> str | None:
-    if node.facts is None:
+def _gpu_error(node: Node) -> str | None:
+    if node.report is None:
         return None
-    if len(node.facts.gpus) != node.ray_gpus:
-        return f"Ray hands out {node.ray_gpus}, nvidia-smi lists {len(node.facts.gpus)}"
-    return f"torch cannot use them: {node.facts.cuda}" if node.facts.cuda else None
+    if len(node.report.gpus) != node.ray_gpus:
+        return f"Ray counts {node.ray_gpus}, nvidia-smi lists {len(node.report.gpus)}"
+    return f"torch cannot use them: {node.report.cuda_error}" if node.report.cuda_error else None
 
 
-def _full_disk(facts: NodeReport) -> str | None:
+def _disk_error(report: NodeReport) -> str | None:
     full = [
-        f"{place} has {free / 2**30:.1f} GiB free, {used:.0%} used"
-        for place, (free, used) in facts.disks.items()
-        if free < FREE_BYTES or used > FULL
+        f"{folder} has {free / 2**30:.1f} GiB free, {used:.0%} used"
+        for folder, (free, used) in report.disks.items()
+        if free < MIN_FREE_BYTES or used > MAX_USED_RATIO
     ]
     return "; ".join(full) or None
 
 
-def _other_time(node: Node) -> str | None:
-    if node.facts is None or abs(node.ahead_s) < CLOCKS_S:
+def _clock_error(node: Node) -> str | None:
+    if node.report is None or abs(node.clock_offset_s) < MAX_CLOCK_OFFSET_S:
         return None
-    return f"{abs(node.ahead_s):.0f} s {'ahead' if node.ahead_s > 0 else 'behind'}"
+    return f"{abs(node.clock_offset_s):.0f} s {'ahead' if node.clock_offset_s > 0 else 'behind'}"

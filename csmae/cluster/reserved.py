@@ -1,4 +1,4 @@
-"""Functions that run side by side on resources of Ray's nodes, and wait for these only so long."""
+"""Runs functions in parallel on reserved resources of Ray's nodes, and gives up when these are not available."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-WAIT_S = 300.0
-"""Without resources for any of the functions, after which they are taken to be gone."""
+from csmae.cluster.resources import resources_text
 
-LOOK_EVERY_S = 1.0
+RESOURCE_TIMEOUT_S = 300.0
+"""Time without resources for any call after which they are considered gone."""
+
+POLL_INTERVAL_S = 1.0
 
 
 class NoResourcesError(RuntimeError):
-    """The nodes had none of what was asked for, for too long."""
+    """No node had the requested resources in time."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class _Task:
     group: PlacementGroup
     result: Any
 
-    def holds(self) -> bool:
-        """Whether its resources are reserved at the moment."""
+    def is_scheduled(self) -> bool:
+        """Whether its resources are reserved now."""
         return bool(placement_group_table(self.group)["state"] == "CREATED")
 
-    def end(self) -> None:
-        """Stop it, if it has not ended, and free its resources."""
+    def cancel(self) -> None:
+        """Stop the call if it still runs, and free its resources."""
         ray.cancel(self.result, force=True)
         remove_placement_group(self.group)
 
@@ -45,15 +47,15 @@ class _Task:
 def run_reserved(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], resources: Mapping[str, float]
 ) -> list[Any]:
-    """Call a function in a process of its own for each tuple of arguments; the results are in their order.
+    """Call a function once for each tuple of arguments, each in a process of its own; returns the results in their order.
 
     Args:
-        function: To call.
-        calls: Arguments.
-        resources: Of each call, such as ``{"CPU": 4.0, "GPU": 1.0}``.
+        function: Runs in Ray's workers.
+        calls: Arguments of each call.
+        resources: Reserved for each call, such as ``{"CPU": 4.0, "GPU": 1.0}``.
 
     Raises:
-        NoResourcesError: None of the calls held its resources for ``WAIT_S``.
+        NoResourcesError: No call had its resources for ``RESOURCE_TIMEOUT_S``.
         RayError: A call failed.
     """
     remote, tasks = ray.remote(function), list[_Task]()
@@ -63,7 +65,7 @@ def run_reserved(
         return [result for _, result in sorted(_results(tasks, resources), key=lambda it: it[0])]
     finally:
         for task in tasks:
-            task.end()
+            task.cancel()
 
 
 def _start(index: int, remote: Any, arguments: tuple[Any, ...], resources: Mapping[str, float]) -> _Task:
@@ -77,15 +79,14 @@ def _start(index: int, remote: Any, arguments: tuple[Any, ...], resources: Mappi
 
 
 def _results(tasks: list[_Task], resources: Mapping[str, float]) -> Iterator[tuple[int, Any]]:
-    open_, held_at = {task.result: task for task in tasks}, time.monotonic()
-    while open_:
-        done, _ = ray.wait(list(open_), timeout=LOOK_EVERY_S)
+    pending, scheduled_at = {task.result: task for task in tasks}, time.monotonic()
+    while pending:
+        done, _ = ray.wait(list(pending), timeout=POLL_INTERVAL_S)
         for result in done:
-            task = open_.pop(result)
+            task = pending.pop(result)
             remove_placement_group(task.group)
             yield task.index, ray.get(result)
-        if done or any(task.holds() for task in open_.values()):
-            held_at = time.monotonic()
-        elif time.monotonic() - held_at > WAIT_S:
-            wanted = " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
-            raise NoResourcesError(f"no node had {wanted} free for {WAIT_S:.0f} s")
+        if done or any(task.is_scheduled() for task in pending.values()):
+            scheduled_at = time.monotonic()
+        elif time.monotonic() - scheduled_at > RESOURCE_TIMEOUT_S:
+            raise NoResourcesError(f"no node had {resources_text(resources)} free for {RESOURCE_TIMEOUT_S:.0f} s")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 
-from csmae.cluster.session import ClusterResources, allocate
+from csmae.cluster.resources import ClusterResources, allocate, resources_text
 from csmae.config import ConfigError
 from csmae.console.format import format_settings
 from csmae.model.cost import cost
@@ -58,6 +58,5 @@ def _resources(study: Study, resources: ClusterResources | None) -> str:
     if resources is None:
         return f"a trial needs {workers} workers of the cluster"
     allocation = allocate(study.search, resources)
-    gpus = f" and {allocation.gpus_per_worker:g} GPU" if allocation.gpus_per_worker else ""
-    worker = f"{allocation.cpus_per_worker:g} CPU{gpus}"
+    worker = resources_text(allocation.worker_resources)
     return f"a trial needs {workers} x {worker}; {resources.where} runs {allocation.max_concurrent} trials at once"

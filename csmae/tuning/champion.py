@@ -12,7 +12,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.cluster.reserved import NoResourcesError, run_reserved
-from csmae.cluster.session import ACCELERATOR, KIND_UNIT, Allocation
+from csmae.cluster.resources import Allocation
 from csmae.config import Config, ConfigError
 from csmae.scratch import scratch
 from csmae.storage.manifest import Files, RemoteFolder
@@ -87,12 +87,10 @@ def score_encoders(
     calls = [
         (e.config, e.encoder_dir, files.of(e.encoder_dir.parent) if files and e.encoder_dir else None) for e in encoders
     ]
-    kind = {f"{ACCELERATOR}{allocation.accelerator_type}": KIND_UNIT} if allocation.accelerator_type else {}
-    gpus = {"GPU": allocation.gpus_per_worker} if allocation.gpus_per_worker else {}
     try:
-        return run_reserved(_score, calls, {"CPU": allocation.cpus_per_worker} | gpus | kind)
+        return run_reserved(_score, calls, allocation.bundle)
     except NoResourcesError as error:
-        if not (gpus or kind):
+        if not (allocation.gpus_per_worker or allocation.accelerator_type):
             raise
         warn(f"{error}: the encoders are scored on CPUs")
     return run_reserved(_score, [(*call, "cpu") for call in calls], {"CPU": 1.0})

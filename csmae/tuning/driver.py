@@ -11,8 +11,7 @@ from pathlib import Path
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from csmae.cluster.capacity import ConcurrencyLimit
-from csmae.cluster.session import Allocation
+from csmae.cluster.resources import Allocation, ConcurrencyLimit
 from csmae.config import ConfigError
 from csmae.lock import unwritable
 from csmae.scratch import scratch, scratch_root, unwritable_scratch
@@ -49,15 +48,13 @@ def run_search(budget: Budget, allocation: Allocation, listener: Listener, pretr
         stop_controller = StopController(budget, searcher)
         with tune_dir(None if trial_store.files else trial_store.folder) as folder, stop_controller.stop_on_signals():
             spec = WorkerGroupSpec(
-                workers=search.workers_per_trial,
-                cpus_per_worker=allocation.cpus_per_worker,
-                gpus_per_worker=allocation.gpus_per_worker,
+                num_workers=search.workers_per_trial,
+                allocation=allocation,
                 retries=search.retries,
                 hang_timeout_s=seconds(search.hang_timeout),
                 scratch_dir=folder,
                 pretrain=pretrain,
                 files=trial_store.files,
-                accelerator_type=allocation.accelerator_type,
             )
             _make_tuner(spec, searcher, stop_controller, trial_store).fit()
         search_end = _superseded(trial_store) or stop_controller.search_end
@@ -123,7 +120,7 @@ def _make_tuner(
     search = trial_store.study.search
     rule = make_stopping_rule(search, trial_store.curves(), trial_store.study.longest)
     keys = [METRICS + name for name in search.objectives]
-    trainable = tune.with_parameters(WorkerGroupTrainable, plan=spec)
+    trainable = tune.with_parameters(WorkerGroupTrainable, spec=spec)
     return tune.Tuner(
         tune.with_resources(trainable, PlacementGroupFactory([TRAINABLE_RESOURCES])),
         tune_config=tune.TuneConfig(

@@ -28,6 +28,7 @@ from csmae.tuning.events import (
 from csmae.tuning.proposals import Proposal, Proposals
 from csmae.tuning.retention import CheckpointRetention
 from csmae.tuning.trial_checks import NUM_FIRST, FirstTrialsCheck, ReportedMetrics, missing_result, record_constraints
+from csmae.workers.messages import Outcome
 from csmae.workers.trial_files import saved_epoch
 
 METRICS = "metrics/"
@@ -152,11 +153,11 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Record an epoch, once, and whether the trial's workers hold resources."""
         running, epoch = self._running[trial_id], result.get("epoch")
-        if "stuck" in result:
-            self.search_end = SearchEnd(SearchOutcome.STORAGE_FAILED, result["stuck"])
-        if "holding" in result and not self._storage_failed:
+        if Outcome.STORAGE_FAILED in result:
+            self.search_end = SearchEnd(SearchOutcome.STORAGE_FAILED, result[Outcome.STORAGE_FAILED])
+        if "resources_held" in result and not self._storage_failed:
             with self.stop_on_database_error():
-                self._budget.hold(running.trial, result["holding"])
+                self._budget.hold(running.trial, result["resources_held"])
         if epoch is None or self._storage_failed:
             return
         running.metrics = {key.removeprefix(METRICS): value for key, value in result.items() if key.startswith(METRICS)}
@@ -190,17 +191,19 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if self._storage_failed:
             return
         with self.stop_on_database_error():
-            if "roomless" in result:
+            if Outcome.UNSCHEDULABLE in result:
                 self._requeue(running)
-                self._listener(TrialWaiting(number, result["roomless"]))
+                self._listener(TrialWaiting(number, result[Outcome.UNSCHEDULABLE]))
             elif error and number not in self._retried:
                 self._retried.add(number)  # Tune does not try another trainable if one died between two trials
                 self._requeue(running)
             else:
                 failure = (
-                    "the trainable's process repeatedly died or could not start" if error else result.get("failed")
+                    "the trainable's process repeatedly died or could not start"
+                    if error
+                    else result.get(Outcome.FAILED)
                 )
-                self._end(running, failure, "finished" in result)
+                self._end(running, failure, Outcome.FINISHED in result)
 
     def _requeue(self, running: _RunningTrial) -> None:
         self._budget.end(running.trial)

@@ -1,28 +1,31 @@
-"""What Ray Train's controller tells the mailbox of its worker group: when the workers hold resources, and who they are."""
+"""The part of a worker group that lives in Ray Train's controller."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from csmae.cluster.ray_private import worker_group_callback_class
 
 
-class ControllerCallback(WorkerGroupCallback):  # type: ignore[misc]
-    """Called in the controller's process, before the workers join their process group; never waits for an answer.
+class ControllerCallback(worker_group_callback_class()):  # type: ignore[misc]
+    """Tells the coordinator when the train workers hold resources, and which actors they are.
+
+    Process: Ray Train's controller actor, which calls it before the workers join their process group. It never waits for the
+    coordinator.
 
     Args:
-        mailbox: Of the slot.
+        coordinator: Actor of the worker group.
     """
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator = coordinator
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
-        """The controller asks Ray for resources: it holds none."""
+        """The controller requests resources and holds none."""
         self._coordinator.workers_stopped.remote()
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        """The workers' processes run on their resources."""
+        """The workers' processes run and hold their resources."""
         self._coordinator.workers_started.remote([worker.actor for worker in workers])
         return {}
 

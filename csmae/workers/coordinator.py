@@ -1,6 +1,16 @@
-"""The mailbox between a slot and its workers: assignments one way, epochs and verdicts the other.
+"""The part of a worker group through which its other processes talk: none of them waits for another one directly.
 
-Imports neither torch nor the training, so that its process starts in a moment.
+One assignment, in the order of its calls:
+
+1. The trainable calls ``assign``, then ``next_event`` in a loop, which returns one event per call, ``ResourcesHeld`` first.
+2. The controller calls ``workers_started`` once the ranks' processes hold their resources: event ``ResourcesHeld`` again.
+3. Every rank waits in ``next_assignment`` and receives the assignment.
+4. Ranks call ``heartbeat`` while they train; too long without one: event ``HeartbeatTimeout``, and the trainable kills them.
+5. After an epoch every rank waits in ``report`` for the decision; rank 0's call is the event ``EpochReport``.
+6. ``next_event``, called again, decides to continue: the ranks' calls return True.
+7. ``assign``, called instead because Tune stopped the trial, decides to stop: they return False, and the ranks go to 3.
+8. A rank that fails calls ``report_error``; Ray Train restarts the group, which goes to 2 until no retry is left.
+9. Rank 0 calls ``end`` after the last epoch, or when all ranks failed alike: event ``AssignmentEnded``.
 """
 
 from __future__ import annotations
@@ -12,262 +22,266 @@ from typing import Any
 
 from csmae.workers.messages import (
     Assignment,
-    AssignmentDone,
+    AssignmentEnded,
     EpochReport,
     Event,
-    GroupLost,
+    FitEnded,
     HeartbeatTimeout,
     Outcome,
     ResourcesHeld,
 )
 
-LOOK_EVERY_S = 1.0
-"""Between looks at how long the workers have been silent."""
+POLL_INTERVAL_S = 1.0
+"""Time between checks of the last heartbeat."""
 
-START_S = 300.0
-"""What workers get at least to start, and others to come in the place of silent ones: their node may be busy."""
+STARTUP_TIMEOUT_S = 300.0
+"""Minimum time for workers to start or to be replaced: their node may be busy."""
 
 
 @dataclass
 class _AssignmentState:
-    """How the open assignment goes."""
+    """Progress of the current assignment."""
 
-    reported: int = 0
-    """Last epoch that the workers told."""
-    delivered: int = 0
-    """Last epoch of which the slot knows."""
-    allowed: int = 0
-    """Last epoch after which they may go on."""
+    reported_epoch: int = 0
+    """Last epoch that the workers reported."""
+    delivered_epoch: int = 0
+    """Last epoch that the trainable received."""
+    approved_epoch: int = 0
+    """Last epoch after which the workers may continue."""
     groups: list[str] = field(default_factory=list)
     """Groups that took the assignment since its last epoch: more than one after a worker died."""
     workers: list[Any] = field(default_factory=list)
     """Actors of the last group that took it."""
-    silent: bool = False
-    """Whether the last group was taken for dead, and no other has come in its place."""
+    timed_out: bool = False
+    """Whether the last group's heartbeat timed out, and no other group has replaced it."""
     errors: dict[str, str] = field(default_factory=dict)
-    """First error that a rank of a group told."""
-    left: bool = False
-    """Whether the last group went of its own accord, and none has come since."""
+    """By group, the first error that a rank reported."""
+    exit_expected: bool = False
+    """Whether the last group exits as intended, and no other group has replaced it."""
 
 
 class Coordinator:
-    """An asynchronous actor; the slot, the group's controller and every rank talk to it, nobody waits for another's process.
+    """Passes assignments to the workers, and their reports to the trainable.
+
+    Process: an asynchronous actor without resources of its own, one per worker group. It imports neither torch nor the training,
+    so that it starts quickly.
 
     Args:
         retries: Groups that may take an assignment after one died with it, without an epoch in between.
-        hang_timeout_s: HeartbeatTimeout after which workers are taken for dead.
+        hang_timeout_s: Seconds without a heartbeat after which workers are considered dead.
     """
 
     def __init__(self, retries: int, hang_timeout_s: float) -> None:
         self._retries, self._hang_timeout_s = retries, hang_timeout_s
         self._changed = asyncio.Condition()
         self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._num_assignments = 0
         self._assignment: Assignment | None = None
-        self._tickets = 0
         self._state = _AssignmentState()
         self._workers: list[Any] = []
         """Actors that hold resources, from their start to their end, whether they took the assignment or not."""
         self._closed = False
-        self._heard_at = 0.0
+        self._last_heartbeat = 0.0
 
-    # Called by the slot.
+    # Called by the trainable.
 
     async def assign(self, config: dict[str, Any], run_dir: str) -> None:
-        """Hand out a trial; workers that are still at another stop after its epoch."""
-        self._tickets += 1
-        self._assignment, self._state = Assignment(self._tickets, config, run_dir), _AssignmentState()
+        """Assign a trial to the workers. Those that wait in ``report`` of the trial before stop it. Returns immediately."""
+        self._num_assignments += 1
+        self._assignment, self._state = Assignment(self._num_assignments, config, run_dir), _AssignmentState()
         self._events = asyncio.Queue()
-        # False as well: a trial that Tune restarts in another process held resources when its last one died.
+        # Sent even where it is False: Tune may have restarted the trial in a new process, after it held resources in another.
         self._events.put_nowait(ResourcesHeld(bool(self._workers)))
         await self._notify()
 
     async def next_event(self) -> Event:
-        """Let the workers go on after the last epoch that was delivered, and wait for what comes of it."""
-        self._state.allowed = self._state.delivered
-        self._heard_at = time.monotonic()
+        """Let the workers continue after the last delivered epoch, and wait for the next event, or a heartbeat timeout."""
+        self._state.approved_epoch = self._state.delivered_epoch
+        self._last_heartbeat = time.monotonic()
         await self._notify()
         while True:
             try:
-                event = await asyncio.wait_for(self._events.get(), LOOK_EVERY_S)
+                event = await asyncio.wait_for(self._events.get(), POLL_INTERVAL_S)
             except TimeoutError:
-                if self._watched and time.monotonic() - self._heard_at > self._patience_s:
-                    return self._silence()
+                if self._expects_heartbeat and time.monotonic() - self._last_heartbeat > self._timeout_s:
+                    return self._time_out()
                 continue
             if isinstance(event, EpochReport):
-                self._state.delivered = event.number
+                self._state.delivered_epoch = event.epoch
             return event
 
     async def close(self) -> None:
-        """Send the workers home."""
+        """Make all workers return from ``train_loop`` after their current epoch. Returns immediately."""
         self._closed, self._assignment = True, None
         await self._notify()
 
-    async def fit_ended(self, lost: GroupLost) -> None:
-        """Tell the slot that one of its fits ended by itself."""
-        self._hold([])
-        if self._state.left:
-            lost = replace(lost, reason="")
-        self._events.put_nowait(lost)
+    async def fit_ended(self, ended: FitEnded) -> None:
+        """Pass on, from the trainable's thread, that a ``fit()`` ended by itself. Returns immediately."""
+        self._set_workers([])
+        self._events.put_nowait(replace(ended, reason="") if self._state.exit_expected else ended)
 
-    # Called by the group's controller.
+    # Called by Ray Train's controller when it starts or stops a group, without waiting for the result.
 
     async def workers_started(self, workers: list[Any]) -> None:
-        """Tell that a group's processes run; from now on they must give signs of life while there is an assignment."""
-        self._state.silent, self._state.workers = False, []
-        self._heard_at = time.monotonic()
-        self._hold(workers)
+        """Note a new group's actors; from now on they must send heartbeats while there is an assignment."""
+        self._state.timed_out, self._state.workers = False, []
+        self._last_heartbeat = time.monotonic()
+        self._set_workers(workers)
 
     async def workers_stopped(self) -> None:
-        """Tell that a group's resources are free, or have to be waited for."""
-        self._hold([])
+        """Note that no worker holds resources."""
+        self._set_workers([])
 
-    def _hold(self, workers: list[Any]) -> None:
-        if bool(workers) != bool(self._workers):
-            self._events.put_nowait(ResourcesHeld(bool(workers)))
-        self._workers = workers
+    # Called by every rank.
 
-    # Called by the ranks.
-
-    async def next_assignment(self, group: str, after: int, worker: Any) -> Assignment | None:
+    async def next_assignment(self, group: str, last_id: int, worker: Any) -> Assignment | None:
         """Wait for an assignment.
 
         Args:
             group: Common to the ranks of a group, new after each restart.
-            after: Ticket of the last assignment that the rank is done with.
+            last_id: Id of the rank's last assignment.
             worker: The rank's actor.
 
         Returns:
-            The same assignment for all ranks of a group, or None to go home.
+            The same assignment for all ranks of a group; None when the group closes.
         """
         while not self._closed:
             assignment = self._assignment
-            if assignment is not None and assignment.ticket > after and self._admits(group):
+            if assignment is not None and assignment.id > last_id and self._admit(group):
                 self._state.workers.append(worker)
-                self._heard_at = time.monotonic()
+                self._last_heartbeat = time.monotonic()
                 return assignment
             async with self._changed:
                 await self._changed.wait()
         return None
 
-    async def report(self, ticket: int, group: str, epoch: int, metrics: dict[str, float] | None) -> bool:
-        """Tell of an epoch and wait for the verdict.
+    async def heartbeat(self, assignment_id: int, group: str) -> None:
+        """Tell that the rank is alive in the middle of an epoch; it does not wait for the result."""
+        if self._is_current(assignment_id, group):
+            self._last_heartbeat = time.monotonic()
+
+    async def report(self, assignment_id: int, group: str, epoch: int, metrics: dict[str, float] | None) -> bool:
+        """Report an epoch and wait for the decision.
 
         Args:
-            ticket: Of the assignment.
+            assignment_id: Of the rank's assignment.
             group: Of the rank.
-            epoch: Epochs done.
+            epoch: Number of trained epochs.
             metrics: From rank 0; None from the others.
 
         Returns:
-            Whether to go on with the assignment.
+            Whether to continue the assignment.
         """
         if metrics is not None:
-            await self.report_again(ticket, group, epoch, metrics)
-        while self._stands(ticket, group) and epoch > self._state.allowed:
+            await self.report_saved(assignment_id, group, epoch, metrics)
+        while self._is_current(assignment_id, group) and epoch > self._state.approved_epoch:
             async with self._changed:
                 await self._changed.wait()
-        return self._stands(ticket, group)
+        return self._is_current(assignment_id, group)
 
-    async def report_again(self, ticket: int, group: str, epoch: int, metrics: dict[str, float]) -> None:
-        """Tell of an epoch without waiting; one that was told before says nothing new."""
-        if self._stands(ticket, group) and epoch > self._state.reported:
-            self._state.reported = epoch
+    async def report_saved(self, assignment_id: int, group: str, epoch: int, metrics: dict[str, float]) -> None:
+        """Report, from rank 0, the epoch of a loaded checkpoint, whose first report may have been lost. Returns immediately."""
+        if self._is_current(assignment_id, group) and epoch > self._state.reported_epoch:
+            self._state.reported_epoch = epoch
             del self._state.groups[:-1]
             self._events.put_nowait(EpochReport(epoch, metrics))
 
-    async def heartbeat(self, ticket: int, group: str) -> None:
-        """Tell that a rank is alive in the middle of an epoch."""
-        if self._stands(ticket, group):
-            self._heard_at = time.monotonic()
-
-    async def finish(self, ticket: int, group: str, outcome: Outcome, reason: str = "") -> None:
-        """Tell that the assignment is done, failed, or cannot go on now; on all ranks alike."""
-        if self._stands(ticket, group):
-            self._finish(AssignmentDone(outcome, reason))
+    async def end(self, assignment_id: int, group: str, outcome: Outcome, reason: str = "") -> None:
+        """End the assignment: from rank 0 where all ranks end alike, from any rank after a permanent error."""
+        if self._is_current(assignment_id, group):
+            self._end(outcome, reason)
             await self._notify()
 
-    async def preempted(self, ticket: int, group: str) -> None:
-        """Tell that the group goes, with its work saved, because a node will be taken away: no attempt that failed."""
-        if self._stands(ticket, group):
-            self._let_go()
+    async def preempted(self, assignment_id: int, group: str) -> None:
+        """Announce that the group exits, with its work saved, because a node will be preempted; not a failed attempt."""
+        if self._is_current(assignment_id, group):
+            self._expect_exit()
 
-    async def shrink_micro_batch(self, ticket: int, group: str, micro_batch: int) -> None:
-        """Tell that the group goes because a rank's memory was too small, for another with a smaller micro-batch.
+    async def shrink_micro_batch(self, assignment_id: int, group: str, micro_batch: int) -> None:
+        """Announce that the group restarts with a smaller micro-batch, because a rank was out of memory.
 
-        No attempt that failed: the micro-batch reaches one pair, which needs no further group, after few of them.
+        Not a failed attempt: a micro-batch of one pair, which is never halved, is reached after a few restarts.
         """
-        if self._stands(ticket, group):
+        if self._is_current(assignment_id, group):
             assert self._assignment is not None
             before = self._assignment.micro_batch
             if before is None or micro_batch < before:
                 self._assignment = replace(self._assignment, micro_batch=micro_batch)
-                self._let_go()
+                self._expect_exit()
             else:
                 self._state.errors.setdefault(group, f"out of memory again with micro-batches of {before} pairs")
 
-    def _let_go(self) -> None:
-        """Forget the group at work, which goes of its own accord."""
-        self._state.groups.pop()
-        self._state.workers.clear()
-        self._state.left = True
-
-    async def report_error(self, ticket: int, group: str, error: str) -> None:
-        """Tell of an error on one rank, before it takes the group down."""
-        if self._stands(ticket, group):
+    async def report_error(self, assignment_id: int, group: str, error: str) -> None:
+        """Report an error on one rank, before it makes the group restart."""
+        if self._is_current(assignment_id, group):
             self._state.errors.setdefault(group, error)
 
-    def _stands(self, ticket: int, group: str) -> bool:
-        """Whether a rank's assignment is still the open one, and its group the one at work."""
-        open_ticket = self._assignment is not None and self._assignment.ticket == ticket
-        return open_ticket and self._state.groups[-1:] == [group]
+    # Internal.
 
-    def _admits(self, group: str) -> bool:
-        """Note a group that takes the assignment; the assignment fails when too many died with it."""
-        groups = self._state.groups
-        if group in groups:
+    def _is_current(self, assignment_id: int, group: str) -> bool:
+        """Whether the assignment is the current one, and the group the last one that took it."""
+        is_assigned = self._assignment is not None and self._assignment.id == assignment_id
+        return is_assigned and self._state.groups[-1:] == [group]
+
+    def _admit(self, group: str) -> bool:
+        """Note that a group takes the assignment; end the assignment instead if too many groups died with it."""
+        state = self._state
+        if group in state.groups:
             return True
-        if len(groups) > self._retries:
-            reason = next(iter(self._state.errors.values()), "a worker's process died")
-            self._finish(AssignmentDone("failed", f"{reason} (in each of {len(groups)} attempts)"))
+        if len(state.groups) > self._retries:
+            self._fail_after_retries(next(iter(state.errors.values()), "a worker's process died"))
             return False
-        groups.append(group)
-        self._state.workers.clear()
-        self._state.silent = False
-        self._state.left = False
+        state.groups.append(group)
+        state.workers.clear()
+        state.timed_out = state.exit_expected = False
         return True
 
-    @property
-    def _watched(self) -> bool:
-        """Whether there are workers who must give signs of life, or others who must come in their place."""
-        return self._assignment is not None and bool(self._state.workers or self._workers or self._state.silent)
+    def _expect_exit(self) -> None:
+        """Take the assignment from the current group, which exits as intended."""
+        self._state.groups.pop()
+        self._state.workers.clear()
+        self._state.exit_expected = True
+
+    def _set_workers(self, workers: list[Any]) -> None:
+        if bool(workers) != bool(self._workers):
+            self._events.put_nowait(ResourcesHeld(bool(workers)))
+        self._workers = workers
 
     @property
-    def _patience_s(self) -> float:
-        at_work = self._state.workers and not self._state.silent
-        return self._hang_timeout_s if at_work else max(self._hang_timeout_s, START_S)
+    def _expects_heartbeat(self) -> bool:
+        """Whether workers exist that must send heartbeats, or must be replaced."""
+        return self._assignment is not None and bool(self._state.workers or self._workers or self._state.timed_out)
 
-    def _silence(self) -> Event:
-        course, patience_s = self._state, self._patience_s
-        text = f"no sign of life from the workers for {patience_s:g} s"
-        self._heard_at = time.monotonic()
-        if course.silent:
-            self._assignment = None
-            text = f"no sign of life from the workers for {self._hang_timeout_s:g} s"
-            return AssignmentDone("failed", f"{text}, and no replacement workers started within {patience_s:g} s")
-        if not course.workers:
-            text = f"the workers did not start the trial within {patience_s:g} s"
-            course.groups.append(f"{len(course.groups)}, which never took it")
-        course.silent = True
-        course.errors.setdefault(course.groups[-1], text)
-        if len(course.groups) > self._retries and not course.workers:
-            self._assignment = None
-            self._events.put_nowait(AssignmentDone("failed", f"{text} (in each of {len(course.groups)} attempts)"))
-        silent = [*self._workers, *(worker for worker in course.workers if worker not in self._workers)]
-        return HeartbeatTimeout(silent)
+    @property
+    def _timeout_s(self) -> float:
+        is_training = self._state.workers and not self._state.timed_out
+        return self._hang_timeout_s if is_training else max(self._hang_timeout_s, STARTUP_TIMEOUT_S)
 
-    def _finish(self, ended: AssignmentDone) -> None:
+    def _time_out(self) -> Event:
+        """Consider the group dead; the assignment ends if it is not replaced in time, or no retry is left."""
+        state, timeout_s = self._state, self._timeout_s
+        self._last_heartbeat = time.monotonic()
+        if state.timed_out:
+            self._assignment = None
+            text = f"no heartbeat from the workers for {self._hang_timeout_s:g} s"
+            return AssignmentEnded(Outcome.FAILED, f"{text}, and no replacement workers started within {timeout_s:g} s")
+        state.timed_out = True
+        if state.workers:
+            state.errors.setdefault(state.groups[-1], f"no heartbeat from the workers for {timeout_s:g} s")
+        else:
+            text = f"the workers did not start the trial within {timeout_s:g} s"
+            state.groups.append(f"{len(state.groups)}, which never took it")
+            state.errors[state.groups[-1]] = text
+            if len(state.groups) > self._retries:
+                self._fail_after_retries(text)
+        return HeartbeatTimeout([*self._workers, *(worker for worker in state.workers if worker not in self._workers)])
+
+    def _fail_after_retries(self, reason: str) -> None:
+        self._end(Outcome.FAILED, f"{reason} (in each of {len(self._state.groups)} attempts)")
+
+    def _end(self, outcome: Outcome, reason: str) -> None:
         self._assignment = None
-        self._events.put_nowait(ended)
+        self._events.put_nowait(AssignmentEnded(outcome, reason))
 
     async def _notify(self) -> None:
         async with self._changed:

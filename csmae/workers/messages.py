@@ -1,68 +1,79 @@
-"""What a worker group's processes tell each other through their coordinator."""
+"""Messages that the processes of a worker group send each other through the coordinator."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any
 
-Outcome = Literal["finished", "failed", "stuck", "roomless"]
-"""Failed is for good. The others can go on later: stuck for a reason outside the trial, such as a full disk, and roomless
-where a cluster has no place for its workers."""
+
+class Outcome(StrEnum):
+    """How an assignment ended."""
+
+    FINISHED = "finished"
+    """All epochs are trained."""
+    FAILED = "failed"
+    """The trial failed permanently."""
+    STORAGE_FAILED = "storage_failed"
+    """The storage cannot be written, such as a full disk; a later search can resume the trial."""
+    UNSCHEDULABLE = "unschedulable"
+    """No node has the workers' resources; the trial can resume when one has."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A trial that a group of workers shall train."""
+    """A trial for the train workers."""
 
-    ticket: int
-    """Counts a mailbox's assignments from 1."""
+    id: int
+    """Number of the assignment in this worker group, from 1."""
     config: dict[str, Any]
     run_dir: str
     micro_batch: int | None = None
-    """The micro-batch that a rank whose memory was too small asked for, if any did."""
+    """Smaller micro-batch that a rank requested when it was out of memory."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """The workers did an epoch and wait for the verdict."""
+    """The workers trained an epoch and wait for the decision whether to continue."""
 
-    number: int
+    epoch: int
     metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
 class ResourcesHeld:
-    """Whether the trial's workers hold resources, or wait for them; the first event of each assignment."""
+    """Whether the workers hold resources or wait for them; the first event of each assignment."""
 
-    resources: bool
+    held: bool
 
 
 @dataclass(frozen=True)
-class AssignmentDone:
-    """The workers are done with the assignment."""
+class AssignmentEnded:
+    """The workers no longer train the assignment."""
 
     outcome: Outcome
     reason: str = ""
 
 
 @dataclass(frozen=True)
-class GroupLost:
-    """There are no workers any more and none will come."""
+class FitEnded:
+    """A ``fit()`` of Ray Train ended by itself: it has no workers and starts no more."""
 
-    fit: int
-    """Which of the slot's fits ended."""
+    number: int
+    """Number of the ``fit()`` in this worker group, from 1."""
     reason: str = ""
-    """Empty where they left of their own accord, with their work saved."""
+    """Empty where the workers exited as expected, with their work saved."""
     unschedulable: bool = False
-    """Whether there was no place for them."""
+    """Whether no node had the workers' resources."""
 
 
 @dataclass(frozen=True)
 class HeartbeatTimeout:
-    """The workers gave no sign of life for too long, at the assignment or before they took it."""
+    """Workers sent no heartbeat for too long, while they trained the assignment or before they took it."""
 
     workers: list[Any]
     """Their actors."""
 
 
-Event = EpochReport | ResourcesHeld | AssignmentDone | GroupLost | HeartbeatTimeout
+Event = EpochReport | ResourcesHeld | AssignmentEnded | FitEnded | HeartbeatTimeout
+"""What the coordinator tells the Tune trainable."""

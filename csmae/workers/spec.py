@@ -1,9 +1,10 @@
-"""What a search's worker groups are made of."""
+"""Describes the worker groups of a search; all groups of a search are alike."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from csmae.cluster.resources import Allocation, resources_text
 from csmae.storage.manifest import Files
 
 PRETRAIN = "csmae.training.trainer:pretrain"
@@ -11,31 +12,23 @@ PRETRAIN = "csmae.training.trainer:pretrain"
 
 @dataclass(frozen=True)
 class WorkerGroupSpec:
-    """What each slot of a search is made of."""
+    """A worker group of a search."""
 
-    workers: int
-    cpus_per_worker: float
-    gpus_per_worker: float
+    num_workers: int
+    allocation: Allocation
+    """Resources of each worker."""
     retries: int
     """Restarts of a trial after a worker died."""
     hang_timeout_s: float
-    """HeartbeatTimeout after which workers are taken for dead."""
+    """Seconds without a heartbeat after which workers are considered dead."""
     scratch_dir: str
-    """Where Ray Train leaves its own notes."""
+    """Ray Train's own files."""
     files: Files | None = None
-    """The bucket that holds the trials' files; None where their folder is shared."""
-    accelerator_type: str | None = None
-    """Of the workers' GPUs, where that matters."""
+    """Object store that holds the trials' files; None where all nodes share their folder."""
     pretrain: str = PRETRAIN
     """Module and name of the generator that trains."""
 
     @property
-    def worker_resources(self) -> dict[str, float]:
-        """What Ray reserves for a worker."""
-        gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
-        return {"CPU": self.cpus_per_worker} | gpus
-
-    @property
-    def group_text(self) -> str:
-        """The workers of a trial in words, such as ``2 x 1 CPU``."""
-        return f"{self.workers} x " + " and ".join(f"{n:g} {name}" for name, n in self.worker_resources.items())
+    def resources_text(self) -> str:
+        """The workers' resources in words, such as ``2 x 1 CPU``."""
+        return f"{self.num_workers} x {resources_text(self.allocation.worker_resources)}"

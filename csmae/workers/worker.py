@@ -1,4 +1,4 @@
-"""One train worker: takes assignments from its coordinator, trains them and reports every epoch."""
+"""The part of a worker group that trains: one process per rank."""
 
 from __future__ import annotations
 
@@ -16,147 +16,144 @@ import ray
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
 
+from csmae.cluster.ray_private import preemption_check
 from csmae.config import Config, ConfigError
 from csmae.workers.messages import Assignment, Outcome
 from csmae.workers.spec import WorkerGroupSpec
 from csmae.workers.trial_files import clear_copies, copy_folder, marks_of, saved_epoch, working_copy
 
-RENEW_AFTER = 8
-"""Compiled trials after which a group's processes make way for new ones: each trial leaves MiB of torch's behind."""
+MAX_COMPILED_TRIALS = 8
+"""Compiled trials after which a group's processes are replaced: torch keeps memory of each one."""
+
+HEARTBEATS_PER_TIMEOUT = 20
+"""Heartbeats that a worker sends within the hang timeout."""
 
 
-BEATS = 20
-"""Signs of life within the time after which a silent worker is taken for dead."""
+def train_loop(config: dict[str, Any]) -> None:
+    """Train one assignment after another until the coordinator closes, or the group must be replaced.
 
-
-def serve(setting: dict[str, Any]) -> None:
-    """What each worker does all its life: take an assignment, train it, take the next; or leave for another group to come."""
+    Process: every train worker; Ray Train calls it with the group's ``coordinator`` and ``spec``.
+    """
     import torch
 
-    coordinator, plan = setting["mailbox"], setting["plan"]
-    torch.set_num_threads(max(1, round(plan.cpus_per_worker)))
+    coordinator, spec = config["coordinator"], config["spec"]
+    torch.set_num_threads(max(1, round(spec.allocation.cpus_per_worker)))
     group = broadcast_from_rank_zero(uuid.uuid4().hex)
-    rank = _Rank(coordinator, group, train.get_context().get_world_rank(), plan)
-    myself = ray.get_runtime_context().current_actor
-    importlib.import_module(plan.pretrain.partition(":")[0])  # seconds, that no trial shall wait for
-    done = compiled = 0
-    while (assignment := ray.get(coordinator.next_assignment.remote(group, done, myself))) is not None:
-        stays = rank.train(assignment)
-        compiled += assignment.config["train"]["compile"]
-        if not stays or compiled == RENEW_AFTER:
+    worker = TrainWorker(coordinator, group, train.get_context().get_world_rank(), spec)
+    actor = ray.get_runtime_context().current_actor
+    importlib.import_module(spec.pretrain.partition(":")[0])  # takes seconds: before the first trial arrives
+    last_id = num_compiled = 0
+    while (assignment := ray.get(coordinator.next_assignment.remote(group, last_id, actor))) is not None:
+        ready = worker.train(assignment)
+        num_compiled += assignment.config["train"]["compile"]
+        if not ready or num_compiled == MAX_COMPILED_TRIALS:
             return
-        done = assignment.ticket
+        last_id = assignment.id
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    if plan.files:
+    if spec.files:
         clear_copies()
 
 
 @dataclass(frozen=True)
-class _Rank:
-    """One worker of a group."""
+class TrainWorker:
+    """One rank of a worker group. Process: its train worker."""
 
     coordinator: Any
     group: str
-    number: int
-    plan: WorkerGroupSpec
+    """Id that the ranks of a group share; new after each restart."""
+    rank: int
+    spec: WorkerGroupSpec
 
     def train(self, assignment: Assignment) -> bool:
-        """Train one assignment until it is done, stopped or failed on all ranks alike.
+        """Train an assignment until it is finished or stopped, or fails on all ranks alike.
 
         Returns:
-            Whether the group stays for the next; on all ranks alike.
+            Whether the group takes another assignment; the same on all ranks.
 
         Raises:
-            Exception: Whatever went wrong on this rank alone; Ray Train then starts the group anew.
+            Exception: Any error on this rank alone; Ray Train then restarts the group.
         """
         from csmae.training.checkpoint import FullDiskError
         from csmae.training.micro_batch import SmallerMicroBatchError
         from csmae.training.trainer import DivergedError, StoppedError
 
         try:
-            if self._epochs(assignment) and self.number == 0:
-                self._end(assignment, "finished")
+            if self._train_epochs(assignment) and self.rank == 0:
+                self._end(assignment, Outcome.FINISHED)
         except StoppedError:
-            ray.get(self.coordinator.preempted.remote(assignment.ticket, self.group))
+            ray.get(self.coordinator.preempted.remote(assignment.id, self.group))
             return False
         except DivergedError as error:
-            if self.number == 0:
-                self._end(assignment, "failed", str(error))
+            if self.rank == 0:
+                self._end(assignment, Outcome.FAILED, str(error))
         except FullDiskError as error:
-            if self.number == 0:
-                self._end(assignment, "stuck", str(error))
-        except ConfigError as error:  # no attempt would cure it; the other ranks may wait in a collective
-            self._end(assignment, "failed", f"rank {self.number}: {error}")
+            if self.rank == 0:
+                self._end(assignment, Outcome.STORAGE_FAILED, str(error))
+        except ConfigError as error:  # permanent; the other ranks may wait in a collective
+            self._end(assignment, Outcome.FAILED, f"rank {self.rank}: {error}")
             raise
-        except SmallerMicroBatchError as error:  # the other ranks wait in a collective: the group must go
-            ray.get(self.coordinator.shrink_micro_batch.remote(assignment.ticket, self.group, error.micro_batch))
+        except SmallerMicroBatchError as error:  # the other ranks wait in a collective: the group must restart
+            ray.get(self.coordinator.shrink_micro_batch.remote(assignment.id, self.group, error.micro_batch))
             raise
         except Exception as error:
-            text = f"{type(error).__name__} on rank {self.number}: {' '.join(str(error).split())[:500]}"
-            ray.get(self.coordinator.report_error.remote(assignment.ticket, self.group, text))
+            text = f"{type(error).__name__} on rank {self.rank}: {' '.join(str(error).split())[:500]}"
+            ray.get(self.coordinator.report_error.remote(assignment.id, self.group, text))
             raise
         return True
 
-    def _epochs(self, assignment: Assignment) -> bool:
-        """Train as long as the verdict allows; returns whether the training came to its end."""
+    def _train_epochs(self, assignment: Assignment) -> bool:
+        """Train until the decision is to stop; returns whether all epochs are trained."""
         from csmae.training.micro_batch import note_micro_batch
 
-        first = self.number == 0
         with self._files(assignment) as (run_dir, mirror):
-            if assignment.micro_batch:  # the rank that asked for it may have noted it in a folder of its own
+            if assignment.micro_batch:  # the rank that requested it may have noted it on another node's disk
                 note_micro_batch(run_dir, assignment.micro_batch)
-            if first and (saved := saved_epoch(run_dir)):
-                ray.get(self.coordinator.report_again.remote(assignment.ticket, self.group, *saved))
-            for epoch in self._generator(assignment, run_dir):
+            if self.rank == 0 and (saved := saved_epoch(run_dir)):
+                ray.get(self.coordinator.report_saved.remote(assignment.id, self.group, *saved))
+            for epoch in self._epochs(assignment, run_dir):
                 mirror()
-                metrics = epoch.metrics if first else None
-                if not ray.get(self.coordinator.report.remote(assignment.ticket, self.group, epoch.number, metrics)):
+                metrics = epoch.metrics if self.rank == 0 else None
+                if not ray.get(self.coordinator.report.remote(assignment.id, self.group, epoch.number, metrics)):
                     return False
         return True
 
     @contextmanager
     def _files(self, assignment: Assignment) -> Iterator[tuple[Path, Callable[[], object]]]:
-        """The trial's folder as this rank sees it, and what to call between epochs."""
-        if self.plan.files is None:
-            yield Path(assignment.run_dir), _nothing
+        """The trial's folder on this node, and a function to call between epochs."""
+        if self.spec.files is None:
+            yield Path(assignment.run_dir), lambda: None
             return
-        files = self.plan.files.of(Path(assignment.run_dir))
-        folder = copy_folder(files, self.number)
+        files = self.spec.files.of(Path(assignment.run_dir))
+        folder = copy_folder(files, self.rank)
 
-        def beat() -> None:
-            self.coordinator.heartbeat.remote(assignment.ticket, self.group)
+        def heartbeat() -> None:
+            self.coordinator.heartbeat.remote(assignment.id, self.group)
 
-        with working_copy(files, folder, marks_of(assignment.config), self.number == 0, beat) as copy:
+        with working_copy(files, folder, marks_of(assignment.config), self.rank == 0, heartbeat) as copy:
             yield copy
 
-    def _generator(self, assignment: Assignment, run_dir: Path) -> Iterator[Any]:
+    def _epochs(self, assignment: Assignment, run_dir: Path) -> Iterator[Any]:
         from ray.train.torch import get_device
 
-        module, _, name = self.plan.pretrain.partition(":")
+        module, _, name = self.spec.pretrain.partition(":")
         pretrain: Callable[..., Iterator[Any]] = getattr(importlib.import_module(module), name)
         config = Config.model_validate(assignment.config)
-        return pretrain(config, run_dir, str(get_device()), self._beats(assignment.ticket))
+        return pretrain(config, run_dir, str(get_device()), self._on_step(assignment))
 
-    def _beats(self, ticket: int) -> Callable[[int, int], bool]:
-        """What the training calls after each step: a sign of life now and then; whether a node of the group will go."""
-        from ray.train.v2._internal.execution.context import get_train_context  # the public form is a collective
+    def _on_step(self, assignment: Assignment) -> Callable[[int, int], bool]:
+        """Make the training's ``on_step``: it sends heartbeats, and returns whether a node of the group will be preempted."""
+        is_preempted, last_heartbeat = preemption_check(), time.monotonic()
 
-        notice, last = get_train_context().preemption_context, time.monotonic()
+        def on_step(done: int, total: int) -> bool:
+            nonlocal last_heartbeat
+            if time.monotonic() - last_heartbeat > self.spec.hang_timeout_s / HEARTBEATS_PER_TIMEOUT:
+                last_heartbeat = time.monotonic()
+                self.coordinator.heartbeat.remote(assignment.id, self.group)
+            return is_preempted()
 
-        def beat(done: int, total: int) -> bool:
-            nonlocal last
-            if time.monotonic() - last > self.plan.hang_timeout_s / BEATS:
-                last = time.monotonic()
-                self.coordinator.heartbeat.remote(ticket, self.group)
-            return notice.preemption_info is not None
-
-        return beat
+        return on_step
 
     def _end(self, assignment: Assignment, outcome: Outcome, reason: str = "") -> None:
-        ray.get(self.coordinator.finish.remote(assignment.ticket, self.group, outcome, reason))
-
-
-def _nothing() -> None:
-    """What is to be done between epochs where the storage is a folder."""
+        ray.get(self.coordinator.end.remote(assignment.id, self.group, outcome, reason))

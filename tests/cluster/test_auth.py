@@ -1,4 +1,4 @@
-"""Who may be joined: real clusters with and without a token, and what is none."""
+"""Which clusters a search joins: real ones with and without a token, and what is not a cluster."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import search
-from csmae.cluster.auth import enter, find
+from csmae.cluster.auth import authenticate, gcs_address
 from csmae.config import ConfigError
 from tests.conftest import free_port
 from tests.support.own_cluster import OwnCluster, own_cluster
@@ -26,19 +26,19 @@ def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnCluster]:
-    with own_cluster(tmp_path_factory.mktemp("closed")) as cluster:
+def with_token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnCluster]:
+    with own_cluster(tmp_path_factory.mktemp("with-token")) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def open_to_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnCluster]:
-    with own_cluster(tmp_path_factory.mktemp("open"), "disabled") as cluster:
+def without_token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnCluster]:
+    with own_cluster(tmp_path_factory.mktemp("without-token"), "disabled") as cluster:
         yield cluster
 
 
 def arguments(folder: Path, address: str) -> list[str]:
-    """Of a search of one short trial."""
+    """Arguments of a search with one short trial."""
     options = ["--storage", str(folder / "runs"), "--set", "train.epochs=1", "--set", "optim.warmup_epochs=0"]
     return [str(write(folder, num_trials=1)), "--address", address, *options]
 
@@ -48,63 +48,65 @@ def search_in_a_process(folder: Path, address: str, *options: str) -> subprocess
     return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
 
-def test_a_search_does_not_join_a_cluster_that_asks_for_no_token(
-    open_to_all: OwnCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_search_does_not_join_a_cluster_that_requires_no_token(
+    without_token: OwnCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert search.main(arguments(tmp_path, open_to_all.address)) == 2
+    assert search.main(arguments(tmp_path, without_token.address)) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1, out + err
-    assert "asks nobody for a token" in err and "--insecure" in err
+    assert "requires no token" in err and "--insecure" in err
 
 
 @pytest.mark.slow
-def test_a_search_joins_such_a_cluster_when_told_so(open_to_all: OwnCluster, tmp_path: Path) -> None:
-    done = search_in_a_process(tmp_path, open_to_all.address, "--insecure")
+def test_a_search_joins_such_a_cluster_with_insecure(without_token: OwnCluster, tmp_path: Path) -> None:
+    done = search_in_a_process(tmp_path, without_token.address, "--insecure")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_a_search_shows_the_token_of_its_account(
-    closed: OwnCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_search_sends_the_token_of_its_account(
+    with_token: OwnCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(closed.token))
-    done = search_in_a_process(tmp_path, closed.address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(with_token.token))
+    done = search_in_a_process(tmp_path, with_token.address)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_missing_or_wrong_token_is_told(closed: OwnCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="does not take the token"):
-        enter(find(closed.address), insecure=False)
+def test_a_missing_or_wrong_token_is_an_error(
+    with_token: OwnCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="does not accept the token"):
+        authenticate(gcs_address(with_token.address), insecure=False)
     (tmp_path / "wrong").write_text("f" * 64)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "wrong"))
-    with pytest.raises(ConfigError, match="does not take the token"):
-        enter(find(closed.address), insecure=True)
+    with pytest.raises(ConfigError, match="does not accept the token"):
+        authenticate(gcs_address(with_token.address), insecure=True)
 
 
 @pytest.mark.parametrize(
     ("address", "text"),
     [("nonsense", "no Ray there"), ("ray://127.0.0.1:10001", "log in there"), ("local", "names no cluster")],
 )
-def test_an_address_that_names_no_cluster_is_told(address: str, text: str) -> None:
+def test_an_address_that_names_no_cluster_is_an_error(address: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        find(address)
+        gcs_address(address)
 
 
-def test_an_address_where_nothing_answers_is_told_at_once() -> None:
+def test_an_address_where_nothing_listens_is_an_error() -> None:
     with pytest.raises(ConfigError, match="nothing answers at"):
-        find(f"127.0.0.1:{free_port()}")
+        gcs_address(f"127.0.0.1:{free_port()}")
 
 
 @pytest.mark.slow
-def test_a_port_that_is_not_rays_is_told_apart() -> None:
+def test_a_port_of_another_program_is_an_error() -> None:
     with socket.socket() as other:
         other.bind(("0.0.0.0", 0))
         other.listen()
-        with pytest.raises(ConfigError, match="is no head of a Ray cluster"):
-            enter(find(f"127.0.0.1:{other.getsockname()[1]}"), insecure=True)
+        with pytest.raises(ConfigError, match="is not the head of a Ray cluster"):
+            authenticate(gcs_address(f"127.0.0.1:{other.getsockname()[1]}"), insecure=True)
 
 
-def test_a_token_that_is_made_for_a_ray_of_ones_own_is_closed_to_others(tmp_path: Path) -> None:
+def test_a_token_for_a_local_ray_is_readable_by_its_account_only(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
@@ -118,6 +120,6 @@ def test_a_token_that_is_made_for_a_ray_of_ones_own_is_closed_to_others(tmp_path
     assert made.read_text() == token
 
 
-def test_insecure_is_of_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_insecure_needs_an_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search.main([str(write(tmp_path)), "--insecure"]) == 2
     assert "--address" in capsys.readouterr().err

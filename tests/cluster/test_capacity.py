@@ -1,4 +1,4 @@
-"""Nodes come and go while a search runs, and differ in their accelerators."""
+"""Resources of clusters: what fits on them, nodes that join and leave during a search, types of accelerators."""
 
 import os
 import subprocess
@@ -10,14 +10,17 @@ from pathlib import Path
 import optuna
 import pytest
 
-from csmae.cluster.session import ClusterResources, allocate
+from csmae.cluster.resources import ClusterResources, allocate
 from csmae.config import ConfigError
 from csmae.study.options import Search
 from tests.support.own_cluster import OwnCluster, own_cluster, stop
 from tests.tuning.test_search import ROOT, write
 
-KINDS = {"T4": ClusterResources(4, 1, "the lab's T4", 4.0), "H100": ClusterResources(16, 2, "the lab's H100", 8.0)}
-ROOM = ClusterResources(20, 3, "the lab", 4.0, kinds=KINDS)
+BY_ACCELERATOR = {
+    "T4": ClusterResources(4, 1, "the lab's T4", 4.0),
+    "H100": ClusterResources(16, 2, "the lab's H100", 8.0),
+}
+RESOURCES = ClusterResources(20, 3, "the lab", 4.0, by_accelerator=BY_ACCELERATOR)
 
 
 @pytest.fixture
@@ -42,14 +45,14 @@ def wait_for(driver: subprocess.Popen[str], folder: Path, text: str) -> str:
     return log
 
 
-def test_an_accelerator_type_narrows_the_room_to_its_nodes() -> None:
-    assert allocate(Search(), ROOM).max_concurrent == 3
-    allocation = allocate(Search(accelerator_type="H100"), ROOM)
+def test_an_accelerator_type_selects_its_nodes() -> None:
+    assert allocate(Search(), RESOURCES).max_concurrent == 3
+    allocation = allocate(Search(accelerator_type="H100"), RESOURCES)
     assert (allocation.max_concurrent, allocation.cpus_per_worker, allocation.accelerator_type) == (2, 8.0, "H100")
     with pytest.raises(ConfigError, match="needs 2 GPUs, the lab's T4 has 1"):
-        allocate(Search(accelerator_type="T4", workers_per_trial=2), ROOM)
+        allocate(Search(accelerator_type="T4", workers_per_trial=2), RESOURCES)
     with pytest.raises(ConfigError, match="A10G: the accelerators of the lab are: H100, T4: name one"):
-        allocate(Search(accelerator_type="A10G"), ROOM)
+        allocate(Search(accelerator_type="A10G"), RESOURCES)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,9 @@ def test_workers_are_counted_node_by_node_and_gpu_by_gpu(
         ({"gpus_per_worker": 0.00001}, ClusterResources(8, 4, "lab"), "must be 0 or at least 0.0001"),
     ],
 )
-def test_what_no_node_holds_is_refused(settings: dict[str, float], resources: ClusterResources, text: str) -> None:
+def test_workers_that_no_node_can_hold_are_rejected(
+    settings: dict[str, float], resources: ClusterResources, text: str
+) -> None:
     with pytest.raises(ConfigError, match=text):
         allocate(Search(**settings), resources)
 
@@ -112,7 +117,7 @@ def test_trials_follow_the_nodes_that_join_and_leave(cluster: OwnCluster, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_search_waits_for_no_accelerator_that_is_not_there(cluster: OwnCluster, tmp_path: Path) -> None:
+def test_a_search_does_not_wait_for_a_missing_accelerator(cluster: OwnCluster, tmp_path: Path) -> None:
     options = ["--accelerator-type", "T4", "--gpus-per-worker", "0", "--num-trials", "1", "--set", "train.epochs=2"]
     driver = start(tmp_path, cluster, *options)
     assert driver.wait(100) == 2

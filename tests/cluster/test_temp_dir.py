@@ -1,4 +1,4 @@
-"""Where a Ray of our own has its files: the usual place, or a short one."""
+"""The temporary folder of a local Ray: its own choice, or one with a short name."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ import pytest
 from csmae.cluster.temp_dir import SOCKET_BYTES, ray_temp_dir
 
 
-def test_the_usual_folder_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_default_folder_that_works_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/tmp")
     with ray_temp_dir() as folder:
@@ -34,19 +34,19 @@ def test_a_folder_that_cannot_be_written_is_replaced() -> None:
         assert folder and other and folder != other
 
 
-def hold_ray_folder(told: Connection) -> None:
+def hold_ray_folder(connection: Connection) -> None:
     with ray_temp_dir(Path("/proc/nothing")) as folder:
-        told.send(folder)
+        connection.send(folder)
         time.sleep(60)
 
 
-def test_what_a_killed_search_left_there_is_removed_by_the_next_one() -> None:
-    (here, there), fork = multiprocessing.Pipe(), multiprocessing.get_context("fork")
-    process = fork.Process(target=hold_ray_folder, args=(there,))
+def test_the_next_search_removes_the_folder_of_a_killed_one() -> None:
+    (receiver, sender), fork = multiprocessing.Pipe(), multiprocessing.get_context("fork")
+    process = fork.Process(target=hold_ray_folder, args=(sender,))
     process.start()
-    left = Path(here.recv())
+    left = Path(receiver.recv())
     with ray_temp_dir(Path("/proc/nothing")):
-        assert left.exists(), "its process lives"
+        assert left.exists(), "its process is alive"
     process.kill()
     process.join()
     with ray_temp_dir(Path("/proc/nothing")) as folder:

@@ -1,4 +1,4 @@
-"""Trainings that take no time, for tests of what surrounds a training. Named to a slot as ``stub_training:…``."""
+"""Trainings that take no time, for tests of what surrounds a training; a worker group gets them as ``stub_training:…``."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _go_wrong(run_dir: Path, rank: int, epoch: int) -> None:
     (run_dir / f"fault-{time.time_ns()}").touch()
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if what == "kill slot":
+    if what == "kill trainable":
         _kill("ray::ResourceTrainable")
     if what == "kill controller":
         _kill("ray::TrainController")

@@ -1,4 +1,4 @@
-"""Warnings of the engines: known ones are hidden by their text, all others are shown."""
+"""Messages of Optuna and Ray: known ones are suppressed, all others appear."""
 
 import logging
 import warnings
@@ -7,7 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from csmae.engine_logs import RAY_LOGS, quiet_optuna, quiet_ray
+from csmae.engine_logs import SUPPRESSED, WARNING, quiet_optuna, quiet_ray
 from csmae.trials.store import TrialStore
 from csmae.tuning.proposals import Proposals
 from tests.tuning.test_searcher import SPACE, make_study
@@ -22,7 +22,7 @@ def test_a_study_is_opened_and_sampled_without_a_warning(tmp_path: Path, sampler
         assert proposals.new() and proposals.new()
 
 
-def test_other_warnings_are_shown_while_a_study_is_open(tmp_path: Path) -> None:
+def test_other_warnings_appear_while_a_study_is_open(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("default")
         study = make_study(tmp_path)
@@ -34,15 +34,16 @@ def test_other_warnings_are_shown_while_a_study_is_open(tmp_path: Path) -> None:
     assert optuna.logging.get_verbosity() == optuna.logging.WARNING
 
 
-def test_known_messages_of_ray_are_hidden_and_others_are_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_known_messages_of_ray_are_suppressed_and_others_appear(caplog: pytest.LogCaptureFixture) -> None:
+    messages = {logger: pattern for logger, pattern in SUPPRESSED if logger != WARNING}
     quiet_ray()
-    for name in RAY_LOGS:
+    for name in messages:
         logger = logging.getLogger(name)
         logger.addHandler(caplog.handler)
         try:
-            for message in RAY_LOGS.values():
+            for message in messages.values():
                 logger.warning("%s, and what follows", message)
         finally:
             logger.removeHandler(caplog.handler)
-    shown = [record.getMessage() for record in caplog.records if record.name in RAY_LOGS]
-    assert len(set(shown)) == len(RAY_LOGS) and len(shown) >= len(RAY_LOGS) * (len(RAY_LOGS) - 1)
+    shown = [record.getMessage() for record in caplog.records if record.name in messages]
+    assert len(set(shown)) == len(messages) and len(shown) >= len(messages) * (len(messages) - 1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from csmae.cluster.session import Allocation
+from csmae.cluster.resources import Allocation
 from csmae.console.tables import format_studies
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study

@@ -13,7 +13,8 @@ from tests.training.test_ddp import ROOT
 
 START = """
 import json, os, ray
-from csmae.cluster.session import ClusterResources, ray_running
+from csmae.cluster.resources import ClusterResources
+from csmae.cluster.session import ray_running
 with ray_running(None, ClusterResources(1, 0, "this machine"), verbose=False) as room:
     asks = ray.remote(lambda: os.environ.get("RAY_ADDRESS"))
     found = {"cpus": room.cpus, "address": ray.get_runtime_context().gcs_address, "worker": ray.get(asks.remote())}

@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from csmae.cluster.session import Allocation
+from csmae.cluster.resources import Allocation
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE

@@ -16,7 +16,7 @@ import yaml
 
 import csmae
 import search
-from csmae.cluster.session import ClusterResources, allocate
+from csmae.cluster.resources import ClusterResources, allocate
 from csmae.config import ConfigError
 from csmae.lock import only_driver
 from csmae.study.options import Search

@@ -89,7 +89,7 @@ def test_a_trial_without_room_is_proposed_again_and_counts_once(tmp_path: Path) 
     searcher, told = make_searcher(make_study(tmp_path, num_trials=1), tmp_path)
     first = searcher.suggest("a")
     searcher.on_trial_result("a", result(1, 0.2))
-    searcher.on_trial_complete("a", {"roomless": "no node has room", "done": True})
+    searcher.on_trial_complete("a", {"unschedulable": "no node has the resources", "done": True})
     assert searcher.suggest("b") == first
     searcher.on_trial_complete("b", result(4, 0.4, finished=True))
     assert searcher.suggest("c") == Searcher.FINISHED
@@ -347,10 +347,10 @@ def test_time_in_which_a_trial_waits_for_resources_is_not_charged(tmp_path: Path
     searcher.suggest("a")
     time.sleep(0.2)
     held_at = time.monotonic()
-    searcher.on_trial_result("a", {"holding": True})
+    searcher.on_trial_result("a", {"resources_held": True})
     assert spent() == 0
     time.sleep(0.2)
-    searcher.on_trial_result("a", {"holding": False})
+    searcher.on_trial_result("a", {"resources_held": False})
     assert 0.2 <= (held := spent()) <= time.monotonic() - held_at
     time.sleep(0.2)
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))

@@ -14,7 +14,8 @@ import ray
 from ray.tune.search import Searcher
 from rich.console import Console
 
-from csmae.cluster.session import SETTINGS, Allocation
+from csmae.cluster.resources import Allocation
+from csmae.cluster.session import SETTINGS
 from csmae.console.live_view import LiveView
 from csmae.console.progress import SearchProgress
 from csmae.trials.budget import Budget

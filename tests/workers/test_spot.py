@@ -1,4 +1,4 @@
-"""Nodes that will be taken away, and trials that wait for others."""
+"""Nodes that will be preempted, and trials that wait for other nodes."""
 
 import json
 import os
@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from csmae.__main__ import main
-from csmae.cluster import preemption as notice
-from csmae.cluster.capacity import LOOK_EVERY_S
+from csmae.cluster import preemption
+from csmae.cluster.resources import REFRESH_INTERVAL_S
 from csmae.config import Config
 from csmae.training.trainer import LOOK_EVERY, pretrain
 from tests.cluster.test_capacity import start, wait_for
@@ -31,20 +31,20 @@ LONG_EPOCHS = ["--set", f"data.synthetic.num_train={80 * LOOK_EVERY}", "--set", 
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnCluster]:
-    """A head that trains nothing."""
+    """A head without CPUs for workers."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
     with own_cluster(tmp_path, num_cpus=0) as cluster:
         yield cluster
 
 
 class Service(ThreadingHTTPServer):
-    """A cloud's metadata service, on a machine that will go."""
+    """A cloud's metadata service, on a machine that will be preempted."""
 
-    leaving = True
+    preempted = True
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """What the service answers."""
+    """The service's responses."""
 
     server: Service
 
@@ -55,11 +55,11 @@ class Metadata(BaseHTTPRequestHandler):
         if self.path == "/computeMetadata/v1/instance/preempted":
             self.answer("TRUE" if self.headers["Metadata-Flavor"] == "Google" else None)
             return
-        known = self.path == "/latest/meta-data/spot/instance-action"
+        exists = self.path == "/latest/meta-data/spot/instance-action"
         allowed = self.headers["X-aws-ec2-metadata-token"] == "secret"
         end = datetime.now(UTC) + timedelta(seconds=120)
         notice = {"action": "terminate", "time": f"{end:%Y-%m-%dT%H:%M:%SZ}"}
-        self.answer(json.dumps(notice) if known and allowed and self.server.leaving else None)
+        self.answer(json.dumps(notice) if exists and allowed and self.server.preempted else None)
 
     def answer(self, text: str | None) -> None:
         self.send_response(200 if text else 404)
@@ -67,7 +67,7 @@ class Metadata(BaseHTTPRequestHandler):
         self.wfile.write((text or "").encode())
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -85,23 +85,25 @@ def saved(folder: Path) -> dict[str, Any]:
 
 
 def test_a_clouds_notice_is_read(metadata: Service) -> None:
-    assert 110 < (notice.aws() or 0) <= 120
-    assert notice.gcp() == notice.GOOGLE_S
-    metadata.leaving = False
-    assert notice.aws() is None
+    assert 110 < (preemption.aws_seconds_left() or 0) <= 120
+    assert preemption.gcp_seconds_left() == preemption.GCP_NOTICE_S
+    metadata.preempted = False
+    assert preemption.aws_seconds_left() is None
 
 
-def test_a_machine_of_no_cloud_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_outside_the_cloud_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     assert main(["notice", "aws", "--address", "127.0.0.1:1"]) == 2
     assert capsys.readouterr().err.startswith("notice aws: its metadata service does not answer here")
 
 
-def test_a_notice_that_ray_never_hears_is_told_again_until_the_end(
+def test_a_notice_that_ray_does_not_accept_is_repeated_until_the_machine_stops(
     metadata: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(notice, "GOOGLE_S", 1.5)
-    monkeypatch.setattr(notice, "TRY_S", 1.0)
+    monkeypatch.setattr(preemption, "GCP_NOTICE_S", 1.5)
+    monkeypatch.setattr(preemption, "DRAIN_TIMEOUT_S", 1.0)
     assert main(["notice", "gcp", "--address", f"127.0.0.1:{free_port()}", "--node-id", "a" * 56]) == 2
     out, err = capsys.readouterr()
     assert out.count("Ray did not accept the notice; retrying") >= 1
@@ -109,7 +111,7 @@ def test_a_notice_that_ray_never_hears_is_told_again_until_the_end(
 
 
 @pytest.mark.slow
-def test_a_notice_reaches_a_head_that_answers_later(cluster: OwnCluster, metadata: Service) -> None:
+def test_a_notice_reaches_a_head_that_responds_late(cluster: OwnCluster, metadata: Service) -> None:
     port = cluster.address.rpartition(":")[2]
     (gcs,) = [int(pid) for pid in cluster.run(["pgrep", "-f", f"gcs_server.*--gcs_server_port={port}"]).split()]
     ask = "import ray, sys; ray.init(sys.argv[1], logging_level='CRITICAL'); print(ray.nodes()[0]['NodeID'])"
@@ -126,40 +128,40 @@ def test_a_notice_reaches_a_head_that_answers_later(cluster: OwnCluster, metadat
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_trial_saves_in_the_middle_of_an_epoch_and_moves_when_its_node_will_go(
+def test_a_trial_saves_in_the_middle_of_an_epoch_and_moves_when_its_node_will_be_preempted(
     cluster: OwnCluster, metadata: Service, tmp_path: Path
 ) -> None:
     cluster.add_node(1)
     cluster.add_node(1)
     driver = start(tmp_path, cluster, "--num-trials", "1", "--set", "train.epochs=5", *LONG_EPOCHS)
     wait_for(driver, tmp_path, "trial 0 epoch 1/5")
-    (leaving,) = cluster.nodes_at_work()
-    command = [sys.executable, "-m", "csmae", "notice", "aws", "--address", cluster.address, "--node-id", leaving]
+    (preempted,) = cluster.nodes_at_work()
+    command = [sys.executable, "-m", "csmae", "notice", "aws", "--address", cluster.address, "--node-id", preempted]
     assert cluster.run(command).startswith("this machine stops in 1")
     deadline = time.monotonic() + 60
     while not saved(tmp_path)["done"]["steps"]:
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     wait_for(driver, tmp_path, "trial 0 epoch 4/5")
-    (home,) = cluster.nodes_at_work()
-    assert home != leaving
+    (new,) = cluster.nodes_at_work()
+    assert new != preempted
     assert driver.wait(400) == 0, (tmp_path / "log").read_text()
     (trial,) = optuna.load_study(study_name="small", storage=f"sqlite:///{tmp_path}/runs/studies.db").trials
     config = Config.model_validate_json(saved(tmp_path)["config"])
     expected = [epoch.metrics["val/f1_mean"] for epoch in pretrain(config)]
-    assert list(trial.intermediate_values.values()) == expected, "as if nothing had happened"
+    assert list(trial.intermediate_values.values()) == expected, "as without the preemption"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_trial_whose_node_never_comes_back_waits_for_another_one(cluster: OwnCluster, tmp_path: Path) -> None:
+def test_a_trial_whose_node_is_lost_waits_for_another_one(cluster: OwnCluster, tmp_path: Path) -> None:
     node = cluster.add_node(1)
     driver = start(tmp_path, cluster, "--num-trials", "2", "--set", "train.epochs=60")
     wait_for(driver, tmp_path, "trial 0 epoch 1/60")
     stop(node)
-    log = wait_for(driver, tmp_path, "trial 0 waits: no node has room for 1 x 1 CPU")
-    time.sleep(2 * LOOK_EVERY_S)
-    assert (tmp_path / "log").read_text() == log, "it is not tried where nothing fits"
+    log = wait_for(driver, tmp_path, "trial 0 waits: no node has the resources for 1 x 1 CPU")
+    time.sleep(2 * REFRESH_INTERVAL_S)
+    assert (tmp_path / "log").read_text() == log, "it does not start where nothing fits"
     cluster.add_node(1)
     wait_for(driver, tmp_path, "trial 0 resumes")
     assert driver.wait(400) == 0, (tmp_path / "log").read_text()
