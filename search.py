@@ -35,6 +35,7 @@ from csmae.study.study import Study, load_study
 from csmae.tracking.provenance import command
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import WANDB, Tracker, shown, tracking_uri
+from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
@@ -191,7 +192,7 @@ def _explore(options: argparse.Namespace, trial_store: TrialStore, tracker: Trac
         print_line(f"{ending.reason}: this search stops")
         return FAILED
     for trial in progress.running:
-        tracker.end(trial.number, "RUNNING", ending.reason or "interrupted")
+        tracker.end(trial.number, TrialStatus.RUNNING, ending.reason or "interrupted")
     if ending.outcome in (SearchOutcome.INTERRUPTED, SearchOutcome.STORAGE_FAILED):
         print_line(f"{ending.reason or 'stopped cleanly'}; to resume: {command()}")
         return FAILED if ending.reason else INTERRUPTED
@@ -278,7 +279,7 @@ def _register_champion(
 
 def _say_what_next(options: argparse.Namespace, trial_store: TrialStore, champion: EncoderToScore) -> None:
     assert champion.trial is not None and champion.encoder_dir is not None
-    print_line(f"champion: trial {champion.trial.number} with {format_settings(trial_store.values(champion.trial))}")
+    print_line(f"champion: trial {champion.trial.number} with {format_settings(trial_store.params(champion.trial))}")
     print_line(f"encoder:  {champion.encoder_dir}")
     print_line(f"report:   {trial_store.folder / 'report.html'}")
     for line in advice(shown(_uri(options)), trial_store.folder, champion.encoder_dir):

@@ -27,6 +27,7 @@ from csmae.cluster.session import ray_running
 from csmae.config import Config
 from csmae.study.study import load_study
 from csmae.training.trainer import pretrain
+from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
@@ -86,7 +87,7 @@ def search(compiled: bool, trials: int) -> tuple[list[float], list[float]]:
                 began[number] = time.perf_counter()
             case EpochReported(number, _, metrics):
                 most[number] = round(metrics["system/rss_mb"], 1)
-            case TrialEnded(number, "COMPLETE"):
+            case TrialEnded(number, TrialStatus.COMPLETE):
                 memory.append(most[number])
                 taken.append(time.perf_counter() - began[number])
 

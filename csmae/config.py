@@ -7,18 +7,10 @@ Optuna and MLflow parameter and the ``--set`` option alike.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from enum import Enum
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from csmae import sensors
 
@@ -27,37 +19,23 @@ class ConfigError(ValueError):
     """A configuration that cannot be: the text says which field, what was found and what to do."""
 
 
-ANY_RUN: dict[str, JsonValue] = {"may_change": "any run"}
-"""Mark of a field that may change between two runs of a study or of a training: it says where bytes come from, what a damaged
-pair does, or how a step is computed; neither what is learned nor what a score means depends on it, but for rounding."""
+class MayChange(Enum):
+    """When a field may differ from the value that a study or a training was started with. A mark on the field."""
 
-TRAINING: dict[str, JsonValue] = {"may_change": "training"}
-"""Mark of a field that may change when a training is resumed, but not within a study: its scores would not compare."""
-
-
-def may_change(
-    *marks: dict[str, JsonValue], section: type[BaseModel] | None = None, prefix: str = ""
-) -> frozenset[str]:
-    """Dotted names of the configuration's fields that bear one of the marks."""
-    found: set[str] = set()
-    for name, field in (section or Config).model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= may_change(*marks, section=field.annotation, prefix=f"{prefix}{name}.")
-        elif field.json_schema_extra in marks:
-            found.add(prefix + name)
-    return frozenset(found)
-
-
-def completed(written: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration that was written by an earlier version, in which fields that are new since have their defaults."""
-    try:
-        return Config.model_validate(dict(written)).model_dump(mode="json")
-    except ValidationError:  # it names a field that is no more, which a comparison will tell
-        return written
+    NEVER = "never"
+    """The field decides what is learned, or what a score means. The default of a field without a mark."""
+    IN_TRAINING = "in training"
+    """When a training is resumed, but not within a study, whose scores would no longer compare."""
+    IN_STUDY = "in study"
+    """When a study or a training is resumed: nothing but rounding depends on the field. It says where the data are, what
+    happens to a damaged pair, or how a step is computed."""
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    may_change: ClassVar[MayChange] = MayChange.NEVER
+    """The mark of fields without one of their own."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -68,6 +46,32 @@ class Section(BaseModel):
         if isinstance(value, str) and field.annotation in (int, int | None):
             return _whole(value)
         return value
+
+
+def changeable(when: MayChange, section: type[Section] | None = None, prefix: str = "") -> frozenset[str]:
+    """Dotted names of the fields that may change in a resumed study, or in a resumed training.
+
+    Args:
+        when: ``MayChange.IN_STUDY``, or ``MayChange.IN_TRAINING``, which includes the former.
+        section: Whose fields; the whole configuration by default.
+        prefix: Of the names.
+    """
+    section, found = section or Config, set()
+    marks = {MayChange.IN_STUDY, when}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            found |= changeable(when, field.annotation, f"{prefix}{name}.")
+        elif next((mark for mark in field.metadata if isinstance(mark, MayChange)), section.may_change) in marks:
+            found.add(prefix + name)
+    return frozenset(found)
+
+
+def completed(written: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give a configuration that an earlier version wrote the defaults of the fields that were added since."""
+    try:
+        return Config.model_validate(dict(written)).model_dump(mode="json")
+    except ValidationError:  # it names a field that was removed since: a comparison shows it
+        return written
 
 
 def _whole(text: str) -> str | int:
@@ -94,11 +98,11 @@ class Synthetic(Section):
 class Data(Section):
     """Where the pairs come from and how they are prepared."""
 
-    path: str = Field("synthetic", min_length=1, json_schema_extra=ANY_RUN)
+    path: Annotated[str, MayChange.IN_STUDY] = Field("synthetic", min_length=1)
     """Folder of a BigEarthNet archive (v1 or v2, told apart by its files), or ``synthetic``."""
-    splits_dir: str | None = Field(None, json_schema_extra=ANY_RUN)
+    splits_dir: Annotated[str | None, MayChange.IN_STUDY] = None
     """Folder of ``train.csv``, ``val.csv``, ``test.csv`` (one S2 patch name a line) to use instead of the archive's."""
-    on_error: Literal["raise", "skip"] = Field("raise", json_schema_extra=ANY_RUN)
+    on_error: Annotated[Literal["raise", "skip"], MayChange.IN_STUDY] = "raise"
     """What a damaged pair does: end the run, or be reported and replaced by another of its batch."""
     max_train_pairs: int | None = Field(None, ge=1)
     """Pairs of the training split to use, drawn by ``train.seed``; null means all."""
@@ -291,7 +295,7 @@ class Optim(Section):
     """Decay rates of AdamW's moments, each in [0, 1)."""
     batch_size: int = Field(128, ge=1)
     """Pairs a step over all workers; the number of workers divides it."""
-    micro_batch_size: int | None = Field(None, ge=1, json_schema_extra=ANY_RUN)
+    micro_batch_size: Annotated[int | None, MayChange.IN_STUDY] = Field(None, ge=1)
     """Pairs that go through the network at once on each worker; null is the worker's whole share. Nothing but memory and
     time depends on it: gradients add up to those of the whole batch, and NT-Xent contrasts all of it."""
     warmup_epochs: int = Field(10, ge=0)
@@ -309,26 +313,26 @@ class Train(Section):
 
     epochs: int = Field(150, ge=1)
     """Passes over the training split."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", json_schema_extra=ANY_RUN)
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MayChange.IN_STUDY] = "auto"
     """Autocast type; auto is bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
-    compile: bool = Field(False, json_schema_extra=ANY_RUN)
+    compile: Annotated[bool, MayChange.IN_STUDY] = False
     """Fuse the transformer blocks by ``torch.compile``: each trial starts tens of seconds later; needs a C++ compiler."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order, flips and masks."""
-    checkpoint_every: int = Field(1, ge=1, json_schema_extra=ANY_RUN)
+    checkpoint_every: Annotated[int, MayChange.IN_STUDY] = Field(1, ge=1)
     """Epochs between checkpoints; the last epoch always writes one."""
 
 
 class Eval(Section):
     """The retrieval score of an epoch, within the validation split."""
 
-    every: int = Field(1, ge=1, json_schema_extra=TRAINING)
+    every: Annotated[int, MayChange.IN_TRAINING] = Field(1, ge=1)
     """Epochs between scores; the last epoch always has one."""
-    k: int = Field(10, ge=1, json_schema_extra=TRAINING)
+    k: Annotated[int, MayChange.IN_TRAINING] = Field(10, ge=1)
     """Retrieved scenes a query."""
-    batch_size: int = Field(256, ge=1, json_schema_extra=ANY_RUN)
+    batch_size: Annotated[int, MayChange.IN_STUDY] = Field(256, ge=1)
     """Pairs a batch when embedding."""
-    max_pairs: int | None = Field(4096, ge=4, json_schema_extra=TRAINING)
+    max_pairs: Annotated[int | None, MayChange.IN_TRAINING] = Field(4096, ge=4)
     """Validation pairs to use, drawn once by a fixed seed; null means all."""
 
 

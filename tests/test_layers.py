@@ -16,6 +16,7 @@ LAYERS = [
         "csmae.out_of_memory",
         "csmae.scratch",
         "csmae.sqlite",
+        "csmae.trial_status",
         "csmae.engine_logs",
     },
     {"csmae.storage", "csmae.model", "csmae.data", "csmae.tracking"},

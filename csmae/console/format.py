@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from csmae.trial_status import TrialStatus
+
 STATE_NAMES = {
-    "COMPLETE": "completed",
-    "PRUNED": "pruned",
-    "FAIL": "failed",
-    "RUNNING": "running",
-    "WAITING": "waiting",
+    TrialStatus.COMPLETE: "completed",
+    TrialStatus.PRUNED: "pruned",
+    TrialStatus.FAIL: "failed",
+    TrialStatus.RUNNING: "running",
+    TrialStatus.WAITING: "waiting",
 }
 """What users see for Optuna's trial states, in the order of the columns."""
 

@@ -17,11 +17,18 @@ from rich.text import Text
 
 from csmae.console.format import STATE_NAMES, format_duration, format_number, format_settings
 from csmae.console.progress import SearchProgress, TrialProgress
+from csmae.trial_status import TrialStatus
 from csmae.tuning.events import EpochReported, Event, TrialStarted, TrialWaiting
 
 LINE_WIDTH = 80
 
-STYLES = {"RUNNING": "cyan", "WAITING": "yellow", "COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
+STYLES = {
+    TrialStatus.RUNNING: "cyan",
+    TrialStatus.WAITING: "yellow",
+    TrialStatus.COMPLETE: "green",
+    TrialStatus.PRUNED: "yellow",
+    TrialStatus.FAIL: "red",
+}
 
 log = logging.getLogger(__name__)
 
@@ -90,14 +97,15 @@ class LiveView:
             return f"trial {event.number} epoch {event.epoch}/{trial.epochs}{value}"
         if isinstance(event, TrialWaiting):
             return f"trial {event.number} waits: {event.reason}"
-        state = STATE_NAMES[event.state] + (f" after epoch {trial.epoch}" if event.state == "PRUNED" else "")
+        state = STATE_NAMES[event.state] + (f" after epoch {trial.epoch}" if event.state is TrialStatus.PRUNED else "")
         detail = f": {event.reason}" if event.reason else f", {format_number(event.value)}"
         progress = f"{self._progress.num_ended}/{self._progress.num_trials}{self._format_remaining()}"
         return f"[{progress}] trial {event.number} {state}{detail}"
 
     def _format_counts(self) -> str:
         counts = ", ".join(
-            f"{self._progress.counts.get(state, 0)} {STATE_NAMES[state]}" for state in ("COMPLETE", "PRUNED", "FAIL")
+            f"{self._progress.counts.get(state, 0)} {STATE_NAMES[state]}"
+            for state in (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAIL)
         )
         return f"{self._progress.num_ended}/{self._progress.num_trials}: {counts}"
 

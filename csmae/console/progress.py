@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
 from csmae.trials.leaderboard import entries
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import state_of
+from csmae.trials.trial import status_of
 from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted, TrialWaiting
 
 NUM_ENDED = 8
@@ -28,8 +29,7 @@ class TrialProgress:
     """Epochs of the complete training."""
     epoch: int = 0
     """The last completed epoch."""
-    state: str = "RUNNING"
-    """Optuna's name."""
+    state: TrialStatus = TrialStatus.RUNNING
     value: float | None = None
     """The last value of the objective."""
     reason: str | None = None
@@ -48,7 +48,7 @@ class SearchProgress:
     """The first objective."""
     num_trials: int
     """Trials of the whole study, confirmations included."""
-    counts: Mapping[str, int]
+    counts: Mapping[TrialStatus, int]
     """Ended trials by state, those of earlier runs included."""
     best: TrialProgress | None
     """The trial that would be the champion now."""
@@ -70,7 +70,7 @@ class SearchProgress:
     def from_budget(cls, budget: Budget) -> SearchProgress:
         """Start with the trials of earlier runs."""
         trial_store = budget.trial_store
-        counts = Counter(state_of(trial) for trial in trial_store.trials() if trial.state.is_finished())
+        counts = Counter(status_of(trial) for trial in trial_store.trials() if trial.state.is_finished())
         search = trial_store.study.search
         confirmations = search.confirm.top * search.confirm.seeds if search.confirm else 0
         return cls(search.objective, search.num_trials + confirmations, counts, _best(trial_store), budget)
@@ -91,7 +91,7 @@ class SearchProgress:
             trial.epoch, trial.value = event.epoch, event.metrics.get(self.objective, trial.value)
             return False
         if isinstance(event, TrialWaiting):
-            trial.state, trial.reason = "WAITING", event.reason
+            trial.state, trial.reason = TrialStatus.WAITING, event.reason
             self._set_running(trial)
             return False
         return self._end(trial, event)
@@ -118,7 +118,7 @@ class SearchProgress:
         self.running, self.ended = tuple(self._others(trial.number)), (*self.ended, trial)[-NUM_ENDED:]
         self.num_ended_here, self.ended_epochs = self.num_ended_here + 1, self.ended_epochs + trial.epoch
         self.counts = {**self.counts, event.state: self.counts.get(event.state, 0) + 1}
-        if event.state != "COMPLETE":
+        if event.state is not TrialStatus.COMPLETE:
             return False
         before, self.best = self.best, _best(self.budget.trial_store)
         return self.best is not None and (before is None or before.number != self.best.number)
@@ -145,4 +145,6 @@ def _best(trial_store: TrialStore) -> TrialProgress | None:
     best = next(iter(entries(trial_store)), None)
     if best is None:
         return None
-    return TrialProgress(best.trial.number, trial_store.values(best.trial), 0, state="COMPLETE", value=best.mean)
+    return TrialProgress(
+        best.trial.number, trial_store.params(best.trial), 0, state=TrialStatus.COMPLETE, value=best.mean
+    )

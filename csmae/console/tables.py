@@ -10,15 +10,16 @@ import optuna
 from rich.table import Table
 from rich.text import Text
 
+from csmae.config import ConfigError
 from csmae.console.format import STATE_NAMES, format_number, format_settings
 from csmae.sensors import DIRECTIONS
-from csmae.trials.attributes import NOT_TRAINED
 from csmae.trials.database import open_storage, usable
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
+from csmae.trials.redefinition import check_format
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import study_names
-from csmae.trials.trial import last_values, state_of, was_started
+from csmae.trials.trial import last_values, status_of
 
 NUM_BEST = 5
 
@@ -65,7 +66,7 @@ def format_best_trials(trial_store: TrialStore) -> Table:
         elif entry.is_finalist:
             score = f"{score} (1 seed)"
         mark = "*" if has_front and trial.number in board.front else ""
-        settings = Text(format_settings(trial_store.values(trial)))
+        settings = Text(format_settings(trial_store.params(trial)))
         table.add_row(f"{mark}{trial.number}", score, *map(format_number, others), settings)
     return table
 
@@ -91,9 +92,13 @@ def format_studies(path: Path) -> Table:
     for name in study_names(path):
         with usable(path):
             study = optuna.load_study(study_name=name, storage=open_storage(path))
-            trials = [t for t in study.get_trials(deepcopy=False) if was_started(t) and NOT_TRAINED not in t.user_attrs]
+            try:
+                check_format(study, path)
+            except ConfigError:
+                table.add_row(Text(name), *6 * ("",), "another version of csmae")
+                continue
             board = leaderboard(study)
-        counts = Counter(map(state_of, trials))
+            counts = Counter(map(status_of, study.get_trials(deepcopy=False)))
         best = board.entries[0].mean if board.entries else None
         states = (str(counts[state]) for state in STATE_NAMES)
         table.add_row(Text(name), *states, format_number(best), Text(next(iter(board.objectives))))

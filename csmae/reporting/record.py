@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from csmae.tracking.outbox import OUTBOX, Event, TrackingError
+from csmae.trial_status import TrialStatus
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Trial:
     params: dict[str, Any]
     start_ms: int
     end_ms: int
-    state: str = "RUNNING"
+    state: TrialStatus = TrialStatus.RUNNING
     """COMPLETE, PRUNED, FAIL, or RUNNING for one that has not ended."""
     reason: str | None = None
     curves: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -58,11 +59,11 @@ class Ranking(Protocol):
         """Numbers of those that no other one beats in every objective."""
 
     @property
-    def repeats(self) -> Mapping[int, int]:
+    def confirms(self) -> Mapping[int, int]:
         """Repetitions: by number, the trial that each repeats with another seed."""
 
     @property
-    def broken(self) -> Mapping[int, tuple[str, ...]]:
+    def violated_constraints(self) -> Mapping[int, tuple[str, ...]]:
         """Constraints that a trial breaks, by its number."""
 
 
@@ -96,7 +97,7 @@ class StudyRecord:
         """Trials that can win, best first; without the trial store those that came to their end, by their last score."""
         if self.ranking:
             return [self.trials[number] for number in self.ranking.scores if number in self.trials]
-        done = [t for t in self.trials.values() if t.state == "COMPLETE" and math.isfinite(self.value(t))]
+        done = [t for t in self.trials.values() if t.state is TrialStatus.COMPLETE and math.isfinite(self.value(t))]
         return sorted(done, key=lambda trial: -self.sign * self.value(trial))
 
     @property
@@ -112,9 +113,9 @@ class StudyRecord:
         """What is special about a trial: that it repeats another one, breaks a constraint, or is on the Pareto front."""
         if self.ranking is None:
             return ""
-        if (repeated := self.ranking.repeats.get(trial.number)) is not None:
+        if (repeated := self.ranking.confirms.get(trial.number)) is not None:
             return f"repeats trial {repeated}"
-        if broken := self.ranking.broken.get(trial.number):
+        if broken := self.ranking.violated_constraints.get(trial.number):
             return f"breaks {', '.join(broken)}"
         return "Pareto front" if len(self.objectives) > 1 and trial.number in self.ranking.front else ""
 
@@ -175,9 +176,9 @@ def _add_to_trial(record: StudyRecord, number: int, event: Event) -> None:
     if event.kind in ("trial", "epoch", "end"):  # pictures and encoders come when all trials have ended
         trial.end_ms = max(trial.end_ms, event.time_ms)
     if event.kind == "trial":
-        trial.params, trial.state, trial.reason = body["params"], "RUNNING", None
+        trial.params, trial.state, trial.reason = body["params"], TrialStatus.RUNNING, None
     elif event.kind == "end":
-        trial.state, trial.reason = body["state"], body["reason"]
+        trial.state, trial.reason = TrialStatus(body["state"]), body["reason"]
     elif event.kind == "epoch":
         for name, value in body["metrics"].items():
             trial.curves.setdefault(name, {})[int(body["epoch"])] = value

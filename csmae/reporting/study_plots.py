@@ -17,12 +17,18 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from csmae.reporting.plots import BLUE, DPI, GREEN, GREY, ORANGE, RED, SKY, plain
 from csmae.reporting.record import StudyRecord, Trial
+from csmae.trial_status import TrialStatus
 
-LOOKS = {"COMPLETE": ("o", BLUE), "PRUNED": ("x", GREY), "RUNNING": ("^", ORANGE)}
+LOOKS = {TrialStatus.COMPLETE: ("o", BLUE), TrialStatus.PRUNED: ("x", GREY), TrialStatus.RUNNING: ("^", ORANGE)}
 """Mark and colour of a trial's state."""
 REPETITION, BROKEN = ("d", SKY, "repetition with another seed"), ("s", RED, "breaks a constraint")
 """Mark, colour and text of trials that cannot win though they came to their end."""
-STATES = {"COMPLETE": "trained to the end", "PRUNED": "stopped early", "RUNNING": "not ended", "FAIL": "failed"}
+STATES = {
+    TrialStatus.COMPLETE: "trained to the end",
+    TrialStatus.PRUNED: "stopped early",
+    TrialStatus.RUNNING: "not ended",
+    TrialStatus.FAIL: "failed",
+}
 COLOURS = "viridis"
 
 
@@ -48,10 +54,12 @@ def history_picture(record: StudyRecord) -> Figure:
     figure = Figure(figsize=(7.2, 3.8), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     _scatter(axes, record, lambda trial: trial.number)
-    failed = [t.number for t in record.trials.values() if t.state == "FAIL"]
+    failed = [t.number for t in record.trials.values() if t.state is TrialStatus.FAIL]
     if failed:
         low = axes.get_ylim()[0]
-        axes.plot(failed, [low] * len(failed), "|", color=RED, markersize=12, clip_on=False, label=STATES["FAIL"])
+        axes.plot(
+            failed, [low] * len(failed), "|", color=RED, markersize=12, clip_on=False, label=STATES[TrialStatus.FAIL]
+        )
     numbers = sorted(t.number for t in record.ranked())
     best = _best_so_far(record, [record.trials[number] for number in numbers])
     if best:
@@ -244,9 +252,9 @@ def _scatter(axes: Axes, record: StudyRecord, x_of: Callable[[Trial], float]) ->
 
 def _look(record: StudyRecord, trial: Trial) -> tuple[str, str, str]:
     """Mark, colour and text of a trial."""
-    if record.ranking and trial.number in record.ranking.repeats:
+    if record.ranking and trial.number in record.ranking.confirms:
         return REPETITION
-    if record.ranking and trial.number in record.ranking.broken:
+    if record.ranking and trial.number in record.ranking.violated_constraints:
         return BROKEN
     return (*LOOKS[trial.state], STATES[trial.state])
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from csmae.config import Section
+from csmae.config import MayChange, Section, changeable
 from csmae.settings import did_you_mean
 from csmae.study.metrics import COSTS, METRICS, SCORES
 
@@ -57,6 +57,9 @@ def _bounded(text: str) -> str:
     return text
 
 
+Constraint = Annotated[str, AfterValidator(_bounded)]
+
+
 class Confirm(Section):
     """The best configurations, trained again with other seeds: the champion is the best mean."""
 
@@ -69,11 +72,13 @@ class Confirm(Section):
 class Search(Section):
     """How the space is explored."""
 
-    objectives: dict[str, Direction] = Field({"val/f1_mean": "maximize"}, min_length=1)
+    may_change: ClassVar[MayChange] = MayChange.IN_STUDY
+
+    objectives: Annotated[dict[str, Direction], MayChange.NEVER] = Field({"val/f1_mean": "maximize"}, min_length=1)
     """Metrics that decide, each with its direction. The first one orders the trials where one order is needed;
     several make a Pareto front. ``val/recall_at_1`` needs no labels; ``cost/params`` and ``cost/flops`` are
     known before any training."""
-    constraints: dict[str, Annotated[str, AfterValidator(_bounded)]] = Field({})
+    constraints: Annotated[dict[str, Constraint], MayChange.NEVER] = Field({})
     """What a metric must keep to, such as ``cost/params: "<= 30e6"``. A configuration whose cost breaks one is not
     trained; one whose measured metrics break one cannot win. A loss term that a configuration does not compute, its weight
     being 0, breaks none."""
@@ -132,6 +137,12 @@ class Search(Section):
         if self.scheduler == "median" and len(self.objectives) > 1:
             raise ValueError("search.scheduler median compares one objective: use asha or hyperband for several")
         return self
+
+    def definition(self) -> dict[str, Any]:
+        """The settings that must stay the same when the study is resumed."""
+        fixed = self.model_dump(mode="json", exclude=set(changeable(MayChange.IN_STUDY, Search)))
+        goals = [f"{direction} {name}" for name, direction in self.objectives.items()]  # their order counts
+        return {**fixed, "objectives": goals}
 
     @property
     def objective(self) -> str:

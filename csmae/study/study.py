@@ -79,11 +79,9 @@ class Study:
         return self.resolve(next(self.starts(), {}))
 
     def definition(self) -> dict[str, Any]:
-        """What makes this study itself: another definition is another study."""
+        """What must stay the same when the study is resumed."""
         space = {name: str(domain) for name, domain in self.space.domains.items()}
-        goals = [f"{direction} {name}" for name, direction in self.search.objectives.items()]  # their order counts
-        search = {"objectives": goals, "constraints": self.search.constraints}
-        return {"base": self.resolve({}).model_dump(mode="json"), "space": space, "search": search}
+        return {"base": self.resolve({}).model_dump(mode="json"), "space": space, "search": self.search.definition()}
 
 
 def load_study(path: Path, name: str | None = None, assignments: list[str] | None = None) -> Study:

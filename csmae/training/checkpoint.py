@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csmae.config import ANY_RUN, TRAINING, Config, ConfigError, completed, may_change
+from csmae.config import Config, ConfigError, MayChange, changeable, completed
 from csmae.out_of_memory import is_out_of_memory
 from csmae.settings import flatten
 
@@ -114,7 +114,7 @@ def progress(folder: Path) -> tuple[int, int]:
 
 def _compare(path: Path, written: dict[str, Any], config: Config) -> None:
     before, now = dict(flatten(completed(written))), dict(flatten(config.model_dump(mode="json")))
-    free = may_change(ANY_RUN, TRAINING)
+    free = changeable(MayChange.IN_TRAINING)
     for name, value in now.items():
         if name not in free and before.get(name) != value:
             raise CheckpointError(

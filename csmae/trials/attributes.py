@@ -1,58 +1,75 @@
-"""User attributes that a study and its trials have in Optuna's database."""
+"""Names of the user attributes that a study and its trials have in Optuna's database."""
 
 from __future__ import annotations
 
-NOT_TRAINED = "not_trained"
-"""User attribute of a trial that was settled without training; it does not count as one of the study's trials."""
+# Attributes of a study.
 
+FORMAT = "format"
+"""Version of these attributes: ``STUDY_FORMAT``."""
 
-ORIGIN = "from"
-"""User attribute of a trial that was taken over: the study and the number it had there."""
+STUDY_FORMAT = 2
+"""Changes when an attribute is renamed or changes its meaning. Version 0.1.0 wrote none."""
 
+BASE = "base"
+"""The section ``base`` of the study file as written; a fork resolves the trials' configurations from it."""
 
-CONFIRMS = "confirms"
-"""User attribute of a trial that repeats another one, whose number it holds, with another seed.
-
-It ends as PRUNED, so that it is never Optuna's best trial; ``RESULT`` holds what came of it. Samplers do not see it.
-"""
-
-
-RESULT = "result"
-"""User attribute of a repetition that was trained to its end: its objectives."""
-
-
-FINALISTS = "finalists"
-"""User attribute of a study: numbers of the trials that were chosen to be trained again with other seeds."""
-
-
-CHAMPION = "champion"
-"""User attribute of a study: the trial that its last search named, its mean and its seeds. Optuna's own best trial knows of no mean."""
-
-
-MEASURED = "measured"
-"""User attribute of a trial: its last objectives and metrics under a constraint. Optuna keeps the first value that a
-constraint gets, so constraints are set when the trial ends, and a restart reads what they are judged by from here."""
-
-
-START = "start"
-"""User attribute of a trial that is never stopped early: a starting point, which it holds, or a repetition."""
-
-
-CUT = "cut"
-"""User attribute of a trial that waits because a budget cut it without a result: why. It resumes under its number."""
-
-
-SOURCES = "sources"
-"""User attribute of a study that got another definition: studies from which trials have yet to be taken over again."""
-
+DEFINITION = "definition"
+"""What makes the study itself, see ``Study.definition``."""
 
 CONFIRMING = "confirming"
-"""User attribute of a study: whether its last search trains the best trials again with other seeds."""
+"""Whether the last search confirms its best trials."""
 
+FINALISTS = "finalists"
+"""Numbers of the trials that were chosen for confirmation."""
 
-SPENT = {"runs_s", "gpu_s", "worker_s"}
-"""User attributes of a study and of its trials that say what they took (see ``Budget``)."""
+CHAMPION = "champion"
+"""The trial that the last search named, its mean and its seeds; Optuna's own best trial ignores confirmations."""
 
+SOURCES = "sources"
+"""Studies whose trials must be transferred again, because the study's definition changed."""
 
-EPOCH = "epoch "
-"""Prefix of user attributes, one an epoch, that hold several objectives: Optuna's own curves hold one value."""
+ELAPSED_S = "elapsed_s"
+"""Seconds that all runs of the study took."""
+
+# Attributes of a trial.
+
+REASON = "reason"
+"""Why the trial failed, was cut short or was rejected."""
+
+NOT_TRAINED = "not_trained"
+"""Marks a trial that ended without training; it does not count as one of the study's trials."""
+
+TRANSFERRED_FROM = "transferred_from"
+"""Study and number of the trial that this one is a copy of."""
+
+STARTING_POINT = "starting_point"
+"""The starting point that the trial trains. It is never stopped early."""
+
+CONFIRMS = "confirms"
+"""Number of the trial that this one repeats with another seed.
+
+A confirmation is never stopped early. It ends as PRUNED and has its objectives in ``RESULT``, so that it is never Optuna's
+best trial. Samplers do not see it.
+"""
+
+SEED = "seed"
+"""Seed of a confirmation."""
+
+RESULT = "result"
+"""Objectives of a confirmation that was trained to its last epoch."""
+
+LAST_METRICS = "last_metrics"
+"""Last values of the objectives and of the metrics under a constraint. Optuna keeps the first value of a constraint, so
+constraints are set when the trial ends; after a restart, the values come from here."""
+
+INTERRUPTED = "interrupted"
+"""Why a budget cut the trial short before its first score. It resumes under its number."""
+
+REJECTIONS = "rejections"
+"""Points that were proposed for the trial and rejected, as fields of ``Rejection``."""
+
+EPOCH_VALUES = "epoch_values/"
+"""Prefix of one attribute per epoch with several objectives: Optuna's own curves hold one value."""
+
+GPU_S, WORKER_S = "gpu_s", "worker_s"
+"""Seconds of all the trial's GPUs, or of its workers where they have none."""

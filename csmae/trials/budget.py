@@ -1,4 +1,4 @@
-"""What a study may spend and has spent, over all its runs."""
+"""What a study may use and has used, over all its runs."""
 
 from __future__ import annotations
 
@@ -7,86 +7,81 @@ import time
 import optuna
 
 from csmae.study.options import seconds
+from csmae.trials.attributes import ELAPSED_S, GPU_S, WORKER_S
 from csmae.trials.store import TrialStore
 
-ELAPSED_S = "runs_s"
-"""User attribute of a study: seconds that its runs took. Trials have ``gpu_s`` or ``worker_s``, of all their workers."""
-
 WRITE_EVERY_S = 10.0
-"""What a killed driver may forget."""
+"""Time that a killed driver may leave unrecorded."""
 
 
 class Budget:
-    """Counts from the moment it is made.
+    """Measures the time of the study's runs and of its trials' workers. Starts when it is created; lives in the driver.
 
     Args:
-        ledger: Of the study; what was spent is on record in it.
-        gpus_per_worker: Of a trial's workers; where they have none, workers are counted.
+        trial_store: The study's; holds what earlier runs used.
+        gpus_per_worker: Without GPUs, workers are counted.
     """
 
     def __init__(self, trial_store: TrialStore, gpus_per_worker: float = 0.0) -> None:
-        self.unit = "GPU" if gpus_per_worker else "worker"
-        self.trial_store, self._units = (
-            trial_store,
-            trial_store.study.search.workers_per_trial * (gpus_per_worker or 1.0),
-        )
-        self._name = f"{self.unit.lower()}_s"
-        self._runs = float(trial_store.optuna_study.user_attrs.get(ELAPSED_S, 0.0))
-        self._trials = sum(float(trial.user_attrs.get(self._name, 0.0)) for trial in trial_store.all_trials())
+        self.trial_store = trial_store
+        self.unit, self._attribute = ("GPU", GPU_S) if gpus_per_worker else ("worker", WORKER_S)
+        self._units_per_trial = trial_store.study.search.workers_per_trial * (gpus_per_worker or 1.0)
+        self._earlier_runs_s = float(trial_store.optuna_study.user_attrs.get(ELAPSED_S, 0.0))
+        self._recorded_s = sum(float(trial.user_attrs.get(self._attribute, 0.0)) for trial in trial_store.all_trials())
         self._start = self._written = time.monotonic()
         self._running: dict[int, tuple[optuna.Trial, float | None]] = {}
-        """By number, trials and since when their workers hold resources for which nothing was charged yet."""
+        """By number: the trial, and since when its workers hold resources that are not recorded yet."""
 
     def begin(self, trial: optuna.Trial) -> None:
-        """A trial begins; its workers have to wait for resources first."""
+        """Note that a trial starts; its workers wait for resources first."""
         self._running[trial.number] = trial, None
 
     def hold(self, trial: optuna.Trial, holding: bool) -> None:
-        """A trial's workers hold resources from now on, or no longer."""
-        self._charge(trial.number)
+        """Note that a trial's workers hold resources from now on, or no longer."""
+        self._record(trial.number)
         self._running[trial.number] = trial, time.monotonic() if holding else None
 
     def end(self, trial: optuna.Trial) -> None:
-        """A trial's workers are done with it."""
-        self._charge(trial.number)
+        """Note that a trial's workers have left it."""
+        self._record(trial.number)
         del self._running[trial.number]
 
     def tick(self) -> None:
-        """Write down now and then what is spent."""
+        """Write to the trial store if the last time was ``WRITE_EVERY_S`` ago."""
         if time.monotonic() - self._written > WRITE_EVERY_S:
             self.write()
 
     def write(self) -> None:
-        """Write down what the running trials and the study's runs took."""
+        """Write what the running trials and the study's runs used."""
         for number in self._running:
-            self._charge(number)
+            self._record(number)
         self.trial_store.optuna_study.set_user_attr(ELAPSED_S, self.seconds)
         self._written = time.monotonic()
 
-    def _charge(self, number: int) -> None:
+    def _record(self, number: int) -> None:
         trial, since = self._running[number]
         if since is None:
             return
         now = time.monotonic()
-        spent = (now - since) * self._units
-        trial.set_user_attr(self._name, float(trial.user_attrs.get(self._name, 0.0)) + spent)
-        self._running[number], self._trials = (trial, now), self._trials + spent
+        used = (now - since) * self._units_per_trial
+        trial.set_user_attr(self._attribute, float(trial.user_attrs.get(self._attribute, 0.0)) + used)
+        self._running[number], self._recorded_s = (trial, now), self._recorded_s + used
 
     @property
     def seconds(self) -> float:
-        """Time that the study's runs took, this one included."""
-        return self._runs + time.monotonic() - self._start
+        """Time of the study's runs, including this one."""
+        return self._earlier_runs_s + time.monotonic() - self._start
 
     @property
     def hours(self) -> float:
-        """GPU-hours, or worker-hours where there are no GPUs, the running trials included."""
+        """GPU-hours, or worker-hours without GPUs, including the running trials."""
         now = time.monotonic()
-        running = tuple(self._running.values())  # at once: the view's thread asks, too
-        open_s = sum(now - since for _, since in running if since is not None)
-        return (self._trials + open_s * self._units) / 3600
+        running = tuple(self._running.values())  # one atomic copy: the view's thread reads this too
+        unrecorded_s = sum(now - since for _, since in running if since is not None)
+        return (self._recorded_s + unrecorded_s * self._units_per_trial) / 3600
 
     def over(self) -> str | None:
-        """Which limit is reached, in words; None for none."""
+        """The limit that is reached, as a text; None if there is none."""
         search = self.trial_store.study.search
         if search.time_limit and self.seconds >= seconds(search.time_limit):
             return f"the time limit of {search.time_limit} is reached"

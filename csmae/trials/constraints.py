@@ -1,4 +1,4 @@
-"""Metrics that need no training, and by how much a metric breaks its constraint."""
+"""Metrics that are known without training, and by how much a metric breaks its constraint."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from csmae.study.options import bound
 
 
 def known_metrics(config: Config) -> dict[str, float]:
-    """Metrics of a configuration that need no training."""
-    spent = cost(config)
-    return {f"cost/{name}": float(value) for name, value in spent._asdict().items()}
+    """Metrics of a configuration that are known without training: its costs."""
+    return {f"cost/{name}": float(value) for name, value in cost(config)._asdict().items()}
 
 
-def violation(value: float, wanted: str) -> float:
-    """By how much a metric breaks its constraint; not positive where it keeps to it."""
-    sign, limit = bound(wanted)
+def violation(value: float, constraint: str) -> float:
+    """By how much a metric breaks its constraint, such as ``<= 30e6``; not positive if it satisfies it."""
+    sign, limit = bound(constraint)
     return value - limit if sign == "<=" else limit - value

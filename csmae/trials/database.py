@@ -1,4 +1,4 @@
-"""Optuna's database of studies in an SQLite file: how it is opened, and what is said of one that cannot be used."""
+"""Optuna's database of studies in an SQLite file, and one-line errors where it cannot be used."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from csmae.lock import opening
 from csmae.sqlite import sqlite_url
 
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
-"""What a database raises that is locked, damaged, or on a full disk. An ``OSError`` is of something else: a terminal, a file."""
+"""Errors of a database that is locked, damaged or on a full disk. An ``OSError`` has other causes: a terminal, a file."""
 
 
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
-    """The database of studies in a file; SQLite waits for half a minute where another process writes."""
+    """Open the database of studies in a file. SQLite waits up to half a minute for another process that writes."""
     quiet_optuna()
     with opening(path):
         return optuna.storages.RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 30}})
@@ -28,28 +28,25 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
 
 @contextmanager
 def usable(path: Path) -> Iterator[None]:
-    """Open a database and read from it.
+    """Turn errors of the database into one line, while the block opens and reads it.
 
     Raises:
-        ConfigError: It is locked, of another Optuna, damaged, or on a full disk.
+        ConfigError: The database is locked, damaged, on a full disk or written by another version of Optuna.
     """
     try:
         yield
-    except (
-        *DATABASE_ERRORS,
-        OSError,
-        RuntimeError,
-    ) as error:  # OSError: of its folder; RuntimeError: what Optuna says of another version's
+    # OSError: of its folder; RuntimeError: Optuna rejects another version's database with it
+    except (*DATABASE_ERRORS, OSError, RuntimeError) as error:
         raise ConfigError(unusable(path, error)) from None
 
 
 def unusable(path: Path, error: Exception) -> str:
-    """What to say of a database that cannot be used."""
+    """Describe an error of the database, and what to do."""
     reason = " ".join(str(error.__cause__ or error).partition("[SQL")[0].split())[:160]
     if "disk is full" in reason or "No space left" in reason:
-        return f"{path}: the disk is full: make room"
+        return f"{path}: the disk is full: free some space"
     if "locked" in reason:
-        return f"{path}: another process holds the database of studies: try again when it is done"
+        return f"{path}: another process holds the database of studies: try again when it has ended"
     if "no longer compatible" in reason:
         return (
             f"{path}: was written by another version of Optuna than {optuna.__version__}, which is installed: "

@@ -1,9 +1,9 @@
-"""Which trial is the best: decided here alone, from the trial store, for everything that names or shows one."""
+"""Which trial is the best. Everything that names or shows the best trial reads it here."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,27 +12,28 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
 from csmae.storage.layout import DATABASE
-from csmae.trials.attributes import CONFIRMING, CONFIRMS, FINALISTS, NOT_TRAINED
+from csmae.trial_status import TrialStatus
+from csmae.trials.attributes import CONFIRMING, FINALISTS
 from csmae.trials.database import open_storage, usable
-from csmae.trials.pareto import order
+from csmae.trials.pareto import as_scores, on_pareto_front, order
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import front, last_values, ranked, result_of, was_started
+from csmae.trials.trial import confirmed_number, is_cut_short, last_values, result_of, status_of
 
 
 @dataclass(frozen=True)
 class LeaderboardEntry:
-    """A configuration's place."""
+    """A configuration that can win."""
 
     trial: FrozenTrial
     """The trial that found it."""
     scores: tuple[float, ...]
-    """First objective: of the trial, then of its repetitions."""
+    """First objective: of the trial, then of its confirmations."""
     is_finalist: bool = False
-    """Whether it was chosen to be trained again with other seeds."""
+    """Whether it was chosen for confirmation."""
 
     @property
     def num_seeds(self) -> int:
-        """Trainings that the mean is over."""
+        """Number of trainings in the mean."""
         return len(self.scores)
 
     @property
@@ -48,70 +49,84 @@ class LeaderboardEntry:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """A study's trials as far as they can win, and why the others cannot."""
+    """The trials that can win, and why the others cannot."""
 
     objectives: Mapping[str, str]
-    """``maximize`` or ``minimize`` by name, the first one first."""
+    """``maximize`` or ``minimize`` by name, the first objective first."""
     entries: list[LeaderboardEntry]
     """Best first."""
+    ranked: list[FrozenTrial] = field(default_factory=list)
+    """The entries' trials by their own scores alone, best first."""
     front: frozenset[int] = frozenset()
-    """Numbers of those that no other one beats in every objective, by their own scores."""
-    repeats: Mapping[int, int] = field(default_factory=dict)
-    """Repetitions: by number, the trial that each repeats."""
-    broken: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    """Constraints that a trial breaks, by its number."""
+    """Numbers of the trials on the Pareto front, by their own scores."""
+    confirms: Mapping[int, int] = field(default_factory=dict)
+    """By number of a confirmation, the trial that it repeats."""
+    violated_constraints: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """By number of a trial, the constraints that it violates."""
 
     @property
     def scores(self) -> dict[int, tuple[float, ...]]:
-        """First objective of those that can win, over their seeds: by number, best first."""
-        return {standing.trial.number: standing.scores for standing in self.entries}
+        """By number, best first: the first objective of the trials that can win, over their seeds."""
+        return {entry.trial.number: entry.scores for entry in self.entries}
 
 
 def leaderboard(study: optuna.Study) -> Leaderboard:
-    """How the trials of a study stand.
+    """Rank the trials of a study.
 
-    Trials that keep to the constraints and came to their end stand by their scores, by Pareto front where there are
-    several objectives; where none came to its end, those that a budget cut short. Finalists, which are those chosen to
-    be trained again with other seeds, stand before all others, by the mean of the first objective over the seeds that each
-    has by now: so one that its repetition disproved gives way to one that is not repeated yet. Where the study no longer
-    confirms, all compare, with the mean over the seeds that each has in place of its own score.
+    Trials that were trained to their last epoch and violate no constraint can win; if there are none, those that a budget cut
+    short. They are ordered by their scores, with several objectives by Pareto front. Finalists come before all others, by the
+    mean of the first objective over the seeds that each has so far: one that its confirmation disproved falls behind one that
+    is not confirmed yet. If the study no longer confirms, every trial counts with its mean in place of its own score.
     """
-    trials = [t for t in study.get_trials(deepcopy=False) if _is_trained(t)]
-    repetitions = [trial for trial in trials if CONFIRMS in trial.user_attrs]
-    explored = [trial for trial in trials if CONFIRMS not in trial.user_attrs]
+    trials = [trial for trial in study.get_trials(deepcopy=False) if status_of(trial).is_trained]
+    confirms = {trial.number: number for trial in trials if (number := confirmed_number(trial)) is not None}
+    confirmations: dict[int, list[float]] = {}
+    for trial in trials:
+        if trial.number in confirms and (result := result_of(trial)) is not None:
+            confirmations.setdefault(confirms[trial.number], []).append(result[0])
     signs = [1 if direction is StudyDirection.MAXIMIZE else -1 for direction in study.directions]
-    again: dict[int, list[float]] = {}
-    for trial in repetitions:
-        if (result := result_of(trial)) is not None:
-            again.setdefault(trial.user_attrs[CONFIRMS], []).append(result[0])
-    named = {*study.user_attrs.get(FINALISTS, ()), *again}
-    found = [
-        LeaderboardEntry(t, (last_values(t)[0], *again.get(t.number, ())), t.number in named)
-        for t in ranked(explored, signs)
+    eligible = _eligible([trial for trial in trials if trial.number not in confirms])
+    own_scores = [as_scores(last_values(trial), signs) for trial in eligible]
+    ranked = [eligible[index] for index in order(own_scores)]
+    finalists = {*study.user_attrs.get(FINALISTS, ()), *confirmations}
+    entries = [
+        LeaderboardEntry(t, (last_values(t)[0], *confirmations.get(t.number, ())), t.number in finalists)
+        for t in ranked
     ]
     return Leaderboard(
-        dict(zip(study.metric_names or ["objective"], (d.name.lower() for d in study.directions), strict=False)),
-        _finalists_first(found, signs) if study.user_attrs.get(CONFIRMING, True) else _by_mean(found, signs),
-        frozenset(trial.number for trial in front(explored, signs)),
-        {trial.number: trial.user_attrs[CONFIRMS] for trial in repetitions},
-        {trial.number: names for trial in trials if (names := violated_constraints(trial))},
+        objectives=dict(
+            zip(study.metric_names or ["objective"], (d.name.lower() for d in study.directions), strict=False)
+        ),
+        entries=_finalists_first(entries, signs)
+        if study.user_attrs.get(CONFIRMING, True)
+        else _by_mean(entries, signs),
+        ranked=ranked,
+        front=frozenset(
+            trial.number for trial, on_front in zip(eligible, on_pareto_front(own_scores), strict=True) if on_front
+        ),
+        confirms=confirms,
+        violated_constraints={trial.number: names for trial in trials if (names := violated_constraints(trial))},
     )
 
 
-def _finalists_first(found: list[LeaderboardEntry], signs: list[int]) -> list[LeaderboardEntry]:
-    finalists = [standing for standing in found if standing.is_finalist]
-    finalists.sort(key=lambda standing: (-signs[0] * standing.mean, -standing.num_seeds))
-    return finalists + [standing for standing in found if not standing.is_finalist]
+def _eligible(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    kept = [trial for trial in trials if not violated_constraints(trial)]
+    return [t for t in kept if status_of(t) is TrialStatus.COMPLETE] or [t for t in kept if is_cut_short(t)]
 
 
-def _by_mean(found: list[LeaderboardEntry], signs: list[int]) -> list[LeaderboardEntry]:
-    values = [(standing.mean, *last_values(standing.trial)[1:]) for standing in found]
-    scores = [tuple(sign * value for sign, value in zip(signs, row, strict=True)) for row in values]
-    return [found[index] for index in order(scores)]
+def _finalists_first(entries: list[LeaderboardEntry], signs: list[int]) -> list[LeaderboardEntry]:
+    finalists = [entry for entry in entries if entry.is_finalist]
+    finalists.sort(key=lambda entry: (-signs[0] * entry.mean, -entry.num_seeds))
+    return finalists + [entry for entry in entries if not entry.is_finalist]
+
+
+def _by_mean(entries: list[LeaderboardEntry], signs: list[int]) -> list[LeaderboardEntry]:
+    scores = [as_scores((entry.mean, *last_values(entry.trial)[1:]), signs) for entry in entries]
+    return [entries[index] for index in order(scores)]
 
 
 def stored_leaderboard(folder: Path) -> Leaderboard | None:
-    """How the trials of the study in ``folder`` stand; None where there is no trial store beside it, or no such study in it.
+    """Rank the trials of the study in ``folder``; None if there is no trial store beside it, or no such study in the store.
 
     Raises:
         ConfigError: The trial store cannot be used.
@@ -131,10 +146,11 @@ def entries(trial_store: TrialStore) -> list[LeaderboardEntry]:
     return leaderboard(trial_store.optuna_study).entries
 
 
+def ranked(trial_store: TrialStore) -> list[FrozenTrial]:
+    """The trials of a study that can win, by their own scores alone, best first."""
+    return leaderboard(trial_store.optuna_study).ranked
+
+
 def violated_constraints(trial: FrozenTrial) -> tuple[str, ...]:
-    """Constraints that a trial breaks."""
+    """Constraints that a trial violates."""
     return tuple(name for name, over in trial.constraints.items() if over > 0)
-
-
-def _is_trained(trial: FrozenTrial) -> bool:
-    return was_started(trial) and NOT_TRAINED not in trial.user_attrs

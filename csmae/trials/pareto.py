@@ -1,4 +1,4 @@
-"""Which of several results is better: by value, by Pareto front where there are several objectives."""
+"""Orders results: by value, with several objectives by Pareto front."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 
+def as_scores(values: Sequence[float], signs: Sequence[int]) -> tuple[float, ...]:
+    """Turn objectives into scores, of which larger is better.
+
+    Args:
+        values: One per objective.
+        signs: For each, 1 if larger is better, else -1.
+    """
+    return tuple(sign * value for sign, value in zip(signs, values, strict=True))
+
+
 def pareto_ranks(scores: Sequence[Sequence[float]]) -> np.ndarray:
-    """Non-dominated rank of each result, larger scores being better: 0 for those that no other one dominates.
+    """Compute the non-dominated rank of each result, larger scores being better: 0 if no other result dominates it.
 
     Source: NSGA-II (Deb et al., 2002), section III.
     """
@@ -25,7 +35,7 @@ def pareto_ranks(scores: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def on_pareto_front(scores: Sequence[Sequence[float]]) -> list[bool]:
-    """For each result whether no other one is better: with one objective the largest, with several the first front."""
+    """Say of each result whether no other one is better: with one objective the largest, with several the first front."""
     points = np.asarray(scores, dtype=float)
     if not scores or points.shape[1] == 1:
         return [bool(value == points.max()) for value in points.ravel()]
@@ -33,17 +43,17 @@ def on_pareto_front(scores: Sequence[Sequence[float]]) -> list[bool]:
 
 
 def _dominates(points: np.ndarray) -> np.ndarray:
-    """Whether the row's point is at least the column's in all objectives and larger in one."""
+    """Whether the row's point is at least as large as the column's in all objectives and larger in one."""
     smaller = np.zeros((len(points),) * 2, dtype=bool)
     larger = np.zeros_like(smaller)
-    for column in points.T:  # one objective at a time: no array of pairs by objectives
+    for column in points.T:  # one objective at a time, to avoid an array of pairs by objectives
         smaller |= column[:, None] < column
         larger |= column[:, None] > column
     return larger & ~smaller
 
 
 def crowding_distance(scores: Sequence[Sequence[float]]) -> np.ndarray:
-    """How alone each result stands on its front; infinite at the ends. Source: NSGA-II, section III-B."""
+    """Compute how isolated each result is on its front; infinite at the ends. Source: NSGA-II, section III-B."""
     points = np.asarray(scores, dtype=float).reshape(len(scores), -1)
     distance = np.zeros(len(points))
     for column in points.T:
@@ -56,21 +66,21 @@ def crowding_distance(scores: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def order(scores: Sequence[Sequence[float]]) -> list[int]:
-    """Indices, best first: by front, within the first front of several objectives by the first objective."""
+    """Indices of the results, best first: by front, and within a front by the first objective."""
     single = not scores or len(scores[0]) == 1
     ranks = [0] * len(scores) if single else pareto_ranks(scores).tolist()
     return sorted(range(len(scores)), key=lambda index: (ranks[index], -scores[index][0]))
 
 
 def num_better(scores: Sequence[Sequence[float]], index: int) -> int:
-    """Results that go before one: those of a better front, and on its own front those that stand more alone.
+    """Count the results that are better than one: those of a better front, and the more isolated ones of its own front.
 
-    With one objective those with a larger score.
+    With one objective, those with a larger score.
     """
     if len(scores[index]) == 1:
         return int((np.asarray(scores)[:, 0] > scores[index][0]).sum())
     ranks = pareto_ranks(scores)
     mates = np.flatnonzero(ranks == ranks[index])
-    alone = crowding_distance([scores[int(mate)] for mate in mates])
-    own = alone[mates == index][0]
-    return int((ranks < ranks[index]).sum() + (alone > own).sum())
+    isolation = crowding_distance([scores[int(mate)] for mate in mates])
+    own = isolation[mates == index][0]
+    return int((ranks < ranks[index]).sum() + (isolation > own).sum())

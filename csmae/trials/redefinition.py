@@ -1,28 +1,103 @@
-"""What a study was started as, beside what its file says now."""
+"""Opening a study in the database, and what happens if its definition has changed since it was started."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from csmae.config import ANY_RUN, completed, may_change
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from csmae.config import ConfigError, MayChange, changeable, completed
 from csmae.settings import flatten
+from csmae.study.options import Search
+from csmae.study.study import Study
+from csmae.trial_status import TrialStatus
+from csmae.trials.attributes import (
+    BASE,
+    CONFIRMING,
+    DEFINITION,
+    ELAPSED_S,
+    FORMAT,
+    GPU_S,
+    NOT_TRAINED,
+    REASON,
+    SOURCES,
+    STUDY_FORMAT,
+    TRANSFERRED_FROM,
+    WORKER_S,
+)
+from csmae.trials.database import open_storage
+from csmae.trials.trial import curve, status_of
+
+
+def open_study(study: Study, database: Path, has_checkpoint: Callable[[int], bool]) -> optuna.Study:
+    """Open a study in the database, or create it.
+
+    As long as none of its trials was trained, a study accepts every change of its definition.
+
+    Args:
+        study: The study file.
+        database: SQLite file; the study's folder is beside it.
+        has_checkpoint: Whether the trial of this number has a checkpoint.
+
+    Raises:
+        ConfigError: The study was trained with another definition, or by another program or version.
+    """
+    storage, path = open_storage(database), database.parent / study.name / "redefinition.json"
+    opened = _load_or_create(study, storage)
+    trials, before = opened.get_trials(deepcopy=False), opened.user_attrs.get(DEFINITION)
+    preserved = PreservedState.read(path)  # left by a driver that was killed during a change
+    check_format(opened, database)
+    if preserved is None and before is None and trials:
+        raise ConfigError(f"study {study.name!r} in {database} was not created by this program: use --name")
+    if preserved is None and before and (lines := list(differences(before, study.definition()))):
+        if any(_was_trained(trial, has_checkpoint) for trial in trials):
+            raise ConfigError(
+                f"study {study.name!r} in {database} was started with a different definition: {'; '.join(lines)}: "
+                "use --fork NEW to start a study that takes over the trials that still fit"
+            )
+        preserved = PreservedState.of(opened)
+        preserved.write(path)
+    if preserved:
+        opened = _recreate(study, storage, preserved)
+        shutil.rmtree(path.parent / "trials", ignore_errors=True)
+        path.unlink()
+    _write_definition(opened, study)
+    return opened
+
+
+def check_format(opened: optuna.Study, database: Path) -> None:
+    """Reject a study whose attributes this version does not read.
+
+    Raises:
+        ConfigError: Another version created the study.
+    """
+    attributes = opened.user_attrs
+    if DEFINITION in attributes and attributes.get(FORMAT) != STUDY_FORMAT:
+        version = "an incompatible version of csmae" if FORMAT in attributes else "csmae 0.1.0"
+        raise ConfigError(
+            f"study {opened.study_name!r} in {database} was created by {version}: "
+            "use that version for it, or start a new study with --name"
+        )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What changed between two definitions that makes another study of it, one text a name.
+    """List the differences between two definitions of a study that make its trials incomparable, one text per name.
 
     Args:
-        before: As written, perhaps by an earlier version: fields that it lacks have their defaults.
-        now: Of the study's file.
+        before: As stored, possibly by an earlier version: fields that it lacks have their defaults.
+        now: The study file's.
     """
-    old = dict(flatten({**before, "base": completed(before["base"])}))
+    search = {**Search().definition(), **before["search"]}
+    old = dict(flatten({**before, "base": completed(before["base"]), "search": search}))
     new = dict(flatten(json.loads(json.dumps(now))))
-    free = {f"base.{name}" for name in may_change(ANY_RUN)}
+    free = {f"base.{name}" for name in changeable(MayChange.IN_STUDY)}
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name) and name not in free:
             yield f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
@@ -30,18 +105,33 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
 
 @dataclass(frozen=True)
 class PreservedState:
-    """What a study keeps when it gets another definition; a file holds it until all of it is in the database again.
+    """What a study keeps when it is created again with another definition.
 
-    Optuna deletes and creates a study in two steps, and a process may be killed between them.
+    Optuna never changes a study's directions or a parameter's choices, so the study is deleted and created again. A file
+    holds this state meanwhile, because the process may be killed between the two steps.
     """
 
     attributes: dict[str, Any]
     """User attributes of the study."""
     trials: list[dict[str, Any]]
-    """User attributes of its trials, in order of their numbers."""
+    """User attributes of its trials, in the order of their numbers: trackers know the numbers of trials that were started."""
+
+    @classmethod
+    def of(cls, opened: optuna.Study) -> PreservedState:
+        """The used numbers and resources, and the studies whose trials must be transferred again."""
+        trials, attributes = opened.get_trials(deepcopy=False), opened.user_attrs
+        transferred = {
+            trial.user_attrs[TRANSFERRED_FROM][0] for trial in trials if TRANSFERRED_FROM in trial.user_attrs
+        }
+        kept = {SOURCES: sorted(transferred | set(attributes.get(SOURCES, ())))}
+        if ELAPSED_S in attributes:
+            kept[ELAPSED_S] = attributes[ELAPSED_S]
+        unused = (TrialStatus.TRANSFERRED, TrialStatus.ENQUEUED)
+        num_used = max((trial.number + 1 for trial in trials if status_of(trial) not in unused), default=0)
+        return cls(kept, [_placeholder(trial) for trial in trials[:num_used]])
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         draft = path.with_suffix(".new")
         with draft.open("w", encoding="utf-8") as file:
             json.dump(asdict(self), file)
@@ -51,5 +141,52 @@ class PreservedState:
 
     @classmethod
     def read(cls, path: Path) -> PreservedState | None:
-        """Read the file; None where there is none."""
+        """Read the file; None if there is none."""
         return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def _placeholder(trial: FrozenTrial) -> dict[str, Any]:
+    """User attributes of the trial that takes another one's number: why it has no result, and the resources that it used."""
+    used = {name: trial.user_attrs[name] for name in (GPU_S, WORKER_S) if name in trial.user_attrs}
+    reason = trial.user_attrs.get(REASON, "the study file changed before the trial was trained")
+    return {NOT_TRAINED: True, REASON: reason, **used}
+
+
+def _load_or_create(study: Study, storage: optuna.storages.BaseStorage) -> optuna.Study:
+    directions = list(study.search.objectives.values())
+    return optuna.create_study(storage=storage, study_name=study.name, directions=directions, load_if_exists=True)
+
+
+def _recreate(study: Study, storage: optuna.storages.BaseStorage, preserved: PreservedState) -> optuna.Study:
+    optuna.delete_study(study_name=study.name, storage=storage)
+    created = _load_or_create(study, storage)
+    _write_definition(created, study)
+    for key, value in preserved.attributes.items():
+        created.set_user_attr(key, value)
+    for attributes in preserved.trials:
+        created.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=attributes))
+    return created
+
+
+def _write_definition(opened: optuna.Study, study: Study) -> None:
+    if list(opened.metric_names or []) != list(study.search.objectives):
+        opened.set_metric_names(list(study.search.objectives))
+    attributes = {
+        FORMAT: STUDY_FORMAT,  # before the definition, which is never without it
+        BASE: dict(study.base),
+        DEFINITION: study.definition(),
+        CONFIRMING: study.search.confirm is not None,
+    }
+    for name, value in attributes.items():
+        if opened.user_attrs.get(name) != json.loads(json.dumps(value)):
+            opened.set_user_attr(name, value)
+
+
+def _was_trained(trial: FrozenTrial, has_checkpoint: Callable[[int], bool]) -> bool:
+    """Whether a trial has a score, or a checkpoint from which it resumes."""
+    status = status_of(trial)
+    if not status.is_trained:
+        return False
+    if status in (TrialStatus.COMPLETE, TrialStatus.PRUNED) or curve(trial):
+        return True
+    return status is not TrialStatus.FAIL and has_checkpoint(trial.number)

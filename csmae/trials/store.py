@@ -1,11 +1,9 @@
-"""The study's truth: Optuna's record of every trial, in a database that outlives the search."""
+"""The trial store: every trial of a study in Optuna's database, which outlives the search."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +16,34 @@ from csmae.storage.manifest import Files
 from csmae.storage.object_store import reason, retry
 from csmae.study.study import Study
 from csmae.study.values import Value
+from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import (
     CHAMPION,
-    CONFIRMING,
     CONFIRMS,
-    CUT,
-    EPOCH,
+    EPOCH_VALUES,
     FINALISTS,
-    MEASURED,
+    INTERRUPTED,
+    LAST_METRICS,
     NOT_TRAINED,
-    ORIGIN,
+    REASON,
     RESULT,
+    SEED,
     SOURCES,
-    SPENT,
-    START,
+    STARTING_POINT,
 )
-from csmae.trials.database import open_storage, usable
-from csmae.trials.redefinition import PreservedState, differences
-from csmae.trials.trial import Values, curve, front, ranked, waits, was_cut_short, was_started
+from csmae.trials.database import usable
+from csmae.trials.optuna_private import frozen_trial, put_on_hold, start_trial
+from csmae.trials.redefinition import open_study
+from csmae.trials.trial import Values, confirmed_number, curve, is_cut_short, status_of
 
 
 class TrialStore:
-    """One study's trials.
+    """One study's trials. Lives in the driver, which is the only writer.
 
     Args:
-        study: Opened under its name, or made.
-        storage: Folder of ``studies.db``, which many studies share, and of their own folders.
-        files: Where the trials' files are, if not in that folder.
+        study: Opened under its name, or created.
+        storage: Folder of ``studies.db``, which many studies share, and of each study's own folder.
+        files: The trials' files if they are in an object store.
 
     Raises:
         ConfigError: The database cannot be used, or holds a study of this name with another definition.
@@ -54,59 +53,17 @@ class TrialStore:
         self.study, self.path, self.files = study, storage.absolute() / DATABASE, files
         with usable(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            database = open_storage(self.path)
-            self.optuna_study = self._open(database)
-            self._define(database)
+            self.optuna_study = open_study(study, self.path, self._has_checkpoint)
             self._enqueue_starting_points()
-            self._settle_repetitions()
-            self._left = [trial for trial in self.all_trials() if trial.state is TrialState.RUNNING or waits(trial)]
+            self._reject_enqueued_confirmations()
+            self._interrupted = [
+                trial
+                for trial in self.all_trials()
+                if trial.state is TrialState.RUNNING or status_of(trial) is TrialStatus.WAITING
+            ]
 
-    def _open(self, storage: optuna.storages.BaseStorage) -> optuna.Study:
-        directions = list(self.study.search.objectives.values())
-        return optuna.create_study(
-            storage=storage, study_name=self.study.name, directions=directions, load_if_exists=True
-        )
-
-    def _define(self, storage: optuna.storages.BaseStorage) -> None:
-        """Write what a study is, where it is new or nothing of it was trained; else compare with what it was started as."""
-        study, written = self.study, self.optuna_study.user_attrs.get("definition")
-        kept = PreservedState.read(self._kept_path)  # of a driver that was killed meanwhile
-        if written is None and kept is None and self.all_trials():
-            raise ConfigError(f"study {study.name!r} in {self.path} was not created by this program: use --name")
-        lines = list(differences(written, study.definition())) if written and kept is None else []
-        if lines and any(map(self._was_trained, self.all_trials())):
-            raise ConfigError(
-                f"study {study.name!r} in {self.path} was started with a different definition: {'; '.join(lines)}: "
-                "use --fork NEW to begin a study that takes over what still fits"
-            )
-        if lines:
-            kept = self._kept()
-            kept.write(self._kept_path)
-        if kept:
-            self._make_anew(storage, kept)
-        self._write_definition()
-
-    def _write_definition(self) -> None:
-        study = self.study
-        if list(self.optuna_study.metric_names or []) != list(study.search.objectives):
-            self.optuna_study.set_metric_names(list(study.search.objectives))
-        confirms = study.search.confirm is not None
-        for name, value in (("said", dict(study.base)), ("definition", study.definition()), (CONFIRMING, confirms)):
-            if self.optuna_study.user_attrs.get(name) != json.loads(json.dumps(value)):
-                self.optuna_study.set_user_attr(name, value)
-
-    def _was_trained(self, trial: FrozenTrial) -> bool:
-        """Whether a trial has a score, or a checkpoint from which it goes on."""
-        if NOT_TRAINED in trial.user_attrs:
-            return False
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or curve(trial):
-            return True
-        goes_on = trial.state is TrialState.RUNNING or waits(trial)
-        return goes_on and self._has_files(self.run_dir(trial.number))
-
-    def _has_files(self, run_dir: Path) -> bool:
-        """Whether a trial has a checkpoint, in the folder or in the bucket."""
-        files = self.files
+    def _has_checkpoint(self, number: int) -> bool:
+        run_dir, files = self.run_dir(number), self.files
         if files is None:
             return (run_dir / "checkpoint.pt").exists()
         try:
@@ -114,233 +71,189 @@ class TrialStore:
         except OSError as error:
             raise ConfigError(f"--storage {files.bucket.url}: {reason(error)}: run again when it does") from None
 
-    @property
-    def _kept_path(self) -> Path:
-        return self.folder / "redefinition.json"
-
-    def _kept(self) -> PreservedState:
-        """What stays: what the study took so far, and the numbers of trials that were begun in vain, for trackers know these."""
-        old, attributes = self.all_trials(), self.optuna_study.user_attrs
-        sources = {trial.user_attrs[ORIGIN][0] for trial in old if ORIGIN in trial.user_attrs} | {*self.sources}
-        num_used = max((trial.number + 1 for trial in old if _uses_number(trial)), default=0)
-        spent = {key: attributes[key] for key in SPENT & attributes.keys()}
-        return PreservedState(spent | {SOURCES: sorted(sources)}, [_placeholder(trial) for trial in old[:num_used]])
-
-    def _make_anew(self, storage: optuna.storages.BaseStorage, kept: PreservedState) -> None:
-        """Make Optuna's study once more, for it never changes its directions or the choices of a parameter."""
-        optuna.delete_study(study_name=self.study.name, storage=storage)
-        self.optuna_study = self._open(storage)
-        self._write_definition()
-        for key, value in kept.attributes.items():
-            self.optuna_study.set_user_attr(key, value)
-        for attributes in kept.trials:
-            self.optuna_study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=attributes))
-        shutil.rmtree(self.run_dir(0).parent, ignore_errors=True)
-        self._kept_path.unlink()
-
-    @property
-    def sources(self) -> list[str]:
-        """Studies from which trials have yet to be taken over again, for this one got another definition since."""
-        return list(self.optuna_study.user_attrs.get(SOURCES, []))
-
-    def drop_source(self, name: str) -> None:
-        """Note that what fits was taken over from a study, or that nothing can be."""
-        if name in self.sources:
-            self.optuna_study.set_user_attr(SOURCES, [source for source in self.sources if source != name])
-
     def _enqueue_starting_points(self) -> None:
-        """Put the starting points in line, once each: a study that goes on may name further ones."""
-        there = [trial.user_attrs[START] for trial in self.all_trials() if START in trial.user_attrs]
+        """Enqueue the starting points, each once: a resumed study may name further ones."""
+        known = [trial.user_attrs[STARTING_POINT] for trial in self.all_trials() if STARTING_POINT in trial.user_attrs]
         for point in self.study.starts():
-            if point not in there:
-                there.append(point)
-                self.enqueue(point, start=point)
+            if point not in known:
+                known.append(point)
+                self.enqueue(point, **{STARTING_POINT: point})
 
-    def _settle_repetitions(self) -> None:
-        """Take repetitions out of line that a killed driver put there: the best may be others by now."""
-        for trial in self._queued():
-            if CONFIRMS in trial.user_attrs and not waits(trial):
-                self.reject(self._begin(trial), "not begun", steer=False)
+    def _reject_enqueued_confirmations(self) -> None:
+        """Reject confirmations that a killed driver enqueued: the best trials may be others by now."""
+        for trial in self._enqueued():
+            if confirmed_number(trial) is not None:
+                self.reject(start_trial(self.optuna_study, trial), "not started")
 
-    # What there is.
+    # Where the files are.
 
     @property
     def folder(self) -> Path:
-        """Of the study."""
+        """The study's folder."""
         return self.path.parent / self.study.name
 
     def run_dir(self, number: int) -> Path:
-        """Of a trial."""
+        """A trial's folder."""
         return self.folder / "trials" / str(number)
 
     def encoder_dir(self, number: int) -> Path:
-        """Of a trial, where it has left its encoder."""
+        """The folder of a trial's encoder, if it saved one."""
         return self.run_dir(number) / "encoder"
 
+    # Reading.
+
     def all_trials(self) -> list[FrozenTrial]:
-        """Everything that Optuna knows, in order of the numbers."""
+        """All trials in the database, in the order of their numbers."""
         return self.optuna_study.get_trials(deepcopy=False)
 
     def trials(self) -> list[FrozenTrial]:
-        """Trials that were or are trained by this study, in order of their numbers."""
-        return [t for t in self.all_trials() if t.state is not TrialState.WAITING and NOT_TRAINED not in t.user_attrs]
+        """Trials that this study trained or trains, in the order of their numbers."""
+        found = ((trial, status_of(trial)) for trial in self.all_trials())
+        return [trial for trial, status in found if status.is_trained and status is not TrialStatus.WAITING]
 
     def explored(self) -> list[FrozenTrial]:
-        """Trials that count as the study's: those trained, without the repetitions that confirm."""
-        return [trial for trial in self.trials() if CONFIRMS not in trial.user_attrs]
+        """Trials that count towards ``search.num_trials``: all of ``trials()`` except confirmations."""
+        return [trial for trial in self.trials() if confirmed_number(trial) is None]
+
+    def curves(self) -> Iterator[tuple[int, dict[int, Values]]]:
+        """Each trial's number and its objectives by epoch, oldest trial first, without confirmations."""
+        for trial in self.all_trials():
+            if confirmed_number(trial) is None:
+                yield trial.number, curve(trial)
+
+    def params(self, trial: FrozenTrial) -> dict[str, Value]:
+        """A trial's parameters as the study file writes them."""
+        return self.study.space.decode(trial.params)
+
+    def last_metrics(self, trial: optuna.Trial) -> Mapping[str, float]:
+        """The metrics that ``record_last_metrics`` wrote last; empty if it wrote none."""
+        found: Mapping[str, float] = frozen_trial(trial).user_attrs.get(LAST_METRICS, {})
+        return found
+
+    def has_result(self, trial: optuna.Trial) -> bool:
+        """Whether a trial that is cut short now has a result: it has a score, and a confirmation needs all its epochs."""
+        return confirmed_number(trial) is None and bool(curve(frozen_trial(trial)))
+
+    def num_confirmations(self, number: int) -> int:
+        """Confirmations of a trial that run or ended; one that a budget cut short does not count."""
+        confirmations = (trial for trial in self.trials() if confirmed_number(trial) == number)
+        return sum(not is_cut_short(trial) for trial in confirmations)
+
+    # Starting trials.
+
+    def enqueue(self, point: Mapping[str, Any], **attributes: Any) -> None:
+        """Enqueue a point: it is tried before the sampler proposes further ones."""
+        self.optuna_study.enqueue_trial(self.study.space.encode(point), user_attrs=attributes)
+
+    @property
+    def has_enqueued(self) -> bool:
+        """Whether there are enqueued points."""
+        return bool(self._enqueued())
+
+    def _enqueued(self) -> list[FrozenTrial]:
+        waiting = self.optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        return [trial for trial in waiting if status_of(trial) is TrialStatus.ENQUEUED]
+
+    def ask(self) -> optuna.Trial:
+        """Start the first enqueued trial, or a new one whose parameters the sampler proposes."""
+        return self.optuna_study.ask()
+
+    def start_confirmation(self, trial: FrozenTrial, seed: int) -> optuna.Trial:
+        """Start a trial at another one's point with another seed."""
+        self.enqueue(self.params(trial), **{CONFIRMS: trial.number, SEED: seed})
+        return start_trial(self.optuna_study, self._enqueued()[-1])  # the first may be a starting point
 
     @property
     def num_interrupted(self) -> int:
-        """Trials that were left in the middle, by an earlier driver, its budget or a lost slot, and not yet taken up again."""
-        return len(self._left)
-
-    @property
-    def has_queued(self) -> bool:
-        """Whether points are put in line and not yet proposed."""
-        return bool(self._queued())
-
-    def _queued(self) -> list[FrozenTrial]:
-        return self.optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-
-    def curves(self) -> Iterator[tuple[int, dict[int, Values]]]:
-        """Each trial's number and its objectives by epoch, oldest trial first; repetitions left aside."""
-        for trial in self.all_trials():
-            if CONFIRMS not in trial.user_attrs:
-                yield trial.number, curve(trial)
-
-    def ranked(self) -> list[FrozenTrial]:
-        """Trials trained to their end that keep to the constraints, best first; by Pareto front for several objectives.
-
-        Where none came to its end, those that the budget cut short.
-        """
-        return ranked(self.explored(), self.study.search.signs)
-
-    def front(self) -> list[FrozenTrial]:
-        """Those of the ranked trials that no other one beats in every objective."""
-        return front(self.explored(), self.study.search.signs)
-
-    def record_finalists(self, top: int) -> list[FrozenTrial]:
-        """The best trials by now, on record as those that are trained again; those named before stay so."""
-        best = self.ranked()[:top]
-        before = self.optuna_study.user_attrs.get(FINALISTS, [])
-        if new := [trial.number for trial in best if trial.number not in before]:
-            self.optuna_study.set_user_attr(FINALISTS, [*before, *new])
-        return best
-
-    def record_champion(self, number: int, mean: float, num_seeds: int) -> None:
-        """Put on record whom the search names, for those who look at Optuna's study."""
-        self.optuna_study.set_user_attr(CHAMPION, {"trial": number, "mean": mean, "seeds": num_seeds})
-
-    def num_repetitions(self, number: int) -> int:
-        """Repetitions of a trial that run or are over; one that a budget cut short has to be made up for."""
-        again = (trial for trial in self.trials() if trial.user_attrs.get(CONFIRMS) == number)
-        return sum(not was_cut_short(trial) for trial in again)
-
-    # What happens.
-
-    def enqueue(self, point: Mapping[str, Any], **attributes: Any) -> None:
-        """Put a point in line: it is proposed before any of the sampler's own."""
-        self.optuna_study.enqueue_trial(self.study.space.encode(point), user_attrs=attributes)
+        """Trials that were interrupted, by the end of a run, a budget or a lost worker group, and have not been resumed."""
+        return len(self._interrupted)
 
     def next_interrupted(self) -> optuna.Trial:
-        """The first trial that was left in the middle."""
-        return self._begin(self._left.pop(0))
+        """Resume the first interrupted trial."""
+        return start_trial(self.optuna_study, self._interrupted.pop(0))
 
     def requeue(self, trial: optuna.Trial) -> None:
-        """Leave a trial in the middle, to be taken up again by this driver."""
-        self._left.append(self.frozen(trial))
+        """Have a running trial resumed later in this run."""
+        self._interrupted.append(frozen_trial(trial))
 
-    def next(self) -> optuna.Trial:
-        """A new trial: the first in line; where nobody is, one whose values the sampler draws."""
-        return self.optuna_study.ask()
-
-    def repeat(self, trial: FrozenTrial, seed: int) -> optuna.Trial:
-        """A new trial at another one's point, with another seed."""
-        self.enqueue(self.values(trial), start=True, confirms=trial.number, seed=seed)
-        return self._begin(self._queued()[-1])  # the first in line may be a starting point that was never come to
-
-    def _begin(self, waiting: FrozenTrial) -> optuna.Trial:
-        self.optuna_study._storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
-        return optuna.Trial(self.optuna_study, waiting._trial_id)
+    # Recording.
 
     def record_epoch(self, trial: optuna.Trial, epoch: int, values: Values) -> None:
-        """Write down an epoch's objectives; values that are not finite leave no trace."""
+        """Record an epoch's objectives, unless one is not finite."""
         if not all(map(math.isfinite, values)):
             return
         if len(values) == 1:
             trial.report(values[0], epoch)
         else:
-            trial.set_user_attr(f"{EPOCH}{epoch}", values)
+            trial.set_user_attr(f"{EPOCH_VALUES}{epoch}", values)
 
-    def record_measured(self, trial: optuna.Trial, metrics: Mapping[str, float]) -> None:
-        """Write down the metrics by which a trial is judged when it ends; nothing in a study without constraints."""
+    def record_last_metrics(self, trial: optuna.Trial, metrics: Mapping[str, float]) -> None:
+        """Record the metrics that decide on a trial when it ends. A study without constraints needs none."""
         search = self.study.search
         if search.constraints:
-            wanted = [name for name in (*search.objectives, *search.constraints) if name in metrics]
-            trial.set_user_attr(MEASURED, {name: metrics[name] for name in wanted})
+            names = [name for name in (*search.objectives, *search.constraints) if name in metrics]
+            trial.set_user_attr(LAST_METRICS, {name: metrics[name] for name in names})
 
-    def measured(self, trial: optuna.Trial) -> Mapping[str, float]:
-        """What ``record_measured`` wrote last; empty if it wrote nothing."""
-        found: Mapping[str, float] = self.frozen(trial).user_attrs.get(MEASURED, {})
-        return found
+    def record_finalists(self, trials: Iterable[FrozenTrial]) -> None:
+        """Record trials that are chosen for confirmation; earlier finalists stay."""
+        before = self.optuna_study.user_attrs.get(FINALISTS, [])
+        if new := [trial.number for trial in trials if trial.number not in before]:
+            self.optuna_study.set_user_attr(FINALISTS, [*before, *new])
+
+    def record_champion(self, number: int, mean: float, num_seeds: int) -> None:
+        """Record the search's champion, for readers of Optuna's study."""
+        self.optuna_study.set_user_attr(CHAMPION, {"trial": number, "mean": mean, "seeds": num_seeds})
+
+    # Ending trials.
 
     def complete(self, trial: optuna.Trial, values: Values) -> None:
-        """End a trial that was trained to its end."""
-        if CONFIRMS in trial.user_attrs:
+        """End a trial that was trained to its last epoch."""
+        if confirmed_number(trial) is not None:
             trial.set_user_attr(RESULT, values)
             self.prune(trial)
         else:
             self.optuna_study.tell(trial, values)
 
     def prune(self, trial: optuna.Trial) -> None:
-        """End a trial that was stopped early; its curve stays."""
+        """End a trial that was stopped early; its curve is kept."""
         self.optuna_study.tell(trial, state=TrialState.PRUNED)
 
     def fail(self, trial: optuna.Trial, reason: str) -> None:
         """End a trial without a result."""
-        trial.set_user_attr("reason", reason)
+        trial.set_user_attr(REASON, reason)
         self.optuna_study.tell(trial, state=TrialState.FAIL)
 
-    def reject(self, trial: optuna.Trial, reason: str, steer: bool) -> None:
-        """Settle a trial without training it.
+    def reject(self, trial: optuna.Trial, reason: str, violations: Mapping[str, float] | None = None) -> None:
+        """End a trial without training it.
 
         Args:
-            trial: Its constraints are set where it breaks any.
+            trial: Has not been trained.
             reason: Why.
-            steer: Whether the sampler shall learn to keep away.
+            violations: By how much it breaks constraints; the sampler learns from these to avoid such points.
         """
-        trial.set_user_attr("reason", reason)
+        for name, over in (violations or {}).items():
+            trial.set_constraint(name, over)
+        trial.set_user_attr(REASON, reason)
         trial.set_user_attr(NOT_TRAINED, True)
-        self.optuna_study.tell(trial, state=TrialState.PRUNED if steer else TrialState.FAIL)
-
-    def has_result(self, trial: optuna.Trial) -> bool:
-        """Whether a trial counts if it is cut short now: it has a score, and is no repetition, of which only the end counts."""
-        return CONFIRMS not in trial.user_attrs and bool(curve(self.frozen(trial)))
+        self.optuna_study.tell(trial, state=TrialState.PRUNED if violations else TrialState.FAIL)
 
     def cut_short(self, trial: optuna.Trial, reason: str) -> None:
-        """End a trial that the budget cut short; one without a result waits, to resume from its checkpoint."""
+        """End a trial at a budget's limit. A trial without a result waits, and resumes from its checkpoint."""
         if self.has_result(trial):
-            trial.set_user_attr("reason", reason)
+            trial.set_user_attr(REASON, reason)
             self.prune(trial)
         else:
-            trial.set_user_attr(CUT, reason)
-            self.optuna_study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            trial.set_user_attr(INTERRUPTED, reason)
+            put_on_hold(trial)
 
-    def values(self, trial: FrozenTrial) -> dict[str, Value]:
-        """A trial's point of the space."""
-        return self.study.space.decode(trial.params)
+    # Studies to transfer trials from.
 
-    def frozen(self, trial: optuna.Trial) -> FrozenTrial:
-        """What is on record of a trial."""
-        return self.optuna_study._storage.get_trial(trial._trial_id)
+    @property
+    def sources(self) -> list[str]:
+        """Studies whose trials must be transferred again, because the study's definition changed."""
+        return list(self.optuna_study.user_attrs.get(SOURCES, []))
 
-
-def _uses_number(trial: FrozenTrial) -> bool:
-    """Whether a trial was begun or refused by this study itself, so that no other one may have its number."""
-    return ORIGIN not in trial.user_attrs and was_started(trial)
-
-
-def _placeholder(trial: FrozenTrial) -> dict[str, Any]:
-    """User attributes of a trial that stands for one of a former definition: why it has no result, and what it took."""
-    reason = trial.user_attrs.get("reason", "the study's file was changed before anything was trained")
-    return {NOT_TRAINED: True, "reason": reason, **{k: v for k, v in trial.user_attrs.items() if k in SPENT}}
+    def drop_source(self, name: str) -> None:
+        """Record that a study's trials were transferred, or that none can be."""
+        if name in self.sources:
+            self.optuna_study.set_user_attr(SOURCES, [source for source in self.sources if source != name])

@@ -1,28 +1,51 @@
-"""What a trial in the store says of itself: its curve, its result, and whether it can win."""
+"""A trial is Optuna's ``FrozenTrial``; these functions read what this program stores with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import (
-    CUT,
-    EPOCH,
+    CONFIRMS,
+    EPOCH_VALUES,
+    INTERRUPTED,
     NOT_TRAINED,
+    REASON,
     RESULT,
+    SEED,
+    STARTING_POINT,
+    TRANSFERRED_FROM,
 )
-from csmae.trials.pareto import on_pareto_front, order
 
 Values = tuple[float, ...]
+"""One value per objective."""
+
+
+def status_of(trial: FrozenTrial) -> TrialStatus:
+    """How far a trial is, or how it ended. A confirmation that was trained to its last epoch is COMPLETE."""
+    attributes = trial.user_attrs
+    if TRANSFERRED_FROM in attributes:
+        return TrialStatus.TRANSFERRED
+    if trial.state is TrialState.WAITING and INTERRUPTED not in attributes:
+        return TrialStatus.ENQUEUED
+    if trial.state.is_finished() and NOT_TRAINED in attributes:
+        return TrialStatus.REJECTED
+    return TrialStatus(trial.state.name) if result_of(trial) is None else TrialStatus.COMPLETE
+
+
+def is_cut_short(trial: FrozenTrial) -> bool:
+    """Whether a budget ended the trial after its first score."""
+    return status_of(trial) is TrialStatus.PRUNED and REASON in trial.user_attrs
 
 
 def curve(trial: FrozenTrial) -> dict[int, Values]:
     """A trial's objectives by epoch."""
-    several = {key: value for key, value in trial.user_attrs.items() if key.startswith(EPOCH)}
-    found = {int(key.removeprefix(EPOCH)): tuple(values) for key, values in several.items()}
+    several = {key: value for key, value in trial.user_attrs.items() if key.startswith(EPOCH_VALUES)}
+    found = {int(key.removeprefix(EPOCH_VALUES)): tuple(values) for key, values in several.items()}
     return dict(sorted(found.items())) or {e: (value,) for e, value in sorted(trial.intermediate_values.items())}
 
 
@@ -32,62 +55,29 @@ def last_values(trial: FrozenTrial) -> Values:
 
 
 def result_of(trial: FrozenTrial) -> Values | None:
-    """Objectives of a trial that was trained to its end, a repetition or not; None for another."""
+    """Objectives of a trial that was trained to its last epoch, a confirmation or not; None for any other trial."""
     if trial.state is TrialState.COMPLETE:
         return tuple(trial.values)
     return tuple(trial.user_attrs[RESULT]) if RESULT in trial.user_attrs and trial.state.is_finished() else None
 
 
-def state_of(trial: FrozenTrial) -> str:
-    """How a trial stands or ended: Optuna's word, but COMPLETE for a repetition that was trained to its end."""
-    return trial.state.name if result_of(trial) is None else TrialState.COMPLETE.name
+def confirmed_number(trial: optuna.Trial | FrozenTrial) -> int | None:
+    """Number of the trial that a confirmation repeats with another seed; None for any other trial."""
+    number: int | None = trial.user_attrs.get(CONFIRMS)
+    return number
 
 
-def ranked(trials: Iterable[FrozenTrial], signs: Sequence[int]) -> list[FrozenTrial]:
-    """Those that may win by their own scores, best first; by Pareto front for several objectives.
-
-    Args:
-        trials: Without repetitions.
-        signs: For each objective, 1 where larger is better, else -1.
-    """
-    kept = eligible(trials)
-    return [kept[index] for index in order([_scores(trial, signs) for trial in kept])]
+def is_starting_point(trial: optuna.Trial | FrozenTrial) -> bool:
+    """Whether a trial trains one of the study's starting points."""
+    return STARTING_POINT in trial.user_attrs
 
 
-def front(trials: Iterable[FrozenTrial], signs: Sequence[int]) -> list[FrozenTrial]:
-    """Those of the ranked trials that no other one beats in every objective; arguments as of ``ranked``."""
-    kept = eligible(trials)
-    first = on_pareto_front([_scores(trial, signs) for trial in kept])
-    return [trial for trial, on_front in zip(kept, first, strict=True) if on_front]
-
-
-def _scores(trial: FrozenTrial, signs: Sequence[int]) -> Values:
-    return tuple(sign * value for sign, value in zip(signs, last_values(trial), strict=True))
-
-
-def eligible(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Those that came to their end and keep to the constraints; if there is none, those that the budget cut short."""
-    kept = [trial for trial in trials if max(trial.constraints.values(), default=0) <= 0]
-    return [t for t in kept if t.state is TrialState.COMPLETE] or [t for t in kept if was_cut_short(t)]
-
-
-def was_started(trial: FrozenTrial) -> bool:
-    """Whether a trial runs, is over, or waits because a budget cut it; not one that is only enqueued."""
-    return trial.state is not TrialState.WAITING or CUT in trial.user_attrs
-
-
-def waits(trial: FrozenTrial) -> bool:
-    """Whether a trial waits because a budget cut it."""
-    return trial.state is TrialState.WAITING and CUT in trial.user_attrs
-
-
-def was_cut_short(trial: FrozenTrial) -> bool:
-    """Whether the budget cut a trial short, after an epoch at least."""
-    stopped = trial.state is TrialState.PRUNED and "reason" in trial.user_attrs
-    return stopped and not {NOT_TRAINED, RESULT} & trial.user_attrs.keys()
+def is_never_stopped(trial: optuna.Trial | FrozenTrial) -> bool:
+    """Whether early stopping leaves a trial alone: starting points and confirmations."""
+    return is_starting_point(trial) or confirmed_number(trial) is not None
 
 
 def with_seed(trial: optuna.Trial | FrozenTrial, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's values, with the seed that a repetition has of its own."""
-    seed = {"train.seed": trial.user_attrs["seed"]} if "seed" in trial.user_attrs else {}
+    """A trial's parameters, and the seed if it is a confirmation."""
+    seed = {"train.seed": trial.user_attrs[SEED]} if SEED in trial.user_attrs else {}
     return {**values, **seed}

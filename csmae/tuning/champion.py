@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from csmae.cluster.reserved import NoResourcesError, run_reserved
 from csmae.cluster.resources import Allocation
@@ -17,8 +17,10 @@ from csmae.config import Config, ConfigError
 from csmae.scratch import scratch
 from csmae.storage.manifest import Files, RemoteFolder
 from csmae.storage.object_store import reason, retry
+from csmae.trial_status import TrialStatus
 from csmae.trials.leaderboard import entries
 from csmae.trials.store import TrialStore
+from csmae.trials.trial import status_of
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -50,11 +52,11 @@ def encoders_to_score(trial_store: TrialStore) -> list[EncoderToScore]:
     study = trial_store.study
     encoders = [EncoderToScore("untrained encoder", study.resolve({}), None, None)]
     base = study.space.point({})
-    complete = (trial for trial in trial_store.explored() if trial.state is TrialState.COMPLETE)
-    default = next((trial for trial in complete if trial_store.values(trial) == base), None)
+    complete = (trial for trial in trial_store.explored() if status_of(trial) is TrialStatus.COMPLETE)
+    default = next((trial for trial in complete if trial_store.params(trial) == base), None)
     for name, trial in (("default configuration", default), ("champion", champion.trial)):
         if trial is not None and (encoder_dir := trial_store.encoder_dir(trial.number)).exists():
-            encoders.append(EncoderToScore(name, study.resolve(trial_store.values(trial)), trial, encoder_dir))
+            encoders.append(EncoderToScore(name, study.resolve(trial_store.params(trial)), trial, encoder_dir))
     return encoders
 
 

@@ -12,12 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from csmae.study.study import Study
 from csmae.study.values import Value
-from csmae.trials.attributes import CONFIRMS
+from csmae.trials.attributes import REJECTIONS
+from csmae.trials.optuna_private import add_running_trial
+from csmae.trials.trial import confirmed_number
 from csmae.tuning.sampler_view import DRAFT_ID, SamplerView, visible_trials
 from csmae.tuning.samplers import make_sampler
-
-REJECTIONS = "rejections"
-"""User attribute of a trial: the points that were proposed for it and rejected, as fields of ``Rejection``."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,6 @@ class Draft:
 
     def create_trial(self, values: Mapping[str, Value]) -> optuna.Trial:
         """Create the trial, with the next number."""
-        storage, study_id = self._optuna_study._storage, self._optuna_study._study_id
-        for key, value in self._study_attributes.items():
-            storage.set_study_system_attr(study_id, key, value)
         template = optuna.create_trial(
             state=TrialState.RUNNING,
             params=self._study.space.encode(values),
@@ -76,7 +72,7 @@ class Draft:
             user_attrs={REJECTIONS: [asdict(rejection) for rejection in self.rejections]} if self.rejections else {},
             system_attrs=self._trial_attributes,
         )
-        return optuna.Trial(self._optuna_study, storage.create_new_trial(study_id, template))
+        return add_running_trial(self._optuna_study, template, self._study_attributes)
 
     def _distributions(self, values: Mapping[str, Value]) -> dict[str, BaseDistribution]:
         return {name: self._study.space.domains[name].distribution for name in values}
@@ -85,7 +81,7 @@ class Draft:
         """The study's trials without confirmations, each after the points that were rejected before it."""
         for trial in self._trials:
             yield from self._as_pruned(rejections(trial), trial.number)
-            if CONFIRMS not in trial.user_attrs:
+            if confirmed_number(trial) is None:
                 yield trial
         yield from self._as_pruned(self.rejections, len(self._trials))
 

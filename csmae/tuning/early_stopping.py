@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from csmae.study.options import Search
-from csmae.trials.pareto import num_better
+from csmae.trials.pareto import as_scores, num_better
 
 MAX_BRACKETS = 3
 """Maximum number of hyperband's brackets, which differ in their grace period."""
@@ -115,8 +115,3 @@ def make_stopping_rule(
         for epoch, values in curve.items():
             rule.should_continue(number, epoch, as_scores(values, search.signs))
     return rule
-
-
-def as_scores(values: Sequence[float], signs: Sequence[int]) -> Scores:
-    """Turn objectives into scores, of which the larger is better; a sign is -1 for an objective that is minimized."""
-    return tuple(sign * value for sign, value in zip(signs, values, strict=True))

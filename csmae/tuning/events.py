@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum, auto
 from typing import Any
 
+from csmae.trial_status import TrialStatus
+
 
 @dataclass(frozen=True)
 class TrialStarted:
@@ -41,8 +43,8 @@ class TrialEnded:
     """A trial has ended."""
 
     number: int
-    state: str
-    """Optuna's name: COMPLETE, PRUNED or FAIL."""
+    state: TrialStatus
+    """COMPLETE, PRUNED or FAIL."""
     value: float | None
     """The last value of the first objective."""
     reason: str | None = None

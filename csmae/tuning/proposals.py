@@ -15,10 +15,12 @@ from optuna.trial import FrozenTrial
 
 from csmae.config import Config, ConfigError
 from csmae.study.study import MAX_GRID
-from csmae.trials.attributes import NOT_TRAINED, ORIGIN, START
+from csmae.trial_status import TrialStatus
 from csmae.trials.constraints import known_metrics, violation
+from csmae.trials.leaderboard import ranked
+from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import was_started, with_seed
+from csmae.trials.trial import is_never_stopped, status_of, with_seed
 from csmae.tuning.draft import Draft, Rejection
 from csmae.tuning.samplers import make_sampler
 
@@ -63,13 +65,13 @@ class Proposals:
 
     def _remember(self, trial: FrozenTrial) -> None:
         """Note a trial's configuration, unless the driver died before the trial had all of its values."""
-        is_transferred = ORIGIN in trial.user_attrs
-        if not was_started(trial) or (NOT_TRAINED in trial.user_attrs and not is_transferred):
+        status = status_of(trial)
+        if status in (TrialStatus.ENQUEUED, TrialStatus.REJECTED):
             return
-        values = self._trial_store.values(trial)
+        values = self._trial_store.params(trial)
         if not trial.state.is_finished() and values != self._study.space.point(values):
             return
-        known = self._transferred if is_transferred else self._own
+        known = self._transferred if status is TrialStatus.TRANSFERRED else self._own
         with suppress(ConfigError):  # the search's present settings do not allow the configuration
             known.setdefault(_key(self._study.resolve(with_seed(trial, values))), trial.number)
 
@@ -77,7 +79,7 @@ class Proposals:
         """Resume the next interrupted trial; None if it is rejected, which an earlier driver had yet to do."""
         trial = self._trial_store.next_interrupted()
         self._seed_sampler(trial.number)
-        params, drawn = self._trial_store.frozen(trial).params, self._study.space.suggest(trial)
+        params, drawn = frozen_trial(trial).params, self._study.space.suggest(trial)
         exact = {name: value for name, value in params.items() if isinstance(value, float)}
         return self._accept(trial, drawn | exact, resumed=True)  # its checkpoint has the exact floats
 
@@ -87,9 +89,9 @@ class Proposals:
 
     def new(self) -> Proposal | None:
         """Propose a configuration that was not trained before; None if there is none left."""
-        while self._trial_store.has_queued:
+        while self._trial_store.has_enqueued:
             self._seed_sampler(len(self._trial_store.all_trials()))
-            trial = self._trial_store.next()
+            trial = self._trial_store.ask()
             if proposal := self._accept(trial, self._study.space.suggest(trial)):
                 return proposal
         draft = Draft(self._study, self._trial_store.optuna_study, self._trial_store.all_trials())
@@ -112,8 +114,9 @@ class Proposals:
         confirm = self._study.search.confirm
         if confirm is None:
             return None
-        finalists = self._trial_store.record_finalists(confirm.top)
-        counts = [self._trial_store.num_repetitions(trial.number) for trial in finalists]
+        finalists = ranked(self._trial_store)[: confirm.top]
+        self._trial_store.record_finalists(finalists)
+        counts = [self._trial_store.num_confirmations(trial.number) for trial in finalists]
         for count, trial in sorted(zip(counts, finalists, strict=True), key=lambda pair: pair[0]):
             if count < confirm.seeds and (proposal := self._repeat(trial)):
                 return proposal
@@ -121,7 +124,7 @@ class Proposals:
 
     def _repeat(self, finalist: FrozenTrial) -> Proposal | None:
         """Repeat a trial with the next seed that its configuration has not had; the space may vary the seed itself."""
-        point = self._trial_store.values(finalist)
+        point = self._trial_store.params(finalist)
         seed = point.get("train.seed", self._study.space.base["train.seed"])
         duplicate: int | None = finalist.number
         try:
@@ -132,20 +135,18 @@ class Proposals:
         except ConfigError as error:  # the search's present settings do not allow the configuration
             self.rejection_reason = str(error).splitlines()[0]
             return None
-        trial = self._trial_store.repeat(finalist, seed)
+        trial = self._trial_store.start_confirmation(finalist, seed)
         self._study.space.suggest(trial)
         return self._propose(trial, values)
 
     def _accept(self, trial: optuna.Trial, values: Mapping[str, Any], resumed: bool = False) -> Proposal | None:
         """Propose a trial that exists in the store; end it and return None if it is rejected."""
         values = with_seed(trial, values)
-        known = self._own if START in trial.user_attrs else self._transferred | self._own
+        known = self._own if is_never_stopped(trial) else self._transferred | self._own
         rejection = self._check(values, known, trial.number)
         if rejection is None:
             return self._propose(trial, values, resumed)
-        for name, excess in rejection.violations.items():
-            trial.set_constraint(name, excess)
-        self._trial_store.reject(trial, rejection.reason, steer=bool(rejection.violations))
+        self._trial_store.reject(trial, rejection.reason, rejection.violations)
         return None
 
     def _propose(self, trial: optuna.Trial, values: dict[str, Any], resumed: bool = False) -> Proposal:

@@ -11,10 +11,9 @@ from optuna.trial import FrozenTrial
 
 from csmae.storage.manifest import Files, SupersededError
 from csmae.storage.object_store import reason
-from csmae.trials.attributes import CONFIRMS, START
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import was_cut_short
+from csmae.trials.trial import confirmed_number, is_cut_short, is_starting_point
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ class CheckpointRetention:
         board = leaderboard(self._trial_store.optuna_study)
         kept = {entry.trial.number for entry in board.entries[:num_best]} | board.front
         kept |= {entry.trial.number for entry in board.entries if entry.is_finalist}
-        kept |= {trial.number for trial in self._trial_store.ranked()[:num_best]}
+        kept |= {trial.number for trial in board.ranked[:num_best]}
         for trial in self._trial_store.trials():
             if trial.state.is_finished() and trial.number not in self._removed | kept and not _is_protected(trial):
                 self._removed.add(trial.number)
@@ -79,4 +78,4 @@ def _delete(files: Files, run_dir: Path) -> None:
 
 
 def _is_protected(trial: FrozenTrial) -> bool:
-    return CONFIRMS not in trial.user_attrs and (was_cut_short(trial) or START in trial.user_attrs)
+    return confirmed_number(trial) is None and (is_cut_short(trial) or is_starting_point(trial))

@@ -12,9 +12,9 @@ from optuna.samplers import BaseSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.study.options import Search
-from csmae.trials.pareto import order
+from csmae.trials.optuna_private import in_first_generation, set_trial_id, storage_of
+from csmae.trials.pareto import as_scores, order
 from csmae.trials.trial import Values, curve
-from csmae.tuning.early_stopping import as_scores
 
 DRAFT_ID = -1
 """Optuna's id of the trial that is being drawn."""
@@ -33,9 +33,10 @@ class SamplerView:
     def __init__(
         self, optuna_study: optuna.Study, trials: Sequence[FrozenTrial], number: int, attributes: dict[str, Any]
     ) -> None:
-        self._storage, self._attributes = optuna_study._storage, attributes
+        self._storage, self._attributes = storage_of(optuna_study), attributes
         self.draft = optuna.create_trial(state=TrialState.RUNNING)
-        self.draft.number, self.draft._trial_id = number, DRAFT_ID
+        self.draft.number = number
+        set_trial_id(self.draft, DRAFT_ID)
         self._trials = [*trials, self.draft]
 
     def __getattr__(self, name: str) -> Any:
@@ -83,12 +84,7 @@ def visible_trials(search: Search, sampler: BaseSampler, trials: Iterable[Frozen
 
 def _with_generation(trial: FrozenTrial) -> FrozenTrial:
     """Put trials that nsga2 did not propose, such as starting points, into its first generation: it ignores them otherwise."""
-    key = NSGAIISampler._get_generation_key()
-    if trial.state is not TrialState.COMPLETE or key in trial.system_attrs:
-        return trial
-    trial = copy.copy(trial)
-    trial._system_attrs = {**trial.system_attrs, key: 0}
-    return trial
+    return in_first_generation(trial) if trial.state is TrialState.COMPLETE else trial
 
 
 def _sort_pruned(trials: Iterable[FrozenTrial], signs: list[int]) -> list[FrozenTrial]:

@@ -9,7 +9,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from csmae.tuning.early_stopping import StoppingRule, as_scores
+from csmae.trials.pareto import as_scores
+from csmae.tuning.early_stopping import StoppingRule
 
 
 class StoppingScheduler(FIFOScheduler):  # type: ignore[misc]

@@ -11,11 +11,11 @@ import optuna
 from ray.tune.search import Searcher
 
 from csmae.config import Config
-from csmae.trials.attributes import CONFIRMS, START
 from csmae.trials.budget import Budget
 from csmae.trials.database import DATABASE_ERRORS, unusable
-from csmae.trials.leaderboard import violated_constraints
-from csmae.trials.trial import curve, state_of
+from csmae.trials.leaderboard import ranked, violated_constraints
+from csmae.trials.optuna_private import frozen_trial
+from csmae.trials.trial import confirmed_number, curve, is_never_stopped, status_of
 from csmae.tuning.events import (
     EpochReported,
     Listener,
@@ -66,7 +66,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._retried: set[int] = set()
         """Numbers of the trials that were proposed again after Tune gave them up."""
         self._reported_metrics = ReportedMetrics(self._search)
-        self._first_trials = FirstTrialsCheck(enabled=not self._trial_store.ranked())
+        self._first_trials = FirstTrialsCheck(enabled=not ranked(self._trial_store))
         self._confirming = False
         self.exhausted_reason: str | None = None
         """Why the space has no further point to train, once it has none."""
@@ -138,14 +138,14 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def _start(self, trial_id: str, proposal: Proposal) -> dict[str, Any]:
         trial, config = proposal.trial, proposal.config
-        epoch = max(curve(self._trial_store.frozen(trial)), default=0)
-        self._running[trial_id] = _RunningTrial(trial, config, epoch, dict(self._trial_store.measured(trial)))
+        epoch = max(curve(frozen_trial(trial)), default=0)
+        self._running[trial_id] = _RunningTrial(trial, config, epoch, dict(self._trial_store.last_metrics(trial)))
         self._first_trials.start(trial.number)
         self._budget.begin(trial)
         self._listener(TrialStarted(trial.number, proposal.values, config.train.epochs, proposal.resumed))
         return {
             "number": trial.number,
-            "never_stop": START in trial.user_attrs,
+            "never_stop": is_never_stopped(trial),
             "run_dir": str(self._trial_store.run_dir(trial.number)),
             "config": config.model_dump(mode="json"),
         }
@@ -175,7 +175,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _record_epoch(self, running: _RunningTrial, epoch: int) -> None:
         running.epoch = epoch
         if all(name in running.metrics for name in self._search.objectives):
-            self._trial_store.record_measured(running.trial, running.latest)
+            self._trial_store.record_last_metrics(running.trial, running.latest)
             self._trial_store.record_epoch(running.trial, epoch, self._objectives(running))
         self._listener(EpochReported(running.trial.number, epoch, running.metrics))
 
@@ -228,10 +228,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._report_end(trial, running.latest, failure)
 
     def _report_end(self, trial: optuna.Trial, latest: Mapping[str, float], reason: str | None) -> None:
-        frozen = self._trial_store.frozen(trial)
-        value, confirms = latest.get(self._search.objective), frozen.user_attrs.get(CONFIRMS)
+        frozen = frozen_trial(trial)
+        value, confirms = latest.get(self._search.objective), confirmed_number(frozen)
         self._listener(
-            TrialEnded(frozen.number, state_of(frozen), value, reason, confirms, violated_constraints(frozen))
+            TrialEnded(frozen.number, status_of(frozen), value, reason, confirms, violated_constraints(frozen))
         )
 
     def cut_short_trials(self, reason: str) -> None:
@@ -246,7 +246,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         while self._trial_store.num_interrupted:
             trial = self._trial_store.next_interrupted()
             _, metrics = saved_epoch(self._trial_store.run_dir(trial.number)) or (0, {})
-            self._cut_short(trial, {**self._trial_store.measured(trial), **metrics}, reason)
+            self._cut_short(trial, {**self._trial_store.last_metrics(trial), **metrics}, reason)
 
     def _cut_short(self, trial: optuna.Trial, latest: Mapping[str, float], reason: str) -> None:
         has_result = self._trial_store.has_result(trial)

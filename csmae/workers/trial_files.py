@@ -16,7 +16,7 @@ from typing import Any
 
 from ray.train.collective import broadcast_from_rank_zero
 
-from csmae.config import ANY_RUN, TRAINING, Config, ConfigError, may_change
+from csmae.config import Config, ConfigError, MayChange, changeable
 from csmae.scratch import clear, hold, scratch_root
 from csmae.settings import flatten
 from csmae.storage.manifest import Claim, DeletedError, Manifest, RemoteFolder, SupersededError, objects, snapshot
@@ -316,7 +316,7 @@ def marks_of(config: Mapping[str, Any]) -> tuple[str, str]:
 
     What may change while a trial trains is left out, as are defaults, whose number grows.
     """
-    free, default = may_change(ANY_RUN, TRAINING), dict(flatten(Config().model_dump(mode="json")))
+    free, default = changeable(MayChange.IN_TRAINING), dict(flatten(Config().model_dump(mode="json")))
     values = dict(flatten(json.loads(json.dumps(config))))
     learnt = {name: value for name, value in values.items() if name not in free and value != default.get(name)}
     return _checksum(learnt), _checksum(

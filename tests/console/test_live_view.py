@@ -12,6 +12,7 @@ from rich.console import Console
 from csmae.console.live_view import LiveView
 from csmae.console.progress import SearchProgress
 from csmae.console.tables import format_best_trials, format_scores, format_studies
+from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.tuning.events import EpochReported, TrialEnded, TrialStarted
@@ -31,7 +32,7 @@ def run(view: LiveView, number: int, ends: bool = True, **changes: Any) -> None:
     view(TrialStarted(number, {"masking.ratio": number / 10_000}, 4, False))
     view(EpochReported(number, 1, {"val/f1_mean": changes.get("score", number / 10_000)}))
     if ends:
-        view(TrialEnded(number, "FAIL", None, changes.get("reason")))
+        view(TrialEnded(number, TrialStatus.FAIL, None, changes.get("reason")))
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -35,6 +35,7 @@ from csmae.retrieval.panel import Retrieval
 from csmae.sensors import DIRECTIONS
 from csmae.tracking.outbox import Event, Outbox, TrackingError
 from csmae.tracking.provenance import provenance
+from csmae.trial_status import TrialStatus
 
 
 def scene(seed: int, bands: int) -> Any:
@@ -160,7 +161,7 @@ def test_every_picture_of_a_study_is_drawn_even_of_one_trial(tmp_path: Path) -> 
         assert imread(save_png(figure, tmp_path / f"{name}.png")).shape[2] == 4
     assert len(list(tmp_path.iterdir())) == 6
     assert list(study_pictures(study([math.nan]))) == []
-    record.trials[0].state = record.trials[1].state = "PRUNED"
+    record.trials[0].state = record.trials[1].state = TrialStatus.PRUNED
     assert len(list(study_pictures(record))) == 6
 
 

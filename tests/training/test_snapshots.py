@@ -22,6 +22,7 @@ from csmae.retrieval.scores import rank_archive
 from csmae.training.scoring import encoder_of, seeded_model, validation_split
 from csmae.training.snapshots import is_due, write_snapshot
 from csmae.training.trainer import pretrain
+from csmae.trial_status import TrialStatus
 from tests.conftest import small_config
 
 
@@ -44,7 +45,7 @@ def snapshot(config: Config, folder: Path, model: Any = None) -> dict[str, Any]:
 def test_a_training_leaves_arrays_that_become_pictures(tmp_path: Path) -> None:
     list(pretrain(small_config(train__epochs=2), tmp_path))
     assert sorted(path.name for path in (tmp_path / "arrays").iterdir()) == ["epoch-0001.npz", "epoch-0002.npz"]
-    pictures = draw_trial(Trial(0, {}, 0, 1, "COMPLETE", None, {"val/f1_mean": {1: 0.1}}), tmp_path)
+    pictures = draw_trial(Trial(0, {}, 0, 1, TrialStatus.COMPLETE, None, {"val/f1_mean": {1: 0.1}}), tmp_path)
     assert {"epoch-0001-reconstructions.png", "epoch-0002-retrieval.png"} <= {path.name for path in pictures.iterdir()}
 
 

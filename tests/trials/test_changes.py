@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from csmae.config import ANY_RUN, TRAINING, ConfigError, may_change
+from csmae.config import ConfigError, MayChange, changeable
 from csmae.settings import field_names
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
@@ -37,8 +37,8 @@ def changed(folder: Path, name: str, value: object, study: str | None = None) ->
 
 
 def test_what_may_change_is_marked_on_the_fields() -> None:
-    assert may_change(ANY_RUN) == FREE.keys() and may_change(TRAINING) == SCORING.keys()
-    assert may_change(ANY_RUN, TRAINING) < set(field_names())
+    assert changeable(MayChange.IN_STUDY) == FREE.keys()
+    assert changeable(MayChange.IN_TRAINING) == FREE.keys() | SCORING.keys() < set(field_names())
 
 
 def trained(folder: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_study_goes_on_after_a_change_that_means_nothing_to_a_trial(tmp_path: 
         trial_store = TrialStore(changed(tmp_path, name, value), tmp_path)
         assert [trial.state.name for trial in trial_store.trials()] == ["COMPLETE"]
     assert (
-        trial_store.optuna_study.user_attrs["said"]["eval"]["batch_size"] == 32
+        trial_store.optuna_study.user_attrs["base"]["eval"]["batch_size"] == 32
     )  # a fork reads there what a trial was trained with
     for name, value in {**MEANT, **SCORING}.items():
         with pytest.raises(ConfigError, match=f"base.{name} was"):
@@ -89,10 +89,10 @@ def test_before_anything_was_trained_every_change_is_accepted(tmp_path: Path, en
     assert [s["number"] for s in suggestions if isinstance(s, dict)] == [first, first + 1, first + 2]
     trial_store = TrialStore(other, tmp_path)
     assert [direction.name for direction in trial_store.optuna_study.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert len(trial_store.trials()) == 3 and trial_store.optuna_study.user_attrs["said"] == other.base
+    assert len(trial_store.trials()) == 3 and trial_store.optuna_study.user_attrs["base"] == other.base
     if ends == "failed":
         assert trial_store.all_trials()[0].user_attrs["reason"] == "out of memory"
-        assert Budget(trial_store).hours >= 10 / 3600 and trial_store.optuna_study.user_attrs["runs_s"] > 0
+        assert Budget(trial_store).hours >= 10 / 3600 and trial_store.optuna_study.user_attrs["elapsed_s"] > 0
 
 
 def test_a_trial_with_a_checkpoint_was_trained(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_changed_study_is_refused_with_the_difference(tmp_path: Path) -> None:
 def test_studies_of_different_names_share_a_database(tmp_path: Path) -> None:
     one = load_study(write(tmp_path, SPACE), "one")
     two = load_study(write(tmp_path, {"masking.ratio": {"float": [0.1, 0.2]}}), "two")
-    TrialStore(one, tmp_path).next()
+    TrialStore(one, tmp_path).ask()
     assert TrialStore(two, tmp_path).trials() == []
 
 

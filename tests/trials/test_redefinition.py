@@ -54,7 +54,7 @@ def kept(trial_store: TrialStore, costs: list[float]) -> None:
     trials = trial_store.all_trials()
     assert [trial.user_attrs.get("worker_s", 0.0) for trial in trials if trial.state.is_finished()] == costs
     assert [trial.number for trial in trials if trial.state is TrialState.WAITING] == [len(costs)]
-    assert trial_store.optuna_study.user_attrs["runs_s"] > 0 and Budget(trial_store).hours >= sum(costs) / 3600
+    assert trial_store.optuna_study.user_attrs["elapsed_s"] > 0 and Budget(trial_store).hours >= sum(costs) / 3600
 
 
 def test_a_cut_trial_keeps_its_number_and_cost_when_the_study_is_defined_anew(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_trials_keep_their_numbers_and_costs_however_often_the_study_is_defined_
     for smallest in (0.4, 0.45, 0.5):
         trial_store = TrialStore(narrower(tmp_path, smallest), tmp_path)
     kept(trial_store, [3600.0])
-    trial = trial_store.next()
+    trial = trial_store.ask()
     trial.set_user_attr("worker_s", 60.0)
     trial_store.fail(trial, "out of memory")
     kept(TrialStore(narrower(tmp_path, 0.35), tmp_path), [3600.0, 60.0])
@@ -150,7 +150,7 @@ def test_with_a_bucket_a_study_may_change_until_the_bucket_has_a_state_of_a_tria
     for smallest in (0.3, 0.4):
         study = narrower(tmp_path, smallest)
         trial_store = TrialStore(study, tmp_path, files)
-        study.space.suggest(trial_store.next())  # and the driver is killed
+        study.space.suggest(trial_store.ask())  # and the driver is killed
     state = tmp_path / "state"
     state.mkdir()
     (state / "checkpoint.pt").touch()
@@ -166,6 +166,6 @@ def test_a_bucket_that_does_not_answer_is_named_where_a_study_changes(
     monkeypatch.setattr(bucket, "RETRY_FOR_S", 0.0)
     files = Files(ObjectStore("s3://lab/runs?endpoint_override=127.0.0.1:9&scheme=http"), tmp_path)
     study = narrower(tmp_path, 0.3)
-    study.space.suggest(TrialStore(study, tmp_path, files).next())
+    study.space.suggest(TrialStore(study, tmp_path, files).ask())
     with pytest.raises(ConfigError, match=r"--storage s3://lab/runs\S*: .*run again when it does"):
         TrialStore(narrower(tmp_path, 0.4), tmp_path, files)

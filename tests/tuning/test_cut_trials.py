@@ -12,7 +12,7 @@ from csmae.console.tables import format_studies
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import entries, leaderboard
+from csmae.trials.leaderboard import entries, leaderboard, ranked
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.driver import run_search
@@ -89,7 +89,7 @@ def begin_and_die(folder: Path, **search: Any) -> None:
 
 def search_without_time(folder: Path, **search: Any) -> tuple[TrialStore, list[Event]]:
     trial_store, told = TrialStore(make_study(folder, time_limit="1s", **search), folder), list[Event]()
-    trial_store.optuna_study.set_user_attr("runs_s", 5.0)
+    trial_store.optuna_study.set_user_attr("elapsed_s", 5.0)
     assert run_search(Budget(trial_store), Allocation(1, 1.0, 0.0), told.append) == SearchEnd(
         SearchOutcome.BUDGET_EXHAUSTED, OVER
     )
@@ -103,7 +103,7 @@ def test_a_budget_that_is_over_at_the_start_leaves_no_trial_running(tmp_path: Pa
     ended, waiting = told
     assert isinstance(ended, TrialEnded) and (ended.number, ended.state, ended.reason) == (0, "PRUNED", OVER)
     assert waiting == TrialWaiting(1, OVER)
-    assert [trial.number for trial in trial_store.ranked()] == [0]
+    assert [trial.number for trial in ranked(trial_store)] == [0]
     again, _ = make_searcher(make_study(tmp_path), tmp_path)
     suggestion = again.suggest("c")
     assert isinstance(suggestion, dict) and suggestion["number"] == 1
@@ -119,7 +119,7 @@ def test_a_trial_of_a_dead_driver_wins_only_within_its_constraints(tmp_path: Pat
             saved.parent.mkdir(parents=True)
             saved.write_text(json.dumps({"details": {"epoch": 1, "metrics": {"time/epoch_s": seconds}}}))
         trial_store, _ = search_without_time(folder, **search)
-        assert [trial.number for trial in trial_store.ranked()] == winners
+        assert [trial.number for trial in ranked(trial_store)] == winners
 
 
 SCORED_BY_RECALL = {"constraints": {"val/recall_at_1": ">= 0.5"}}
@@ -149,12 +149,12 @@ def test_a_trial_that_a_restart_cuts_is_judged_by_its_last_scores(
         search_without_time(tmp_path, **SCORED_BY_RECALL)
     trial_store = TrialStore(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
     assert [trial.state.name for trial in trial_store.all_trials()] == ["PRUNED"]
-    assert [trial.number for trial in trial_store.ranked()] == winners
+    assert [trial.number for trial in ranked(trial_store)] == winners
 
 
 def test_a_cut_trial_breaks_a_constraint_of_which_nothing_is_known(tmp_path: Path) -> None:
     trial_store = TrialStore(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
-    trial = trial_store.next()
+    trial = trial_store.ask()
     trial_store.study.space.suggest(trial)
     trial_store.record_epoch(trial, 2, (0.4,))  # as an earlier version left it
     searcher, _ = make_searcher(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
@@ -173,7 +173,7 @@ def test_a_cut_trial_is_not_refused_as_what_another_study_trained(tmp_path: Path
     plain: dict[str, Any] = {"start_from": [], "sampler": "random"}
     study = make_study(tmp_path, **plain)
     trial_store = TrialStore(study, tmp_path)
-    trial = trial_store.next()
+    trial = trial_store.ask()
     for name, value in study.space.encode(study.space.point({})).items():  # drawn by chance, as it may be
         trial_store.optuna_study._storage.set_trial_param(
             trial._trial_id,
@@ -201,7 +201,7 @@ def test_a_repetition_that_is_cut_after_its_first_score_goes_on_under_its_number
     searcher.on_trial_result("b", result(2, 0.3))
     searcher.cut_short_trials(OVER)
     assert told[-1] == TrialWaiting(1, OVER)
-    assert leaderboard(TrialStore(study, tmp_path).optuna_study).repeats == {1: 0}
+    assert leaderboard(TrialStore(study, tmp_path).optuna_study).confirms == {1: 0}
     again, _ = make_searcher(study, tmp_path)
     assert again.suggest("c") == repetition
     again.on_trial_complete("c", result(4, 0.4, finished=True))

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
-from csmae.trials.attributes import EPOCH
+from csmae.trials.attributes import EPOCH_VALUES
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.draft import Rejection, rejections
@@ -150,7 +150,7 @@ def test_tpe_takes_the_best_of_the_stopped_trials_first_where_there_are_several_
     study = make_study(tmp_path, objectives=goals)
     trial_store = TrialStore(study, tmp_path)
     for epoch, score, flops in ((1, 0.1, 9.0), (1, 0.3, 5.0), (3, 0.2, 9.0), (1, 0.2, 9.0), (3, 0.2, 2.0)):
-        attributes = {f"{EPOCH}{epoch}": (score, flops)}
+        attributes = {f"{EPOCH_VALUES}{epoch}": (score, flops)}
         trial_store.optuna_study.add_trial(optuna.create_trial(state=TrialState.PRUNED, user_attrs=attributes))
     seen = visible_trials(study.search, make_sampler(study.search, 0), trial_store.all_trials())
     assert [t.number for t in seen if t.state is TrialState.PRUNED] == [5, 3, 2, 4, 1]

@@ -14,7 +14,7 @@ from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import entries
+from csmae.trials.leaderboard import entries, ranked
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.trials.trial import curve
@@ -55,11 +55,11 @@ def reasons(study: Study, folder: Path) -> list[str]:
 def test_a_proposal_that_the_dead_driver_had_yet_to_refuse_is_refused(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=5)
     trial_store = TrialStore(study, tmp_path)
-    first = trial_store.next()
+    first = trial_store.ask()
     study.space.suggest(first)
     trial_store.complete(first, (0.5,))
     trial_store.enqueue(study.space.point({}))
-    study.space.suggest(trial_store.next())
+    study.space.suggest(trial_store.ask())
     searcher, _ = make_searcher(study, tmp_path)
     suggestion = searcher.suggest("a")
     assert isinstance(suggestion, dict) and suggestion["number"] == 2
@@ -72,8 +72,8 @@ def test_an_impossible_proposal_that_the_dead_driver_left_is_refused(tmp_path: P
     study = load_study(write(tmp_path, space, base=base, num_trials=12, sampler="random"))
     trial_store = TrialStore(study, tmp_path)
     trial_store.enqueue({"model.embed_dim": 128, "model.num_heads": 3})
-    trial_store.next()
-    study.space.suggest(trial_store.next())
+    trial_store.ask()
+    study.space.suggest(trial_store.ask())
     searcher, _ = make_searcher(study, tmp_path)
     configs = [s["config"]["model"] for s in map(searcher.suggest, "abc") if isinstance(s, dict)]
     assert sorted((m["embed_dim"], m["num_heads"]) for m in configs) == [(96, 3), (96, 4), (128, 4)]
@@ -81,7 +81,7 @@ def test_an_impossible_proposal_that_the_dead_driver_left_is_refused(tmp_path: P
 
 def test_a_driver_killed_in_the_middle_of_a_proposal_leaves_no_false_twin(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=5, start_from=[])
-    TrialStore(study, tmp_path).next()  # the driver dies before the trial has any value
+    TrialStore(study, tmp_path).ask()  # the driver dies before the trial has any value
     searcher, _ = make_searcher(study, tmp_path)
     left, new = searcher.suggest("a"), searcher.suggest("b")
     assert isinstance(left, dict) and isinstance(new, dict)
@@ -93,7 +93,7 @@ def test_repetitions_that_a_dead_driver_lined_up_do_not_count_as_explored(tmp_pa
     study = make_study(tmp_path, num_trials=2, **settings)
     train_all(make_searcher(study, tmp_path)[0], limit=2)
     trial_store = TrialStore(study, tmp_path)
-    trial_store.enqueue(trial_store.ranked()[0].params, start=True, confirms=0, seed=77)
+    trial_store.enqueue(ranked(trial_store)[0].params, confirms=0, seed=77)
     longer = make_study(tmp_path, num_trials=4, **settings)
     train_all(make_searcher(longer, tmp_path)[0])
     trial_store = TrialStore(longer, tmp_path)
@@ -218,7 +218,7 @@ def test_another_programs_study_is_left_alone(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     with pytest.raises(ConfigError, match="was not created by this program: use --name"):
         TrialStore(study, tmp_path)
-    with pytest.raises(ConfigError, match="nothing of it can be taken over"):
+    with pytest.raises(ConfigError, match="no trial can be transferred"):
         load_source_study(tmp_path / DATABASE, "study", study)
 
 
@@ -277,7 +277,7 @@ def test_a_study_of_another_archive_teaches_nothing(tmp_path: Path) -> None:
 def test_a_spent_budget_starts_nothing(tmp_path: Path) -> None:
     study = make_study(tmp_path, gpu_hours=0.001)
     trial_store = TrialStore(study, tmp_path)
-    trial = trial_store.next()
+    trial = trial_store.ask()
     study.space.suggest(trial)
     trial.set_user_attr("worker_s", 99.0)
     ending = run_search(Budget(TrialStore(study, tmp_path)), Allocation(1, 1.0, 0.0), lambda event: None)
@@ -300,7 +300,7 @@ def test_a_trial_cut_before_its_first_epoch_begins_again_when_the_study_goes_on(
     assert [(t.number, t.state.name, t.user_attrs["reason"]) for t in trial_store.trials()] == [
         (1, "PRUNED", "the time limit of 1s is reached")
     ]
-    assert [trial.number for trial in trial_store.ranked()] == [1]
+    assert [trial.number for trial in ranked(trial_store)] == [1]
     again, _ = make_searcher(make_study(tmp_path, num_trials=3), tmp_path)
     first, second = again.suggest("c"), again.suggest("d")
     assert isinstance(first, dict) and isinstance(second, dict)

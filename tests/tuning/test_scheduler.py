@@ -107,7 +107,7 @@ def test_a_refilled_rule_decides_as_one_that_saw_everything(tmp_path: Path) -> N
     study = make_study(tmp_path, num_trials=40)
     trial_store, seen = TrialStore(study, tmp_path), Asha(1, 3)
     for curve in generator.random((20, 9)).tolist():
-        trial = trial_store.next()
+        trial = trial_store.ask()
         study.space.suggest(trial)
         for epoch, score in enumerate(curve, start=1):
             trial_store.record_epoch(trial, epoch, (score,))

@@ -18,7 +18,7 @@ from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import entries
+from csmae.trials.leaderboard import entries, ranked
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.draft import rejections
@@ -190,7 +190,7 @@ def test_a_trial_that_breaks_a_measured_constraint_cannot_win(tmp_path: Path) ->
     for name, seconds, value in (("a", 5, 0.2), ("b", 50, 0.9)):
         searcher.suggest(name)
         searcher.on_trial_complete(name, result(4, value, finished=True) | {"metrics/time/epoch_s": seconds})
-    assert [trial.number for trial in TrialStore(study, tmp_path).ranked()] == [0]
+    assert [trial.number for trial in ranked(TrialStore(study, tmp_path))] == [0]
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -276,7 +276,7 @@ def test_several_objectives_make_a_front_and_asha_judges_by_it(tmp_path: Path) -
         outcome = result(1, score, finished=True) | {"metrics/cost/flops": flops}
         searcher.on_trial_complete(str(index), outcome)
     trial_store = TrialStore(study, tmp_path)
-    assert [trial.number for trial in trial_store.ranked()] == [1, 0, 3, 2]
+    assert [trial.number for trial in ranked(trial_store)] == [1, 0, 3, 2]
     assert {trial.number for trial in trial_store.optuna_study.best_trials} == {0, 1, 3}
     assert dict(trial_store.curves())[2] == {1: (0.4, 7.0)}
 
@@ -325,7 +325,7 @@ def test_a_study_takes_over_what_fits_from_another(tmp_path: Path) -> None:
 def test_a_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
     study = make_study(tmp_path, gpu_hours=0.5)
     trial_store = TrialStore(study, tmp_path)
-    budget, trial = Budget(trial_store, gpus_per_worker=2.0), trial_store.next()
+    budget, trial = Budget(trial_store, gpus_per_worker=2.0), trial_store.ask()
     budget.begin(trial)
     assert budget.over() is None
     budget._running[trial.number] = trial, time.monotonic() - 1000
@@ -396,7 +396,7 @@ def test_every_sampler_proposes_and_learns(tmp_path: Path, sampler: str) -> None
         assert isinstance(suggestion, dict)
         value = 1 - abs(suggestion["config"]["masking"]["ratio"] - 0.7)
         searcher.on_trial_complete(str(index), result(4, value, finished=True))
-    best = TrialStore(study, tmp_path).ranked()[0]
+    best = ranked(TrialStore(study, tmp_path))[0]
     assert best.state is TrialState.COMPLETE and best.value is not None and best.value > 0.8
 
 

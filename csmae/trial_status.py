@@ -1,0 +1,31 @@
+"""How far a trial is, or how it ended."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class TrialStatus(StrEnum):
+    """Status of a trial. The first five have the names of Optuna's states; users see only these."""
+
+    COMPLETE = "COMPLETE"
+    """Trained to its last epoch."""
+    PRUNED = "PRUNED"
+    """Stopped early by the scheduler, or cut short by a budget after its first score."""
+    FAIL = "FAIL"
+    """Ended without a result."""
+    RUNNING = "RUNNING"
+    """In training, or interrupted in the middle of it when its search stopped."""
+    WAITING = "WAITING"
+    """Cut short by a budget before its first score; resumes with the study."""
+    ENQUEUED = "ENQUEUED"
+    """Enqueued and not started."""
+    REJECTED = "REJECTED"
+    """Ended without training, for example because its configuration was trained before."""
+    TRANSFERRED = "TRANSFERRED"
+    """Copied from another study, which trained it."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its study trains or trained it."""
+        return self not in (TrialStatus.ENQUEUED, TrialStatus.REJECTED, TrialStatus.TRANSFERRED)

@@ -1,0 +1,73 @@
+"""Every use of a private name of Optuna, with the public form that is missing.
+
+The tests run against the installed Optuna; an update that moves a name breaks only this file.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.samplers import NSGAIISampler
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+
+def storage_of(study: optuna.Study) -> BaseStorage:
+    """The storage of a study. Optuna hands it to samplers as ``study._storage`` and to nobody else."""
+    return study._storage
+
+
+def frozen_trial(trial: optuna.Trial) -> FrozenTrial:
+    """The stored state of one trial. ``Study.get_trials`` reads all trials of the study."""
+    return trial.storage.get_trial(trial._trial_id)
+
+
+def start_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
+    """Run an enqueued or interrupted trial.
+
+    ``Study.ask`` starts only the first enqueued trial, and nothing public resumes one whose process died.
+    """
+    study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+    return optuna.Trial(study, trial._trial_id)
+
+
+def put_on_hold(trial: optuna.Trial) -> None:
+    """Return a running trial to WAITING, with its number and its curve. ``Study.tell`` only ends trials."""
+    trial.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+
+
+def add_running_trial(study: optuna.Study, template: FrozenTrial, study_attributes: Mapping[str, Any]) -> optuna.Trial:
+    """Add a trial that is in state RUNNING from the start, with all its parameters and a sampler's notes.
+
+    ``Study.ask`` creates the trial before the sampler proposes anything, and ``Study.add_trial`` returns no live trial.
+
+    Args:
+        study: Gets the trial.
+        template: The trial.
+        study_attributes: System attributes that the sampler set on the study.
+    """
+    storage, study_id = study._storage, study._study_id
+    for key, value in study_attributes.items():
+        storage.set_study_system_attr(study_id, key, value)
+    return optuna.Trial(study, storage.create_new_trial(study_id, template))
+
+
+def set_trial_id(trial: FrozenTrial, trial_id: int) -> None:
+    """Give a trial that is in no database the id by which a storage is asked for it. The public ``FrozenTrial`` has none."""
+    trial._trial_id = trial_id
+
+
+def in_first_generation(trial: FrozenTrial) -> FrozenTrial:
+    """A copy that belongs to NSGA-II's first generation; the trial itself if it belongs to one.
+
+    The sampler counts a trial only by a system attribute that it sets on its own proposals, and its name is private.
+    """
+    key = NSGAIISampler._get_generation_key()
+    if key in trial.system_attrs:
+        return trial
+    trial = copy.copy(trial)
+    trial._system_attrs = {**trial.system_attrs, key: 0}
+    return trial
