@@ -32,9 +32,10 @@ from csmae.storage.layout import DATABASE
 from csmae.storage.study_mirror import fetched, local, opened
 from csmae.study.metrics import LABEL_SCORES
 from csmae.study.study import Study, load_study
-from csmae.tracking.provenance import command
+from csmae.tracking.destination import WANDB, check_uri, redacted, tracking_uri
+from csmae.tracking.provenance import command, provenance
 from csmae.tracking.registry import MODEL, study_alias
-from csmae.tracking.tracker import WANDB, Tracker, shown, tracking_uri
+from csmae.tracking.tracker import Tracker
 from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
 from csmae.trials.importance import importances
@@ -109,7 +110,7 @@ def _search(options: argparse.Namespace) -> int:
     if options.insecure and not options.address:
         raise ConfigError("--insecure applies only to a cluster: add --address")
     study = load_study(options.study, options.fork or options.name, _assignments(options))
-    shown(_uri(options))
+    check_uri(_uri(options))
     resources = None if options.address else local_resources()
     if resources:
         allocate(study.search, resources)
@@ -177,7 +178,7 @@ def _explore(options: argparse.Namespace, trial_store: TrialStore, tracker: Trac
     study, budget = trial_store.study, Budget(trial_store, allocation.gpus_per_worker)
     tracker.start(
         dict(flatten(study.definition())),
-        {"csmae.tracking": tracker.place},
+        provenance() | {"csmae.tracking": tracker.destination},
         *next(iter(study.search.objectives.items())),
     )
     progress = SearchProgress.from_budget(budget)
@@ -282,7 +283,7 @@ def _say_what_next(options: argparse.Namespace, trial_store: TrialStore, champio
     print_line(f"champion: trial {champion.trial.number} with {format_settings(trial_store.params(champion.trial))}")
     print_line(f"encoder:  {champion.encoder_dir}")
     print_line(f"report:   {trial_store.folder / 'report.html'}")
-    for line in advice(shown(_uri(options)), trial_store.folder, champion.encoder_dir):
+    for line in advice(redacted(_uri(options)), trial_store.folder, champion.encoder_dir):
         print_line(line)
     again = re.sub(r" --num-trials[ =]\S+", "", command())
     print_line(f"extend:   {again} --num-trials N")
@@ -306,9 +307,9 @@ def advice(uri: str, folder: Path, encoder_dir: Path) -> Iterator[str]:
 def _close(tracker: Tracker) -> None:
     left = tracker.close(UPLOAD_TIMEOUT_S)
     if left:
-        print_line(f"{left} events are not yet uploaded to {tracker.place}; the next run sends them")
-    for text in tracker.refused:
-        print_line(f"{tracker.place} rejected: {text}")
+        print_line(f"{left} events are not yet uploaded to {tracker.destination}; the next run sends them")
+    for text in tracker.rejected:
+        print_line(f"{tracker.destination} rejected: {text}")
 
 
 if __name__ == "__main__":

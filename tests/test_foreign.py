@@ -17,8 +17,8 @@ from csmae.__main__ import main
 from csmae.data.archive import open_archive
 from csmae.retrieval.store import Source, write_store
 from csmae.sqlite import sqlite_url
+from csmae.tracking.destination import unreachable
 from csmae.tracking.outbox import TrackingError
-from csmae.tracking.reachable import unreachable
 from csmae.tracking.tracker import Tracker
 from csmae.trials.database import open_storage
 from tests.retrieval.test_stores_and_queries import data, encoder, encoder_dir, nothing

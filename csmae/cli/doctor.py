@@ -10,8 +10,7 @@ from rich.table import Table
 
 from csmae.config import ConfigError
 from csmae.console.terminal import plain_console, print_line
-from csmae.tracking.reachable import unreachable
-from csmae.tracking.tracker import shown, tracking_uri
+from csmae.tracking.destination import redacted, tracking_uri, unreachable
 
 if TYPE_CHECKING:
     from csmae.cluster.preflight import Check
@@ -45,7 +44,7 @@ def _doctor(options: argparse.Namespace) -> int:
     uri = tracking_uri(options.mlflow_uri, local(options.storage))
     start = "start it there (`mlflow server`), or name another with --mlflow-uri"
     wrong = unreachable(uri)
-    checks.append(check("MLflow", wrong, "" if wrong else f"{shown(uri)} answers, or will be made", start))
+    checks.append(check("MLflow", wrong, "" if wrong else f"{redacted(uri)} answers, or will be made", start))
     plain_console().print(_table(checks))
     if study is None:
         print_line("no study named: neither its archive nor the resources for its trials was looked at")

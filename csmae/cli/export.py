@@ -11,7 +11,7 @@ from csmae.config import ConfigError
 from csmae.console.terminal import print_line
 from csmae.encoders import WEIGHTS, SensorEncoder, load_published
 from csmae.tracking.fetch import fetch_encoder
-from csmae.tracking.model_card import model_card, read_settings
+from csmae.tracking.model_card import UNKNOWN, model_card, read_settings
 
 FRONT = """---
 {license}library_name: csmae
@@ -100,12 +100,12 @@ def export_encoder(source: str, folder: Path, title: str, license_id: str | None
         raise ConfigError(f"{folder}: is not empty: name a new folder")
     encoder.save(folder, details)
     settings = read_settings(folder)
-    facts = {name: str(details.get(name, "not said")) for name in ("study", "trial", "data")}
-    facts["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    origin = {name: str(details.get(name, UNKNOWN)) for name in ("study", "trial", "data")}
+    origin["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     card = (
         FRONT.format(license=f"license: {license_id}\n" if license_id else "")
-        + model_card(title, settings, facts, _numbers(details.get("metrics")), folder.resolve().name)
-        + BACK.format(statistics=_statistics(settings), terms=_terms(license_id, facts["data"]))
+        + model_card(title, settings, origin, _numbers(details.get("metrics")), folder.resolve().name)
+        + BACK.format(statistics=_statistics(settings), terms=_terms(license_id, origin["data"]))
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

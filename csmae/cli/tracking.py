@@ -9,7 +9,8 @@ from pathlib import Path
 
 from csmae.console.terminal import print_line
 from csmae.reporting.record import Ranking
-from csmae.tracking.tracker import replay, shown, tracking_uri
+from csmae.tracking.destination import redacted, tracking_uri
+from csmae.tracking.tracker import upload
 
 
 def add_commands(
@@ -39,17 +40,17 @@ def add_commands(
 
 def _sync(options: argparse.Namespace) -> int:
     uri = tracking_uri(options.mlflow_uri, options.runs, options.logger)
-    num_interrupted, refused = replay(options.runs / options.study, uri, options.timeout, options.all)
-    place = shown(uri)
-    for text in refused:
+    num_unsent, rejected = upload(options.runs / options.study, uri, options.timeout, options.all)
+    destination = redacted(uri)
+    for text in rejected:
         print_line(f"rejected: {text}")
-    if num_interrupted:
-        print_line(f"{num_interrupted} events of {options.study} are not uploaded yet to {place}")
-    elif refused:
-        print_line(f"{options.study} is incomplete in {place}; the next sync retries rejected events")
+    if num_unsent:
+        print_line(f"{num_unsent} events of {options.study} are not uploaded yet to {destination}")
+    elif rejected:
+        print_line(f"{options.study} is incomplete in {destination}; the next sync retries rejected events")
     else:
-        print_line(f"{options.study} is complete in {place}")
-    return 1 if num_interrupted or refused else 0
+        print_line(f"{options.study} is complete in {destination}")
+    return 1 if num_unsent or rejected else 0
 
 
 def _report(ranking_of: Callable[[Path], Ranking | None], options: argparse.Namespace) -> int:

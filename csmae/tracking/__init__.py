@@ -1,1 +1,1 @@
-"""The tracking room: outbox, MLflow, registry, pictures and reports."""
+"""Experiment tracking: outbox, upload to MLflow or Weights & Biases, model registry."""

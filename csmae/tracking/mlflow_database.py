@@ -1,4 +1,7 @@
-"""MLflow's database as a file: whether it is one, and where its experiments' files are after its folder has moved."""
+"""MLflow's SQLite file: whether it is one, and where its files are after its folder has moved.
+
+MLflow stores absolute addresses of files. A search and ``sync`` rewrite those of their own study; a reader translates them.
+"""
 
 from __future__ import annotations
 
@@ -26,23 +29,23 @@ STUDY_ID = "csmae.study_id"
 
 MAGIC = b"SQLite format 3\0"
 
-LOCATIONS = (
+ADDRESS_COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Where MLflow keeps absolute addresses of files."""
+"""Tables and columns in which MLflow keeps absolute addresses of files."""
 
-WAIT_S = 30.0
+LOCK_TIMEOUT_S = 30.0
 
 
-def client_of(uri: str) -> MlflowClient:
-    """A client of a tracking server or database; of the processes that open a new SQLite file at once, one makes its tables.
+def open_client(uri: str) -> MlflowClient:
+    """Open a tracking server or database; if several processes open a new SQLite file, one of them creates its tables.
 
     Raises:
-        TrackingError: The file is no database of MLflow.
+        TrackingError: The file is not a database of MLflow.
         MlflowException: MLflow cannot use it.
     """
     quiet_mlflow()
@@ -52,15 +55,15 @@ def client_of(uri: str) -> MlflowClient:
     check_file(path)
     with opening(path) if path else nullcontext():
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    written = Path(uri.removeprefix(SQLITE).partition("?")[0]).parent
-    if path and uri.startswith(SQLITE) and written != path.parent:
+    encoded = Path(uri.removeprefix(SQLITE).partition("?")[0]).parent
+    if path and uri.startswith(SQLITE) and encoded != path.parent:
         with suppress(OSError):
-            os.removedirs(written)  # MLflow takes an encoded path for a folder's name, and makes that folder
+            os.removedirs(encoded)  # MLflow creates a folder of the name that the URI has before it is decoded
     return client
 
 
 def check_file(path: Path | None) -> None:
-    """Refuse a file that is not MLflow's, in which MLflow would make its tables all the same.
+    """Reject a file that is not MLflow's: MLflow would create its tables in any SQLite file.
 
     Raises:
         TrackingError: It is a folder, not an SQLite database, or another program's database.
@@ -76,7 +79,7 @@ def check_file(path: Path | None) -> None:
     except OSError as error:
         raise TrackingError(f"{path}: cannot be read: {error.strerror}: let this account read it") from None
     except sqlite3.DatabaseError:
-        return  # locked or damaged: MLflow's all the same
+        return  # locked or damaged: MLflow's error says which
     if start and start != MAGIC:
         raise TrackingError(f"{path}: is not an SQLite database: restore it, or name another one")
     if tables and not tables & {"experiments", "registered_models"}:
@@ -85,16 +88,16 @@ def check_file(path: Path | None) -> None:
         )
 
 
-def check_filled(path: Path) -> None:
-    """Refuse a file in which there is nothing yet to be read.
+def check_not_empty(path: Path) -> None:
+    """Reject a database from which nothing can be read.
 
     Raises:
-        TrackingError: It is not there, or empty.
+        TrackingError: It does not exist, or is empty.
     """
     if not path.exists():
-        raise TrackingError(f"there is no {path}: set MLFLOW_TRACKING_URI to where the search tracked")
+        raise TrackingError(f"there is no {path}: set MLFLOW_TRACKING_URI to the server or database of the search")
     if path.is_file() and not path.stat().st_size:
-        raise TrackingError(f"{path} is empty: set MLFLOW_TRACKING_URI to where the search tracked")
+        raise TrackingError(f"{path} is empty: set MLFLOW_TRACKING_URI to the server or database of the search")
 
 
 def _tables(path: Path) -> set[str]:
@@ -103,34 +106,42 @@ def _tables(path: Path) -> set[str]:
 
 
 def artifact_location(uri: str, study: str) -> str | None:
-    """Where an experiment's files go: beside an SQLite file; None leaves it to the server."""
+    """Where a new experiment's files go: beside an SQLite file; None lets the server choose."""
     path = sqlite_path(uri)
     return (path.absolute().parent / ARTIFACTS / study).as_uri() if path else None
 
 
-def moves(path: Path) -> dict[str, str]:
-    """Locations of studies' files that the database's folder has left behind, and where these files are now.
+def moved_locations(path: Path) -> dict[str, str]:
+    """Locations of studies' files that are stored in the database, and where these files are now.
 
-    MLflow stores absolute addresses, and knows no others. A folder that was moved or renamed, or is a copy, has its files
-    beside the database; a database that was copied without them still means the old ones.
+    A folder that was moved, renamed or copied has its files beside the database. A database that was copied without them
+    still refers to the old ones.
     """
-    return {place.old.as_uri(): place.new.as_uri() for place in _left_behind(path) if _exists(place.new)}
+    return {moved.stored.as_uri(): moved.beside.as_uri() for moved in _moved(path) if _exists(moved.beside)}
 
 
-class _Place(NamedTuple):
-    """Where a study's files are."""
+def translate(location: str, moved: dict[str, str]) -> str:
+    """The current address of a stored location, see ``moved_locations``."""
+    for old, new in moved.items():
+        if location == old or location.startswith(f"{old}/"):
+            return new + location.removeprefix(old)
+    return location
+
+
+class _StudyFiles(NamedTuple):
+    """Where a study's files may be."""
 
     study: str
-    old: Path
+    stored: Path
     """According to the database."""
-    new: Path
+    beside: Path
     """Beside the database."""
     has_encoders: bool
-    """Whether files were stored; a search stores encoders and pictures together."""
+    """Whether files were stored: a search stores encoders and plots together."""
 
 
-def _left_behind(path: Path) -> list[_Place]:
-    """Studies whose location is not beside the database, though this program puts it there.
+def _moved(path: Path) -> list[_StudyFiles]:
+    """Studies whose stored location is not beside the database, where this program puts files.
 
     A location whose last part is not the experiment's name was chosen by a server.
     """
@@ -140,17 +151,17 @@ def _left_behind(path: Path) -> list[_Place]:
         f"WHERE t.key = '{STUDY_ID}' AND artifact_location LIKE 'file:%'"
     )
     folder = path.absolute().parent
-    with closing(sqlite3.connect(path, timeout=WAIT_S)) as database:
-        places = [
-            _Place(name, Path(unquote(urlparse(location).path)), folder / ARTIFACTS / name, bool(encoders))
+    with closing(sqlite3.connect(path, timeout=LOCK_TIMEOUT_S)) as database:
+        found = [
+            _StudyFiles(name, Path(unquote(urlparse(location).path)), folder / ARTIFACTS / name, bool(encoders))
             for name, location, encoders in database.execute(query)
         ]
     return [
-        place
-        for place in places
-        if place.old.parts[-2:] == (ARTIFACTS, place.study)
-        and not _are_same(place.old, place.new)
-        and not _are_same(place.old.parent.parent, folder)  # through a link
+        files
+        for files in found
+        if files.stored.parts[-2:] == (ARTIFACTS, files.study)
+        and not _are_same(files.stored, files.beside)
+        and not _are_same(files.stored.parent.parent, folder)  # through a link
     ]
 
 
@@ -161,50 +172,42 @@ def _are_same(one: Path, other: Path) -> bool:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # behind a folder that this user may not enter
+    except OSError:  # inside a folder that this user may not enter
         return False
 
 
-def current(location: str, moved: dict[str, str]) -> str:
-    """A location after the moves."""
-    for old, new in moved.items():
-        if location == old or location.startswith(f"{old}/"):
-            return new + location.removeprefix(old)
-    return location
+def update_locations(uri: str, study: str) -> None:
+    """Rewrite the stored locations of one study in an SQLite file whose folder has moved; a server needs nothing.
 
-
-def follow(uri: str, study: str) -> None:
-    """Rewrite the locations of one study in an SQLite file whose folder has moved; elsewhere there is nothing to do.
-
-    Other studies may be running on a machine where the folder has another path.
+    Other studies stay: they may be running on a machine that mounts the folder at another path.
 
     Raises:
-        TrackingError: The study's files are neither at their old nor at their new place.
+        TrackingError: The study's files are neither at the stored location nor beside the database.
         sqlite3.Error: The file cannot be written.
     """
     path = sqlite_path(uri)
-    for place in _left_behind(path) if path else ():
-        if path and place.study == study and _has_moved(place):
-            _rewrite(path, place.old.as_uri(), place.new.as_uri())
+    for files in _moved(path) if path else ():
+        if path and files.study == study and _must_update(files):
+            _rewrite(path, files.stored.as_uri(), files.beside.as_uri())
 
 
-def _has_moved(place: _Place) -> bool:
-    """Whether a study's files are at the new place, or it has none that could be out of reach only."""
-    if _exists(place.new):
+def _must_update(files: _StudyFiles) -> bool:
+    """Whether a study's files are beside the database, or no file can be out of reach."""
+    if _exists(files.beside):
         return True
-    if _exists(place.old):
+    if _exists(files.stored):
         return False
-    if place.has_encoders and not _exists(place.old.parent):
+    if files.has_encoders and not _exists(files.stored.parent):
         raise TrackingError(
-            f"the files of study {place.study!r} are in {place.old}, which does not exist here: mount or copy it, "
-            f"or make the folder {place.new} if they are lost"
+            f"the files of study {files.study!r} are in {files.stored}, which does not exist here: mount or copy it, "
+            f"or make the folder {files.beside} if they are lost"
         )
     return True
 
 
 def _rewrite(path: Path, old: str, new: str) -> None:
     with _transaction(path) as database:
-        for table, column in LOCATIONS:
+        for table, column in ADDRESS_COLUMNS:
             database.execute(
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
                 f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
@@ -214,7 +217,7 @@ def _rewrite(path: Path, old: str, new: str) -> None:
 
 @contextmanager
 def _transaction(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)) as database:
+    with closing(sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as database:
         database.execute("BEGIN IMMEDIATE")
         yield database
         database.execute("COMMIT")

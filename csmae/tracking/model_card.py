@@ -1,4 +1,4 @@
-"""The model card: what an encoder is, where it comes from, how good it is and how to use it, as Markdown."""
+"""The model card of an encoder: what it is, where it comes from, its scores and how to use it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from typing import Any
 
 from csmae.sensors import SENSORS
 from csmae.tracking.outbox import TrackingError
+
+SCORES = ("test/", "confirm/", "val/")
+"""Prefixes of the metrics that the card shows, in this order."""
+
+ARCHITECTURE = ("variant", "size", "embed_dim", "sensor_depth", "cross_depth", "patch_size", "pooling")
+"""Settings of the model that the card shows."""
+
+UNKNOWN = "unknown"
+"""Shown where the origin of an encoder is not recorded."""
 
 CARD = """# {title}
 
@@ -49,28 +58,28 @@ IEEE TGRS 2024, arXiv 2401.07782.
 
 
 def model_card(
-    title: str, settings: dict[str, Any], facts: dict[str, str], metrics: dict[str, float], address: str
+    title: str, settings: dict[str, Any], origin: dict[str, str], metrics: dict[str, float], address: str
 ) -> str:
-    """Markdown for a person who finds the encoder in a registry.
+    """Write the card of an encoder for people who find it in a registry or a model hub.
 
     Args:
         title: Heading.
         settings: Content of the encoder's ``config.json``.
-        facts: ``study``, ``trial``, ``data`` and ``sha256``.
+        origin: ``study``, ``trial``, ``data`` and ``sha256``.
         metrics: By name; the scores among them are shown, those by the published protocol first.
-        address: What loads this very encoder: a folder, or an address of MLflow.
+        address: What ``csmae.load_encoder`` takes to load this encoder: a folder, or a URI of MLflow.
+
+    Returns:
+        Markdown.
     """
     model, bands = settings.get("model", {}), settings.get("bands", {})
     s1, s2 = (list(bands.get(sensor, ())) for sensor in SENSORS)
-    scores = [
-        (name, metrics[name]) for part in ("test/", "confirm/", "val/") for name in metrics if name.startswith(part)
-    ]
-    shown = ("variant", "size", "embed_dim", "sensor_depth", "cross_depth", "patch_size", "pooling")
+    scores = [(name, metrics[name]) for prefix in SCORES for name in metrics if name.startswith(prefix)]
     return CARD.format(
         title=title,
         address=json.dumps(address, ensure_ascii=False),
-        **facts,
-        architecture=", ".join(f"{name} {model[name]}" for name in shown if name in model) or "not said",
+        **origin,
+        architecture=", ".join(f"{name} {model[name]}" for name in ARCHITECTURE if name in model) or UNKNOWN,
         s1=" ".join(s1),
         s2=" ".join(s2),
         num_s1=len(s1),
@@ -79,13 +88,17 @@ def model_card(
     )
 
 
-def bands_of(settings: dict[str, Any]) -> str:
-    """The bands that an encoder reads, in order, as one line."""
+def format_bands(settings: dict[str, Any]) -> str:
+    """Format the bands that an encoder reads, in order, as one line."""
     return "; ".join(f"{sensor} {' '.join(names)}" for sensor, names in settings.get("bands", {}).items())
 
 
 def read_settings(encoder_dir: Path) -> dict[str, Any]:
-    """Content of an encoder folder's ``config.json``."""
+    """Read the ``config.json`` of an encoder's folder.
+
+    Raises:
+        TrackingError: The file cannot be read, or is not JSON.
+    """
     path = encoder_dir / "config.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""The outbox: every tracking event is in a file of the study before anyone tries to upload it."""
+"""The outbox: a study's tracking events are appended to a file before they are uploaded, so no server failure loses any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,24 +19,23 @@ from csmae.lock import unwritable
 log = logging.getLogger(__name__)
 
 OUTBOX = "outbox.jsonl"
-"""Its name in a study's folder."""
-
-REFUSED = "refused"
-"""In a bookmark's file, what each place did not take."""
+"""File name in a study's folder."""
 
 KINDS = ("start", "trial", "epoch", "end", "artifact", "encoder", "champion", "finish")
-"""What can happen in a study."""
+"""Kinds of events of a study."""
 
 HEADER = "outbox"
 """Kind of the first event: its body holds the identity of the study."""
 
-
 PATHS = ("path", "encoder_dir")
-"""Parts of a body that name files. In the file they are relative to the study's folder, which may move."""
+"""Keys of a body that hold paths. Paths inside the study's folder are stored relative to it, because it may move."""
+
+ALL = 1 << 62
+"""A limit that no outbox reaches."""
 
 
 class TrackingError(ConfigError):
-    """Tracking that cannot be set up as asked."""
+    """Events cannot be tracked as requested, or an encoder cannot be fetched."""
 
 
 @dataclass(frozen=True)
@@ -45,85 +43,82 @@ class Event:
     """Something that happened in a study."""
 
     kind: str
-    """What happened: one of ``KINDS``."""
+    """One of ``KINDS``."""
     number: int | None
     """The trial; None is the study itself."""
     time_ms: int
-    """When, milliseconds since 1970. Part of a metric's identity: the same event sent twice is stored once."""
+    """Milliseconds since 1970. Part of a metric's identity: the same event sent twice is stored once."""
     body: dict[str, Any]
-    """The rest, plain JSON values."""
+    """Everything else, plain JSON values."""
 
     def to_line(self) -> bytes:
-        """One line of the file."""
+        """Format as one line of the file."""
         return json.dumps(vars(self), default=str).encode() + b"\n"
 
     @classmethod
     def from_line(cls, line: bytes) -> Self | None:
-        """The event of a line; None for a line that is none, as a power cut may leave one."""
+        """Parse a line; None for a line that is not an event, such as a power failure may leave."""
         try:
             return cls(**json.loads(line))
         except (ValueError, TypeError):
             return None
 
-    def within(self, folder: Path) -> Self:
-        """The event as it is stored in a study's folder: what names files in the folder is relative to it."""
-        return self._replace(lambda path: path.relative_to(folder) if path.is_relative_to(folder) else path)
+    def relative_to(self, folder: Path) -> Self:
+        """A copy whose paths inside the study's folder are relative to it."""
+        paths = self._paths()
+        return self._with_paths({k: p.relative_to(folder) if p.is_relative_to(folder) else p for k, p in paths.items()})
 
-    def found_in(self, folder: Path) -> Self:
-        """The event as it is handed out: what names files names them where the study's folder is now."""
-        return self._replace(lambda path: _locate(path, folder))
+    def resolved(self, folder: Path) -> Self:
+        """A copy whose relative paths are resolved in the study's folder."""
+        return self._with_paths({key: folder / path for key, path in self._paths().items()})
 
-    def _replace(self, change: Callable[[Path], Path]) -> Self:
-        paths = {name: str(change(Path(self.body[name]))) for name in PATHS if isinstance(self.body.get(name), str)}
-        return replace(self, body={**self.body, **paths}) if paths else self
+    def _paths(self) -> dict[str, Path]:
+        return {key: Path(self.body[key]) for key in PATHS if isinstance(self.body.get(key), str)}
 
-
-def _locate(path: Path, folder: Path) -> Path:
-    """Where a file is that a study's outbox names; an absolute path was written by release 0.1.0, or is of no study."""
-    if not path.is_absolute():
-        return folder / path
-    inner = (path.parts[at + 1 :] for at, part in enumerate(path.parts) if part == folder.name)
-    return next((there for parts in inner if (there := folder.joinpath(*parts)).exists()), path)
+    def _with_paths(self, paths: dict[str, Path]) -> Self:
+        return replace(self, body={**self.body, **{key: str(path) for key, path in paths.items()}}) if paths else self
 
 
 class Outbox:
-    """An append-only file of events with one writing process; its end is repaired when it is opened.
+    """An append-only file of events with one writing process.
 
-    A full disk ends nothing: lines that could not be written stay in memory and go with the next event. A thread has
-    the disk keep what was written, many events at once: an fsync behind a database's may take a second.
+    Opening it removes a torn last line. A full disk loses nothing: lines that could not be written stay in memory and are
+    written with the next event. A thread of its own calls fsync, once for many events: an fsync that waits for a
+    database's may take a second.
 
     Args:
-        path: The file; made, with its folder, where there is none.
+        path: The file; created with its folder if it does not exist.
 
     Raises:
-        TrackingError: Another process writes to it, or it cannot be made.
+        TrackingError: Another process writes to it, or it cannot be created.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.folder = path, path.parent.absolute()
         self._unwritten = b""
         self._lock = threading.Lock()
-        self._disk = ThreadPoolExecutor(1, "fsync")
-        self._kept: Future[None] | None = None
+        self._fsync_thread = ThreadPoolExecutor(1, "fsync")
+        self._fsync: Future[None] | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._file)
-            raise TrackingError(f"{path}: another process writes to this study: let it end first") from None
+            raise TrackingError(f"{path}: another process writes to this study: wait for its end") from None
         except OSError as error:
             raise TrackingError(unwritable(path, error)) from None
-        self._size = self._cut_torn_end()
-        self.study_id = self._identify()
+        self._size = self._remove_torn_line()
+        self.study_id = self._read_header()
 
-    def _cut_torn_end(self) -> int:
+    def _remove_torn_line(self) -> int:
         content = os.pread(self._file, os.fstat(self._file).st_size, 0)
         size = content.rfind(b"\n") + 1
         os.ftruncate(self._file, size)
         return size
 
-    def _identify(self) -> str:
+    def _read_header(self) -> str:
+        """The identity of the study, created for a new outbox."""
         header = next(iter(self.read(0, 1)[0]), None)
         if header is None:
             header = Event(HEADER, None, 0, {"study_id": uuid.uuid4().hex})
@@ -135,24 +130,24 @@ class Outbox:
         return str(header.body["study_id"])
 
     def append(self, event: Event) -> Future[None]:
-        """Write an event at the end; it survives the process at once, and a power cut when the result is done."""
+        """Append an event. It survives a kill of the process immediately, and a power failure when the result is done."""
         with self._lock:
-            told = bool(self._unwritten)
-            self._unwritten += event.within(self.folder).to_line()
+            failed_before = bool(self._unwritten)
+            self._unwritten += event.relative_to(self.folder).to_line()
             try:
                 self._write(self._unwritten)
             except OSError as error:
-                if not told:
+                if not failed_before:
                     log.warning("%s: cannot be written (%s): events wait in memory", self.path, error.strerror)
-            if self._kept is None or self._kept.running() or self._kept.done():  # else it will find this event too
-                self._kept = self._disk.submit(self._keep)
-            return self._kept
+            if self._fsync is None or self._fsync.running() or self._fsync.done():  # a pending fsync covers this event
+                self._fsync = self._fsync_thread.submit(self._sync)
+            return self._fsync
 
-    def _keep(self) -> None:
+    def _sync(self) -> None:
         try:
             os.fsync(self._file)
         except OSError as error:
-            log.warning("%s: may not survive a power cut: %s", self.path, error.strerror)
+            log.warning("%s: may not survive a power failure: %s", self.path, error.strerror)
 
     def _write(self, lines: bytes) -> None:
         written = 0
@@ -166,32 +161,32 @@ class Outbox:
         self._unwritten = b""
 
     def read(self, offset: int, limit: int) -> tuple[list[Event], int]:
-        """Events from a byte offset on.
+        """Read events from a byte offset on.
 
         Args:
-            offset: Where a line starts: 0, or what an earlier call returned.
-            limit: Events at most.
+            offset: Start of a line: 0, or what an earlier call returned.
+            limit: Maximum number of events.
 
         Returns:
-            The events, and the offset behind the last of them.
+            The events, and the offset after the last of them.
         """
         found, end = self.locate(offset, limit)
         return [event for _, event in found], end
 
     def locate(self, offset: int, limit: int) -> tuple[list[tuple[int, Event]], int]:
-        """Events from a byte offset on, each with its own offset; otherwise as ``read``."""
+        """Read events like ``read``, each with its own offset."""
         events: list[tuple[int, Event]] = []
         for line in self._lines(offset, limit):
             event = Event.from_line(line)
             if event is None:
-                log.warning("%s: a damaged line before byte %d is left out", self.path, offset + len(line))
+                log.warning("%s: skipped a damaged line before byte %d", self.path, offset + len(line))
             else:
-                events.append((offset, event.found_in(self.folder)))
+                events.append((offset, event.resolved(self.folder)))
             offset += len(line)
         return events, offset
 
     def _lines(self, offset: int, limit: int) -> list[bytes]:
-        size = self._size  # lines beyond it are still being written
+        size = self._size  # a line after it is still being written
         with self.path.open("rb") as file:
             file.seek(offset)
             lines: list[bytes] = []
@@ -200,35 +195,33 @@ class Outbox:
         return lines
 
     def count(self, offset: int) -> int:
-        """Events behind a byte offset, those in memory included and the header left out."""
+        """Number of events after a byte offset, including those in memory, without the header."""
         with self.path.open("rb") as file:
             file.seek(offset)
             return sum(1 for _ in file) - (offset == 0) + self._unwritten.count(b"\n")
 
     def close(self) -> None:
-        """Let another process write."""
-        self._disk.shutdown()
+        """Release the file for other processes."""
+        self._fsync_thread.shutdown()
         os.close(self._file)
 
 
 class UploadPosition:
-    """How far an outbox has been uploaded to one place, kept in a file beside it.
+    """How far an outbox is uploaded to one destination, kept in a file beside it.
 
     Args:
-        path: The file; it serves every place to which this outbox was ever uploaded.
-        study_id: Identity of the outbox; a bookmark of another one counts as none.
-        place: Where the events go, without password.
-        former: What release 0.1.0 called the place.
+        path: The file; it holds the positions of all destinations of this outbox.
+        study_id: Identity of the outbox; the position in another outbox counts as none.
+        destination: Where the events go, without password.
     """
 
-    def __init__(self, path: Path, study_id: str, place: str, former: str = "") -> None:
-        self._path, self._study_id, self._place = path, study_id, place
+    def __init__(self, path: Path, study_id: str, destination: str) -> None:
+        self._path, self._study_id, self._destination = path, study_id, destination
         content = self._load()
-        known = former if former in content and place not in content else place
-        self.offset = int(content.get(known, 0))
-        refused = content.get(REFUSED, {}).get(known, {})
-        self.refused: dict[int, str] = {int(offset): text for offset, text in refused.items()}
-        """Byte offsets before ``offset`` of events that the place did not take, each with which and why."""
+        self.offset = int(content.get(destination, 0))
+        rejected = content.get("rejected", {}).get(destination, {})
+        self.rejected: dict[int, str] = {int(offset): text for offset, text in rejected.items()}
+        """Byte offsets before ``offset`` of events that the destination rejected, each with its description and reason."""
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -238,12 +231,12 @@ class UploadPosition:
         return dict(content) if content.get("study_id") == self._study_id else {}
 
     def move(self, offset: int) -> None:
-        """Remember that everything before ``offset`` is uploaded, apart from what was refused."""
+        """Save that everything before ``offset`` is uploaded, except what was rejected."""
         self.offset = offset
-        self.refused = {place: text for place, text in self.refused.items() if place < offset}
+        self.rejected = {at: text for at, text in self.rejected.items() if at < offset}
         content = self._load()
-        refused = {**content.get(REFUSED, {}), self._place: self.refused}
-        content |= {"study_id": self._study_id, self._place: offset, REFUSED: refused}
+        rejected = {**content.get("rejected", {}), self._destination: self.rejected}
+        content |= {"study_id": self._study_id, self._destination: offset, "rejected": rejected}
         draft = self._path.with_suffix(".new")
         draft.write_text(json.dumps(content), encoding="utf-8")
         draft.replace(self._path)

@@ -1,4 +1,4 @@
-"""Where a study comes from: command, commit, versions."""
+"""Records how a study was made: command, commit, package versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("csmae", "torch", "ray", "optuna", "mlflow", "numpy")
 
 
 def provenance() -> dict[str, str]:
-    """Tags that say how to come to the same program again; the commit only where the program is in a git checkout."""
+    """Tags that identify the program; the commit only if the program runs from a git checkout."""
     tags = {"csmae.command": command(), "csmae.versions": _versions()}
     commit = _git("rev-parse", "HEAD")
     if commit:
@@ -25,7 +25,7 @@ def provenance() -> dict[str, str]:
 
 
 def command() -> str:
-    """The command line to run again, without user and password of an address in it."""
+    """The command line of this process, without users and passwords of URLs in it."""
     return f"python {shlex.join(re.sub(r'(?<=://)[^/?#]*@', '', word) for word in sys.argv)}"
 
 
@@ -35,16 +35,16 @@ def _versions() -> str:
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            continue  # run from a checkout that was not installed
+            continue  # run from a checkout that is not installed
     return ", ".join(found)
 
 
-def _git(*words: str) -> str:
-    """What git says of the checkout that this file is in; nothing where there is none, or no git."""
+def _git(*arguments: str) -> str:
+    """Git's output for the checkout that contains this file; empty without a checkout or git."""
     folder = Path(__file__).resolve().parent
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=False
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

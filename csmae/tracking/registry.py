@@ -1,4 +1,4 @@
-"""The registry: encoders as logged models, the best ones registered."""
+"""MLflow's model registry: encoders as logged models, the champions as versions of one registered model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from csmae.scratch import scratch
-from csmae.tracking.model_card import bands_of, model_card, read_settings
+from csmae.tracking.model_card import UNKNOWN, format_bands, model_card, read_settings
 from csmae.tracking.outbox import Event, TrackingError
 
 log = logging.getLogger(__name__)
@@ -21,13 +21,14 @@ WEIGHTS, SETTINGS = "encoder.safetensors", "config.json"
 CHECKSUM, STUDY, TRIAL, DATA = "csmae.sha256", "csmae.study", "csmae.trial", "csmae.data"
 METRIC, SCORE, DIRECTION, BANDS = "csmae.primary_metric", "csmae.score", "csmae.direction", "csmae.bands"
 SYNTHETIC = "synthetic"
+"""How the tag ``DATA`` of synthetic scenes begins."""
 
 
 def checksum(encoder_dir: Path) -> str:
-    """SHA-256 over the weights and then the settings of an encoder folder.
+    """SHA-256 of the weights and then the settings of an encoder's folder.
 
     Raises:
-        TrackingError: One of the two files is missing.
+        TrackingError: One of the two files cannot be read.
     """
     digest = hashlib.sha256()
     for name in (WEIGHTS, SETTINGS):
@@ -43,13 +44,14 @@ def checksum(encoder_dir: Path) -> str:
 
 
 def study_alias(study: str) -> str:
-    """The alias of a study's best encoder; MLflow takes letters, digits, ``-`` and ``_``.
+    """The alias of a study's champion.
 
-    Names of studies that differ have aliases that differ: where characters are replaced, some of a hash follow.
+    MLflow allows letters, digits, ``-`` and ``_``. If other characters are replaced, a part of a hash follows, so that
+    studies with different names have different aliases.
     """
-    cleaned = re.sub(r"[^a-zA-Z0-9_-]", "-", study)
-    suffix = "" if cleaned == study else f"-{hashlib.sha256(study.encode()).hexdigest()[:6]}"
-    return f"{ALIAS}-{cleaned}{suffix}"
+    legal = re.sub(r"[^a-zA-Z0-9_-]", "-", study)
+    suffix = "" if legal == study else f"-{hashlib.sha256(study.encode()).hexdigest()[:6]}"
+    return f"{ALIAS}-{legal}{suffix}"
 
 
 class Registry:
@@ -65,22 +67,22 @@ class Registry:
         self._client, self._experiment, self._study = client, experiment, study
 
     def log_encoder(self, event: Event, run_id: str) -> Any:
-        """Keep an encoder's files, card and metrics with its run; a second time changes nothing.
+        """Create a logged model of a run with an encoder's files, card and metrics; a repeated call changes nothing.
 
         Returns:
             The logged model.
         """
         body = event.body
-        model, ghosts = self._choose(run_id, body["sha256"])
-        for ghost in ghosts:
-            self._client.delete_logged_model(ghost.model_id)
+        model, unfinished = self._find(run_id, body["sha256"])
+        for other in unfinished:
+            self._client.delete_logged_model(other.model_id)
         if model and str(model.status) == "READY":
-            return self._complete(model, event, run_id)
+            return self._add_metrics(model, event, run_id)
         folder = Path(body["encoder_dir"])
         if checksum(folder) != body["sha256"]:
-            raise TrackingError(f"{folder}: has changed since the search handed it in")
+            raise TrackingError(f"{folder}: has changed since the search reported it")
         model = model or self._client.create_logged_model(
-            self._experiment, MODEL, run_id, self._tags(event, folder), model_type=MODEL
+            self._experiment, MODEL, run_id, self._model_tags(event, folder), model_type=MODEL
         )
         self._client.log_model_artifacts(model.model_id, str(folder))
         self._log_card(model, event)
@@ -88,8 +90,8 @@ class Registry:
             self._client.log_metric(run_id, key, value, body["step_ms"], body["step"], model_id=model.model_id)
         return self._client.finalize_logged_model(model.model_id, "READY")
 
-    def _complete(self, model: Any, event: Event, run_id: str) -> Any:
-        """Add metrics that came later, as of a good trial that has become the champion; the card shows them, too."""
+    def _add_metrics(self, model: Any, event: Event, run_id: str) -> Any:
+        """Add new metrics and show them in the card, such as those of a good trial that has become the champion."""
         known = {(metric.key, repr(metric.value)) for metric in model.metrics or ()}  # NaN equals nothing
         new = {key: value for key, value in event.body["metrics"].items() if (key, repr(value)) not in known}
         if new:
@@ -98,19 +100,14 @@ class Registry:
             self._client.log_metric(run_id, key, value, event.time_ms, event.body["step"], model_id=model.model_id)
         return model
 
-    def _log_card(self, model: Any, event: Event) -> None:
-        with scratch("card") as draft:
-            (draft / "README.md").write_text(self._card(model, event), encoding="utf-8")
-            self._client.log_model_artifacts(model.model_id, str(draft))
-
-    def _choose(self, run_id: str, sha256: str) -> tuple[Any, list[Any]]:
-        """The logged model of a run that has these files, or was to get them, and those of other attempts that broke off."""
+    def _find(self, run_id: str, sha256: str) -> tuple[Any, list[Any]]:
+        """The logged model of a run for these files, complete or not, and other incomplete ones of failed uploads."""
         logged = sorted(self._logged(run_id), key=lambda model: str(model.status) != "READY")
-        chosen = next((model for model in logged if model.tags.get(CHECKSUM) == sha256), None)
-        return chosen, [model for model in logged if str(model.status) != "READY" and model is not chosen]
+        found = next((model for model in logged if model.tags.get(CHECKSUM) == sha256), None)
+        return found, [model for model in logged if str(model.status) != "READY" and model is not found]
 
     def _logged(self, run_id: str) -> Iterator[Any]:
-        """Logged models of a run."""
+        """All logged models of a run."""
         token = None
         while True:
             page = self._client.search_logged_models(
@@ -121,79 +118,86 @@ class Registry:
             if not token:
                 return
 
-    def _tags(self, event: Event, folder: Path) -> dict[str, str]:
+    def _model_tags(self, event: Event, folder: Path) -> dict[str, str]:
         own = {STUDY: self._study, TRIAL: str(event.number), CHECKSUM: event.body["sha256"]}
-        return {**event.body["tags"], **own, BANDS: bands_of(read_settings(folder))}
+        return {**event.body["tags"], **own, BANDS: format_bands(read_settings(folder))}
+
+    def _log_card(self, model: Any, event: Event) -> None:
+        with scratch("card") as draft:
+            (draft / "README.md").write_text(self._card(model, event), encoding="utf-8")
+            self._client.log_model_artifacts(model.model_id, str(draft))
 
     def _card(self, model: Any, event: Event) -> str:
         body = event.body
-        facts = {"study": self._study, "trial": str(event.number), "sha256": body["sha256"]}
-        facts["data"] = body["tags"].get(DATA, "not said")
+        origin = {"study": self._study, "trial": str(event.number), "sha256": body["sha256"]}
+        origin["data"] = body["tags"].get(DATA, UNKNOWN)
         return model_card(
             f"{MODEL}: study {self._study}, trial {event.number}",
             read_settings(Path(body["encoder_dir"])),
-            facts,
+            origin,
             body["metrics"],
             f"models:/{model.model_id}",
         )
 
     def register(self, event: Event, run_id: str) -> None:
-        """Register the encoder of a study's champion and let the aliases name it.
+        """Register the encoder of a study's champion and move the aliases.
 
-        ``champion-STUDY`` names it whatever was named before: which trial is the best is the search's decision.
-        ``champion`` names the best of the studies' champions on the data last searched; an encoder trained on synthetic
-        scenes never takes it from one trained on real ones.
+        ``champion-STUDY`` moves to it unconditionally: the search decides which trial is the best. ``champion`` names the
+        best of the studies' champions on the data last searched; an encoder trained on synthetic scenes never takes it from
+        one trained on real ones.
         """
-        version = self._version(event, run_id)
+        version = self._register_version(event, run_id)
         self._client.set_registered_model_alias(MODEL, study_alias(self._study), version.version)
         aliases = self._client.get_registered_model(MODEL).aliases
         if ALIAS in aliases:
             holder = self._client.get_model_version(MODEL, aliases[ALIAS])
             if holder.tags.get(STUDY) == self._study:
                 version = self._best(aliases, version)
-            elif reason := _why_it_stays(holder.tags, version.tags):
+            elif reason := _reason_to_keep(holder.tags, version.tags):
                 text = "models:/%s@%s stays with version %s of study %s: %s"
                 log.warning(text, MODEL, ALIAS, holder.version, holder.tags.get(STUDY), reason)
                 return
         self._client.set_registered_model_alias(MODEL, ALIAS, version.version)
 
     def _best(self, aliases: Mapping[str, str], version: Any) -> Any:
-        """The best of the studies' champions that compare with a version: what held the alias may have got worse."""
+        """The best of the studies' champions that compare with a version: the study may have named a worse champion."""
         for alias, number in aliases.items():
-            rival = self._client.get_model_version(MODEL, number) if alias.startswith(f"{ALIAS}-") else version
+            if not alias.startswith(f"{ALIAS}-"):
+                continue
+            rival = self._client.get_model_version(MODEL, number)
             if rival.tags.get(STUDY) == self._study:
-                continue  # a former champion, which an alias of release 0.1.0 still names
-            same = all(rival.tags.get(name) == version.tags.get(name) for name in (METRIC, DATA, BANDS))
-            if same and _why_it_stays(version.tags, rival.tags) is None:
+                continue  # the version itself, or a former champion that a user gave an alias
+            comparable = all(rival.tags.get(name) == version.tags.get(name) for name in (METRIC, DATA, BANDS))
+            if comparable and _reason_to_keep(version.tags, rival.tags) is None:
                 version = rival
         return version
 
-    def _version(self, event: Event, run_id: str) -> Any:
+    def _register_version(self, event: Event, run_id: str) -> Any:
+        """The version of the registered model for a logged model, created if it does not exist."""
         model = self.log_encoder(event, run_id)
-        with _unless_exists():
+        with _ignore_existing():
             self._client.create_registered_model(MODEL, description="CSMAE encoders, the best of each study.")
-        found = self._client.search_model_versions(f"name = '{MODEL}'")
-        same = sorted(
-            (v for v in found if v.source == model.artifact_location), key=lambda version: int(version.version)
-        )
-        for ghost in same[1:]:
-            self._client.delete_model_version(MODEL, ghost.version)
+        versions = self._client.search_model_versions(f"name = '{MODEL}'")
+        same = [version for version in versions if version.source == model.artifact_location]
+        same.sort(key=lambda version: int(version.version))
+        for duplicate in same[1:]:
+            self._client.delete_model_version(MODEL, duplicate.version)
         tags, card = self._version_tags(event, model), self._card(model, event)
         if same:
-            return self._say_anew(same[0], tags, card)
-        source = model.artifact_location  # `models:/ID` would ask the default server
+            return self._update_version(same[0], tags, card)
+        source = model.artifact_location  # `models:/ID` would be looked up on the default server
         return self._client.create_model_version(
             MODEL, source, run_id, tags, description=card, await_creation_for=0, model_id=model.model_id
         )
 
     def _version_tags(self, event: Event, model: Any) -> dict[str, str]:
         body, metric = event.body, event.body["primary_metric"]
-        score = body.get("score", body["metrics"][metric])
+        score = body["score"] if "score" in body else body["metrics"][metric]
         tags = {**model.tags, **body["tags"], METRIC: metric, SCORE: repr(score), DIRECTION: body["direction"]}
         return {key: value for key, value in tags.items() if key.startswith("csmae.")}
 
-    def _say_anew(self, version: Any, tags: Mapping[str, str], card: str) -> Any:
-        """A version with what its study says of it by now, such as the mean over further seeds."""
+    def _update_version(self, version: Any, tags: Mapping[str, str], card: str) -> Any:
+        """Set what has changed of a version, such as its score after further seeds."""
         for key, value in tags.items():
             if version.tags.get(key) != value:
                 self._client.set_model_version_tag(MODEL, version.version, key, value)
@@ -203,7 +207,7 @@ class Registry:
 
 
 @contextlib.contextmanager
-def _unless_exists() -> Iterator[None]:
+def _ignore_existing() -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -213,8 +217,8 @@ def _unless_exists() -> Iterator[None]:
             raise
 
 
-def _why_it_stays(holder: dict[str, str], new: dict[str, str]) -> str | None:
-    """The reason for which an alias stays where it is; scores compare only on the same metric and data."""
+def _reason_to_keep(holder: dict[str, str], new: dict[str, str]) -> str | None:
+    """Why the alias stays with its holder; None if it moves. Scores compare only on the same metric and data."""
     if holder.get(BANDS) != new.get(BANDS):
         return f"it reads other bands ({holder.get(BANDS)})"
     if holder.get(METRIC) != new.get(METRIC) or holder.get(DATA) != new.get(DATA):

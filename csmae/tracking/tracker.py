@@ -1,142 +1,139 @@
-"""The tracker: what a search says about itself, kept in the study's folder first and shown in MLflow soon after."""
+"""The tracker: writes a search's events to the study's outbox, from where they are uploaded to MLflow."""
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
-from urllib.parse import urlsplit
 
-from csmae.sqlite import SQLITE, sqlite_path, sqlite_url
-from csmae.tracking.mlflow_database import check_file
-from csmae.tracking.outbox import OUTBOX, Event, Outbox, TrackingError, UploadPosition
-from csmae.tracking.provenance import provenance
+from csmae.sqlite import SQLITE, sqlite_path
+from csmae.tracking.destination import WANDB, check_uri, redacted
+from csmae.tracking.outbox import ALL, OUTBOX, Event, Outbox, TrackingError, UploadPosition
 from csmae.tracking.registry import checksum
-from csmae.tracking.uploader import Sink, Uploader
+from csmae.tracking.sink import Sink
+from csmae.tracking.uploader import Uploader
 
 Direction = Literal["maximize", "minimize"]
-SPENT = {"time/worker_s": "budget/worker_s", "time/gpu_s": "budget/gpu_s"}
-"""What an epoch says that it took, and the name of a trial's and the study's sum."""
-SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "wandb")
-WANDB = "wandb://"
+COSTS = {"time/worker_s": "budget/worker_s", "time/gpu_s": "budget/gpu_s"}
+"""Metrics of an epoch, and the name of their sum over a trial and over the study."""
 
 
 class Uploaded(NamedTuple):
-    """What came of an upload."""
+    """Result of ``upload``."""
 
-    num_interrupted: int
-    """Events that are not sent and wait."""
-    refused: list[str]
-    """What the place did not take, and why."""
+    num_unsent: int
+    """Events that are not uploaded and wait in the outbox."""
+    rejected: list[str]
+    """What the destination rejected, and why."""
 
 
 class Tracker:
-    """One study's events. No call waits for a server; a server that fails is told of in one line of the log.
+    """Writes one study's events. No call waits for a server; a server's failure costs one line in the log.
+
+    Lives in the driver, with an upload thread.
 
     Args:
-        folder: The study's folder; the outbox is in it.
+        folder: The study's folder, which holds the outbox.
         study: Name of the experiment and of its parent run.
-        uri: Of MLflow, such as ``sqlite:///runs/mlflow.db`` or ``http://localhost:5000``; ``wandb://PROJECT`` for
-            Weights & Biases.
+        uri: Such as ``sqlite:///runs/mlflow.db`` or ``http://localhost:5000``; ``wandb://PROJECT`` for Weights & Biases.
 
     Raises:
-        TrackingError: A URI that MLflow does not know, a database of another program, or a folder in which another process runs this study.
+        TrackingError: No events can be sent to the URI, or another process runs this study.
     """
 
     def __init__(self, folder: Path, study: str, uri: str) -> None:
-        shown(uri)
-        check_file(sqlite_path(uri))
+        check_uri(uri)
         self._uri = uri
         self._outbox = Outbox(folder / OUTBOX)
-        self._epochs: dict[int, dict[int, int]] = {}  # trial, epoch: when
-        self._kept: dict[int, Future[None]] = {}  # trial: whether the disk holds its last epoch
-        self._spent: dict[int, dict[str, float]] = {}  # trial: sums
+        self._epoch_times: dict[int, dict[int, int]] = {}
+        """By trial and epoch, when it was reported."""
+        self._fsyncs: dict[int, Future[None]] = {}
+        """By trial, done when its last epoch would survive a power failure."""
+        self._costs: dict[int, dict[str, float]] = {}
+        """By trial, its sums."""
         self._num_finished = 0
         self._objective: dict[str, str] = {}
-        self._recall()
+        self._restore()
         self._uploader = _uploader(self._outbox, study, uri)
         self._uploader.start()
 
-    def _recall(self) -> None:
-        for event in self._outbox.read(0, limit=1 << 62)[0]:
+    def _restore(self) -> None:
+        """Read what earlier runs of the search reported."""
+        for event in self._outbox.read(0, ALL)[0]:
             if event.kind == "epoch" and event.number is not None:
-                self._epochs.setdefault(event.number, {})[int(event.body["epoch"])] = event.time_ms
-                self._spend(event.number, event.body["metrics"])
+                self._epoch_times.setdefault(event.number, {})[int(event.body["epoch"])] = event.time_ms
+                self._add_costs(event.number, event.body["metrics"])
             self._num_finished += event.kind == "finish"
 
     def start(
         self, params: dict[str, object], tags: dict[str, str], primary_metric: str, direction: Direction = "maximize"
     ) -> None:
-        """Open the study, or open it again.
+        """Report that a search starts or resumes the study.
 
         Args:
-            params: What the study is, dotted names; the first value of each stays.
-            tags: What may change from one start to the next; command, commit and versions are added.
-            primary_metric: What the trials are compared by.
-            direction: Whether large or small is good.
+            params: The study's definition, by dotted name; the first value of each stays.
+            tags: Tags that may differ between runs of the search, such as the command.
+            primary_metric: Metric by which the trials compare.
+            direction: Whether large or small values are good.
         """
         self._objective = {"primary_metric": primary_metric, "direction": direction}
-        self._add("start", None, {"params": params, "tags": provenance() | tags, **self._objective})
+        self._append("start", None, {"params": params, "tags": tags, **self._objective})
 
     def trial(self, number: int, params: dict[str, object]) -> None:
-        """Open a trial, or open it again after an interruption."""
-        self._add("trial", number, {"params": params})
+        """Report that a trial starts, or resumes after an interruption."""
+        self._append("trial", number, {"params": params})
 
     def epoch(self, number: int, epoch: int, metrics: dict[str, float]) -> None:
-        """Report an epoch; a second report of it is left out.
+        """Report an epoch; a second report of the same epoch is ignored.
 
-        It survives this process at once, and a power cut before the trial's next epoch is taken.
+        The event survives a kill of this process immediately, and a power failure before the trial's next epoch is accepted.
         """
-        epochs = self._epochs.setdefault(number, {})
-        if epoch not in epochs:
-            if number in self._kept:
-                self._kept[number].result()
-            epochs[epoch], self._kept[number] = self._add(
-                "epoch", number, {"epoch": epoch, "metrics": _floats(metrics)}
-            )
-            self._spend(number, metrics)
+        times = self._epoch_times.setdefault(number, {})
+        if epoch not in times:
+            if number in self._fsyncs:
+                self._fsyncs[number].result()
+            body: dict[str, object] = {"epoch": epoch, "metrics": _floats(metrics)}
+            times[epoch], self._fsyncs[number] = self._append("epoch", number, body)
+            self._add_costs(number, metrics)
 
-    def _spend(self, number: int, metrics: dict[str, float]) -> None:
-        spent = self._spent.setdefault(number, {"budget/epochs": 0.0})
-        spent["budget/epochs"] += 1
-        for name, total in SPENT.items():
+    def _add_costs(self, number: int, metrics: dict[str, float]) -> None:
+        costs = self._costs.setdefault(number, {"budget/epochs": 0.0})
+        costs["budget/epochs"] += 1
+        for name, total in COSTS.items():
             if name in metrics:
-                spent[total] = spent.get(total, 0.0) + float(metrics[name])
+                costs[total] = costs.get(total, 0.0) + float(metrics[name])
 
     def end(
         self, number: int, state: str, reason: str | None = None, tags: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        """Close a trial; its epochs, worker-seconds and GPU-seconds are summed up as ``budget/…``.
+        """Report that a trial ended, with the sums of its epochs, worker-seconds and GPU-seconds as ``budget/…``.
 
         Args:
             number: The trial.
-            state: ``COMPLETE``, ``PRUNED``, ``FAIL``, or ``RUNNING`` for one that the search left in the middle.
-            reason: Why it failed or was left.
-            tags: Further ones, such as which trial it repeats.
+            state: ``COMPLETE``, ``PRUNED``, ``FAIL``, or ``RUNNING`` for an interrupted trial.
+            reason: Why it failed or was interrupted.
+            tags: Further tags, such as which trial it confirms.
         """
-        step = max(self._epochs.get(number, {}), default=0)
-        spent = {"step": step, "metrics": dict(self._spent.get(number, {}))}
-        self._add("end", number, {"state": state, "reason": reason, "tags": dict(tags), **spent})
+        step = max(self._epoch_times.get(number, {}), default=0)
+        costs = {"step": step, "metrics": dict(self._costs.get(number, {}))}
+        self._append("end", number, {"state": state, "reason": reason, "tags": dict(tags), **costs})
 
     def artifact(self, number: int | None, path: Path, artifact_path: str = "") -> None:
-        """Show a file or folder with a trial, or with the study where ``number`` is None.
+        """Attach a file or folder to a trial, or to the study where ``number`` is None.
 
         Args:
             number: The trial.
-            path: It must stay as it is until it is uploaded.
+            path: Must not change until it is uploaded.
             artifact_path: The folder among the run's artifacts.
         """
-        self._add("artifact", number, {"path": str(path.absolute()), "artifact_path": artifact_path})
+        self._append("artifact", number, {"path": str(path.absolute()), "artifact_path": artifact_path})
 
     def encoder(self, number: int, encoder_dir: Path, metrics: dict[str, float], tags: dict[str, str]) -> None:
-        """Keep a good trial's encoder as a logged model; arguments as of ``champion``."""
-        self._add("encoder", number, self._encoder_body(number, encoder_dir, metrics, tags))
+        """Store a good trial's encoder as a logged model; see ``champion`` for the arguments."""
+        self._append("encoder", number, self._encoder_body(number, encoder_dir, metrics, tags))
 
     def champion(
         self,
@@ -146,29 +143,28 @@ class Tracker:
         tags: dict[str, str],
         score: float | None = None,
     ) -> None:
-        """Register the encoder of the study's champion, and let the aliases name it.
+        """Register the encoder of the study's champion, and move the aliases to it.
 
-        The study's own alias moves to it whatever the scores of its trials are: the search has decided. The alias of all
-        studies stays where another study's champion is better.
+        The study's own alias always moves: the search has decided. The alias of all studies stays where another study's
+        champion is better.
 
         Args:
             number: The trial.
-            encoder_dir: Folder of ``encoder.safetensors`` and ``config.json``; must stay until uploaded.
-            metrics: Its scores, the primary metric among them.
-            tags: What the version says of itself; ``csmae.data`` names the data: scores compare only on the same.
-            score: By which it compares with other studies' champions, such as the mean over seeds; by default its own
-                primary metric.
+            encoder_dir: Folder of ``encoder.safetensors`` and ``config.json``; must not change until uploaded.
+            metrics: Its scores, including the primary metric.
+            tags: Tags of the model version; ``csmae.data`` names the data: scores compare only on the same data.
+            score: Compares with other studies' champions, such as the mean over seeds; by default the primary metric.
 
         Raises:
-            TrackingError: The folder holds no encoder.
+            TrackingError: The folder does not hold an encoder.
         """
         body = self._encoder_body(number, encoder_dir, metrics, tags)
-        self._add("champion", number, body if score is None else {**body, "score": float(score)})[1].result()
+        self._append("champion", number, body if score is None else {**body, "score": float(score)})[1].result()
 
     def _encoder_body(
         self, number: int, encoder_dir: Path, metrics: dict[str, float], tags: dict[str, str]
     ) -> dict[str, object]:
-        step, step_ms = max(self._epochs.get(number, {}).items(), default=(0, 0))
+        step, step_ms = max(self._epoch_times.get(number, {}).items(), default=(0, 0))
         return {
             "encoder_dir": str(encoder_dir.absolute()),
             "sha256": checksum(encoder_dir),
@@ -176,126 +172,69 @@ class Tracker:
             "tags": tags,
             **self._objective,
             "step": step,
-            "step_ms": step_ms,  # a score that the epoch reported too is then the same point
+            "step_ms": step_ms,  # makes a score that the epoch reported too the same point
         }
 
     def finish(self, summary: dict[str, float]) -> None:
-        """Close the study with figures of its own; what its trials took together is added as ``budget/…``."""
+        """Report that the search is finished, with its summary and the trials' sums as ``budget/…``."""
         self._num_finished += 1
-        budget: dict[str, float] = {}
-        for spent in self._spent.values():
-            for name, value in spent.items():
-                budget[name] = budget.get(name, 0.0) + value
-        self._add("finish", None, {"step": self._num_finished, "metrics": budget | _floats(summary)})[1].result()
-
-    @property
-    def page(self) -> str | None:
-        """The study's page on a server, behind its address and ``/#``; None as long as no server has answered."""
-        return self._uploader.page
+        costs: dict[str, float] = {}
+        for trial_costs in self._costs.values():
+            for name, value in trial_costs.items():
+                costs[name] = costs.get(name, 0.0) + value
+        self._append("finish", None, {"step": self._num_finished, "metrics": costs | _floats(summary)})[1].result()
 
     def close(self, timeout_s: float = 30.0) -> int:
-        """Upload what is left, for so long at most.
+        """Upload the remaining events for at most ``timeout_s`` seconds.
 
         Returns:
-            Events that are not uploaded, those refused left aside; they wait in the outbox for the next start.
+            Number of events that are not uploaded, without the rejected ones; they wait in the outbox for the next start.
         """
         return self._uploader.close(timeout_s)
 
     @property
-    def place(self) -> str:
-        """Who takes the events."""
+    def destination(self) -> str:
+        """The service that gets the events."""
         return "Weights & Biases" if self._uri.startswith(WANDB) else "MLflow"
 
     @property
-    def refused(self) -> list[str]:
-        """What the server did not take, and why; it is sent once more at the next start."""
-        return self._uploader.refused
+    def rejected(self) -> list[str]:
+        """What the server rejected, and why; it is sent once more at the next start."""
+        return self._uploader.rejected
 
-    def _add(self, kind: str, number: int | None, body: dict[str, object]) -> tuple[int, Future[None]]:
-        """When it was, and what is done once it would survive a power cut."""
+    def _append(self, kind: str, number: int | None, body: dict[str, object]) -> tuple[int, Future[None]]:
+        """Append an event; returns its time and a future that is done once it would survive a power failure."""
         event = Event(kind, number, time.time_ns() // 1_000_000, body)
         return event.time_ms, self._outbox.append(event)
 
 
-def replay(folder: Path, uri: str, timeout_s: float, anew: bool = False) -> Uploaded:
-    """Upload what the outbox of a study's folder still holds, and what was refused before.
+def upload(folder: Path, uri: str, timeout_s: float, again: bool = False) -> Uploaded:
+    """Upload what the outbox of a study's folder still holds, and what was rejected before.
 
     Args:
-        folder: Of the study, whose name it bears.
-        uri: Of MLflow.
-        timeout_s: For so long at most.
-        anew: Send everything again, as after a restored run; what is there stays as it is.
+        folder: The study's folder, named after the study.
+        uri: The destination, as for ``Tracker``.
+        timeout_s: Longest time to try, seconds.
+        again: Send everything again, such as after a run was restored; what the server has does not change.
 
     Raises:
-        TrackingError: No outbox there, a search is running on it, or an unknown URI.
+        TrackingError: The folder has no outbox, a search is running on it, or no events can be sent to the URI.
     """
     if not (folder / OUTBOX).is_file():
-        raise TrackingError(f"{folder}: no study: there is no {OUTBOX} in it: name a folder such as runs/masking")
-    shown(uri)
-    check_file(sqlite_path(uri))
+        raise TrackingError(
+            f"{folder}: is not the folder of a study: it has no {OUTBOX}: name a folder such as runs/masking"
+        )
+    check_uri(uri)
     outbox = Outbox(folder / OUTBOX)
     uploader = _uploader(outbox, folder.name, uri)
-    if anew:
-        uploader.bookmark.move(0)
+    if again:
+        uploader.position.move(0)
     uploader.start()
-    return Uploaded(uploader.close(timeout_s), uploader.refused)
-
-
-def tracking_uri(given: str | None, storage: Path, logger: str = "mlflow") -> str:
-    """Where a study's events go.
-
-    Args:
-        given: What the user named: an MLflow URI, or with ``wandb`` a project or ``ENTITY/PROJECT``.
-        storage: Folder of the studies.
-        logger: ``mlflow`` or ``wandb``.
-
-    Returns:
-        With ``mlflow``, what was given, else ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the folder; with ``wandb``, the
-        project ``csmae`` by default.
-
-    Raises:
-        TrackingError: With ``wandb``, an address of MLflow.
-    """
-    if logger == "wandb":
-        project = (given or "csmae").removeprefix(WANDB)
-        if "://" in project or project.startswith("sqlite:"):
-            raise TrackingError(
-                f"--logger wandb: --mlflow-uri must be a project or ENTITY/PROJECT, found {shown(project)}"
-            )
-        return WANDB + project
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(storage / "mlflow.db")
-
-
-def shown(uri: str) -> str:
-    """The URI without user and password, fit to be shown.
-
-    Raises:
-        TrackingError: It has no scheme that MLflow's stores know, or Weights & Biases is asked for and not installed.
-    """
-    if uri.startswith(WANDB):
-        _check_project(uri)
-        return uri
-    parts = urlsplit(uri)
-    if parts.scheme.partition("+")[0] not in SCHEMES:
-        raise TrackingError(
-            f"MLflow URI {uri!r}: must start with sqlite:///, postgresql://, http:// or https://; "
-            "or wandb://PROJECT for Weights & Biases"
-        )
-    login, at, _ = parts.netloc.rpartition("@")
-    return uri.replace(login + at, "", 1)
-
-
-def _check_project(uri: str) -> None:
-    if not re.fullmatch(r"([\w.-]+/)?[^/\\#?%:\s]([^/\\#?%:]{0,126}[^/\\#?%:\s])?", uri.removeprefix(WANDB)):
-        raise TrackingError(
-            f"{uri}: must be wandb://PROJECT or wandb://ENTITY/PROJECT; a project has up to 128 characters without / \\ # ? % :"
-        )
-    if not find_spec("wandb"):
-        raise TrackingError(f"{uri}: Weights & Biases is not installed: pip install 'csmae[wandb]'")
+    return Uploaded(uploader.close(timeout_s), uploader.rejected)
 
 
 def _uploader(outbox: Outbox, study: str, uri: str) -> Uploader:
-    def connect() -> Sink:  # seconds of import, which the uploading thread has
+    def connect() -> Sink:  # the upload thread spends the seconds of the import
         if uri.startswith(WANDB):
             from csmae.tracking.wandb_sink import WandbSink
 
@@ -304,18 +243,17 @@ def _uploader(outbox: Outbox, study: str, uri: str) -> Uploader:
 
         return MlflowSink(uri, study, outbox.study_id)
 
-    bookmark = UploadPosition(
-        outbox.path.with_suffix(".uploaded"), outbox.study_id, _place(uri, outbox.folder), shown(uri)
-    )
-    return Uploader(outbox, bookmark, connect, shown(uri))
+    path = outbox.path.with_suffix(".uploaded")
+    position = UploadPosition(path, outbox.study_id, _position_key(uri, outbox.folder))
+    return Uploader(outbox, position, connect, redacted(uri))
 
 
-def _place(uri: str, folder: Path) -> str:
-    """What a bookmark calls the place: a database in the storage of the study by a path that survives a move of it."""
+def _position_key(uri: str, folder: Path) -> str:
+    """The destination in the file of upload positions: a database beside the studies by a path that survives a move."""
     database = sqlite_path(uri)
     if database and database.absolute().is_relative_to(folder.parent):
         return f"{SQLITE}../{database.absolute().relative_to(folder.parent).as_posix()}"
-    return shown(uri)
+    return redacted(uri)
 
 
 def _floats(metrics: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Names and paths whose characters mean something to a URI, to SQLite, to MLflow or to a shell."""
+"""Names and paths with characters that are special in a URI, in SQLite, in MLflow or in a shell."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from csmae.console.tables import format_studies
 from csmae.sqlite import sqlite_path, sqlite_url
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
+from csmae.tracking.destination import tracking_uri
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.provenance import command
-from csmae.tracking.tracker import Tracker, tracking_uri
+from csmae.tracking.tracker import Tracker
 from csmae.trials.store import TrialStore
 from csmae.tuning.champion import EncoderToScore
 from tests.study.test_study import write
@@ -33,7 +34,7 @@ ODD = ["two words", "50%", "100%25", "what?", "no#1", "a;b&c", "it's", "größe"
 
 
 @pytest.mark.parametrize("name", ["what? 100%25 50%", "two no#1 a;b&c it's größe [x]"])
-def test_a_storage_of_any_name_holds_its_databases_and_files(name: str, tmp_path: Path) -> None:
+def test_a_storage_folder_of_any_name_holds_its_databases_and_files(name: str, tmp_path: Path) -> None:
     storage = tmp_path / name
     trial_store = TrialStore(load_study(write(tmp_path, SPACE), "study"), storage)
     assert "study" in [str(cell) for cell in format_studies(storage / DATABASE).columns[0].cells]
@@ -56,7 +57,7 @@ def test_a_storage_of_any_name_holds_its_databases_and_files(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_the_url_of_an_sqlite_file_leads_back_to_it(name: str) -> None:
+def test_the_url_of_an_sqlite_file_is_parsed_to_its_path(name: str) -> None:
     assert sqlite_path(sqlite_url(Path(name) / "mlflow.db")) == Path(name) / "mlflow.db"
     assert sqlite_url(Path("my runs/mlflow.db")) == "sqlite:///my runs/mlflow.db"
     assert sqlite_path("sqlite:///x.db?timeout=3") == Path("x.db")
@@ -65,7 +66,7 @@ def test_the_url_of_an_sqlite_file_leads_back_to_it(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "message"),
     [
         ("-rf", "begin with none of '-' and '.'"),
         (".hidden", "begin with none of '-' and '.'"),
@@ -79,8 +80,10 @@ def test_the_url_of_an_sqlite_file_leads_back_to_it(name: str) -> None:
         ("mlruns", "a file or folder of its own"),
     ],
 )
-def test_a_study_is_not_named_like_an_option_or_a_file_of_the_storage(name: str, says: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_a_study_cannot_be_named_like_an_option_or_a_file_of_the_storage(
+    name: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_study(write(tmp_path, SPACE), name)
 
 
@@ -93,12 +96,12 @@ def test_printed_commands_survive_copy_and_paste(
     monkeypatch.setattr(sys, "argv", ["search.py", "study.yaml", "--storage", str(storage), "--num-trials", "3"])
     trial = optuna.trial.create_trial(value=0.5)
     champion = EncoderToScore("champion", Config(), trial, storage / "study" / "trials" / "0" / "encoder")
-    ledgers = [TrialStore(load_study(write(tmp_path, SPACE), name), storage) for name in ("losses_v1.2", "study")]
-    program._say_what_next(options, ledgers[0], champion)
-    said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
+    stores = [TrialStore(load_study(write(tmp_path, SPACE), name), storage) for name in ("losses_v1.2", "study")]
+    program._say_what_next(options, stores[0], champion)
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
     uri = tracking_uri(None, storage)
-    assert shlex.split(said["compare"]) == ["mlflow", "ui", "--backend-store-uri", uri]
-    assert shlex.split(said["extend"]) == [
+    assert shlex.split(lines["compare"]) == ["mlflow", "ui", "--backend-store-uri", uri]
+    assert shlex.split(lines["extend"]) == [
         "python",
         "search.py",
         "study.yaml",
@@ -107,23 +110,22 @@ def test_printed_commands_survive_copy_and_paste(
         "--num-trials",
         "N",
     ]
-    assert "champion-losses_v1.2" not in said["load it"]
+    assert "champion-losses_v1.2" not in lines["load it"]
     options.logger = "wandb"
-    monkeypatch.setattr(program, "shown", str)  # which looks whether the extra is installed
-    program._say_what_next(options, ledgers[1], champion)
-    said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
+    program._say_what_next(options, stores[1], champion)
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
     loaded: list[str] = []
-    eval(said["load it"].strip(), {"csmae": type("csmae", (), {"load_encoder": loaded.append})})
+    eval(lines["load it"].strip(), {"csmae": type("csmae", (), {"load_encoder": loaded.append})})
     assert loaded == [str(champion.encoder_dir)]
 
 
-def test_a_printed_command_holds_no_password_whatever_its_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_printed_command_contains_no_password_whatever_its_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "https://anna:se cr@t'x@host:5000/x"
     monkeypatch.setattr(sys, "argv", ["search.py", "a b.yaml", "--mlflow-uri", uri])
     assert shlex.split(command()) == ["python", "search.py", "a b.yaml", "--mlflow-uri", "https://host:5000/x"]
 
 
-def test_commands_that_restore_what_was_deleted_name_the_place(
+def test_commands_that_restore_a_deleted_experiment_name_the_tracking_uri(
     tmp_path: Path, empty_database: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "my runs").mkdir()

@@ -1,4 +1,4 @@
-"""The outbox keeps what it accepted, whatever happens to the process, the disk's end or the server."""
+"""The outbox keeps what it accepted, whatever happens to the process, the disk or the server."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 from csmae.tracking.mlflow_sink import MlflowSink
 from csmae.tracking.outbox import Event, Outbox, TrackingError, UploadPosition
-from csmae.tracking.uploader import RefusedError, Sink, Uploader
+from csmae.tracking.sink import RejectedError, Sink
+from csmae.tracking.uploader import Uploader
 
 
 def epoch(number: int, epoch: int, **metrics: float) -> Event:
     return Event("epoch", number, 1_700_000_000_000 + epoch, {"epoch": epoch, "metrics": metrics})
 
 
-def test_events_come_back_as_they_went_in_nan_and_infinity_too(tmp_path: Path) -> None:
+def test_events_are_read_as_they_were_written_including_nan_and_infinity(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox.jsonl")
     outbox.append(epoch(3, 1, loss=math.inf, f1=0.25))
     outbox.append(epoch(3, 2, loss=math.nan))
@@ -36,25 +37,25 @@ def test_events_come_back_as_they_went_in_nan_and_infinity_too(tmp_path: Path) -
     assert math.isnan(events[2].body["metrics"]["loss"])
 
 
-def test_many_events_share_one_fsync_and_none_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outbox, gate, kept = Outbox(tmp_path / "outbox.jsonl"), threading.Event(), []
+def test_many_events_share_one_fsync_and_none_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox, gate, synced = Outbox(tmp_path / "outbox.jsonl"), threading.Event(), []
 
     def slow(file: int) -> None:
         gate.wait(10)
-        kept.append(os.fstat(file).st_size)
+        synced.append(os.fstat(file).st_size)
 
     monkeypatch.setattr(os, "fsync", slow)
-    done = [outbox.append(epoch(0, number, loss=1.0)) for number in range(50)]
-    sizes = outbox.path.stat().st_size
-    assert not any(each.done() for each in done)
+    futures = [outbox.append(epoch(0, number, loss=1.0)) for number in range(50)]
+    size = outbox.path.stat().st_size
+    assert not any(future.done() for future in futures)
     gate.set()
     outbox.close()
-    assert all(each.done() for each in done)
-    assert kept[-1] == sizes
-    assert len(kept) <= 2
+    assert all(future.done() for future in futures)
+    assert synced[-1] == size
+    assert len(synced) <= 2
 
 
-def test_reading_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
+def test_reading_continues_where_the_last_call_ended(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox.jsonl")
     for number in range(5):
         outbox.append(epoch(number, 1, loss=1.0))
@@ -66,7 +67,7 @@ def test_reading_goes_on_where_the_last_one_ended(tmp_path: Path) -> None:
     assert outbox.count(offset) == 0
 
 
-def test_a_torn_last_line_is_cut_and_the_study_keeps_its_identity(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_removed_and_the_study_keeps_its_identity(tmp_path: Path) -> None:
     path = tmp_path / "outbox.jsonl"
     first = Outbox(path)
     first.append(epoch(0, 1, loss=1.0))
@@ -79,7 +80,7 @@ def test_a_torn_last_line_is_cut_and_the_study_keeps_its_identity(tmp_path: Path
     assert second.read(0, 10)[0][1:] == [epoch(0, 1, loss=1.0), epoch(0, 2, loss=0.5)]
 
 
-def test_a_damaged_line_in_the_middle_is_told_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_line_in_the_middle_is_logged_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "outbox.jsonl"
     outbox = Outbox(path)
     outbox.close()
@@ -98,7 +99,7 @@ def test_two_processes_cannot_write_one_outbox(tmp_path: Path) -> None:
     Outbox(outbox.path).close()
 
 
-def test_a_file_that_is_no_outbox_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_outbox_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "outbox.jsonl"
     path.write_bytes(epoch(0, 1).to_line())
     with pytest.raises(TrackingError, match="is not an outbox"):
@@ -121,16 +122,16 @@ print([event.number for event in outbox.read(0, 100)[0]])
 """
 
 
-def test_a_full_disk_ends_nothing_and_its_events_follow_when_there_is_room(tmp_path: Path) -> None:
+def test_events_of_a_full_disk_are_written_when_there_is_space(tmp_path: Path) -> None:
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "outbox.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    full, room = done.stdout.splitlines()
+    full, after = done.stdout.splitlines()
     assert full == "True 20"
-    assert room == str([None, *range(21)])
+    assert after == str([None, *range(21)])
     assert done.stderr.count("cannot be written") == 1
 
 
-def test_a_bookmark_is_kept_by_place_and_by_study(tmp_path: Path) -> None:
+def test_an_upload_position_belongs_to_a_destination_and_a_study(tmp_path: Path) -> None:
     path = tmp_path / "outbox.uploaded"
     UploadPosition(path, "study", "here").move(10)
     UploadPosition(path, "study", "there").move(20)
@@ -140,10 +141,10 @@ def test_a_bookmark_is_kept_by_place_and_by_study(tmp_path: Path) -> None:
 
 
 class Lossy:
-    """A sink that fails in the middle of a batch, or after it when the answer is lost."""
+    """A sink whose connection fails in the middle of a batch, or after it when the answer is lost."""
 
     def __init__(self, sink: MlflowSink, fails_after: int) -> None:
-        self.is_new, self.page, self._sink, self._fails_after = sink.is_new, sink.page, sink, fails_after
+        self.is_new, self._sink, self._fails_after = sink.is_new, sink, fails_after
 
     def send(self, events: Sequence[Event]) -> None:
         self._sink.send(events[: self._fails_after])
@@ -151,7 +152,7 @@ class Lossy:
 
 
 class Searches(RuleBasedStateMachine):
-    """Events, uploads, failures and crashes in any order; at the end all that was accepted is stored, once."""
+    """Events, uploads, failures and crashes in any order; at the end every accepted event is stored once."""
 
     database: str
 
@@ -169,8 +170,8 @@ class Searches(RuleBasedStateMachine):
             sink = MlflowSink(f"sqlite:///{self.database}", self.folder.name, self.outbox.study_id)
             return sink if fails_after is None else Lossy(sink, fails_after)
 
-        bookmark = UploadPosition(self.folder / "outbox.uploaded", self.outbox.study_id, "here")
-        return Uploader(self.outbox, bookmark, connect, "here")
+        position = UploadPosition(self.folder / "outbox.uploaded", self.outbox.study_id, "here")
+        return Uploader(self.outbox, position, connect, "here")
 
     @rule(trial=st.integers(0, 2), value=st.floats(allow_infinity=False))
     def report(self, trial: int, value: float) -> None:
@@ -191,7 +192,7 @@ class Searches(RuleBasedStateMachine):
     @rule(fails_after=st.integers(0, 6))
     def fail(self, fails_after: int) -> None:
         uploader = self.uploader(fails_after)
-        if self.outbox.count(uploader.bookmark.offset):
+        if self.outbox.count(uploader.position.offset):
             with pytest.raises(ConnectionError):
                 uploader.step()
 
@@ -208,13 +209,13 @@ class Searches(RuleBasedStateMachine):
             pass
         self.outbox.close()
         assert _stored(self.database, self.folder.name) == {
-            key: repr(value + 0.0)  # SQLite knows no negative zero
+            key: repr(value + 0.0)  # SQLite has no negative zero
             for key, value in self.accepted.items()
         }
 
 
 def _stored(database: str, study: str) -> dict[tuple[int, int], str]:
-    """Every stored point by trial and step; fails where there are two of one."""
+    """Every stored point by trial and step; fails on duplicates."""
     import mlflow
 
     client = mlflow.MlflowClient(f"sqlite:///{database}")
@@ -231,108 +232,110 @@ def _stored(database: str, study: str) -> dict[tuple[int, int], str]:
     return points
 
 
-def test_what_was_accepted_is_stored_once_whatever_fails(tmp_path: Path) -> None:
-    machine = type("SearchesHere", (Searches,), {"database": str(tmp_path / "mlflow.db")})
-    few = settings(
+def test_every_accepted_event_is_stored_once_whatever_fails(tmp_path: Path) -> None:
+    machine = type("SearchesInFolder", (Searches,), {"database": str(tmp_path / "mlflow.db")})
+    example_settings = settings(
         max_examples=int(os.environ.get("CSMAE_EXAMPLES", "15")),
         stateful_step_count=12,
         deadline=None,
-        phases=[Phase.generate],  # shrinking would take minutes: a database call a step
+        phases=[Phase.generate],  # shrinking would take minutes: each step calls a database
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(machine, settings=few)
+    run_state_machine_as_test(machine, settings=example_settings)
 
 
 class Picky:
-    """A sink that never takes one event."""
+    """A sink that rejects the events of some trials."""
 
-    is_new, page = False, "/"
+    is_new = False
 
-    def __init__(self, refuses: Sequence[int] = (1,)) -> None:
-        self.taken: list[Event] = []
-        self._refuses = refuses
+    def __init__(self, rejects: Sequence[int] = (1,)) -> None:
+        self.accepted: list[Event] = []
+        self._rejects = rejects
 
     def send(self, events: Sequence[Event]) -> None:
-        if any(event.number in self._refuses for event in events):
-            raise RefusedError("no such run")
-        self.taken.extend(events)
+        if any(event.number in self._rejects for event in events):
+            raise RejectedError("no such run")
+        self.accepted.extend(events)
 
 
-def test_one_refused_event_is_told_and_does_not_hold_up_the_others(
+def test_a_rejected_event_is_logged_and_does_not_delay_the_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     outbox, sink = Outbox(tmp_path / "outbox.jsonl"), Picky()
     for number in range(4):
         outbox.append(epoch(number, 7, loss=1.0))
-    uploader = Uploader(outbox, UploadPosition(tmp_path / "mark", outbox.study_id, "here"), lambda: sink, "here")
+    uploader = Uploader(outbox, UploadPosition(tmp_path / "position", outbox.study_id, "here"), lambda: sink, "here")
     with caplog.at_level(logging.WARNING):
         uploader.step()
-    assert [event.number for event in sink.taken] == [None, 0, 2, 3]
+    assert [event.number for event in sink.accepted] == [None, 0, 2, 3]
     assert "here rejected trial 1, epoch 7: no such run" in caplog.text
-    assert uploader.refused == ["trial 1: no such run"]
+    assert uploader.rejected == ["trial 1: no such run"]
 
 
-def test_what_was_refused_is_sent_once_more_at_each_start_and_told_once(
+def test_rejected_events_are_retried_at_each_start_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outbox, sink, mark = Outbox(tmp_path / "outbox.jsonl"), Picky(), tmp_path / "mark"
+    outbox, sink, position_file = Outbox(tmp_path / "outbox.jsonl"), Picky(), tmp_path / "position"
     for number in (1, 0, 1, 2):
         outbox.append(epoch(number, 7, loss=1.0))
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
-            uploader = Uploader(outbox, UploadPosition(mark, outbox.study_id, "here"), lambda: sink, "here")
+            uploader = Uploader(outbox, UploadPosition(position_file, outbox.study_id, "here"), lambda: sink, "here")
             uploader.step()
-            assert uploader.refused == ["trial 1: no such run (2 events)"]
+            assert uploader.rejected == ["trial 1: no such run (2 events)"]
     assert len(caplog.messages) == 2
-    assert [event.number for event in sink.taken] == [None, 0, 2]
+    assert [event.number for event in sink.accepted] == [None, 0, 2]
     outbox.append(epoch(3, 7, loss=1.0))
-    uploader = Uploader(outbox, UploadPosition(mark, outbox.study_id, "here"), lambda: Picky(refuses=()), "here")
+    uploader = Uploader(
+        outbox, UploadPosition(position_file, outbox.study_id, "here"), lambda: Picky(rejects=()), "here"
+    )
     uploader.step()
-    assert uploader.refused == []
-    assert UploadPosition(mark, outbox.study_id, "here").refused == {}
+    assert uploader.rejected == []
+    assert UploadPosition(position_file, outbox.study_id, "here").rejected == {}
 
 
 class Repaired(Picky):
-    """A sink that refuses the first event only: somebody restored the run then."""
+    """A sink that rejects only the first call: then somebody restored the run."""
 
     def send(self, events: Sequence[Event]) -> None:
         try:
             super().send(events)
         finally:
-            self._refuses = ()
+            self._rejects = ()
 
 
-def test_a_start_that_was_refused_does_not_reopen_a_trial_that_has_ended(tmp_path: Path) -> None:
-    outbox, mark = Outbox(tmp_path / "outbox.jsonl"), tmp_path / "mark"
+def test_a_rejected_start_that_is_retried_does_not_reopen_an_ended_trial(tmp_path: Path) -> None:
+    outbox, position_file = Outbox(tmp_path / "outbox.jsonl"), tmp_path / "position"
     for number in (1, 2):
         outbox.append(Event("trial", number, 0, {}))
-    Uploader(outbox, UploadPosition(mark, outbox.study_id, "here"), lambda: Picky(refuses=(1,)), "here").step()
+    Uploader(outbox, UploadPosition(position_file, outbox.study_id, "here"), lambda: Picky(rejects=(1,)), "here").step()
     for number in (1, 2):
         outbox.append(epoch(number, 1, loss=1.0))
         outbox.append(Event("end", number, 0, {}))
-    Uploader(outbox, UploadPosition(mark, outbox.study_id, "here"), lambda: Repaired(), "here").step()
-    sink = Picky(refuses=())
-    Uploader(outbox, UploadPosition(mark, outbox.study_id, "here"), lambda: sink, "here").step()
-    assert [(event.kind, event.number) for event in sink.taken] == [("trial", 1), ("end", 1)]
+    Uploader(outbox, UploadPosition(position_file, outbox.study_id, "here"), lambda: Repaired(), "here").step()
+    sink = Picky(rejects=())
+    Uploader(outbox, UploadPosition(position_file, outbox.study_id, "here"), lambda: sink, "here").step()
+    assert [(event.kind, event.number) for event in sink.accepted] == [("trial", 1), ("end", 1)]
 
 
 class Dead:
-    """A place that never answers; it counts how often it was asked."""
+    """A server that never answers; counts the attempts."""
 
     def __init__(self) -> None:
-        self.num_asked = 0
+        self.num_attempts = 0
 
     def __call__(self) -> Sink:
-        self.num_asked += 1
-        raise ConnectionError("nobody there")
+        self.num_attempts += 1
+        raise ConnectionError("no server")
 
 
-def test_a_dead_place_is_asked_ever_less_often_while_closing(tmp_path: Path) -> None:
+def test_a_dead_server_is_contacted_less_and_less_often_while_closing(tmp_path: Path) -> None:
     outbox, dead = Outbox(tmp_path / "outbox.jsonl"), Dead()
     outbox.append(epoch(0, 1, loss=1.0))
-    uploader = Uploader(outbox, UploadPosition(tmp_path / "mark", outbox.study_id, "here"), dead, "here")
+    uploader = Uploader(outbox, UploadPosition(tmp_path / "position", outbox.study_id, "here"), dead, "here")
     uploader.start()
     before = time.monotonic()
     assert uploader.close(2.0) == 1
     assert time.monotonic() - before < 3
-    assert 2 <= dead.num_asked <= 4
+    assert 2 <= dead.num_attempts <= 4

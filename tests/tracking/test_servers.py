@@ -1,4 +1,4 @@
-"""Real tracking servers on the loopback: well, stopped, killed, refusing, guarded by a password."""
+"""Real tracking servers on the loopback: healthy, stopped, killed, failing, protected by a password."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 
 from csmae.__main__ import main
 from csmae.tracking.fetch import fetch_encoder
-from csmae.tracking.tracker import Tracker, replay
+from csmae.tracking.tracker import Tracker, upload
 from tests.support.tracking_server import Server
 from tests.tracking.test_moved import files_of, search
 
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def report(tracker: Tracker, trials: range, epochs: int) -> float:
-    """Report trials as a search does; the longest time that one call took, seconds."""
+    """Report trials as a search does; returns the longest duration of a call, seconds."""
     longest = 0.0
     for number in trials:
         tracker.trial(number, {"masking.ratio": number / 10})
@@ -51,8 +51,8 @@ def report(tracker: Tracker, trials: range, epochs: int) -> float:
     return longest
 
 
-def whole(uri: str, study: str, trials: int, epochs: int) -> bool:
-    """Whether MLflow holds one run a trial and each epoch once."""
+def is_complete(uri: str, study: str, trials: int, epochs: int) -> bool:
+    """Whether MLflow holds one run per trial and each epoch once."""
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name(study)
     found = client.search_runs([experiment.experiment_id], "tags.`csmae.run` != 'study'", max_results=1000)
@@ -77,7 +77,7 @@ def encoder(folder: Path) -> Path:
     return folder
 
 
-def test_a_study_and_its_encoder_go_to_a_server_and_come_back(
+def test_a_study_and_its_encoder_are_stored_on_a_server_and_fetched_again(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -87,14 +87,14 @@ def test_a_study_and_its_encoder_go_to_a_server_and_come_back(
     tracker.champion(2, files, {"val/f1_mean": 2.05}, {"csmae.data": "synthetic"})
     tracker.finish({"budget/gpu_s": 1.0})
     assert tracker.close(60) == 0
-    assert whole(server.uri, "healthy", 3, 5)
+    assert is_complete(server.uri, "healthy", 3, 5)
     fetched = fetch_encoder("models:/csmae-encoder@champion", server.uri)
     assert (fetched / "encoder.safetensors").read_bytes() == (files / "encoder.safetensors").read_bytes()
     assert fetched.is_relative_to(tmp_path / "cache")
     assert fetch_encoder("models:/csmae-encoder@champion", server.uri) == fetched
 
 
-def test_a_server_that_hangs_delays_no_epoch_and_gets_all_when_it_wakes(
+def test_a_server_that_hangs_delays_no_epoch_and_gets_all_events_when_it_resumes(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
@@ -110,10 +110,10 @@ def test_a_server_that_hangs_delays_no_epoch_and_gets_all_when_it_wakes(
     tracker.finish({})
     assert tracker.close(90) == 0
     assert longest < 0.5
-    assert whole(server.uri, "hanging", 8, 5)
+    assert is_complete(server.uri, "hanging", 8, 5)
 
 
-def test_a_server_that_is_killed_gets_all_when_it_is_back(
+def test_a_server_that_is_killed_gets_all_events_when_it_is_back(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = start(tmp_path / "killed", server.uri)
@@ -126,25 +126,25 @@ def test_a_server_that_is_killed_gets_all_when_it_is_back(
         server.start()
         tracker.finish({})
         assert tracker.close(90) == 0
-    assert whole(server.uri, "killed", 4, 5)
-    gone, back = caplog.messages
-    assert re.fullmatch(rf"{server.uri}: (nothing answers there|broke off .*); events wait in .*/outbox.jsonl", gone)
+    assert is_complete(server.uri, "killed", 4, 5)
+    failed, back = caplog.messages
+    assert re.fullmatch(rf"{server.uri}: (nothing answers there|broke off .*); events wait in .*/outbox.jsonl", failed)
     assert back == f"{server.uri} answers again"
 
 
-def test_a_search_that_never_saw_the_server_is_replayed_later(server: Server, tmp_path: Path) -> None:
+def test_a_search_that_never_reached_the_server_is_uploaded_later(server: Server, tmp_path: Path) -> None:
     server.signal(signal.SIGKILL)
     tracker = start(tmp_path / "later", server.uri)
     report(tracker, range(2), 5)
     assert tracker.close(1) == 15
     server.start()
-    assert replay(tmp_path / "later", server.uri, 60) == (0, [])
-    assert whole(server.uri, "later", 2, 5)
-    assert replay(tmp_path / "later", server.uri, 60, anew=True) == (0, [])
-    assert whole(server.uri, "later", 2, 5)
+    assert upload(tmp_path / "later", server.uri, 60) == (0, [])
+    assert is_complete(server.uri, "later", 2, 5)
+    assert upload(tmp_path / "later", server.uri, 60, again=True) == (0, [])
+    assert is_complete(server.uri, "later", 2, 5)
 
 
-def test_a_study_that_has_moved_is_sent_whole_to_a_server_or_says_what_is_missing(
+def test_a_study_that_has_moved_is_sent_to_a_server_or_reports_what_is_missing(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -154,9 +154,9 @@ def test_a_study_that_has_moved_is_sent_whole_to_a_server_or_says_what_is_missin
     report.rename(tmp_path / "report.html")
     sync = ["sync", "masking", "--runs", str(moved), "--mlflow-uri", server.uri]
     assert main(sync) == 1
-    refused, verdict = capsys.readouterr().out.splitlines()
-    assert refused == f"rejected: the study: artifact: {report} is gone"
-    assert verdict.startswith(f"masking is incomplete in {server.uri}")
+    rejected, summary = capsys.readouterr().out.splitlines()
+    assert rejected == f"rejected: the study: artifact: {report} no longer exists"
+    assert summary.startswith(f"masking is incomplete in {server.uri}")
     (tmp_path / "report.html").rename(report)
     assert main(sync) == 0
     assert files_of(server.uri) == {"masking": ["report.html"], "trial 1": ["epoch.png"]}
@@ -165,10 +165,10 @@ def test_a_study_that_has_moved_is_sent_whole_to_a_server_or_says_what_is_missin
 
 
 @contextlib.contextmanager
-def refusing(code: int, content: bytes) -> Iterator[str]:
-    """A server that answers everything with one failure."""
+def failing(code: int, content: bytes) -> Iterator[str]:
+    """A server that answers every request with the same failure."""
 
-    class Refuse(http.server.BaseHTTPRequestHandler):
+    class Fail(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(code)
@@ -181,17 +181,17 @@ def refusing(code: int, content: bytes) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as refuser:
-        threading.Thread(target=refuser.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{refuser.server_address[1]}"
-        refuser.shutdown()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Fail) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 @pytest.mark.parametrize(
-    ("code", "content", "says"),
+    ("code", "content", "message"),
     [
         (500, b'{"error_code": "INTERNAL_ERROR", "message": "disk full"}', "has an internal error"),
-        (401, b"who are you?", "takes no such user and password"),
+        (401, b"who are you?", "rejects this user and password"),
         (403, b"not you", "does not let this user write"),
         (400, b"<html>a proxy</html>", "API request to endpoint /api/2.0/mlflow/experiments/get-by-name failed"),
         (404, b"not here", "API request to endpoint"),
@@ -199,29 +199,29 @@ def refusing(code: int, content: bytes) -> Iterator[str]:
         (429, b"later", "asks for fewer calls"),
     ],
 )
-def test_a_refusing_server_delays_nothing_and_loses_nothing(
-    code: int, content: bytes, says: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_failing_server_delays_nothing_and_loses_nothing(
+    code: int, content: bytes, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with refusing(code, content) as uri, caplog.at_level(logging.WARNING):
-        tracker = start(tmp_path / "refused", uri)
+    with failing(code, content) as uri, caplog.at_level(logging.WARNING):
+        tracker = start(tmp_path / "failing", uri)
         longest = report(tracker, range(2), 5)
         assert tracker.close(2) == 15
     assert longest < 0.5
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith(f"{uri}: {says}")
-    place = f"sqlite:///{tmp_path}/mlflow.db"
-    assert replay(tmp_path / "refused", place, 60) == (0, [])
-    assert whole(place, "refused", 2, 5)
+    assert caplog.messages[0].startswith(f"{uri}: {message}")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert upload(tmp_path / "failing", uri, 60) == (0, [])
+    assert is_complete(uri, "failing", 2, 5)
 
 
-def test_a_server_with_known_holes_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with refusing(200, b"3.9.0") as uri, caplog.at_level(logging.WARNING):
+def test_a_server_with_known_security_holes_is_rejected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with failing(200, b"3.9.0") as uri, caplog.at_level(logging.WARNING):
         tracker = start(tmp_path / "old", uri)
         assert tracker.close(2) == 1
     assert "runs MLflow 3.9.0, which has known security holes: update it to 3.11 or later" in caplog.text
 
 
-def test_a_guarded_server_takes_the_right_password_only(
+def test_a_protected_server_accepts_only_the_right_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("flask_wtf", reason="mlflow's basic-auth app needs flask-wtf")
@@ -232,33 +232,33 @@ def test_a_guarded_server_takes_the_right_password_only(
         "mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     names = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key"}
-    with Server(tmp_path, "--app-name", "basic-auth", **names) as guarded:
+    with Server(tmp_path, "--app-name", "basic-auth", **names) as protected:
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
         with caplog.at_level(logging.WARNING):
-            tracker = start(tmp_path / "guarded", guarded.uri)
+            tracker = start(tmp_path / "protected", protected.uri)
             report(tracker, range(2), 5)
             assert tracker.close(5) == 15
-        assert "takes no such user and password" in caplog.text
+        assert "rejects this user and password" in caplog.text
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
             monkeypatch.delenv(name)
         caplog.clear()
-        assert replay(tmp_path / "guarded", guarded.uri, 5) == (15, [])
-        assert "takes no such user and password" in caplog.text
+        assert upload(tmp_path / "protected", protected.uri, 5) == (15, [])
+        assert "rejects this user and password" in caplog.text
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a-long-password-1")
-        assert replay(tmp_path / "guarded", guarded.uri, 60) == (0, [])
-        assert whole(guarded.uri, "guarded", 2, 5)
+        assert upload(tmp_path / "protected", protected.uri, 60) == (0, [])
+        assert is_complete(protected.uri, "protected", 2, 5)
 
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """An empty database of a PostgreSQL that listens on a socket in a folder of its own."""
+    """An empty database of a PostgreSQL server that listens on a socket in its own folder."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not binaries:
         pytest.skip("needs Debian's postgresql")
     pytest.importorskip("psycopg2", reason="MLflow needs psycopg2 for PostgreSQL")
-    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []  # it refuses to run as root
+    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []  # it does not run as root
     with tempfile.TemporaryDirectory(prefix="pg-") as folder:
         if as_postgres:
             shutil.chown(folder, "postgres")
@@ -279,7 +279,7 @@ def postgres() -> Iterator[str]:
 def _wait_for(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
+        assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.1)
 
 
@@ -290,17 +290,17 @@ def test_a_server_on_postgresql_holds_each_trial_and_epoch_once(postgres: str, t
         tracker.champion(2, encoder(tmp_path / "files"), {"val/f1_mean": 2.05}, {"csmae.data": "synthetic"})
         tracker.finish({})
         assert tracker.close(60) == 0
-        assert whole(server.uri, "study", 3, 5)
-        assert replay(tmp_path / "study", server.uri, 60, anew=True) == (0, [])
-        assert whole(server.uri, "study", 3, 5)
+        assert is_complete(server.uri, "study", 3, 5)
+        assert upload(tmp_path / "study", server.uri, 60, again=True) == (0, [])
+        assert is_complete(server.uri, "study", 3, 5)
         assert fetch_encoder("models:/csmae-encoder@champion", server.uri).is_dir()
 
 
-def test_a_postgresql_database_is_written_to_without_a_server(
+def test_a_postgresql_database_works_without_a_tracking_server(
     postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tracker = start(tmp_path / "direct", postgres)
     report(tracker, range(2), 4)
     assert tracker.close(60) == 0
-    assert whole(postgres, "direct", 2, 4)
+    assert is_complete(postgres, "direct", 2, 4)

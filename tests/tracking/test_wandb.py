@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from csmae.tracking.destination import check_uri
 from csmae.tracking.outbox import Event, Outbox, TrackingError
-from csmae.tracking.tracker import Tracker, shown
+from csmae.tracking.tracker import Tracker
 
 pytest.importorskip("wandb", reason="the logger for Weights & Biases is an extra")
 
@@ -29,20 +30,20 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def records(path: Path) -> Iterator[Any]:
     """The records of a run's file: LevelDB's log format, its values protocol buffers."""
     record = import_module("wandb.proto.wandb_internal_pb2").Record
-    content, place, value = path.read_bytes(), HEADER, b""
-    while place + HEADER <= len(content):
-        if BLOCK - place % BLOCK < HEADER:
-            place += BLOCK - place % BLOCK
-        _, length, kind = struct.unpack("<IHB", content[place : place + HEADER])
-        value += content[place + HEADER : place + HEADER + length]
-        place += HEADER + length
+    content, at, value = path.read_bytes(), HEADER, b""
+    while at + HEADER <= len(content):
+        if BLOCK - at % BLOCK < HEADER:
+            at += BLOCK - at % BLOCK
+        _, length, kind = struct.unpack("<IHB", content[at : at + HEADER])
+        value += content[at + HEADER : at + HEADER + length]
+        at += HEADER + length
         if kind in (1, 4):  # whole, or the last part
             yield record.FromString(value)
             value = b""
 
 
 def stored(folder: Path) -> dict[str, dict[str, Any]]:
-    """By run: its group, settings, and F1 by step."""
+    """By run, its group and F1 by step."""
     runs: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         found: dict[str, Any] = {"points": []}
@@ -77,7 +78,7 @@ def test_a_study_is_a_group_of_runs_with_each_epoch_once(tmp_path: Path) -> None
     assert runs["trial 1"]["points"] == [(1, 1.1), (2, 1.2), (3, 1.3)]
 
 
-def test_the_champion_is_an_artifact_and_late_pictures_are_taken(tmp_path: Path) -> None:
+def test_the_champion_is_an_artifact_and_late_files_are_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "masking"
     files = folder / "encoder"
     files.mkdir(parents=True)
@@ -97,38 +98,38 @@ def test_the_champion_is_an_artifact_and_late_pictures_are_taken(tmp_path: Path)
     assert list(folder.glob("wandb/offline-run-*/files/media/html/*.html"))
 
 
-def test_what_cannot_be_sent_is_told_and_holds_up_nothing(tmp_path: Path) -> None:
+def test_rejected_events_are_reported_and_delay_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "masking"
     outbox = Outbox(folder / "outbox.jsonl")
     outbox.append(
-        Event("encoder", 0, 1, {"encoder_dir": str(folder / "gone"), "tags": {}, "metrics": {}, "sha256": ""})
+        Event("encoder", 0, 1, {"encoder_dir": str(folder / "missing"), "tags": {}, "metrics": {}, "sha256": ""})
     )
-    outbox.append(Event("verdict", 0, 1, {}))
+    outbox.append(Event("decision", 0, 1, {}))
     outbox.append(Event("end", 0, 1, {"state": "COMPLETE"}))
     outbox.close()
     tracker = Tracker(folder, "masking", "wandb://csmae")
     tracker.start({}, {}, "val/f1_mean")
     assert tracker.close(60) == 0
-    assert tracker.refused == [
-        f"trial 0: encoder: {folder / 'gone'} is gone",
-        "trial 0: this version knows no event of kind 'verdict'",
+    assert tracker.rejected == [
+        f"trial 0: encoder: {folder / 'missing'} no longer exists",
+        "trial 0: this version knows no event of kind 'decision'",
         "trial 0: the event has no 'reason'",
     ]
 
 
 @pytest.mark.parametrize("project", ["my project", "team/my project", "Prüfung (2)", "csmae"])
-def test_a_project_may_have_any_name_that_weights_and_biases_takes(project: str) -> None:
-    assert shown(f"wandb://{project}") == f"wandb://{project}"
+def test_a_project_may_have_any_name_that_weights_and_biases_accepts(project: str) -> None:
+    check_uri(f"wandb://{project}")
     assert import_module("wandb").Settings(project=project.rpartition("/")[2]).project
 
 
 @pytest.mark.parametrize("project", ["", " csmae", "a/b/c", "50%", "what?", "a:b", "a#b", "x" * 129])
-def test_a_project_that_weights_and_biases_does_not_take_is_refused(project: str) -> None:
+def test_a_project_that_weights_and_biases_does_not_accept_is_rejected(project: str) -> None:
     with pytest.raises(TrackingError, match="must be wandb://PROJECT"):
-        shown(f"wandb://{project}")
+        check_uri(f"wandb://{project}")
 
 
-def test_an_error_inside_of_weights_and_biases_is_tried_again_and_no_refusal(tmp_path: Path) -> None:
+def test_an_error_inside_weights_and_biases_is_retried_and_not_a_rejection(tmp_path: Path) -> None:
     from csmae.tracking.wandb_sink import WandbSink
 
     class Failing(WandbSink):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import search
+from csmae.tracking.destination import check_uri, tracking_uri
 from csmae.tracking.outbox import TrackingError
-from csmae.tracking.tracker import shown, tracking_uri
 from tests.tuning.test_search import refused, write
 
 
@@ -39,7 +39,7 @@ def test_an_address_of_mlflow_is_no_project_of_weights_and_biases(given: str) ->
 @pytest.mark.parametrize("uri", ["wandb://", "wandb:///csmae", "wandb://a/b/c"])
 def test_a_project_without_a_name_is_refused(uri: str) -> None:
     with pytest.raises(TrackingError, match="must be wandb://PROJECT or wandb://ENTITY/PROJECT"):
-        shown(uri)
+        check_uri(uri)
 
 
 def test_a_place_that_takes_no_events_is_refused_before_anything_is_made(
