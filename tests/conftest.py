@@ -1,4 +1,4 @@
-"""What several test files share: a small archive and a configuration that trains on it in seconds."""
+"""Fixtures for several test files: a small archive and a configuration that trains on it in seconds."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody has."""
+    """Find a free port of the loopback interface."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -36,20 +36,20 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Synthetic archives are written here, and nothing into the user's cache."""
+    """A cache folder for synthetic archives, instead of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["CSMAE_CACHE"] = str(folder)
     return folder
 
 
 def small_config(**values: Any) -> Config:
-    """The small configuration with dotted names replaced; a dot is written as two underscores."""
+    """Make the small configuration with changed fields; two underscores stand for a dot."""
     return parse_config(merge(SMALL, {name.replace("__", "."): value for name, value in values.items()}), "test")
 
 
 @pytest.fixture(scope="session")
-def empty_studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database of studies without any: making its tables takes longer than most tests."""
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database without studies: creating its tables takes longer than most tests."""
     from csmae.storage.layout import DATABASE
     from csmae.trials.database import open_storage
 
@@ -59,9 +59,9 @@ def empty_studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def studies_made(empty_studies: Path, tmp_path: Path) -> None:
-    """The test's folder has a database of studies already."""
-    shutil.copy(empty_studies, tmp_path)
+def copied_database(empty_database: Path, tmp_path: Path) -> None:
+    """Copy an empty database of studies into the test's folder."""
+    shutil.copy(empty_database, tmp_path)
 
 
 @pytest.fixture
@@ -73,6 +73,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if made.returncode:
-        pytest.skip("mounting a small file system takes root")
+        pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -1,1 +1,1 @@
-"""Optuna proposes, Ray Tune executes: a study file explored by warm groups of workers."""
+"""The search: Optuna proposes trials, Ray Tune runs them on worker groups."""

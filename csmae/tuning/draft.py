@@ -32,8 +32,8 @@ class Rejection:
 class Draft:
     """Draws points from the study's sampler until one is accepted.
 
-    Everything is written at once, together with the trial: after a driver is killed earlier, the next one draws the same
-    points again.
+    Rejections are written only together with the trial: if the driver is killed before, the next one draws the same points
+    again.
 
     Args:
         study: The study that proposes the trial.

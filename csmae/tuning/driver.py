@@ -62,7 +62,7 @@ def run_search(budget: Budget, allocation: Allocation, listener: Listener, pretr
 
 
 def _finish(budget: Budget, searcher: StudySearcher, search_end: SearchEnd) -> SearchEnd:
-    """Record the budget, settle the trials that were running, and tell how the search ended."""
+    """Record the used budget, cut short the trials that must not stay RUNNING, and return how the search ended."""
     with searcher.stop_on_database_error():
         budget.write()
         if search_end.outcome in (SearchOutcome.BUDGET_EXHAUSTED, SearchOutcome.ABORTED):

@@ -1,4 +1,4 @@
-"""What is printed: foreign text as it is, on streams of any encoding, and a terminal that goes away."""
+"""Terminal output: markup is printed literally, on streams of any encoding, also after the terminal was closed."""
 
 import contextlib
 import io
@@ -25,13 +25,13 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[byte
     return subprocess.run([sys.executable, *arguments], capture_output=True, cwd=ROOT, env=os.environ | environment)
 
 
-def test_foreign_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_markup_is_printed_literally(capsys: pytest.CaptureFixture[str]) -> None:
     print_line(MARKUP)
     plain_console().print(MARKUP, soft_wrap=True)
     assert capsys.readouterr().out == f"{MARKUP}\n" * 2
 
 
-def test_a_stream_that_lacks_a_character_prints_something_in_its_place(tmp_path: Path) -> None:
+def test_a_stream_that_lacks_a_character_prints_a_substitute(tmp_path: Path) -> None:
     code = "from csmae.console.terminal import tolerate_encoding_errors, print_line\nwith tolerate_encoding_errors(): print_line('✗ caf\\xe9 → run …')"
     done = run("-c", code, PYTHONIOENCODING="ascii")
     assert done.stdout == b"x caf\\xe9 -> run ...\n", done.stderr.decode()
@@ -44,7 +44,7 @@ def test_a_path_that_is_not_text_is_printed(tmp_path: Path) -> None:
     assert run("-c", code, PYTHONIOENCODING="utf-8").stdout == b"caf\\udce9\n"
 
 
-def test_no_command_needs_a_terminal_of_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_command_needs_a_unicode_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, study = write_v2(tmp_path / "größe"), write(tmp_path)
     commands = [
         (csmae.__main__.main, ["data", "check", str(archive)]),
@@ -66,20 +66,20 @@ def test_no_command_needs_a_terminal_of_unicode(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("length", [10, 100_000])
-def test_a_broken_pipe_ends_nothing(length: int) -> None:
+def test_a_broken_pipe_does_not_end_the_process(length: int) -> None:
     code = (
         "from csmae.console.terminal import plain_console, tolerate_closed_terminal\nimport sys, time\n"
         f"with tolerate_closed_terminal():\n    for _ in range(5): plain_console().print('x' * {length}); time.sleep(0.05)\n"
-        "    print('gone on', file=sys.stderr)"
+        "    print('continued', file=sys.stderr)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
-    assert process.stderr.read() == b"gone on\n"
+    assert process.stderr.read() == b"continued\n"
     assert process.wait(60) == 0
 
 
-def test_a_closed_terminal_ends_nothing() -> None:
+def test_a_closed_terminal_does_not_end_the_process() -> None:
     ours, theirs = os.openpty()
     code = (
         "from csmae.console.terminal import plain_console, tolerate_closed_terminal\nimport sys\n"
@@ -90,11 +90,11 @@ def test_a_closed_terminal_ends_nothing() -> None:
     )
     os.close(theirs)
     os.close(ours)
-    process.communicate(b"go on\n", 60)
+    process.communicate(b"continue\n", 60)
     assert process.returncode == 7
 
 
-def test_a_slow_reader_misses_lines_and_is_not_given_up(tmp_path: Path) -> None:
+def test_a_slow_reader_misses_lines_but_gets_later_ones(tmp_path: Path) -> None:
     code = (
         "from csmae.console.terminal import tolerate_closed_terminal\nimport os, sys\nos.set_blocking(1, False)\n"
         "with tolerate_closed_terminal():\n    for _ in range(50): print('x' * 10_000, flush=True)\n"
@@ -106,11 +106,11 @@ def test_a_slow_reader_misses_lines_and_is_not_given_up(tmp_path: Path) -> None:
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, env=os.environ | BUFFERED)
     assert process.stdin and process.stdout and process.stderr
     assert process.stderr.readline() == b"full\n"
-    os.set_blocking(process.stdout.fileno(), False)  # the same pipe's other end: empty it
+    os.set_blocking(process.stdout.fileno(), False)  # the other end of the same pipe: empty it
     while process.stdout.read(1 << 16):
         pass
     os.set_blocking(process.stdout.fileno(), True)
-    process.stdin.write(b"go on\n")
+    process.stdin.write(b"continue\n")
     process.stdin.close()
     assert b"still here\n" in process.stdout.read()
     assert process.wait(60) == 7, process.stderr.read()
@@ -132,7 +132,7 @@ def test_no_command_needs_open_streams(
         assert main(arguments) == status
 
 
-def test_files_never_take_the_numbers_of_closed_streams(tmp_path: Path) -> None:
+def test_files_never_get_the_descriptors_of_closed_streams(tmp_path: Path) -> None:
     """Otherwise whatever a library writes to standard error would land in a database."""
     code = (
         "import os\nfrom csmae.console.terminal import tolerate_encoding_errors\n"

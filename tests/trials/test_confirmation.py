@@ -26,7 +26,7 @@ from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import BASE, write
 from tests.tuning.test_searcher import make_searcher, make_study, result
 
-pytestmark = pytest.mark.usefixtures("studies_made")
+pytestmark = pytest.mark.usefixtures("copied_database")
 
 SETTINGS: dict[str, Any] = {"sampler": "random", "scheduler": "none", "start_from": []}
 

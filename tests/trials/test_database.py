@@ -17,7 +17,7 @@ from csmae.tuning.events import SearchOutcome
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
-pytestmark = pytest.mark.usefixtures("studies_made")
+pytestmark = pytest.mark.usefixtures("copied_database")
 
 
 def test_a_changed_study_is_refused_with_the_difference(tmp_path: Path) -> None:

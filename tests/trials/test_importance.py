@@ -14,7 +14,7 @@ from csmae.trials.importance import importances
 from csmae.trials.store import TrialStore
 from tests.tuning.test_searcher import make_study
 
-pytestmark = pytest.mark.usefixtures("studies_made")
+pytestmark = pytest.mark.usefixtures("copied_database")
 
 SPACE = {"masking.ratio": {"float": [0.2, 0.8]}, "optim.lr": {"float": [1e-4, 1e-2], "log": True}}
 

@@ -26,7 +26,7 @@ from tests.study.test_study import write
 from tests.support.bucket_server import Server, running
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
-pytestmark = pytest.mark.usefixtures("studies_made")
+pytestmark = pytest.mark.usefixtures("copied_database")
 
 OVER = "the time limit of 1s is reached"
 

@@ -1,4 +1,4 @@
-"""What a search says at its end, and which places for its events it refuses."""
+"""What a search prints at its end, and which tracking URIs it rejects."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import search
 from csmae.tracking.destination import check_uri, tracking_uri
 from csmae.tracking.outbox import TrackingError
-from tests.tuning.test_search import refused, write
+from tests.tuning.test_search import error_line, write
 
 
-def test_with_weights_and_biases_nothing_is_said_of_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_weights_and_biases_mlflow_is_not_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs" / "masking"
     monkeypatch.delenv("WANDB_MODE", raising=False)
     lines = list(search.advice("wandb://team/csmae", folder, folder / "trials" / "3" / "encoder"))
@@ -24,28 +24,28 @@ def test_with_weights_and_biases_nothing_is_said_of_mlflow(tmp_path: Path, monke
     assert f"send:     wandb sync {folder}/wandb/offline-run-*" in search.advice("wandb://csmae", folder, folder)
 
 
-def test_with_mlflow_the_studys_alias_and_page_are_named(tmp_path: Path) -> None:
+def test_with_mlflow_the_alias_and_page_of_the_study_are_named(tmp_path: Path) -> None:
     lines = list(search.advice("http://server:5000", tmp_path / "masking", tmp_path))
     assert lines[0] == 'load it:  csmae.load_encoder("models:/csmae-encoder@champion-masking")'
     assert lines[1:] == ["          with MLFLOW_TRACKING_URI=http://server:5000", "compare:  http://server:5000"]
 
 
 @pytest.mark.parametrize("given", ["sqlite:///runs/mlflow.db", "http://server:5000", "wandb://http://server"])
-def test_an_address_of_mlflow_is_no_project_of_weights_and_biases(given: str) -> None:
+def test_an_mlflow_uri_is_not_a_project_of_weights_and_biases(given: str) -> None:
     with pytest.raises(TrackingError, match="--mlflow-uri must be a project or ENTITY/PROJECT"):
         tracking_uri(given, Path("runs"), "wandb")
 
 
 @pytest.mark.parametrize("uri", ["wandb://", "wandb:///csmae", "wandb://a/b/c"])
-def test_a_project_without_a_name_is_refused(uri: str) -> None:
+def test_a_project_without_a_name_is_rejected(uri: str) -> None:
     with pytest.raises(TrackingError, match="must be wandb://PROJECT or wandb://ENTITY/PROJECT"):
         check_uri(uri)
 
 
-def test_a_place_that_takes_no_events_is_refused_before_anything_is_made(
+def test_an_invalid_tracking_uri_is_rejected_before_anything_is_created(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(write(tmp_path)), "--storage", str(tmp_path / "runs"), "--dry-run"]
-    assert "or wandb://PROJECT" in refused([*words, "--mlflow-uri", "ftp://server"], capsys)
-    assert "must be a project" in refused([*words, "--logger", "wandb", "--mlflow-uri", "http://server"], capsys)
+    assert "or wandb://PROJECT" in error_line([*words, "--mlflow-uri", "ftp://server"], capsys)
+    assert "must be a project" in error_line([*words, "--logger", "wandb", "--mlflow-uri", "http://server"], capsys)
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""Proposals before they are trials: refusals, what samplers learn, and how values stand in Optuna's record."""
+"""Trials before they exist: rejected points, what samplers learn, and how values are stored in Optuna's database."""
 
 import itertools
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.study.test_study import BETAS, write
 from tests.tuning.test_proposals import train_all
 from tests.tuning.test_searcher import make_searcher, make_study, result
 
-pytestmark = pytest.mark.usefixtures("studies_made")
+pytestmark = pytest.mark.usefixtures("copied_database")
 
 WIDE = {
     "model.decoder_depth": {"int": [1, 8]},
@@ -33,22 +33,22 @@ WIDE = {
 SMALL: dict[str, Any] = {"constraints": {"cost/params": "<= 1.35e6"}, "start_from": []}
 
 
-def refused(trial_store: TrialStore) -> list[Rejection]:
-    return [refusal for trial in trial_store.all_trials() for refusal in rejections(trial)]
+def all_rejections(trial_store: TrialStore) -> list[Rejection]:
+    return [rejection for trial in trial_store.all_trials() for rejection in rejections(trial)]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "nsga2"])
-def test_refused_proposals_take_no_numbers(tmp_path: Path, sampler: str) -> None:
+def test_rejected_points_take_no_trial_numbers(tmp_path: Path, sampler: str) -> None:
     study = make_study(tmp_path, WIDE, sampler=sampler, num_trials=6, startup_trials=4, **SMALL)
     trained = train_all(make_searcher(study, tmp_path)[0])
     assert [suggestion["number"] for suggestion in trained] == list(range(6))
     trial_store = TrialStore(study, tmp_path)
-    assert len(trial_store.all_trials()) == 6 and refused(trial_store)
-    assert all(cost(study.resolve(r.values)).params > 1.35e6 for r in refused(trial_store) if r.violations)
+    assert len(trial_store.all_trials()) == 6 and all_rejections(trial_store)
+    assert all(cost(study.resolve(r.values)).params > 1.35e6 for r in all_rejections(trial_store) if r.violations)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc", "nsga2"])
-def test_a_search_that_is_restarted_after_each_trial_proposes_the_same(tmp_path: Path, sampler: str) -> None:
+def test_a_search_restarted_after_each_trial_proposes_the_same_points(tmp_path: Path, sampler: str) -> None:
     found = []
     for name, limits in (("one", [7]), ("two", [1] * 7)):
         study = make_study(tmp_path / name, WIDE, sampler=sampler, num_trials=7, startup_trials=3, **SMALL)
@@ -57,16 +57,16 @@ def test_a_search_that_is_restarted_after_each_trial_proposes_the_same(tmp_path:
     assert found[0] == found[1] and len(found[0]) == 7
 
 
-def test_tpe_learns_from_refusals(tmp_path: Path) -> None:
+def test_tpe_learns_from_rejections(tmp_path: Path) -> None:
     counts = {}
     for sampler in ("tpe", "random"):
         study = make_study(tmp_path / sampler, WIDE, sampler=sampler, num_trials=16, startup_trials=3, **SMALL)
         train_all(make_searcher(study, tmp_path / sampler)[0])
-        counts[sampler] = len(refused(TrialStore(study, tmp_path / sampler)))
+        counts[sampler] = len(all_rejections(TrialStore(study, tmp_path / sampler)))
     assert counts["tpe"] < 0.7 * counts["random"]
 
 
-def test_a_space_that_has_run_out_leaves_no_trial_behind(tmp_path: Path) -> None:
+def test_an_exhausted_space_leaves_no_trial_behind(tmp_path: Path) -> None:
     space = {"masking.strategy": {"choice": ["random", "disjoint"]}}
     study = make_study(tmp_path, space, num_trials=9, sampler="random")
     searcher, _ = make_searcher(study, tmp_path)
@@ -74,16 +74,16 @@ def test_a_space_that_has_run_out_leaves_no_trial_behind(tmp_path: Path) -> None
     assert len(TrialStore(study, tmp_path).all_trials()) == 2
 
 
-def test_a_starting_point_that_is_named_twice_is_one_trial(tmp_path: Path) -> None:
+def test_a_starting_point_listed_twice_is_one_trial(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=2, start_from=[{}, {"masking.ratio": 0.5}, {"masking.ratio": 0.8}])
     trained = train_all(make_searcher(study, tmp_path)[0])
     assert [(s["number"], s["config"]["masking"]["ratio"]) for s in trained] == [(0, 0.5), (1, 0.8)]
 
 
-# How values stand in Optuna's record
+# How values are stored in Optuna's database
 
 
-def test_stepped_values_stand_with_their_digits_and_are_trained_once(tmp_path: Path) -> None:
+def test_stepped_values_are_stored_without_rounding_errors_and_trained_once(tmp_path: Path) -> None:
     space = {"masking.ratio": {"float": [0.25, 0.65], "step": 0.05}}
     study = make_study(tmp_path, space, num_trials=20, startup_trials=3, start_from=[{"masking.ratio": 0.6}])
     trained = train_all(make_searcher(study, tmp_path)[0])
@@ -92,7 +92,7 @@ def test_stepped_values_stand_with_their_digits_and_are_trained_once(tmp_path: P
     assert [trial.params["masking.ratio"] for trial in TrialStore(study, tmp_path).trials()] == ratios
 
 
-def test_a_database_whose_steps_have_rounding_errors_goes_on(tmp_path: Path) -> None:
+def test_a_study_whose_stored_steps_have_rounding_errors_resumes(tmp_path: Path) -> None:
     space = {"masking.ratio": {"float": [0.25, 0.65], "step": 0.05}}
     study = make_study(tmp_path, space, num_trials=20, sampler="random", start_from=[{"masking.ratio": 0.6}])
     trial_store = TrialStore(study, tmp_path)
@@ -107,12 +107,12 @@ def test_a_database_whose_steps_have_rounding_errors_goes_on(tmp_path: Path) -> 
     assert isinstance(left, dict) and left["config"]["masking"]["ratio"] == 0.35000000000000003  # as in its checkpoint
     searcher.on_trial_complete("left", result(4, 0.3, finished=True))
     ratios = [suggestion["config"]["masking"]["ratio"] for suggestion in train_all(searcher)]
-    assert sorted(ratios) == [0.25, 0.3, 0.4, 0.45, 0.5, 0.55, 0.65]  # 0.6 is trained already
+    assert sorted(ratios) == [0.25, 0.3, 0.4, 0.45, 0.5, 0.55, 0.65]  # 0.6 was trained before
     new = load_study(write(tmp_path, space), "new")
     assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "study", new)) == 9
 
 
-def test_choices_of_lists_are_trained_and_taken_over(tmp_path: Path) -> None:
+def test_choices_of_lists_are_trained_and_transferred(tmp_path: Path) -> None:
     space = {**BETAS, "optim.lr": {"float": [0.1, 1], "when": {"optim.betas": [0.9, 0.999]}}}
     search: dict[str, Any] = {"num_trials": 8, "startup_trials": 2, "start_from": [{"optim.betas": [0.9, 0.99]}]}
     old = load_study(write(tmp_path, space, **search), "old")
@@ -128,7 +128,7 @@ def test_choices_of_lists_are_trained_and_taken_over(tmp_path: Path) -> None:
     )
 
 
-# What samplers are shown
+# What samplers see
 
 
 def test_nsga2_has_generations_within_a_study_and_learns_from_starting_points(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_nsga2_has_generations_within_a_study_and_learns_from_starting_points(tm
     assert sum(late) / len(late) > 0.67  # the score is the ratio; at random, between 0.3 and 0.9, it is 0.6
 
 
-def test_tpe_takes_the_best_of_the_stopped_trials_first_where_there_are_several_objectives(tmp_path: Path) -> None:
+def test_with_several_objectives_tpe_gets_the_best_pruned_trials_first(tmp_path: Path) -> None:
     goals = {"val/f1_mean": "maximize", "cost/flops": "minimize"}
     study = make_study(tmp_path, objectives=goals)
     trial_store = TrialStore(study, tmp_path)

@@ -1,4 +1,4 @@
-"""Killing at random: whatever dies, the study ends as if nothing had. Prints a table of what was found."""
+"""Random kills: a study from which workers or drivers are killed ends like an undisturbed one. Prints a table."""
 
 import os
 import random
@@ -22,13 +22,13 @@ from tests.tuning.test_search import ROOT, processes
 ROUNDS = 20
 
 Kill = Callable[[subprocess.Popen[str], random.Random], bool]
-"""Kills something of a driver's, with the chance to choose; returns whether there was anything."""
+"""Kills a process of a driver, chosen by the random generator; returns whether there was one."""
 
 NUM_TRIALS = 24
-"""To begin with; the search is extended until it was killed often enough."""
+"""Trials at first; the search is extended until enough processes were killed."""
 
-LEAVE_S = 120
-"""After which nothing of a dead driver may be left: Ray's agents stay for a minute to tell what became of their raylet."""
+EXIT_TIMEOUT_S = 120
+"""After this time no process of a dead driver may run: Ray's agents exit a minute after their raylet."""
 
 
 def start(folder: Path, num_trials: int) -> subprocess.Popen[str]:
@@ -43,37 +43,44 @@ def start(folder: Path, num_trials: int) -> subprocess.Popen[str]:
         )
 
 
-def kill_worker(driver: subprocess.Popen[str], chance: random.Random) -> bool:
-    """Kill one of the processes that train, if there is one yet."""
+def kill_worker(driver: subprocess.Popen[str], generator: random.Random) -> bool:
+    """Kill one of the train workers, if there is one yet."""
     workers = [pid for pid, title in processes(driver.pid).items() if title.startswith("ray::RayTrainWorker")]
     if workers:
-        os.kill(chance.choice(workers), signal.SIGKILL)
+        os.kill(generator.choice(workers), signal.SIGKILL)
     return bool(workers)
 
 
-def kill_driver(driver: subprocess.Popen[str], chance: random.Random) -> bool:
-    """Kill the driver; the next one starts at once."""
+def kill_driver(driver: subprocess.Popen[str], generator: random.Random) -> bool:
+    """Kill the driver; the next one starts immediately."""
     driver.kill()
     driver.wait()
     return True
 
 
-def run_under_fire(folder: Path, kill: Kill, peace_s: float, seed: int) -> int:
-    """Run a search that is killed again and again, after so long at most; returns the trials it was extended to."""
-    chance, rounds, num_trials = random.Random(seed), 0, NUM_TRIALS
+def run_with_kills(folder: Path, kill: Kill, max_wait_s: float, seed: int) -> int:
+    """Run a search and kill its processes repeatedly; return the number of trials to which it was extended.
+
+    Args:
+        folder: Of the study file and the storage.
+        kill: Kills a process.
+        max_wait_s: Longest time between two kills.
+        seed: Of the random times and choices.
+    """
+    generator, rounds, num_trials = random.Random(seed), 0, NUM_TRIALS
     drivers = [start(folder, num_trials)]
     while rounds < ROUNDS:
-        time.sleep(chance.uniform(2, peace_s))
+        time.sleep(generator.uniform(2, max_wait_s))
         if drivers[-1].poll() is None:
-            rounds += kill(drivers[-1], chance)
+            rounds += kill(drivers[-1], generator)
         if drivers[-1].poll() is not None:
             num_trials += 8 * (drivers[-1].returncode == 0)
             assert drivers[-1].returncode in (0, -signal.SIGKILL), (folder / "log").read_text()[-2000:]
             drivers.append(start(folder, num_trials))
     assert drivers[-1].wait(600) == 0, (folder / "log").read_text()[-2000:]
-    deadline = time.monotonic() + LEAVE_S
+    deadline = time.monotonic() + EXIT_TIMEOUT_S
     while left := [found for driver in drivers if (found := processes(driver.pid))]:
-        assert time.monotonic() < deadline, f"left behind: {left}"
+        assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(1)
     return num_trials
 
@@ -94,27 +101,27 @@ def losses(folder: Path) -> dict[int, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
-@pytest.mark.parametrize(("kill", "peace_s"), [(kill_worker, 30), (kill_driver, 45)])  # a driver starts for long
-def test_a_search_under_fire_ends_as_one_left_in_peace(
-    tmp_path: Path, kill: Kill, peace_s: float, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("kill", "max_wait_s"), [(kill_worker, 30), (kill_driver, 45)])  # a driver takes long to start
+def test_a_search_with_random_kills_ends_like_an_undisturbed_one(
+    tmp_path: Path, kill: Kill, max_wait_s: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = {"workers_per_trial": 2, "sampler": "tpe", "startup_trials": 4, "scheduler": "asha", "retries": 20}
     space = {"masking.ratio": {"float": [0.3, 0.7]}, "optim.lr": {"float": [1e-4, 1e-2], "log": True}}
     content = yaml.safe_dump({"base": SMALL, "space": space, "search": settings})
-    fire, peace = tmp_path / "fire", tmp_path / "peace"
-    for folder in (fire, peace):
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    for folder in (killed, undisturbed):
         folder.mkdir()
         (folder / "kills.yaml").write_text(content)
-    num_trials = run_under_fire(fire, kill, peace_s, seed=0)
-    assert start(peace, num_trials).wait(900) == 0
+    num_trials = run_with_kills(killed, kill, max_wait_s, seed=0)
+    assert start(undisturbed, num_trials).wait(900) == 0
 
-    found, expected = trials_of(fire), trials_of(peace)
+    found, expected = trials_of(killed), trials_of(undisturbed)
     states = Counter(trial.state.name for trial in found)
-    shown = losses(fire)
-    apart = max(abs(shown[number] - loss) for number, loss in losses(peace).items())
+    shown = losses(killed)
+    difference = max(abs(shown[number] - loss) for number, loss in losses(undisturbed).items())
     row = {
-        "what": kill.__name__,
-        "times": ROUNDS,
+        "kill": kill.__name__,
+        "kills": ROUNDS,
         "trials": num_trials,
         "complete": states["COMPLETE"],
         "pruned": states["PRUNED"],
@@ -122,13 +129,13 @@ def test_a_search_under_fire_ends_as_one_left_in_peace(
         "failed": states["FAIL"],
         "duplicates": len(found) - len({str(trial.params) for trial in found}),
         "mlflow runs": len(shown),
-        "losses apart": apart,
+        "loss difference": difference,
     }
     with capsys.disabled():
-        sys.stdout.write("\n" + "".join(f"{name:>14}  {value}\n" for name, value in row.items()))
+        sys.stdout.write("\n" + "".join(f"{name:>15}  {value}\n" for name, value in row.items()))
     assert len(found) == num_trials == len(shown)
     assert set(states) <= {"COMPLETE", "PRUNED"} and row["duplicates"] == 0
     assert [trial.params for trial in found] == [trial.params for trial in expected]
     assert [trial.state for trial in found] == [trial.state for trial in expected]
     assert [trial.intermediate_values for trial in found] == [trial.intermediate_values for trial in expected]
-    assert apart == 0
+    assert difference == 0

@@ -1,4 +1,4 @@
-"""What a search proposes: after a killed driver, with constraints, on grids, in forks, and when the space runs out."""
+"""What a search proposes: after a killed driver, with constraints, on grids, in forks, and when the space is exhausted."""
 
 import itertools
 from pathlib import Path
@@ -25,7 +25,7 @@ from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
-pytestmark = pytest.mark.usefixtures("studies_made")
+pytestmark = pytest.mark.usefixtures("copied_database")
 
 RATIOS = {"masking.ratio": {"float": [0.3, 0.9], "step": 0.1}}
 
@@ -33,7 +33,7 @@ DECODERS = {"model.decoder_depth": {"int": [1, 8]}, "masking.strategy": {"choice
 
 
 def train_all(searcher: StudySearcher, limit: int = 200) -> list[dict[str, Any]]:
-    """Train what is proposed, one after the other, each with its masking ratio as the score."""
+    """Train all proposals one after the other, each with its masking ratio as the score."""
     done: list[dict[str, Any]] = []
     while isinstance(suggestion := searcher.suggest(str(len(done))), dict) and len(done) < limit:
         run_dir, config = Path(suggestion["run_dir"]), suggestion["config"]
@@ -52,7 +52,7 @@ def reasons(study: Study, folder: Path) -> list[str]:
 # After a killed driver
 
 
-def test_a_proposal_that_the_dead_driver_had_yet_to_refuse_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_that_a_dead_driver_had_not_rejected_yet_is_rejected(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=5)
     trial_store = TrialStore(study, tmp_path)
     first = trial_store.ask()
@@ -66,7 +66,7 @@ def test_a_proposal_that_the_dead_driver_had_yet_to_refuse_is_refused(tmp_path: 
     assert reasons(study, tmp_path) == ["same configuration as trial 0"]
 
 
-def test_an_impossible_proposal_that_the_dead_driver_left_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_point_that_a_dead_driver_left_is_rejected(tmp_path: Path) -> None:
     space = {"model.embed_dim": {"choice": [96, 128]}, "model.num_heads": {"choice": [3, 4]}}
     base = {"model": {"size": "nano", "embed_dim": 96, "num_heads": 4}}
     study = load_study(write(tmp_path, space, base=base, num_trials=12, sampler="random"))
@@ -79,7 +79,7 @@ def test_an_impossible_proposal_that_the_dead_driver_left_is_refused(tmp_path: P
     assert sorted((m["embed_dim"], m["num_heads"]) for m in configs) == [(96, 3), (96, 4), (128, 4)]
 
 
-def test_a_driver_killed_in_the_middle_of_a_proposal_leaves_no_false_twin(tmp_path: Path) -> None:
+def test_a_driver_killed_during_a_proposal_leaves_no_false_duplicate(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=5, start_from=[])
     TrialStore(study, tmp_path).ask()  # the driver dies before the trial has any value
     searcher, _ = make_searcher(study, tmp_path)
@@ -88,7 +88,7 @@ def test_a_driver_killed_in_the_middle_of_a_proposal_leaves_no_false_twin(tmp_pa
     assert (left["number"], new["number"]) == (0, 1)
 
 
-def test_repetitions_that_a_dead_driver_lined_up_do_not_count_as_explored(tmp_path: Path) -> None:
+def test_confirmations_that_a_dead_driver_enqueued_do_not_count_as_explored(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"sampler": "random", "confirm": {"top": 1, "seeds": 2}}
     study = make_study(tmp_path, num_trials=2, **settings)
     train_all(make_searcher(study, tmp_path)[0], limit=2)
@@ -101,13 +101,13 @@ def test_repetitions_that_a_dead_driver_lined_up_do_not_count_as_explored(tmp_pa
     assert all(trial.user_attrs.get("seed") != 77 for trial in trial_store.trials())
 
 
-def test_a_starting_point_that_is_added_later_is_trained(tmp_path: Path) -> None:
+def test_a_starting_point_added_later_is_trained(tmp_path: Path) -> None:
     train_all(make_searcher(make_study(tmp_path, num_trials=1), tmp_path)[0])
     more = make_study(tmp_path, num_trials=2, start_from=[{}, {"masking.ratio": 0.77}])
     assert [s["config"]["masking"]["ratio"] for s in train_all(make_searcher(more, tmp_path)[0])] == [0.77]
 
 
-def test_a_failed_configuration_is_not_tried_again_after_a_restart(tmp_path: Path) -> None:
+def test_a_failed_configuration_is_not_trained_again_after_a_restart(tmp_path: Path) -> None:
     study = make_study(tmp_path, RATIOS, num_trials=99, sampler="grid")
     searcher, _ = make_searcher(study, tmp_path)
     searcher.suggest("a")
@@ -116,10 +116,10 @@ def test_a_failed_configuration_is_not_tried_again_after_a_restart(tmp_path: Pat
     assert len(again) == 6 and 0.5 not in [round(s["config"]["masking"]["ratio"], 9) for s in again]
 
 
-# Grids, constraints, and spaces that run out
+# Grids, constraints and exhausted spaces
 
 
-def test_a_grid_may_follow_another_sampler(tmp_path: Path) -> None:
+def test_a_grid_can_follow_another_sampler(tmp_path: Path) -> None:
     train_all(make_searcher(make_study(tmp_path, RATIOS, num_trials=2, sampler="random"), tmp_path)[0])
     grid = make_study(tmp_path, RATIOS, num_trials=99, sampler="grid")
     searcher, _ = make_searcher(grid, tmp_path)
@@ -129,7 +129,7 @@ def test_a_grid_may_follow_another_sampler(tmp_path: Path) -> None:
     assert ratios == {0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
 
 
-def test_an_interrupted_grid_takes_the_order_of_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_an_interrupted_grid_has_the_order_of_an_uninterrupted_one(tmp_path: Path) -> None:
     orders = []
     for name, limits in (("one", [99]), ("two", [2, 3, 99])):
         study = make_study(tmp_path / name, RATIOS, num_trials=99, sampler="grid", start_from=[])
@@ -138,13 +138,13 @@ def test_an_interrupted_grid_takes_the_order_of_an_uninterrupted_one(tmp_path: P
     assert sorted(set(orders[0])) == sorted(orders[0]) and orders[0] == orders[1]
 
 
-def test_a_grid_with_confirmation_trains_its_number_and_the_repetitions(tmp_path: Path) -> None:
+def test_a_grid_with_confirmation_trains_num_trials_and_the_confirmations(tmp_path: Path) -> None:
     study = make_study(tmp_path, RATIOS, num_trials=3, sampler="grid", confirm={"top": 1, "seeds": 2})
     trained = train_all(make_searcher(study, tmp_path)[0])
     assert [s["config"]["train"]["seed"] for s in trained] == [0, 0, 0, 1, 2]
 
 
-def test_a_space_that_constraints_make_small_is_trained_to_its_end(tmp_path: Path) -> None:
+def test_a_space_that_constraints_make_small_is_trained_completely(tmp_path: Path) -> None:
     study = make_study(tmp_path, DECODERS, constraints={"cost/params": "<= 1.4e6"}, num_trials=16, startup_trials=2)
     possible = [point for point in study.space.grid() if cost(study.resolve(point)).params <= 1.4e6]
     searcher, _ = make_searcher(study, tmp_path)
@@ -153,7 +153,7 @@ def test_a_space_that_constraints_make_small_is_trained_to_its_end(tmp_path: Pat
 
 
 @pytest.mark.parametrize("sampler", ["gp", "qmc", "nsga2"])
-def test_samplers_that_do_not_learn_from_refusals_are_helped_out(tmp_path: Path, sampler: str) -> None:
+def test_samplers_that_do_not_learn_from_rejections_still_find_points(tmp_path: Path, sampler: str) -> None:
     space = {"model.decoder_depth": {"int": [1, 8]}, "masking.ratio": {"float": [0.3, 0.9]}}
     study = make_study(tmp_path, space, constraints={"cost/params": "<= 1.4e6"}, num_trials=6, sampler=sampler)
     searcher, _ = make_searcher(study, tmp_path)
@@ -162,7 +162,7 @@ def test_samplers_that_do_not_learn_from_refusals_are_helped_out(tmp_path: Path,
     assert all(cost(Config.model_validate(s["config"])).params <= 1.4e6 for s in trained)
 
 
-def test_qmc_draws_conditional_parameters_anew_each_time(tmp_path: Path) -> None:
+def test_qmc_draws_new_conditional_parameters_each_time(tmp_path: Path) -> None:
     space = {
         "loss.mim_weight": {"choice": [0.0, 1.0]},
         "loss.temperature": {"float": [0.05, 1.0], "when": {"loss.mim_weight": "> 0"}},
@@ -179,7 +179,7 @@ def test_qmc_draws_conditional_parameters_anew_each_time(tmp_path: Path) -> None
 # Several objectives
 
 
-def test_tpe_learns_from_trials_of_several_objectives_that_were_stopped_early(tmp_path: Path) -> None:
+def test_tpe_learns_from_pruned_trials_with_several_objectives(tmp_path: Path) -> None:
     goals = {"val/f1_mean": "maximize", "cost/flops": "minimize"}
     study = make_study(tmp_path, objectives=goals, num_trials=12, startup_trials=3)
     searcher, _ = make_searcher(study, tmp_path)
@@ -197,9 +197,7 @@ def test_tpe_learns_from_trials_of_several_objectives_that_were_stopped_early(tm
 def test_the_order_of_objectives_is_part_of_a_study(tmp_path: Path) -> None:
     one, two = ({"val/f1/s1_to_s2": "maximize"}, {"val/f1/s2_to_s1": "maximize"})
     trial_store = TrialStore(make_study(tmp_path, objectives=one | two), tmp_path)
-    trial_store.record_epoch(
-        trial_store.optuna_study.ask(), 1, (0.5, 0.5)
-    )  # before anything is trained a study may become another
+    trial_store.record_epoch(trial_store.optuna_study.ask(), 1, (0.5, 0.5))  # before this, the study may be redefined
     with pytest.raises(ConfigError, match=r"search\.objectives was"):
         TrialStore(make_study(tmp_path, objectives=two | one), tmp_path)
 
@@ -212,7 +210,7 @@ def test_every_part_of_a_domain_is_part_of_a_study(tmp_path: Path, now: dict[str
         TrialStore(make_study(tmp_path, {**SPACE, "loss.mim_weight": now}), tmp_path)
 
 
-def test_another_programs_study_is_left_alone(tmp_path: Path) -> None:
+def test_a_study_of_another_program_is_rejected(tmp_path: Path) -> None:
     other = optuna.create_study(storage=f"sqlite:///{tmp_path}/{DATABASE}", study_name="study")
     other.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     study = make_study(tmp_path)
@@ -225,7 +223,7 @@ def test_another_programs_study_is_left_alone(tmp_path: Path) -> None:
 # Forks
 
 
-def test_a_starting_point_is_trained_though_an_earlier_study_knew_it(tmp_path: Path) -> None:
+def test_a_starting_point_is_trained_although_the_source_study_trained_it(tmp_path: Path) -> None:
     old = load_study(write(tmp_path, SPACE, num_trials=3, sampler="random"), "old")
     train_all(make_searcher(old, tmp_path)[0])
     new = load_study(write(tmp_path, SPACE, num_trials=2, sampler="random"), "new")
@@ -235,7 +233,7 @@ def test_a_starting_point_is_trained_though_an_earlier_study_knew_it(tmp_path: P
     assert trained[0]["config"]["masking"]["ratio"] == 0.5
 
 
-def test_constraints_come_along_and_a_fork_of_a_fork_has_it_all(tmp_path: Path) -> None:
+def test_constraints_are_transferred_also_to_a_fork_of_a_fork(tmp_path: Path) -> None:
     limit = {"time/epoch_s": "<= 10"}
     studies = [load_study(write(tmp_path, SPACE, num_trials=4, constraints=limit), name) for name in "abc"]
     searcher, _ = make_searcher(studies[0], tmp_path)
@@ -250,7 +248,7 @@ def test_constraints_come_along_and_a_fork_of_a_fork_has_it_all(tmp_path: Path) 
     assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "a", studies[2])) == 0
 
 
-def test_a_trial_that_cannot_be_judged_by_the_new_constraints_is_left_out(tmp_path: Path) -> None:
+def test_a_trial_that_the_new_constraints_cannot_judge_is_not_transferred(tmp_path: Path) -> None:
     old = load_study(write(tmp_path, DECODERS, num_trials=4, sampler="random"), "old")
     train_all(make_searcher(old, tmp_path)[0])
     for limit, count in (({"time/epoch_s": "<= 10"}, 0), ({"cost/params": "<= 1.4e6"}, 4)):
@@ -262,7 +260,7 @@ def test_a_trial_that_cannot_be_judged_by_the_new_constraints_is_left_out(tmp_pa
         assert found == [cost(new.resolve(trial.params)).params - 1.4e6 for trial in taken]
 
 
-def test_a_study_of_another_archive_teaches_nothing(tmp_path: Path) -> None:
+def test_nothing_is_transferred_from_a_study_of_another_archive(tmp_path: Path) -> None:
     base = {"model": {"size": "nano"}, "optim": {"warmup_epochs": 0}, "train": {"epochs": 4}}
     small = base | {"data": {"synthetic": {"num_train": 256}}}
     old = load_study(write(tmp_path, SPACE, base=small, num_trials=2, sampler="random"), "old")
@@ -274,7 +272,7 @@ def test_a_study_of_another_archive_teaches_nothing(tmp_path: Path) -> None:
 # Budgets and champions
 
 
-def test_a_spent_budget_starts_nothing(tmp_path: Path) -> None:
+def test_an_exhausted_budget_starts_no_trial(tmp_path: Path) -> None:
     study = make_study(tmp_path, gpu_hours=0.001)
     trial_store = TrialStore(study, tmp_path)
     trial = trial_store.ask()
@@ -289,7 +287,7 @@ def test_a_spent_budget_starts_nothing(tmp_path: Path) -> None:
     assert [trial.state for trial in again.all_trials()] == [TrialState.WAITING] and again.num_interrupted == 1
 
 
-def test_a_trial_cut_before_its_first_epoch_begins_again_when_the_study_goes_on(tmp_path: Path) -> None:
+def test_a_trial_cut_short_before_its_first_epoch_restarts_when_the_study_resumes(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=2)
     searcher, _ = make_searcher(study, tmp_path)
     for name in "ab":
@@ -308,8 +306,8 @@ def test_a_trial_cut_before_its_first_epoch_begins_again_when_the_study_goes_on(
     assert again.suggest("e") is None
 
 
-def test_a_confirmed_best_keeps_its_encoder_when_the_study_is_extended(tmp_path: Path) -> None:
-    def go(num_trials: int, scores: list[float]) -> Study:
+def test_a_confirmed_champion_keeps_its_encoder_when_the_study_is_extended(tmp_path: Path) -> None:
+    def run(num_trials: int, scores: list[float]) -> Study:
         settings: dict[str, Any] = {"keep": 1, "sampler": "random", "confirm": {"top": 1, "seeds": 1}, "start_from": []}
         study = make_study(tmp_path, num_trials=num_trials, **settings)
         searcher, _ = make_searcher(study, tmp_path)
@@ -320,16 +318,16 @@ def test_a_confirmed_best_keeps_its_encoder_when_the_study_is_extended(tmp_path:
             searcher.on_trial_complete(str(index), result(4, score, finished=True))
         return study
 
-    go(2, [0.5, 0.4, 0.6])
-    trial_store = TrialStore(go(3, [0.55, 0.2]), tmp_path)
+    run(2, [0.5, 0.4, 0.6])
+    trial_store = TrialStore(run(3, [0.55, 0.2]), tmp_path)
     assert next((s.trial.number, s.scores) for s in entries(trial_store)) == (0, (0.5, 0.6))
-    assert [c.trial.number for c in encoders_to_score(trial_store) if c.trial] == [0]
+    assert [e.trial.number for e in encoders_to_score(trial_store) if e.trial] == [0]
 
 
-def test_the_default_configuration_is_scored_only_where_its_encoder_is(tmp_path: Path) -> None:
+def test_the_default_configuration_is_scored_only_if_its_encoder_exists(tmp_path: Path) -> None:
     study = make_study(tmp_path, RATIOS, num_trials=99, sampler="grid", keep=1, start_from=[])
     train_all(make_searcher(study, tmp_path)[0])
-    assert [candidate.name for candidate in encoders_to_score(TrialStore(study, tmp_path))] == [
+    assert [encoder.name for encoder in encoders_to_score(TrialStore(study, tmp_path))] == [
         "untrained encoder",
         "champion",
     ]

@@ -1,4 +1,4 @@
-"""The command line: mistakes are told in one line before anything is reserved; a real search on a real Ray."""
+"""The command line of a search: mistakes are rejected in one line; a real search runs on a real Ray."""
 
 import os
 import signal
@@ -33,37 +33,37 @@ def write(folder: Path, **settings: Any) -> Path:
     return path
 
 
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line with which a command is refused."""
+def error_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line with which a command is rejected."""
     assert search.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     return err
 
 
-def test_mistakes_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_rejected_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, runs = str(write(tmp_path)), ["--storage", str(tmp_path / "runs")]
-    assert "cannot be read" in refused([str(tmp_path / "absent.yaml"), *runs], capsys)
-    assert "did you mean 'masking.ratio'?" in refused([path, *runs, "--set", "masking.rato=1"], capsys)
-    assert "needs 64 GPUs" in refused([path, *runs, "--gpus-per-worker", "64"], capsys)
-    assert "needs 4000 CPUs" in refused(
+    assert "cannot be read" in error_line([str(tmp_path / "absent.yaml"), *runs], capsys)
+    assert "did you mean 'masking.ratio'?" in error_line([path, *runs, "--set", "masking.rato=1"], capsys)
+    assert "needs 64 GPUs" in error_line([path, *runs, "--gpus-per-worker", "64"], capsys)
+    assert "needs 4000 CPUs" in error_line(
         [path, *runs, "--workers-per-trial", "4000", "--set", "optim.batch_size=4000"], capsys
     )
-    assert "no-such-folder" in refused([path, *runs, "--set", "data.path=/no-such-folder"], capsys)
-    assert "batch_size 64 is larger" in refused([path, *runs, "--set", "optim.batch_size=64"], capsys)
-    assert "eval.k 30" in refused([path, *runs, "--set", "eval.k=30"], capsys)
+    assert "no-such-folder" in error_line([path, *runs, "--set", "data.path=/no-such-folder"], capsys)
+    assert "batch_size 64 is larger" in error_line([path, *runs, "--set", "optim.batch_size=64"], capsys)
+    assert "eval.k 30" in error_line([path, *runs, "--set", "eval.k=30"], capsys)
     bare = ["--set", f"data.path={without_labels(write_v2(tmp_path / 'bare'))}", "--set", "optim.batch_size=2"]
-    assert "holds no labels, which val/f1_mean needs" in refused([path, *runs, *bare, "--set", "eval.k=1"], capsys)
+    assert "holds no labels, which val/f1_mean needs" in error_line([path, *runs, *bare, "--set", "eval.k=1"], capsys)
     label_free = [
         "--set",
         "search.objectives={val/mrr: maximize}",
         "--set",
         "search.constraints={val/f1_mean: '>= 0.1'}",
     ]
-    assert "holds no labels, which val/f1_mean needs" in refused(
+    assert "holds no labels, which val/f1_mean needs" in error_line(
         [path, *runs, *bare, "--set", "eval.k=1", *label_free], capsys
     )
-    assert "--name" in refused([path, *runs, "--name", "a/b"], capsys)
+    assert "--name" in error_line([path, *runs, "--name", "a/b"], capsys)
     assert not (tmp_path / "runs").exists()
 
 
@@ -76,7 +76,7 @@ def test_a_dry_run_shows_the_space_and_what_a_trial_costs(tmp_path: Path, capsys
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_second_driver_of_a_study_is_told_and_leaves(tmp_path: Path) -> None:
+def test_a_second_driver_of_a_study_is_rejected(tmp_path: Path) -> None:
     with only_driver(tmp_path / "study"), pytest.raises(ConfigError, match=f"by process {os.getpid()}:"):  # noqa: SIM117
         with only_driver(tmp_path / "study"):
             pass
@@ -85,7 +85,7 @@ def test_a_second_driver_of_a_study_is_told_and_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "room", "expected"),
+    ("settings", "resources", "expected"),
     [
         ({"workers_per_trial": 2}, ClusterResources(2, 0, "here"), (1, 1.0, 0.0)),
         ({"workers_per_trial": 2}, ClusterResources(9, 0, "here"), (4, 1.0, 0.0)),
@@ -96,15 +96,15 @@ def test_a_second_driver_of_a_study_is_told_and_leaves(tmp_path: Path) -> None:
         ({"workers_per_trial": 4, "gpus_per_worker": 0}, ClusterResources(8, 1, "here"), (2, 1.0, 0.0)),
     ],
 )
-def test_the_room_is_divided_into_slots(
-    settings: dict[str, Any], room: ClusterResources, expected: tuple[int, float, float]
+def test_resources_are_divided_among_concurrent_trials(
+    settings: dict[str, Any], resources: ClusterResources, expected: tuple[int, float, float]
 ) -> None:
-    part = allocate(Search(**settings), room)
-    assert (part.max_concurrent, part.cpus_per_worker, part.gpus_per_worker) == expected
+    allocation = allocate(Search(**settings), resources)
+    assert (allocation.max_concurrent, allocation.cpus_per_worker, allocation.gpus_per_worker) == expected
 
 
 @pytest.mark.parametrize(
-    ("settings", "room", "text"),
+    ("settings", "resources", "text"),
     [
         ({"workers_per_trial": 3}, ClusterResources(2, 0, "here"), "needs 3 CPUs, here has 2"),
         ({"workers_per_trial": 2}, ClusterResources(8, 1, "here"), "needs 2 GPUs, here has 1"),
@@ -112,13 +112,13 @@ def test_the_room_is_divided_into_slots(
         ({"gpus_per_worker": 0.5, "workers_per_trial": 2}, ClusterResources(8, 2, "here"), "cannot share a GPU"),
     ],
 )
-def test_resources_that_are_not_there_are_named(settings: dict[str, Any], room: ClusterResources, text: str) -> None:
+def test_missing_resources_are_named(settings: dict[str, Any], resources: ClusterResources, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        allocate(Search(**settings), room)
+        allocate(Search(**settings), resources)
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command in a session of its own, with its log in a file."""
+    """Start the command in a new session, with its output in a file."""
     command = [sys.executable, str(ROOT / "search.py"), str(folder / "small.yaml"), "--storage", str(folder / "runs")]
     with (folder / "log").open("w") as log:
         return subprocess.Popen(
@@ -127,7 +127,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def processes(session: int) -> dict[int, str]:
-    """What runs in a session: command lines by process."""
+    """Processes of a session: command lines by process id."""
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -139,7 +139,7 @@ def processes(session: int) -> dict[int, str]:
     return found
 
 
-def test_a_search_is_interrupted_goes_on_and_ends_with_a_champion_that_loads(
+def test_an_interrupted_search_resumes_and_ends_with_a_champion_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, workers_per_trial=2, scheduler="none")
@@ -147,7 +147,7 @@ def test_a_search_is_interrupted_goes_on_and_ends_with_a_champion_that_loads(
     while "epoch 2/4" not in (tmp_path / "log").read_text():
         assert driver.poll() is None, (tmp_path / "log").read_text()
         time.sleep(0.2)
-    os.killpg(driver.pid, signal.SIGINT)  # a terminal's Ctrl-C goes to all of the group
+    os.killpg(driver.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole process group
     assert driver.wait(120) == 130
     log = (tmp_path / "log").read_text()
     assert "stopped cleanly; to resume: python" in log and "Traceback" not in log

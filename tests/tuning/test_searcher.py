@@ -1,4 +1,4 @@
-"""The ledger (a real Optuna study in SQLite) and the searcher in front of it."""
+"""The searcher on a real trial store: Optuna with SQLite."""
 
 import io
 import math
@@ -26,7 +26,7 @@ from csmae.tuning.events import EpochReported, Event, SearchEnd, SearchOutcome, 
 from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import BASE, write
 
-pytestmark = pytest.mark.usefixtures("studies_made")
+pytestmark = pytest.mark.usefixtures("copied_database")
 
 SPACE = {"masking.ratio": {"float": [0.3, 0.9]}, "masking.strategy": {"choice": ["random", "disjoint"]}}
 
@@ -37,8 +37,8 @@ def make_study(folder: Path, space: dict[str, Any] | None = None, **search: Any)
 
 
 def make_searcher(study: Study, folder: Path) -> tuple[StudySearcher, list[Event]]:
-    told: list[Event] = []
-    return StudySearcher(Budget(TrialStore(study, folder)), told.append), told
+    events: list[Event] = []
+    return StudySearcher(Budget(TrialStore(study, folder)), events.append), events
 
 
 def result(epoch: int, value: float | None, **more: Any) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def result(epoch: int, value: float | None, **more: Any) -> dict[str, Any]:
     return {"epoch": epoch, "metrics/train/loss": 1.0, **score, **more}
 
 
-def test_the_base_is_the_first_trial_and_runs_to_its_end(tmp_path: Path) -> None:
+def test_the_base_is_the_first_trial_and_is_never_stopped(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path), tmp_path)
     first, second = searcher.suggest("a"), searcher.suggest("b")
     assert isinstance(first, dict) and isinstance(second, dict)
@@ -55,9 +55,9 @@ def test_the_base_is_the_first_trial_and_runs_to_its_end(tmp_path: Path) -> None
     assert first["run_dir"] == str(tmp_path / "study" / "trials" / "0")
 
 
-def test_outcomes_are_told_truthfully(tmp_path: Path) -> None:
+def test_each_outcome_is_recorded_as_its_optuna_state(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=6)
-    searcher, told = make_searcher(study, tmp_path)
+    searcher, events = make_searcher(study, tmp_path)
     for name in "abcdef":
         searcher.suggest(name)
     assert searcher.suggest("g") is None
@@ -82,18 +82,18 @@ def test_outcomes_are_told_truthfully(tmp_path: Path) -> None:
     assert reasons[2] == "the loss is not finite in epoch 2"
     assert reasons[3] == "val/f1_mean was nan at the end"
     assert reasons[4] == "val/f1_mean was not reported"
-    assert [event.state for event in told if isinstance(event, TrialEnded)] == [t.state.name for t in trials]
+    assert [event.state for event in events if isinstance(event, TrialEnded)] == [t.state.name for t in trials]
 
 
-def test_a_trial_without_room_is_proposed_again_and_counts_once(tmp_path: Path) -> None:
-    searcher, told = make_searcher(make_study(tmp_path, num_trials=1), tmp_path)
+def test_a_trial_without_resources_is_proposed_again_and_counts_once(tmp_path: Path) -> None:
+    searcher, events = make_searcher(make_study(tmp_path, num_trials=1), tmp_path)
     first = searcher.suggest("a")
     searcher.on_trial_result("a", result(1, 0.2))
     searcher.on_trial_complete("a", {"unschedulable": "no node has the resources", "done": True})
     assert searcher.suggest("b") == first
     searcher.on_trial_complete("b", result(4, 0.4, finished=True))
     assert searcher.suggest("c") == Searcher.FINISHED
-    assert [type(event) for event in told] == [
+    assert [type(event) for event in events] == [
         TrialStarted,
         EpochReported,
         TrialWaiting,
@@ -105,24 +105,24 @@ def test_a_trial_without_room_is_proposed_again_and_counts_once(tmp_path: Path) 
     assert trial.intermediate_values == {1: 0.2, 4: 0.4}
 
 
-def test_an_epoch_told_twice_is_written_once(tmp_path: Path) -> None:
-    searcher, told = make_searcher(make_study(tmp_path), tmp_path)
+def test_an_epoch_reported_twice_is_recorded_once(tmp_path: Path) -> None:
+    searcher, events = make_searcher(make_study(tmp_path), tmp_path)
     searcher.suggest("a")
     for epoch in (1, 2, 1, 2, 3):
         searcher.on_trial_result("a", result(epoch, epoch / 10))
-    assert [event.epoch for event in told if isinstance(event, EpochReported)] == [1, 2, 3]
+    assert [event.epoch for event in events if isinstance(event, EpochReported)] == [1, 2, 3]
 
 
-def test_a_study_goes_on_with_the_trials_that_a_dead_driver_left(tmp_path: Path) -> None:
+def test_a_study_resumes_the_trials_of_a_dead_driver(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     searcher, _ = make_searcher(study, tmp_path)
     left = [searcher.suggest(name) for name in "ab"]
     searcher.on_trial_result("b", result(1, 0.3))
-    again, told = make_searcher(study, tmp_path)
+    again, events = make_searcher(study, tmp_path)
     assert [again.suggest(name) for name in "cd"] == left
-    assert [event.resumed for event in told if isinstance(event, TrialStarted)] == [True, True]
+    assert [event.resumed for event in events if isinstance(event, TrialStarted)] == [True, True]
     again.on_trial_result("d", result(1, 0.3))
-    assert not [event for event in told if isinstance(event, EpochReported)]
+    assert not [event for event in events if isinstance(event, EpochReported)]
     third = again.suggest("e")
     assert isinstance(third, dict) and third["number"] == 2
     assert again.suggest("f") is None
@@ -139,7 +139,7 @@ def test_a_larger_number_of_trials_extends_a_study(tmp_path: Path) -> None:
     assert more.suggest("c") is None
 
 
-def test_impossible_and_repeated_configurations_cost_no_trial(tmp_path: Path) -> None:
+def test_invalid_and_duplicate_configurations_take_no_trial(tmp_path: Path) -> None:
     space = {"model.embed_dim": {"choice": [96, 128]}, "model.num_heads": {"choice": [3, 4]}}
     base = {"model": {"size": "nano", "embed_dim": 96, "num_heads": 4}}
     study = load_study(write(tmp_path, space, base=base, num_trials=12, sampler="random", seed=7))
@@ -147,12 +147,14 @@ def test_impossible_and_repeated_configurations_cost_no_trial(tmp_path: Path) ->
     models = [s["config"]["model"] for s in (searcher.suggest(str(i)) for i in range(4)) if isinstance(s, dict)]
     assert sorted((m["embed_dim"], m["num_heads"]) for m in models) == [(96, 3), (96, 4), (128, 4)]
     assert searcher.search_end is None
-    reasons = {refusal.reason for trial in TrialStore(study, tmp_path).all_trials() for refusal in rejections(trial)}
+    reasons = {
+        rejection.reason for trial in TrialStore(study, tmp_path).all_trials() for rejection in rejections(trial)
+    }
     assert "same configuration as trial 0" in reasons
     assert any("3 does not divide 128" in reason for reason in reasons)
 
 
-def test_a_grid_takes_every_point_once(tmp_path: Path) -> None:
+def test_a_grid_trains_every_point_once(tmp_path: Path) -> None:
     space = {
         "masking.ratio": {"float": [0.3, 0.9], "step": 0.3},
         "loss.mim_weight": {"choice": [0.0, 1.0]},
@@ -172,19 +174,19 @@ def test_a_grid_takes_every_point_once(tmp_path: Path) -> None:
     assert points == expected
 
 
-def test_constraints_on_cost_are_kept_without_training(tmp_path: Path) -> None:
+def test_constraints_on_cost_are_enforced_without_training(tmp_path: Path) -> None:
     space = {"model.decoder_depth": {"int": [1, 8]}, "masking.ratio": {"float": [0.3, 0.9]}}
     limit = {"cost/params": "<= 1.6e6"}
     searcher, _ = make_searcher(make_study(tmp_path, space, constraints=limit, num_trials=8), tmp_path)
     configs = [s["config"] for s in (searcher.suggest(str(i)) for i in range(8)) if isinstance(s, dict)]
     assert len(configs) == 8 and all(cost(Config.model_validate(c)).params <= 1.6e6 for c in configs)
     trials = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/studies.db").trials
-    broken = [refusal for trial in trials for refusal in rejections(trial) if refusal.violations]
-    assert broken and all(refusal.violations["cost/params"] > 0 for refusal in broken)
-    assert all("cost/params is" in refusal.reason for refusal in broken)
+    rejected = [rejection for trial in trials for rejection in rejections(trial) if rejection.violations]
+    assert rejected and all(rejection.violations["cost/params"] > 0 for rejection in rejected)
+    assert all("cost/params is" in rejection.reason for rejection in rejected)
 
 
-def test_a_trial_that_breaks_a_measured_constraint_cannot_win(tmp_path: Path) -> None:
+def test_a_trial_that_violates_a_measured_constraint_cannot_win(tmp_path: Path) -> None:
     study = make_study(tmp_path, constraints={"time/epoch_s": "<= 10"}, num_trials=2)
     searcher, _ = make_searcher(study, tmp_path)
     for name, seconds, value in (("a", 5, 0.2), ("b", 50, 0.9)):
@@ -205,18 +207,18 @@ def test_a_measured_constraint_is_judged_by_the_last_epoch(tmp_path: Path, resta
             searcher.on_trial_complete(name, {"done": True})
     if restarted:
         searcher, _ = make_searcher(study, tmp_path)
-        searcher.cut_short_trials("the budget is over")
+        searcher.cut_short_trials("the budget is exhausted")
     trials = TrialStore(study, tmp_path).trials()
     assert [trial.constraints["time/epoch_s"] for trial in trials] == [-5, 40]
 
 
-def test_constraints_that_nothing_keeps_to_end_the_search(tmp_path: Path) -> None:
+def test_constraints_that_no_point_satisfies_abort_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, constraints={"cost/params": "<= 10"}), tmp_path)
     assert searcher.suggest("a") == Searcher.FINISHED
     assert searcher.search_end is not None and "must be <= 10" in searcher.search_end.reason
 
 
-def test_first_trials_that_fail_alike_end_the_search(tmp_path: Path) -> None:
+def test_first_trials_that_fail_alike_abort_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
     for index in range(3):
         assert searcher.search_end is None
@@ -227,11 +229,11 @@ def test_first_trials_that_fail_alike_end_the_search(tmp_path: Path) -> None:
     )
 
 
-def test_failures_beside_a_first_trial_that_has_not_failed_do_not_end_the_search(tmp_path: Path) -> None:
+def test_failures_do_not_abort_the_search_while_one_of_the_first_trials_runs(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
     for name in "abcd":
         searcher.suggest(name)
-    for name in "bcd":  # the base is in its first epoch still
+    for name in "bcd":  # the base is still in its first epoch
         searcher.on_trial_complete(name, {"failed": "the loss is not finite in epoch 1", "done": True})
     assert searcher.search_end is None
     searcher.on_trial_complete("a", {"failed": "the loss is not finite in epoch 2", "done": True})
@@ -240,7 +242,7 @@ def test_failures_beside_a_first_trial_that_has_not_failed_do_not_end_the_search
     )
 
 
-def test_first_trials_that_fail_alike_do_not_end_the_search_while_another_one_trains(tmp_path: Path) -> None:
+def test_first_trials_that_fail_alike_do_not_abort_the_search_while_another_one_trains(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
     for name in "abcd":
         searcher.suggest(name)
@@ -250,7 +252,7 @@ def test_first_trials_that_fail_alike_do_not_end_the_search_while_another_one_tr
     assert searcher.search_end is None
 
 
-def test_failures_after_a_success_or_of_several_kinds_do_not_end_the_search(tmp_path: Path) -> None:
+def test_failures_after_a_success_or_for_several_reasons_do_not_abort_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
     for index, outcome in enumerate(
         ({"failed": "a"}, {"failed": "b"}, {"failed": "a"}, result(1, 0.5), {"failed": "a"})
@@ -260,14 +262,14 @@ def test_failures_after_a_success_or_of_several_kinds_do_not_end_the_search(tmp_
     assert searcher.search_end is None
 
 
-def test_an_objective_that_nothing_reports_ends_the_search(tmp_path: Path) -> None:
+def test_an_objective_that_no_epoch_reports_aborts_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, objectives={"val/precision/s1_to_s2": "maximize"}), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
     assert searcher.search_end == SearchEnd(SearchOutcome.ABORTED, "no epoch reports 'val/precision/s1_to_s2'")
 
 
-def test_several_objectives_make_a_front_and_asha_judges_by_it(tmp_path: Path) -> None:
+def test_several_objectives_make_a_pareto_front(tmp_path: Path) -> None:
     goals = {"val/f1_mean": "maximize", "cost/flops": "minimize"}
     study = make_study(tmp_path, objectives=goals, num_trials=4)
     searcher, _ = make_searcher(study, tmp_path)
@@ -281,7 +283,7 @@ def test_several_objectives_make_a_front_and_asha_judges_by_it(tmp_path: Path) -
     assert dict(trial_store.curves())[2] == {1: (0.4, 7.0)}
 
 
-def test_the_best_are_trained_again_with_other_seeds(tmp_path: Path) -> None:
+def test_the_best_trials_are_confirmed_with_other_seeds(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=3, confirm={"top": 2, "seeds": 2})
     searcher, _ = make_searcher(study, tmp_path)
     for index, score in enumerate((0.5, 0.6, 0.4)):
@@ -297,12 +299,12 @@ def test_the_best_are_trained_again_with_other_seeds(tmp_path: Path) -> None:
         searcher.on_trial_complete(f"again {index}", result(4, score, finished=True))
     trial_store = TrialStore(study, tmp_path)
     assert [trial.number for trial in trial_store.explored()] == [0, 1, 2]
-    standing = entries(trial_store)
-    assert [(s.trial.number, s.num_seeds) for s in standing] == [(0, 3), (1, 3), (2, 1)]
-    assert standing[0].mean == pytest.approx(0.54) and standing[0].spread == pytest.approx(0.0361, abs=1e-3)
+    board = entries(trial_store)
+    assert [(s.trial.number, s.num_seeds) for s in board] == [(0, 3), (1, 3), (2, 1)]
+    assert board[0].mean == pytest.approx(0.54) and board[0].spread == pytest.approx(0.0361, abs=1e-3)
 
 
-def test_a_study_takes_over_what_fits_from_another(tmp_path: Path) -> None:
+def test_trials_that_fit_are_transferred_from_another_study(tmp_path: Path) -> None:
     old = load_study(write(tmp_path, SPACE, num_trials=4, sampler="random"), "old")
     searcher, _ = make_searcher(old, tmp_path)
     for index in range(4):
@@ -322,7 +324,7 @@ def test_a_study_takes_over_what_fits_from_another(tmp_path: Path) -> None:
         load_source_study(tmp_path / DATABASE, "olf", new)
 
 
-def test_a_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
+def test_a_budget_counts_earlier_runs(tmp_path: Path) -> None:
     study = make_study(tmp_path, gpu_hours=0.5)
     trial_store = TrialStore(study, tmp_path)
     budget, trial = Budget(trial_store, gpus_per_worker=2.0), trial_store.ask()
@@ -337,24 +339,24 @@ def test_a_budget_counts_what_earlier_runs_spent(tmp_path: Path) -> None:
     assert Budget(TrialStore(wider, tmp_path), gpus_per_worker=4.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
 
 
-def test_time_in_which_a_trial_waits_for_resources_is_not_charged(tmp_path: Path) -> None:
+def test_the_time_a_trial_waits_for_resources_is_not_charged(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=1)
     searcher, _ = make_searcher(study, tmp_path)
 
-    def spent() -> float:
+    def charged() -> float:
         return float(TrialStore(study, tmp_path).trials()[0].user_attrs.get("worker_s", 0.0))
 
     searcher.suggest("a")
     time.sleep(0.2)
     held_at = time.monotonic()
     searcher.on_trial_result("a", {"resources_held": True})
-    assert spent() == 0
+    assert charged() == 0
     time.sleep(0.2)
     searcher.on_trial_result("a", {"resources_held": False})
-    assert 0.2 <= (held := spent()) <= time.monotonic() - held_at
+    assert 0.2 <= (held := charged()) <= time.monotonic() - held_at
     time.sleep(0.2)
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
-    assert spent() == held
+    assert charged() == held
 
 
 def test_checkpoints_of_all_but_the_best_are_removed(tmp_path: Path) -> None:
@@ -398,6 +400,3 @@ def test_every_sampler_proposes_and_learns(tmp_path: Path, sampler: str) -> None
         searcher.on_trial_complete(str(index), result(4, value, finished=True))
     best = ranked(TrialStore(study, tmp_path))[0]
     assert best.state is TrialState.COMPLETE and best.value is not None and best.value > 0.8
-
-
-# Early stopping

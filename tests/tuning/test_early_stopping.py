@@ -12,19 +12,19 @@ from csmae.trials.store import TrialStore
 from csmae.tuning.early_stopping import Asha, Median, make_stopping_rule
 from tests.tuning.test_searcher import make_study
 
-pytestmark = pytest.mark.usefixtures("studies_made")
+pytestmark = pytest.mark.usefixtures("copied_database")
 
 
 @pytest.mark.parametrize("rule", [Asha(1, 3), Median(1)])
-def test_an_epoch_told_again_is_judged_as_at_first(rule: Asha | Median) -> None:
-    verdicts = []
+def test_an_epoch_reported_twice_gets_the_same_decision(rule: Asha | Median) -> None:
+    decisions = []
     for number, score in enumerate((0.5, 0.4, 0.9, 0.1)):
-        verdicts.append(rule.should_continue(number, 1, (score,)))
-        assert rule.should_continue(number, 1, (score,)) == verdicts[-1]
-    assert set(verdicts) == {True, False}
+        decisions.append(rule.should_continue(number, 1, (score,)))
+        assert rule.should_continue(number, 1, (score,)) == decisions[-1]
+    assert set(decisions) == {True, False}
 
 
-def test_an_epoch_told_again_counts_once_in_the_mean() -> None:
+def test_an_epoch_reported_twice_counts_once_in_the_mean() -> None:
     median = Median(1)
     for number in range(3):
         for epoch, score in ((1, 0.1), (2, 0.9), (2, 0.9)):
@@ -42,7 +42,7 @@ def test_asha_keeps_the_best_third_at_each_rung() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=40), st.integers(2, 4))
 @settings(max_examples=60, deadline=None)
-def test_asha_never_stops_the_best_so_far_and_judges_once_a_rung(scores: list[float], reduction: int) -> None:
+def test_asha_never_stops_the_best_so_far_and_judges_once_per_rung(scores: list[float], reduction: int) -> None:
     asha = Asha(2, reduction)
     for number, score in enumerate(scores):
         assert asha.should_continue(number, 1, (score,))
@@ -51,7 +51,7 @@ def test_asha_never_stops_the_best_so_far_and_judges_once_a_rung(scores: list[fl
         assert asha.should_continue(number, 3, (0.0,))
 
 
-def test_asha_judges_at_the_rungs_and_an_epoch_late_where_a_score_is_missing() -> None:
+def test_asha_judges_at_the_rungs_or_later_if_a_score_is_missing() -> None:
     asha = Asha(1, 3)
     asha.should_continue(0, 1, (0.9,))
     asha.should_continue(0, 3, (0.9,))
@@ -59,7 +59,7 @@ def test_asha_judges_at_the_rungs_and_an_epoch_late_where_a_score_is_missing() -
     assert not asha.should_continue(2, 4, (0.1,))
 
 
-def test_hyperband_gives_each_bracket_its_own_grace() -> None:
+def test_hyperband_gives_each_bracket_its_own_grace_period() -> None:
     rule = Asha(1, 3, num_brackets=3)
     for number in range(3):
         rule.should_continue(number, 1, (0.9,))
@@ -68,7 +68,7 @@ def test_hyperband_gives_each_bracket_its_own_grace() -> None:
     assert [rule.should_continue(number, 3, (0.1,)) for number in (4, 5)] == [False, True]
 
 
-def test_median_stops_below_the_median_of_means_and_not_before_its_grace() -> None:
+def test_median_stops_below_the_median_of_means_and_not_before_its_grace_period() -> None:
     median = Median(grace_epochs=2)
     for number, score in enumerate((0.5, 0.6, 0.7)):
         for epoch in (1, 2, 3):
@@ -78,7 +78,7 @@ def test_median_stops_below_the_median_of_means_and_not_before_its_grace() -> No
     assert median.should_continue(4, 2, (0.65,))
 
 
-def test_asha_with_several_objectives_keeps_the_front() -> None:
+def test_asha_with_several_objectives_keeps_the_pareto_front() -> None:
     asha = Asha(1, 2)
     front = [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1), (0.7, 0.3)]
     for number, point in enumerate(front):
@@ -90,7 +90,7 @@ def test_asha_with_several_objectives_keeps_the_front() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=25))
 @settings(max_examples=80, deadline=None)
-def test_fronts_agree_with_their_definition(points: list[tuple[int, int]]) -> None:
+def test_pareto_fronts_agree_with_their_definition(points: list[tuple[int, int]]) -> None:
     ranks, left, rank = pareto_ranks(points), set(range(len(points))), 0
     while left:
         front = {i for i in left if not any(dominates(points[j], points[i]) for j in left)}
@@ -102,7 +102,7 @@ def dominates(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return one != other and one[0] >= other[0] and one[1] >= other[1]
 
 
-def test_a_refilled_rule_decides_as_one_that_saw_everything(tmp_path: Path) -> None:
+def test_a_rule_made_from_the_trial_store_decides_like_one_that_saw_all_epochs(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     study = make_study(tmp_path, num_trials=40)
     trial_store, seen = TrialStore(study, tmp_path), Asha(1, 3)
@@ -116,7 +116,7 @@ def test_a_refilled_rule_decides_as_one_that_saw_everything(tmp_path: Path) -> N
                 break
         else:
             trial_store.complete(trial, (curve[-1],))
-    told = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.longest)
-    assert told is not None
+    restored = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.longest)
+    assert restored is not None
     for number, (epoch, score) in enumerate(((1, 0.2), (1, 0.5), (1, 0.9), (3, 0.6), (9, 0.9)), start=100):
-        assert seen.should_continue(number, epoch, (score,)) == told.should_continue(number, epoch, (score,))
+        assert seen.should_continue(number, epoch, (score,)) == restored.should_continue(number, epoch, (score,))

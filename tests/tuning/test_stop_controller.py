@@ -1,4 +1,4 @@
-"""A search ends in order whatever it waits for: by signals, by its budget, and not for want of a terminal or a file."""
+"""A search stops cleanly on signals and with its budget, whatever it waits for, and not because of a log or a file."""
 
 import os
 import signal
@@ -26,12 +26,12 @@ from csmae.tuning.searcher import StudySearcher
 from csmae.tuning.stop_controller import StopController, raise_on_termination
 from tests.tuning.test_searcher import make_searcher, make_study, result
 
-pytestmark = pytest.mark.usefixtures("studies_made")
+pytestmark = pytest.mark.usefixtures("copied_database")
 
 
 @pytest.fixture(autouse=True)
 def _handled_hangup() -> Iterator[None]:
-    """Tests that were started with ``nohup`` inherit that SIGHUP is ignored."""
+    """Handle SIGHUP even if the tests run under ``nohup``, from which they inherit that it is ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -40,15 +40,15 @@ def _handled_hangup() -> Iterator[None]:
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
-def without_capacity(folder: Path, **search: Any) -> tuple[StudySearcher, StopController]:
+def without_resources(folder: Path, **search: Any) -> tuple[StudySearcher, StopController]:
     budget = Budget(TrialStore(make_study(folder, **search), folder))
     searcher = StudySearcher(budget, lambda event: None, lambda: 0)
     return searcher, StopController(budget, searcher)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_ends_a_search_that_waits_for_resources(tmp_path: Path, number: signal.Signals) -> None:
-    searcher, stop_controller = without_capacity(tmp_path)
+def test_a_signal_stops_a_search_that_waits_for_resources(tmp_path: Path, number: signal.Signals) -> None:
+    searcher, stop_controller = without_resources(tmp_path)
     with stop_controller.stop_on_signals():
         assert searcher.suggest("a") is None
         os.kill(os.getpid(), number)
@@ -56,24 +56,24 @@ def test_a_signal_ends_a_search_that_waits_for_resources(tmp_path: Path, number:
     assert stop_controller.search_end == SearchEnd(SearchOutcome.INTERRUPTED)
 
 
-def test_a_budget_ends_a_search_that_waits_for_resources(tmp_path: Path) -> None:
-    searcher, stop_controller = without_capacity(tmp_path, time_limit="0.2s")
+def test_an_exhausted_budget_stops_a_search_that_waits_for_resources(tmp_path: Path) -> None:
+    searcher, stop_controller = without_resources(tmp_path, time_limit="0.2s")
     assert searcher.suggest("a") is None
     time.sleep(0.2)
     assert searcher.suggest("a") == Searcher.FINISHED
     assert stop_controller.search_end == SearchEnd(SearchOutcome.BUDGET_EXHAUSTED, "the time limit of 0.2s is reached")
 
 
-def test_a_second_interrupt_is_pythons_own(tmp_path: Path) -> None:
-    _, stop_controller = without_capacity(tmp_path)
+def test_a_second_interrupt_raises_keyboard_interrupt(tmp_path: Path) -> None:
+    _, stop_controller = without_resources(tmp_path)
     with stop_controller.stop_on_signals():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_hangup_that_nohup_ignores_ends_nothing(tmp_path: Path) -> None:
-    _, stop_controller = without_capacity(tmp_path)
+def test_a_hangup_that_nohup_ignores_stops_nothing(tmp_path: Path) -> None:
+    _, stop_controller = without_resources(tmp_path)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_controller.stop_on_signals(), raise_on_termination():
@@ -85,7 +85,7 @@ def test_a_hangup_that_nohup_ignores_ends_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_before_or_after_the_trials_interrupts(number: signal.Signals) -> None:
+def test_a_signal_before_or_after_the_trials_raises_keyboard_interrupt(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt), raise_on_termination():
         os.kill(os.getpid(), number)
@@ -99,23 +99,25 @@ def test_tune_is_stopped_in_seconds_while_it_waits_for_a_trial(tmp_path: Path, n
     ray.init(num_cpus=0, num_gpus=0, include_dashboard=False, log_to_driver=False)
     try:
         budget = Budget(TrialStore(make_study(tmp_path), tmp_path))
-        asked: list[float] = []
+        sent_at: list[float] = []
 
-        def ask() -> None:
-            asked.append(time.monotonic())
+        def send() -> None:
+            sent_at.append(time.monotonic())
             os.kill(os.getpid(), number)
 
-        timer = threading.Timer(8, ask)
+        timer = threading.Timer(8, send)
         timer.start()
         assert run_search(budget, Allocation(0, 1.0, 0.0), lambda event: None) == SearchEnd(SearchOutcome.INTERRUPTED)
-        assert time.monotonic() - asked[0] < 8
+        assert time.monotonic() - sent_at[0] < 8
     finally:
         ray.shutdown()
 
 
-def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_that_cannot_be_written_does_not_stop_the_search(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     budget = Budget(TrialStore(make_study(tmp_path), tmp_path))
-    full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails, too
+    full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails as well
     searcher = StudySearcher(budget, LiveView("study", SearchProgress.from_budget(budget), Console(file=full)))
     assert isinstance(searcher.suggest("a"), dict)
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
@@ -127,12 +129,14 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytes
     assert "No space left on device" in caplog.text
 
 
-def test_a_file_that_cannot_be_removed_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_file_that_cannot_be_removed_does_not_stop_the_search(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, num_trials=9, keep=1, start_from=[]), tmp_path)
     for index, score in enumerate((0.5, 0.1)):
         suggestion = searcher.suggest(str(index))
         assert isinstance(suggestion, dict)
-        (Path(suggestion["run_dir"]) / "checkpoint.pt").mkdir(parents=True)  # no file: it cannot be unlinked
+        (Path(suggestion["run_dir"]) / "checkpoint.pt").mkdir(parents=True)  # a folder, which cannot be unlinked
         searcher.on_trial_complete(str(index), result(4, score, finished=True))
     assert searcher.search_end is None and isinstance(searcher.suggest("2"), dict)
     assert "checkpoint.pt: cannot be removed" in caplog.text

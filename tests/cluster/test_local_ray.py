@@ -1,4 +1,4 @@
-"""A Ray of one's own starts on machines as they are: another Ray there, long names, a home that cannot be written."""
+"""A local Ray starts next to another Ray, with long folder names and with a home folder that cannot be written."""
 
 import os
 import subprocess
@@ -15,15 +15,15 @@ START = """
 import json, os, ray
 from csmae.cluster.resources import ClusterResources
 from csmae.cluster.session import ray_running
-with ray_running(None, ClusterResources(1, 0, "this machine"), verbose=False) as room:
-    asks = ray.remote(lambda: os.environ.get("RAY_ADDRESS"))
-    found = {"cpus": room.cpus, "address": ray.get_runtime_context().gcs_address, "worker": ray.get(asks.remote())}
+with ray_running(None, ClusterResources(1, 0, "this machine"), verbose=False) as resources:
+    read_address = ray.remote(lambda: os.environ.get("RAY_ADDRESS"))
+    found = {"cpus": resources.cpus, "address": ray.get_runtime_context().gcs_address, "worker": ray.get(read_address.remote())}
     print(json.dumps(found | {"session": ray._private.worker._global_node.get_session_dir_path()}))
 """
 
 
 def start(**environment: str) -> str:
-    """What a Ray of our own has, started in such an environment."""
+    """Start a local Ray in an environment; return what it reports."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", START], env=known | environment, capture_output=True, text=True, cwd=ROOT
@@ -32,7 +32,7 @@ def start(**environment: str) -> str:
     return done.stdout
 
 
-def test_an_address_a_long_folder_and_no_home_do_not_keep_ray_from_starting(tmp_path: Path) -> None:
+def test_ray_starts_despite_an_address_a_long_folder_name_and_no_home(tmp_path: Path) -> None:
     long = tmp_path / ("job-" + "x" * 100)
     found = start(RAY_ADDRESS=f"127.0.0.1:{free_port()}", TMPDIR=str(long), HOME="/dev/null/home")
     assert '"cpus": 1' in found and '"worker": null' in found

@@ -1,4 +1,4 @@
-"""Trials that a budget cuts short, while they run or before a search that goes on has begun."""
+"""Trials that a budget cuts short, while they run or before a resumed search has started them."""
 
 import json
 import math
@@ -27,8 +27,8 @@ def without_score(epoch: int) -> dict[str, Any]:
     return {"epoch": epoch, "metrics/train/loss": 1.0}
 
 
-def started(folder: Path, **search: Any) -> dict[str, Any]:
-    """A trial that has a checkpoint and no score yet, cut by its budget."""
+def cut_before_first_score(folder: Path, **search: Any) -> dict[str, Any]:
+    """Cut a trial short that has a checkpoint and no score yet; return its suggestion."""
     searcher, _ = make_searcher(make_study(folder, **search), folder)
     suggestion = searcher.suggest("a")
     assert isinstance(suggestion, dict)
@@ -40,13 +40,13 @@ def started(folder: Path, **search: Any) -> dict[str, Any]:
     return suggestion
 
 
-def test_a_trial_that_is_cut_before_its_first_score_goes_on_under_its_number(tmp_path: Path) -> None:
-    first = started(tmp_path)
+def test_a_trial_cut_short_before_its_first_score_resumes_under_its_number(tmp_path: Path) -> None:
+    first = cut_before_first_score(tmp_path)
     study = make_study(tmp_path)
     assert [trial.state.name for trial in TrialStore(study, tmp_path).all_trials()] == ["WAITING"]
-    again, told = make_searcher(study, tmp_path)
+    again, events = make_searcher(study, tmp_path)
     assert again.suggest("b") == first
-    assert isinstance(told[0], TrialStarted) and told[0].resumed
+    assert isinstance(events[0], TrialStarted) and events[0].resumed
     again.on_trial_complete("b", result(4, 0.5, finished=True))
     second = again.suggest("c")
     assert isinstance(second, dict) and second["number"] == 1
@@ -54,32 +54,32 @@ def test_a_trial_that_is_cut_before_its_first_score_goes_on_under_its_number(tmp
     assert [path.parent.name for path in tmp_path.glob("study/trials/*/checkpoint.pt")] == ["0"]
 
 
-def test_a_trial_may_be_cut_again_and_again(tmp_path: Path) -> None:
-    first, study = started(tmp_path), make_study(tmp_path)
+def test_a_trial_can_be_cut_short_repeatedly(tmp_path: Path) -> None:
+    first, study = cut_before_first_score(tmp_path), make_study(tmp_path)
     for _ in range(2):
-        searcher, told = make_searcher(study, tmp_path)
+        searcher, events = make_searcher(study, tmp_path)
         assert searcher.suggest("a") == first
         searcher.cut_short_trials(OVER)
-        assert told[-1] == TrialWaiting(0, OVER)
+        assert events[-1] == TrialWaiting(0, OVER)
     assert len(TrialStore(study, tmp_path).all_trials()) == 1
 
 
-def test_a_repetition_that_is_cut_before_its_first_score_keeps_its_seed(tmp_path: Path) -> None:
+def test_a_confirmation_cut_short_before_its_first_score_keeps_its_seed(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=1, confirm={"top": 1, "seeds": 1})
     searcher, _ = make_searcher(study, tmp_path)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
-    repetition = searcher.suggest("b")
+    confirmation = searcher.suggest("b")
     searcher.cut_short_trials(OVER)
     again, _ = make_searcher(study, tmp_path)
-    assert isinstance(repetition, dict) and repetition["config"]["train"]["seed"] == 1
-    assert again.suggest("c") == repetition
+    assert isinstance(confirmation, dict) and confirmation["config"]["train"]["seed"] == 1
+    assert again.suggest("c") == confirmation
     again.on_trial_complete("c", result(4, 0.4, finished=True))
     assert again.suggest("d") == "FINISHED" and len(TrialStore(study, tmp_path).all_trials()) == 2
 
 
-def begin_and_die(folder: Path, **search: Any) -> None:
-    """A driver that dies with two trials at work, of which the first has a score."""
+def start_and_die(folder: Path, **search: Any) -> None:
+    """Let a driver die while two trials run, of which the first has a score."""
     searcher, _ = make_searcher(make_study(folder, **search), folder)
     for name in "ab":
         searcher.suggest(name)
@@ -88,19 +88,19 @@ def begin_and_die(folder: Path, **search: Any) -> None:
 
 
 def search_without_time(folder: Path, **search: Any) -> tuple[TrialStore, list[Event]]:
-    trial_store, told = TrialStore(make_study(folder, time_limit="1s", **search), folder), list[Event]()
+    trial_store, events = TrialStore(make_study(folder, time_limit="1s", **search), folder), list[Event]()
     trial_store.optuna_study.set_user_attr("elapsed_s", 5.0)
-    assert run_search(Budget(trial_store), Allocation(1, 1.0, 0.0), told.append) == SearchEnd(
+    assert run_search(Budget(trial_store), Allocation(1, 1.0, 0.0), events.append) == SearchEnd(
         SearchOutcome.BUDGET_EXHAUSTED, OVER
     )
-    return trial_store, told
+    return trial_store, events
 
 
-def test_a_budget_that_is_over_at_the_start_leaves_no_trial_running(tmp_path: Path) -> None:
-    begin_and_die(tmp_path)
-    trial_store, told = search_without_time(tmp_path)
+def test_a_budget_that_is_exhausted_at_the_start_leaves_no_trial_running(tmp_path: Path) -> None:
+    start_and_die(tmp_path)
+    trial_store, events = search_without_time(tmp_path)
     assert [trial.state.name for trial in trial_store.all_trials()] == ["PRUNED", "WAITING"]
-    ended, waiting = told
+    ended, waiting = events
     assert isinstance(ended, TrialEnded) and (ended.number, ended.state, ended.reason) == (0, "PRUNED", OVER)
     assert waiting == TrialWaiting(1, OVER)
     assert [trial.number for trial in ranked(trial_store)] == [0]
@@ -109,11 +109,11 @@ def test_a_budget_that_is_over_at_the_start_leaves_no_trial_running(tmp_path: Pa
     assert isinstance(suggestion, dict) and suggestion["number"] == 1
 
 
-def test_a_trial_of_a_dead_driver_wins_only_within_its_constraints(tmp_path: Path) -> None:
+def test_a_trial_of_a_dead_driver_can_win_only_within_its_constraints(tmp_path: Path) -> None:
     search = {"constraints": {"time/epoch_s": "<= 10"}}
     for seconds, winners in ((None, []), (50.0, []), (5.0, [0])):
         folder = tmp_path / str(seconds)
-        begin_and_die(folder, **search)
+        start_and_die(folder, **search)
         if seconds:
             saved = folder / "study/trials/0/encoder/config.json"
             saved.parent.mkdir(parents=True)
@@ -126,7 +126,7 @@ SCORED_BY_RECALL = {"constraints": {"val/recall_at_1": ">= 0.5"}}
 
 
 def trained_to_epoch_3(folder: Path, recall: float) -> TrialStore:
-    """A driver that dies after an epoch without scores: the last ones are those of epoch 2."""
+    """Let a driver die after an epoch without scores; the last scores are those of epoch 2."""
     searcher, _ = make_searcher(make_study(folder, **SCORED_BY_RECALL), folder)
     searcher.suggest("a")
     searcher.on_trial_result("a", result(2, 0.4) | {"metrics/val/recall_at_1": recall})
@@ -134,13 +134,13 @@ def trained_to_epoch_3(folder: Path, recall: float) -> TrialStore:
     return TrialStore(make_study(folder, **SCORED_BY_RECALL), folder)
 
 
-@pytest.mark.parametrize("replays", [False, True])
+@pytest.mark.parametrize("repeats_epoch", [False, True])
 @pytest.mark.parametrize(("recall", "winners"), [(0.1, []), (0.6, [0])])
-def test_a_trial_that_a_restart_cuts_is_judged_by_its_last_scores(
-    tmp_path: Path, recall: float, winners: list[int], replays: bool
+def test_a_trial_cut_short_after_a_restart_is_judged_by_its_last_scores(
+    tmp_path: Path, recall: float, winners: list[int], repeats_epoch: bool
 ) -> None:
     trained_to_epoch_3(tmp_path, recall)
-    if replays:
+    if repeats_epoch:
         searcher, _ = make_searcher(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
         searcher.suggest("a")
         searcher.on_trial_result("a", without_score(3))
@@ -152,11 +152,11 @@ def test_a_trial_that_a_restart_cuts_is_judged_by_its_last_scores(
     assert [trial.number for trial in ranked(trial_store)] == winners
 
 
-def test_a_cut_trial_breaks_a_constraint_of_which_nothing_is_known(tmp_path: Path) -> None:
+def test_a_trial_cut_short_violates_a_constraint_whose_metric_is_unknown(tmp_path: Path) -> None:
     trial_store = TrialStore(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
     trial = trial_store.ask()
     trial_store.study.space.suggest(trial)
-    trial_store.record_epoch(trial, 2, (0.4,))  # as an earlier version left it
+    trial_store.record_epoch(trial, 2, (0.4,))  # without the metric under the constraint
     searcher, _ = make_searcher(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_result("a", without_score(3))
@@ -165,7 +165,7 @@ def test_a_cut_trial_breaks_a_constraint_of_which_nothing_is_known(tmp_path: Pat
     assert cut.constraints == {"val/recall_at_1": math.inf}
 
 
-def test_a_cut_trial_is_not_refused_as_what_another_study_trained(tmp_path: Path) -> None:
+def test_a_waiting_trial_is_not_rejected_as_a_duplicate_of_a_transferred_one(tmp_path: Path) -> None:
     other = load_study(write(tmp_path, SPACE, num_trials=1), "other")
     searcher, _ = make_searcher(other, tmp_path)
     searcher.suggest("a")
@@ -174,7 +174,7 @@ def test_a_cut_trial_is_not_refused_as_what_another_study_trained(tmp_path: Path
     study = make_study(tmp_path, **plain)
     trial_store = TrialStore(study, tmp_path)
     trial = trial_store.ask()
-    for name, value in study.space.encode(study.space.point({})).items():  # drawn by chance, as it may be
+    for name, value in study.space.encode(study.space.point({})).items():  # as if the sampler had drawn it
         trial_store.optuna_study._storage.set_trial_param(
             trial._trial_id,
             name,
@@ -189,21 +189,21 @@ def test_a_cut_trial_is_not_refused_as_what_another_study_trained(tmp_path: Path
     assert again.suggest("b") == first
 
 
-def test_a_repetition_that_is_cut_after_its_first_score_goes_on_under_its_number_and_seed(tmp_path: Path) -> None:
+def test_a_confirmation_cut_short_after_its_first_score_resumes_under_its_number_and_seed(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=1, confirm={"top": 1, "seeds": 1})
-    searcher, told = make_searcher(study, tmp_path)
+    searcher, events = make_searcher(study, tmp_path)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
-    repetition = searcher.suggest("b")
-    assert isinstance(repetition, dict)
-    (Path(repetition["run_dir"])).mkdir(parents=True)
-    (Path(repetition["run_dir"]) / "checkpoint.pt").touch()
+    confirmation = searcher.suggest("b")
+    assert isinstance(confirmation, dict)
+    (Path(confirmation["run_dir"])).mkdir(parents=True)
+    (Path(confirmation["run_dir"]) / "checkpoint.pt").touch()
     searcher.on_trial_result("b", result(2, 0.3))
     searcher.cut_short_trials(OVER)
-    assert told[-1] == TrialWaiting(1, OVER)
+    assert events[-1] == TrialWaiting(1, OVER)
     assert leaderboard(TrialStore(study, tmp_path).optuna_study).confirms == {1: 0}
     again, _ = make_searcher(study, tmp_path)
-    assert again.suggest("c") == repetition
+    assert again.suggest("c") == confirmation
     again.on_trial_complete("c", result(4, 0.4, finished=True))
     assert again.suggest("d") == "FINISHED"
     trial_store = TrialStore(study, tmp_path)
@@ -211,8 +211,8 @@ def test_a_repetition_that_is_cut_after_its_first_score_goes_on_under_its_number
     assert list(tmp_path.glob("study/trials/*/checkpoint.pt")) == []
 
 
-def test_the_list_of_studies_counts_trials_that_a_budget_cut(tmp_path: Path) -> None:
-    started(tmp_path)
+def test_the_list_of_studies_counts_waiting_trials(tmp_path: Path) -> None:
+    cut_before_first_score(tmp_path)
     table = format_studies(tmp_path / DATABASE)
     row = {str(column.header): list(map(str, column.cells)) for column in table.columns}
     assert row["waiting"] == ["1"] and row["running"] == ["0"]
