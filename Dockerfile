@@ -1,9 +1,9 @@
-# One image for CPUs and GPUs: torch brings its CUDA libraries, the driver is the host's (docker run --gpus all).
+# One image for CPUs and GPUs: torch includes the CUDA libraries, the host provides the driver (docker run --gpus all).
 #
 #   docker build -t csmae .
 #   docker run --rm -it --shm-size=2g -v "$PWD/runs:/home/csmae/csmae/runs" csmae python search.py spaces/quickstart.yaml
 #
-# The folder mounted at runs must be writable for user 1000.
+# User 1000 must be able to write the folder mounted at runs.
 FROM python:3.12-slim
 
 # KubeRay's health checks call wget
@@ -15,7 +15,7 @@ RUN chown csmae:csmae .
 USER csmae
 ENV PATH=/home/csmae/.venv/bin:$PATH PYTHONUNBUFFERED=1
 
-# the pinned versions first: this layer of several GB is built again only when they change
+# the pinned versions first: this layer of several GB is rebuilt only when they change
 COPY --chown=csmae constraints.txt ./
 RUN python -m venv /home/csmae/.venv \
     && pip install --no-cache-dir -c constraints.txt "ray[default,tune,train]" torch torchvision timm mlflow

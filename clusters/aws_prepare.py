@@ -1,6 +1,6 @@
-"""Once an AWS account: the role, the firewall and the shared folder that cluster.yaml names.
+"""Creates the role, the firewall and the shared folder that cluster.yaml names, once per AWS account.
 
-Run it with the credentials that `ray up` uses. Running it again is how to open SSH to another address.
+Run it with the credentials that `ray up` uses. Run it again to open SSH to another address.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 NAME = "csmae"
-"""Of the cluster, its security group and its file system, as in cluster.yaml."""
+"""Name of the cluster, its security group and its file system, as in cluster.yaml."""
 
 ROLE = "csmae-head"
 
 
 def main() -> None:
-    """Make what is missing and say what there is."""
+    """Create what is missing and print what cluster.yaml needs."""
     options = parse()
     session = boto3.Session(region_name=options.region)
     try:
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ssh-from", required=True, type=ipaddress.IPv4Network, help="addresses that may use SSH")
     parser.add_argument("--region", default="eu-central-1", help="as in cluster.yaml (default: eu-central-1)")
@@ -43,7 +43,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_role(session: boto3.Session) -> None:
-    """The head's role, in a profile of the same name: start workers, and end those of this cluster."""
+    """Create the head's role, in a profile of the same name: it may start workers, and terminate those of this cluster."""
     iam = session.client("iam")
     trust = allow("sts:AssumeRole") | {"Principal": {"Service": "ec2.amazonaws.com"}}
     own = {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": NAME}}
@@ -59,20 +59,20 @@ def make_role(session: boto3.Session) -> None:
         iam.create_instance_profile(InstanceProfileName=ROLE)
         iam.add_role_to_instance_profile(InstanceProfileName=ROLE, RoleName=ROLE)
     except iam.exceptions.EntityAlreadyExistsException:
-        pass  # made by an earlier run
+        pass  # created by an earlier run
     iam.put_role_policy(RoleName=ROLE, PolicyName=NAME, PolicyDocument=document(*rights))
 
 
 def default_vpc(session: boto3.Session) -> str:
-    """Id of the account's default network."""
+    """Find the account's default network; returns its id."""
     found = session.client("ec2").describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
     if not found:
-        raise SystemExit(f"{session.region_name} has no default VPC: make one with `aws ec2 create-default-vpc`")
+        raise SystemExit(f"{session.region_name} has no default VPC: create one with `aws ec2 create-default-vpc`")
     return str(found[0]["VpcId"])
 
 
 def make_firewall(session: boto3.Session, vpc: str, ssh_from: ipaddress.IPv4Network) -> str:
-    """A security group that lets in everything among the nodes and SSH from one network; returns its id."""
+    """Create a security group that allows all traffic among the nodes and SSH from one network; returns its id."""
     ec2 = session.client("ec2")
     where = [{"Name": "group-name", "Values": [NAME]}, {"Name": "vpc-id", "Values": [vpc]}]
     found = ec2.describe_security_groups(Filters=where)["SecurityGroups"]
@@ -89,7 +89,7 @@ def make_firewall(session: boto3.Session, vpc: str, ssh_from: ipaddress.IPv4Netw
 
 
 def make_shared_folder(session: boto3.Session, vpc: str, group: str) -> str:
-    """A file system that the nodes reach from every zone; returns its id. It costs what lies in it."""
+    """Create a file system that the nodes reach from every zone; returns its id. AWS bills what is stored in it."""
     efs, ec2 = session.client("efs"), session.client("ec2")
     tags = [{"Key": "Name", "Value": NAME}]
     try:
@@ -99,10 +99,10 @@ def make_shared_folder(session: boto3.Session, vpc: str, group: str) -> str:
         folder_id = efs.describe_file_systems(CreationToken=NAME)["FileSystems"][0]["FileSystemId"]
     while efs.describe_file_systems(FileSystemId=folder_id)["FileSystems"][0]["LifeCycleState"] == "creating":
         time.sleep(2)
-    reached = {target["SubnetId"] for target in efs.describe_mount_targets(FileSystemId=folder_id)["MountTargets"]}
+    connected = {target["SubnetId"] for target in efs.describe_mount_targets(FileSystemId=folder_id)["MountTargets"]}
     subnets = ec2.describe_subnets(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["Subnets"]
     for subnet in subnets:
-        if subnet["DefaultForAz"] and subnet["SubnetId"] not in reached:
+        if subnet["DefaultForAz"] and subnet["SubnetId"] not in connected:
             efs.create_mount_target(FileSystemId=folder_id, SubnetId=subnet["SubnetId"], SecurityGroups=[group])
     return str(folder_id)
 
@@ -113,7 +113,7 @@ def allow(*actions: str) -> dict[str, Any]:
 
 
 def document(*statements: dict[str, Any]) -> str:
-    """A policy of these statements."""
+    """A policy with these statements."""
     return json.dumps({"Version": "2012-10-17", "Statement": statements})
 
 

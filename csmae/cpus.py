@@ -1,4 +1,4 @@
-"""CPUs that this process may use: its affinity, and the quotas of its control groups (containers, Slurm, systemd)."""
+"""The number of CPUs that this process may use: its affinity, and the quotas of its control groups (containers, Slurm, systemd)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def usable_cpus(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
-    """CPUs that this process can keep busy, at least one; a part of a CPU is not counted.
+    """Count the CPUs that this process can keep busy, rounded down, at least one.
 
     Args:
-        cgroups: Where the kernel shows the control groups.
-        membership: The kernel's file that names the groups of this process.
+        cgroups: Mount point of the control groups.
+        membership: The kernel's file that lists the groups of this process.
     """
     allowed = len(os.sched_getaffinity(0))
     return max(1, math.floor(min([Fraction(allowed), *_quotas(cgroups, membership)])))
 
 
 def _quotas(cgroups: Path, membership: Path) -> Iterator[Fraction]:
-    """CPUs that each control group around this process may use, of cgroup v2 and v1."""
+    """The CPU quota of each control group that this process belongs to, in cgroup v2 and v1."""
     for folder in _folders(cgroups, membership):
         quota, period = _v2(folder) or _v1(folder) or ("max", "")
-        if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):  # "max" and "-1" limit nothing
+        if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):  # "max" and "-1" mean no limit
             yield Fraction(int(quota), int(period))
 
 
 def _folders(cgroups: Path, membership: Path) -> Iterator[Path]:
-    """The folders of this process's groups and of all groups above: a quota limits what lies below it, too.
+    """The folders of this process's groups and of their parents, whose quotas include it.
 
-    Inside a container the path is that of the host, or ``/``; the roots are looked at in any case.
+    Inside a container the listed path is the host's, or ``/``; so the roots always belong to the result.
     """
     for line in _text(membership).splitlines():
         _, _, rest = line.partition(":")

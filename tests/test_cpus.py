@@ -1,4 +1,4 @@
-"""CPUs that a container or a batch system grants, from the kernel's files."""
+"""CPUs that a container or a batch system allows, from the kernel's files."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ AFFINITY = len(os.sched_getaffinity(0))
 
 
 def groups(folder: Path, membership: str, **files: str) -> dict[str, Path]:
-    """The kernel's files as ``usable_cpus`` takes them; a slash is written as two underscores, a dot as three."""
+    """Write the kernel's files; returns the arguments of ``usable_cpus``. Two underscores are a slash, three a dot."""
     for name, text in files.items():
         path = folder / "cgroup" / name.replace("___", ".").replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def test_a_containers_quota_of_cgroup_v1_counts(tmp_path: Path) -> None:
     assert usable_cpus(**groups(tmp_path, "3:cpu,cpuacct:/docker/0123\n", **files)) == 1
 
 
-def test_the_quota_of_a_group_above_counts(tmp_path: Path) -> None:
+def test_the_quota_of_a_parent_group_counts(tmp_path: Path) -> None:
     files = {"user__job__cpu___max": "max 100000\n", "user__cpu___max": "100000 100000\n"}
     assert usable_cpus(**groups(tmp_path, "0::/user/job\n", **files)) == 1
 
@@ -44,11 +44,11 @@ def test_less_than_one_cpu_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["max 100000\n", "6400000 100000\n", "", "nonsense\n", "0 0\n"])
-def test_a_quota_that_limits_nothing_leaves_the_affinity(tmp_path: Path, text: str) -> None:
+def test_without_an_effective_quota_the_affinity_counts(tmp_path: Path, text: str) -> None:
     assert usable_cpus(**groups(tmp_path, "0::/\n", cpu___max=text)) == AFFINITY
 
 
-def test_no_control_groups_leave_the_affinity(tmp_path: Path) -> None:
+def test_without_control_groups_the_affinity_counts(tmp_path: Path) -> None:
     assert usable_cpus(tmp_path / "none", tmp_path / "none") == AFFINITY
 
 
@@ -71,14 +71,14 @@ def one_cpu() -> Iterator[Path]:
     group.rmdir()
 
 
-def test_a_real_quota_limits_what_this_machine_is_said_to_have(one_cpu: Path) -> None:
+def test_a_real_quota_limits_the_local_resources(one_cpu: Path) -> None:
     code = "from csmae.cluster.resources import local_resources; print(local_resources().cpus)"
     join = f"echo $$ > {one_cpu}/cgroup.procs && exec {sys.executable} -c '{code}'"
     done = subprocess.run(["sh", "-c", join], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "1", done.stdout + done.stderr
 
 
-def test_a_training_by_hand_uses_as_many_threads(one_cpu: Path, tmp_path: Path) -> None:
+def test_train_worker_uses_as_many_threads_as_the_quota_allows(one_cpu: Path, tmp_path: Path) -> None:
     code = "import sys, torch, train_worker; train_worker.main(sys.argv[1:]); print(torch.get_num_threads())"
     (tmp_path / "run.yaml").write_text("train: {epochs: 12, seed: -1}")
     join = f"echo $$ > {one_cpu}/cgroup.procs && exec env -u OMP_NUM_THREADS {sys.executable} -c '{code}' {tmp_path}/run.yaml"
@@ -86,5 +86,5 @@ def test_a_training_by_hand_uses_as_many_threads(one_cpu: Path, tmp_path: Path) 
     assert done.stdout.strip() == "1", done.stdout + done.stderr
 
 
-def test_this_machine_is_counted_so() -> None:
+def test_local_resources_count_the_usable_cpus() -> None:
     assert local_resources().cpus == usable_cpus()

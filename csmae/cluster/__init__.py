@@ -1,1 +1,1 @@
-"""Ray itself: sessions, authentication, resources, and checks of the nodes before a search starts."""
+"""Ray: sessions, authentication, resources, preemption, and checks of the nodes before a search starts."""

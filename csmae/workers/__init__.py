@@ -1,1 +1,1 @@
-"""Worker groups: a Tune trainable that keeps Ray Train's workers warm and hands them one trial after another."""
+"""Worker groups: a Tune trainable whose Ray Train workers start once and train one trial after another."""

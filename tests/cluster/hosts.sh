@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Several hosts on one machine, to try clusters on. Each has its own network address, processes, host name, /dev/shm and
-# sshd, and a copy-on-write view of this machine's disk: what it writes is its own, at most 6 GiB, and gone with it.
+# Several hosts on one machine, to test clusters. Each has its own network address, processes, host name, /dev/shm and
+# sshd, and a copy-on-write view of this machine's disk: what it writes, at most 6 GiB, is private and temporary.
 # All share the folder /shared, as servers share an NFS folder. Traffic stays on this machine (10.78.0.1/24).
 # Needs root, and Debian's iproute2, openssh-server, openssh-client, rsync, curl and procps.
 #
-#   hosts.sh packages      install those that are missing
+#   hosts.sh packages      install the missing ones
 #   hosts.sh up 3          start hosts 1 to 3, at 10.78.0.11 to 10.78.0.13
 #   hosts.sh run 2 CMD…    run CMD on host 2 over ssh
-#   hosts.sh kill 2        pull the plug: every process of host 2 dies at once and its link goes down
-#   hosts.sh start 2       switch it on again: the same disk, no processes but sshd
-#   hosts.sh cut 2         take host 2's network link down; its processes go on
-#   hosts.sh join 2        bring the link back
-#   hosts.sh down          end and remove everything that `up` made
+#   hosts.sh kill 2        power off host 2: kill all its processes and take its link down
+#   hosts.sh start 2       power it on again, with the same disk and only sshd running
+#   hosts.sh cut 2         take host 2's network link down; its processes keep running
+#   hosts.sh join 2        bring its link up again
+#   hosts.sh down          stop and remove everything that `up` created
 #
-# State, the SSH key `key` and the shared folder lie in $CSMAE_HOSTS (default /tmp/csmae-hosts). For a second lab beside
-# another one set that, and $CSMAE_NETWORK (default 10.78.0).
+# State, the SSH key `key` and the shared folder are in $CSMAE_HOSTS (default /tmp/csmae-hosts). For a second lab on the
+# same machine set another one, and another $CSMAE_NETWORK (default 10.78.0).
 set -euo pipefail
 state=${CSMAE_HOSTS:-/tmp/csmae-hosts}
 network=${CSMAE_NETWORK:-10.78.0}
@@ -30,7 +30,7 @@ run() {
     "root@$(address "$host")" "$@"
 }
 
-missing() { # Debian packages whose commands are not there
+missing() { # Debian packages whose commands are missing
   [ "$(id -u)" = 0 ] || { echo "hosts.sh: must run as root: network namespaces need it" >&2; exit 2; }
   local package
   for package in ip:iproute2 /usr/sbin/sshd:openssh-server ssh:openssh-client rsync:rsync curl:curl pgrep:procps; do
@@ -88,7 +88,7 @@ start_host() { # its link and its processes
   local root="$state/$1/root" name="$prefix$1"
   ip link set "$name" up
   ip -n "$name" link set eth0 up
-  ip -n "$name" route replace default via "$network.1" # Ray's own address is the one that leads out
+  ip -n "$name" route replace default via "$network.1" # Ray uses the address of the default route
   setsid ip netns exec "$name" unshare --mount --uts --ipc --pid --fork --kill-child bash -c "
     set -e
     hostname $name
@@ -127,8 +127,8 @@ case ${1:-} in
   packages) install_packages ;;
   up)
     check
-    [ ! -e "$state" ] || { echo "hosts.sh: $state is there already: hosts.sh down" >&2; exit 2; }
-    ! ip link show "$bridge" >/dev/null 2>&1 || { echo "hosts.sh: $network is another lab's: set CSMAE_NETWORK" >&2; exit 2; }
+    [ ! -e "$state" ] || { echo "hosts.sh: $state exists already: hosts.sh down" >&2; exit 2; }
+    ! ip link show "$bridge" >/dev/null 2>&1 || { echo "hosts.sh: $network belongs to another lab: set CSMAE_NETWORK" >&2; exit 2; }
     mkdir -p "$state/shared" "$state/home"
     ssh-keygen -q -t ed25519 -N '' -f "$state/key"
     ssh-keygen -q -t ed25519 -N '' -f "$state/hostkey"

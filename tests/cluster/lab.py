@@ -1,4 +1,4 @@
-"""What the tests on hosts share: three of them on this machine, Ray's command, and searches over the cluster."""
+"""Shared by the tests on hosts: three hosts on this machine, Ray's command, and searches on their cluster."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def on_host(host: int, command: str) -> subprocess.CompletedProcess[str]:
 
 
 def hosts(*arguments: str) -> None:
-    """Do something to the hosts, see hosts.sh."""
+    """Run hosts.sh."""
     subprocess.run([*HOSTS, *arguments], env=ENVIRONMENT, check=True)
 
 
@@ -39,7 +39,7 @@ def no_output(host: int, command: str) -> bool:
 
 
 def ray(*arguments: str) -> str:
-    """Run Ray's command as the user of the launching machine would."""
+    """Run Ray's command as a user of the launching machine does."""
     command = [RAY, *arguments]
     done = subprocess.run(
         command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -48,16 +48,16 @@ def ray(*arguments: str) -> str:
     return done.stdout
 
 
-def wait_until(seconds: float, happens: str, condition: Callable[[], bool]) -> None:
+def wait_until(seconds: float, what: str, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {happens}"
+        assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
         time.sleep(3)
 
 
 def equip(host: int) -> None:
-    """Give a host this virtual environment as its package store: it reaches no package index."""
-    offline = "[install]\\nno-build-isolation = false\\nno-index = true\\n"  # pip reads `false` as: no isolation
+    """Mount this virtual environment on a host, which cannot reach a package index."""
+    offline = "[install]\\nno-build-isolation = false\\nno-index = true\\n"  # pip reads `false` as "no isolation"
     venv = f"mkdir -p ~/csmae/.venv && mount --bind {sys.prefix} ~/csmae/.venv"
     done = on_host(host, f"{venv} && printf '{offline}' > /etc/pip.conf && rm -rf ~/.config/pip")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The hosts and the cluster on them: one start for all tests of a run."""
+"""The hosts and their cluster, started once for all tests of a run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cluster_file() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def cluster(cluster_file: str) -> Iterator[str]:
-    """The cluster that `ray up` makes of them, with all its workers."""
+    """The cluster that `ray up` starts on them, with all its workers."""
     began = time.monotonic()
     ray("up", "-y", "--no-config-cache", cluster_file)
     head = time.monotonic() - began

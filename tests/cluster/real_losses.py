@@ -1,7 +1,7 @@
-"""What a search over three hosts loses when hosts, networks, disks, its driver or its head go: no trial, no epoch.
+"""A search on three hosts loses no trial and no epoch when it loses hosts, networks, disks, its driver or its head.
 
 Not part of the other tests: `make test-cluster`, or `python -m pytest -s tests/cluster/real_losses.py` as root. Each prints
-how long it took until the trial that lost its workers told its next epoch.
+how long it took until the trial that lost its workers reported its next epoch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from tests.cluster.watched import WatchedSearch
 pytest_plugins = ["lab_fixtures"]
 pytestmark = pytest.mark.timeout(1800)
 
-HEAL_S = 600
-"""In which a host that is there again must be in the cluster again: Ray tries now and then."""
+REJOIN_TIMEOUT_S = 600
+"""Time in which a host that runs again must join the cluster: Ray tries now and then."""
 
 
 def signal_raylet(host: int, name: str) -> int:
@@ -30,7 +30,7 @@ def test_a_worker_host_is_unplugged_and_comes_back(cluster: str) -> None:
     hosts("start", "3")
     equip(3)
     search.check()
-    wait_for_all(cluster, HEAL_S)
+    wait_for_all(cluster, REJOIN_TIMEOUT_S)
 
 
 def test_a_worker_host_is_cut_off_for_90_seconds(cluster: str) -> None:
@@ -41,7 +41,7 @@ def test_a_worker_host_is_cut_off_for_90_seconds(cluster: str) -> None:
     search.watch_for(90)
     hosts("join", str(host))
     search.check()
-    wait_for_all(cluster, HEAL_S)
+    wait_for_all(cluster, REJOIN_TIMEOUT_S)
 
 
 def test_the_raylet_of_a_worker_host_is_stopped(cluster: str) -> None:
@@ -51,7 +51,7 @@ def test_the_raylet_of_a_worker_host_is_stopped(cluster: str) -> None:
     assert signal_raylet(host, "STOP") == 0
     search.check()
     signal_raylet(host, "CONT")
-    wait_for_all(cluster, HEAL_S)
+    wait_for_all(cluster, REJOIN_TIMEOUT_S)
 
 
 def test_the_disk_of_a_worker_host_is_full(cluster: str) -> None:
@@ -62,7 +62,7 @@ def test_the_disk_of_a_worker_host_is_full(cluster: str) -> None:
     assert "No space left" in on_host(host, fill).stderr
     search.check()
     on_host(host, "rm /full /more")
-    wait_for_all(cluster, HEAL_S)
+    wait_for_all(cluster, REJOIN_TIMEOUT_S)
 
 
 def test_the_driver_is_killed_and_started_again(cluster: str) -> None:
@@ -84,4 +84,4 @@ def test_the_head_is_lost_and_started_again(cluster: str) -> None:
     ray("up", "-y", "--no-config-cache", cluster)
     search.start()
     search.check()
-    wait_for_all(cluster, HEAL_S)
+    wait_for_all(cluster, REJOIN_TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""`ray up cluster.yaml` against an emulated AWS, up to the commands that would run on the head."""
+"""`ray up cluster.yaml` against an emulated AWS, including the commands that would run on the head."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EMPTY_ACCOUNT = {
 
 @dataclass
 class Launch:
-    """In the place of ssh and rsync: notes each command and says that it went well."""
+    """Replaces ssh and rsync: records each command and reports success."""
 
     config: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Launch:
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
-    """An account with nothing in it, prepared from two addresses in turn; then `ray up`, then one worker as by the head."""
+    """An empty account, prepared from two addresses in turn; then `ray up`, then one worker as the head starts it."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ray").mkdir()
     (home / ".ray/auth_token").write_text("token")
@@ -73,38 +73,38 @@ def machine(node_type: str) -> dict[str, Any]:
     return result
 
 
-def rights() -> list[dict[str, Any]]:
+def permissions() -> list[dict[str, Any]]:
     policy = boto3.client("iam").get_role_policy(RoleName="csmae-head", PolicyName="csmae")["PolicyDocument"]
     statements: list[dict[str, Any]] = policy["Statement"]
     return statements
 
 
-def test_the_head_is_launched_as_the_file_says(launch: Launch) -> None:
+def test_the_head_is_launched_as_in_the_file(launch: Launch) -> None:
     head = machine("head")
     assert head["InstanceType"] == CLUSTER["available_node_types"]["head"]["node_config"]["InstanceType"]
     assert head["IamInstanceProfile"]["Arn"].endswith("/csmae-head")
     assert head["MetadataOptions"]["HttpTokens"] == "required"
 
 
-def test_a_worker_is_a_spot_machine_without_rights(launch: Launch) -> None:
+def test_a_worker_is_a_spot_machine_without_permissions(launch: Launch) -> None:
     worker = machine("gpu_worker")
     assert worker["InstanceLifecycle"] == "spot"
     assert "IamInstanceProfile" not in worker
 
 
-def test_ray_finds_out_by_itself_that_workers_have_gpus_and_the_head_none(launch: Launch) -> None:
+def test_ray_detects_that_workers_have_gpus_and_the_head_has_none(launch: Launch) -> None:
     found = {name: node["resources"].get("GPU", 0) for name, node in launch.config["available_node_types"].items()}
     assert found == {"head": 0, "gpu_worker": 1}
 
 
-def test_the_token_is_there_and_closed_before_ray_starts_with_it(launch: Launch) -> None:
-    copied, closed = launch.position("rsync", ".ray/auth_token"), launch.position("chmod 600 ~/.ray/auth_token")
+def test_the_token_is_copied_and_made_private_before_ray_starts_with_it(launch: Launch) -> None:
+    copied, private = launch.position("rsync", ".ray/auth_token"), launch.position("chmod 600 ~/.ray/auth_token")
     installed, started = launch.position("pip install", "-c constraints.txt ."), launch.position("ray start --head")
-    assert copied < closed < installed < started
+    assert copied < private < installed < started
     assert "RAY_AUTH_MODE=token" in launch.lines[started]
 
 
-def test_ssh_is_open_to_the_address_given_last_and_to_no_other(launch: Launch) -> None:
+def test_ssh_is_open_only_to_the_last_address(launch: Launch) -> None:
     (group,) = machine("head")["SecurityGroups"]
     (found,) = boto3.client("ec2").describe_security_groups(GroupIds=[group["GroupId"]])["SecurityGroups"]
     from_outside = [rule for rule in found["IpPermissions"] if rule["IpRanges"] or rule.get("Ipv6Ranges")]
@@ -124,7 +124,9 @@ def test_the_nodes_reach_each_other_and_the_shared_folder(launch: Launch) -> Non
     assert folder["Encrypted"]
 
 
-def test_the_head_may_end_machines_of_its_own_cluster_only(launch: Launch) -> None:
-    (end,) = [right for right in rights() if "ec2:TerminateInstances" in right["Action"]]
-    assert end["Condition"] == {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": CLUSTER["cluster_name"]}}
-    assert not [right for right in rights() if any(action.endswith(":*") for action in right["Action"])]
+def test_the_head_may_terminate_only_machines_of_its_own_cluster(launch: Launch) -> None:
+    (terminate,) = [permission for permission in permissions() if "ec2:TerminateInstances" in permission["Action"]]
+    assert terminate["Condition"] == {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": CLUSTER["cluster_name"]}}
+    assert not [
+        permission for permission in permissions() if any(action.endswith(":*") for action in permission["Action"])
+    ]

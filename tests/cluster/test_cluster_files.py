@@ -1,4 +1,4 @@
-"""The cluster files say what Ray accepts, and nothing in them opens a door."""
+"""Ray accepts the cluster files, and they open nothing to strangers."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def test_ray_accepts_the_file_as_the_launcher_reads_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_rays_schema_refuses_a_misspelt_key(name: str) -> None:
+def test_rays_schema_rejects_a_misspelt_key(name: str) -> None:
     with pytest.raises(Exception, match="max_workerz"):
         validate_config(prepare_config(load(name) | {"max_workerz": 1}))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_both_start_commands_demand_the_token(name: str) -> None:
+def test_both_start_commands_require_the_token(name: str) -> None:
     for command in commands(load(name), STARTS, "ray start"):
         assert "RAY_AUTH_MODE=token" in command.split("ray start")[0].split(";")[-1]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_token_comes_with_the_node_and_is_closed_to_others_before_anything_runs(name: str) -> None:
+def test_the_token_is_copied_to_the_node_and_made_private_before_anything_runs(name: str) -> None:
     config = load(name)
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     assert config["setup_commands"][0] == "chmod 700 ~/.ray && chmod 600 ~/.ray/auth_token"
@@ -72,7 +72,7 @@ def test_only_the_named_parts_of_the_project_are_copied(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_all_that_the_package_is_built_from_is_copied(name: str) -> None:
+def test_everything_that_the_package_is_built_from_is_copied(name: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     modules = [f"{module}.py" for module in project["tool"]["setuptools"]["py-modules"]]
     needed = {"pyproject.toml", "constraints.txt", "csmae", project["project"]["readme"], *modules}
@@ -80,13 +80,13 @@ def test_all_that_the_package_is_built_from_is_copied(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_install_is_held_to_the_pinned_versions(name: str) -> None:
+def test_every_install_uses_the_pinned_versions(name: str) -> None:
     for command in commands(load(name), INSTALLS, "pip install"):
         assert " -c constraints.txt " in command
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_none_of_rays_own_install_commands_is_left(name: str) -> None:
+def test_rays_own_install_commands_are_replaced(name: str) -> None:
     prepared = prepare_config(load(name))
     ours = load(name)
     assert prepared["head_setup_commands"] == ours["setup_commands"] + ours.get("head_setup_commands", [])
@@ -110,7 +110,7 @@ def test_the_head_has_no_gpu_and_a_worker_is_a_spot_machine(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLOUDS)
-def test_a_worker_watches_for_its_clouds_notice(name: str) -> None:
+def test_a_worker_polls_for_its_clouds_preemption_notice(name: str) -> None:
     config = load(name)
     (command,) = commands(config, STARTS, "notice")
     words = command[command.index("csmae notice") :].split()
@@ -118,18 +118,18 @@ def test_a_worker_watches_for_its_clouds_notice(name: str) -> None:
     assert command in config["worker_start_ray_commands"]
 
 
-def test_the_local_file_starts_the_autoscaler_that_can_start_its_workers() -> None:
+def test_the_local_file_selects_the_autoscaler_that_can_start_its_workers() -> None:
     for command in commands(load("clusters/local.yaml"), STARTS, "--head"):
         assert "RAY_enable_autoscaler_v2=0" in command
 
 
-def test_a_slurm_job_has_a_token_of_its_own_that_others_cannot_read() -> None:
+def test_a_slurm_job_has_its_own_token_that_others_cannot_read() -> None:
     script = (ROOT / "clusters/slurm.sbatch").read_text()
     assert "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=" in script
     assert "(umask 077 && python -c" in script
 
 
-def test_the_kubernetes_job_demands_a_token_and_runs_without_privileges() -> None:
+def test_the_kubernetes_job_requires_a_token_and_runs_without_privileges() -> None:
     _, job = yaml.safe_load_all((ROOT / "clusters/kuberay.yaml").read_text())
     cluster = job["spec"]["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
@@ -140,12 +140,12 @@ def test_the_kubernetes_job_demands_a_token_and_runs_without_privileges() -> Non
         assert not container["securityContext"]["allowPrivilegeEscalation"]
 
 
-def test_the_kubernetes_job_names_the_ray_that_the_image_has() -> None:
+def test_the_kubernetes_job_names_the_ray_version_of_the_image() -> None:
     _, job = yaml.safe_load_all((ROOT / "clusters/kuberay.yaml").read_text())
     assert f"\nray=={job['spec']['rayClusterSpec']['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
 
 
-def test_the_image_holds_what_the_nodes_get_and_does_not_run_as_root() -> None:
+def test_the_image_contains_what_the_nodes_get_and_does_not_run_as_root() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     copied = {word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]}
     assert copied == {path for path in load("cluster.yaml")["file_mounts"].values() if not path.startswith("~")}
@@ -162,6 +162,6 @@ def test_scripts_pass_shellcheck() -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_scripts_may_be_run() -> None:
+def test_scripts_are_executable() -> None:
     for script in ROOT.glob("tests/cluster/*.sh"):
         assert script.stat().st_mode & stat.S_IXUSR, script
