@@ -87,6 +87,7 @@ def report_nodes(storage: Path | ObjectStore, data: Data | None) -> ClusterRepor
         node_ids = {_start_report(node_id, probe, data): node_id for node_id in alive}
         names = _names(alive)
         nodes = []
+        # All reports first: reading the storage in between would distort the clock offsets.
         for node_id, report, error, received_at in list(_collect(node_ids)):
             offset_s = 0.0
             if report:

@@ -31,7 +31,7 @@ DRAIN_TIMEOUT_S = 15.0
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``notice``."""
-    parser = subparsers.add_parser("notice", help="tell Ray when the cloud takes this (spot) machine back")
+    parser = subparsers.add_parser("notice", help="report the cloud's preemption notice for this (spot) machine to Ray")
     parser.add_argument("cloud", choices=CLOUDS)
     parser.add_argument("--address", required=True, metavar="HOST:PORT", help="of the cluster's head")
     parser.add_argument("--node-id", metavar="ID", help="Ray's id of the preempted node (default: this one)")
@@ -69,7 +69,7 @@ def _request(url: str, headers: dict[str, str], method: str = "GET") -> str:
 
 
 def _forward_notice(options: argparse.Namespace) -> int:
-    """Wait for the notice, then drain this node: trials on it save and move, and Ray schedules nothing here any more."""
+    """Wait for the notice, then drain this node: trials on it save and move, and Ray no longer schedules here."""
     seconds_left = CLOUDS[options.cloud]
     left = _first_response(options.cloud)
     while left is None:

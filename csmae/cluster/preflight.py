@@ -43,7 +43,7 @@ def check(name: str, error: str | None, found: str, remedy: str) -> Check:
 
 
 def failed_check(name: str, error: ConfigError) -> Check:
-    """The check that an error stands for: the last part of its first line says what to do."""
+    """The failed check of an error, whose first line ends with what to do."""
     found, _, remedy = str(error).splitlines()[0].rpartition(": ")
     return Check(name, found, remedy)
 

@@ -57,12 +57,12 @@ def resolve_address(address: str) -> str | None:
 
 
 def has_token() -> bool:
-    """Whether Ray finds a token in the environment or in this account's files; Ray has no public function for it."""
+    """Whether Ray finds a token in the environment or in this account's files; there is no public function for it."""
     return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
 
 
 def reload_token() -> None:
-    """Make Ray read the token again; it caches the result of the first look-up for the life of the process."""
+    """Make Ray read the token again; it caches the first result for the life of the process."""
     AuthenticationTokenLoader.instance().reset_cache()
 
 
@@ -92,12 +92,12 @@ def hide_worker_logs() -> None:
 
 
 def draining_nodes() -> set[str]:
-    """Ids of the nodes that Ray is about to lose; ``ray.nodes()`` does not tell."""
+    """Ids of the nodes that will be preempted; ``ray.nodes()`` does not mark them."""
     return set(state.get_draining_nodes())
 
 
 def orphaned_placement_groups() -> Iterator[PlacementGroup]:
-    """The placement groups of this job that an actor created which is dead now.
+    """The placement groups of this job whose creator, an actor, is dead.
 
     ``ray.util.placement_group_table()`` omits the creator; ``ray.util.state`` needs the dashboard.
     """
@@ -121,7 +121,7 @@ def _is_creator_dead(group: PlacementGroupTableData) -> bool:
 def worker_group_callback_class() -> Any:
     """Base class of callbacks that Ray Train's controller calls when it starts and stops train workers.
 
-    The public ``ray.train.UserCallback`` hears of reports and exceptions only.
+    The public ``ray.train.UserCallback`` is called for reports and exceptions only.
     """
     from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
@@ -129,7 +129,10 @@ def worker_group_callback_class() -> Any:
 
 
 def is_startup_timeout(error: Exception) -> bool:
-    """Whether ``fit()`` failed because no node had the workers' resources in time; the public ``ControllerError`` does not say."""
+    """Whether ``fit()`` failed because no node had the workers' resources in time.
+
+    The public ``ControllerError`` contains the cause, but the cause's class is private.
+    """
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)

@@ -8,7 +8,7 @@ from csmae.cluster.ray_private import worker_group_callback_class
 
 
 class ControllerCallback(worker_group_callback_class()):  # type: ignore[misc]
-    """Tells the coordinator when the train workers hold resources, and which actors they are.
+    """Informs the coordinator when the train workers hold resources, and which actors they are.
 
     Process: Ray Train's controller actor, which calls it before the workers join their process group. It never waits for the
     coordinator.

@@ -120,7 +120,7 @@ class Coordinator:
         self._set_workers([])
         self._events.put_nowait(replace(ended, reason="") if self._state.exit_expected else ended)
 
-    # Called by Ray Train's controller when it starts or stops a group, without waiting for the result.
+    # Called by Ray Train's controller when it starts or stops a group; it does not wait for the calls.
 
     async def workers_started(self, workers: list[Any]) -> None:
         """Note a new group's actors; from now on they must send heartbeats while there is an assignment."""
@@ -156,7 +156,7 @@ class Coordinator:
         return None
 
     async def heartbeat(self, assignment_id: int, group: str) -> None:
-        """Tell that the rank is alive in the middle of an epoch; it does not wait for the result."""
+        """Signal that the rank is alive in the middle of an epoch; it does not wait for the call."""
         if self._is_current(assignment_id, group):
             self._last_heartbeat = time.monotonic()
 

@@ -124,7 +124,7 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
         try:
             config = {"coordinator": self._coordinator, "spec": self._spec}
             make_trainer(train_loop, config, self._spec, ControllerCallback(self._coordinator)).fit()
-        except Exception as error:  # the trial must hear of any error, which would end in this thread
+        except Exception as error:  # any error must reach the trial; in this thread it would be lost
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             ended = FitEnded(number, reason, unschedulable=is_startup_timeout(error))
         self._last_ended_fit = (

@@ -76,4 +76,4 @@ class HeartbeatTimeout:
 
 
 Event = EpochReport | ResourcesHeld | AssignmentEnded | FitEnded | HeartbeatTimeout
-"""What the coordinator tells the Tune trainable."""
+"""What the coordinator returns to the Tune trainable."""

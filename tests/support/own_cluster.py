@@ -1,4 +1,4 @@
-"""Real Ray clusters on this machine for tests: each node is a `ray start` in a session of its own."""
+"""Real Ray clusters on this machine for tests: each node is a `ray start` in its own session."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RAY = str(Path(sys.prefix) / "bin/ray")
 
 TOKEN = "0123456789abcdef" * 4
 
-START_S = 90.0
+START_TIMEOUT_S = 90.0
 
-AT_WORK = """
+TRAINING_NODES = """
 import ray, sys
 from ray._private.state import actors
 ray.init(sys.argv[1], logging_level="CRITICAL", log_to_driver=False)
@@ -31,16 +31,16 @@ print(*[actor["Address"]["NodeID"] for actor in workers if actor["State"] == "AL
 
 
 class OwnCluster:
-    """A head, and nodes that are added to it.
+    """A head node, and nodes that join it.
 
     Args:
-        folder: Of the token and the logs.
+        folder: Folder of the token and the logs.
         mode: ``token`` or ``disabled``.
     """
 
     def __init__(self, folder: Path, mode: str) -> None:
         self._stack, self._folder = ExitStack(), folder
-        self._scratch = Path(tempfile.mkdtemp(prefix="csmae-ray-"))  # short: sockets lie below it
+        self._scratch = Path(tempfile.mkdtemp(prefix="csmae-ray-"))  # short: it contains sockets
         self._stack.callback(shutil.rmtree, self._scratch, ignore_errors=True)
         self.token = folder / "token"
         self.token.touch(mode=0o600)
@@ -61,7 +61,7 @@ class OwnCluster:
     def add_node(
         self, num_cpus: int, wrapper: Sequence[str] = (), accelerator_type: str | None = None
     ) -> subprocess.Popen[bytes]:
-        """A node that joins; ``wrapper`` goes before the command, such as ``unshare --mount``."""
+        """Start a node that joins the cluster; ``wrapper`` precedes its command, such as ``unshare --mount``."""
         kind = [f'--resources={{"accelerator_type:{accelerator_type}": 1}}'] if accelerator_type else []
         return self.start_node(num_cpus, [f"--address={self.address}", *kind], wrapper)
 
@@ -75,28 +75,28 @@ class OwnCluster:
                 command, env=os.environ | self.environment, stdout=file, stderr=file, start_new_session=True
             )
         self._stack.callback(stop, process)
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while "Ray runtime started" not in log.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         return process
 
     def run(self, command: Sequence[str]) -> str:
-        """What a command prints that talks to the cluster."""
+        """Run a command with the cluster's environment; returns its output."""
         done = subprocess.run(command, env=os.environ | self.environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def nodes_at_work(self) -> list[str]:
         """Ids of the nodes on which trials train."""
-        return self.run([sys.executable, "-c", AT_WORK, self.address]).split()
+        return self.run([sys.executable, "-c", TRAINING_NODES, self.address]).split()
 
     def close(self) -> None:
         self._stack.close()
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a node with all that it started, where it has not ended yet."""
+    """Kill a node's processes, unless they have ended."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""A training whose first two workers on a node hang before they can take a trial; the next ones do not."""
+"""A training whose first two workers on a node hang before they take a trial; later ones do not."""
 
 import os
 import tempfile

@@ -18,9 +18,9 @@ from csmae.training.trainer import DivergedError, Epoch, pretrain
 
 
 def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
-    """Epochs of a score that grows towards ``masking.ratio``; goes on from ``run_dir/epoch``.
+    """Epochs of a score that grows towards ``masking.ratio``; resumes from ``run_dir/epoch``.
 
-    ``run_dir/../../faults.json`` maps trial numbers to what goes wrong with them, see ``_go_wrong``.
+    ``run_dir/../../faults.json`` maps trial numbers to faults, see ``_inject_fault``.
     """
     rank, state = dist.get_rank(), run_dir / "epoch"
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, in
         file.write(f"{os.getpid()} from {done}\n")
     for epoch in range(done + 1, config.train.epochs + 1):
         time.sleep(0.02)
-        _go_wrong(run_dir, rank, epoch)
+        _inject_fault(run_dir, rank, epoch)
         dist.all_reduce(torch.ones(1))
         if rank == 0:
             state.write_text(str(epoch))
@@ -37,10 +37,10 @@ def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, in
         yield Epoch(epoch, {"val/f1_mean": config.masking.ratio * (1 - 0.5**epoch), "train/loss": 1 / epoch})
 
 
-def short_of_memory(
+def out_of_memory(
     config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]
 ) -> Iterator[Epoch]:
-    """A real training whose rank 1 has memory for one pair."""
+    """A real training in which rank 1 has memory for one pair."""
     import pytest
 
     from tests.training.test_training import limit_memory
@@ -55,8 +55,8 @@ def short_of_memory(
         yield from pretrain(config, run_dir, device, on_step)
 
 
-def _go_wrong(run_dir: Path, rank: int, epoch: int) -> None:
-    """Do what ``faults.json`` has for this trial: ``[what, epoch, rank, times]``."""
+def _inject_fault(run_dir: Path, rank: int, epoch: int) -> None:
+    """Inject this trial's fault in ``faults.json``: ``[what, epoch, rank, times]``."""
     path = run_dir.parent.parent / "faults.json"
     faults = json.loads(path.read_text()) if path.exists() else {}
     what, at, who, times = faults.get(run_dir.name, ("nothing", 0, 0, 0))
@@ -87,7 +87,7 @@ def _go_wrong(run_dir: Path, rank: int, epoch: int) -> None:
 
 
 def _kill(name: str) -> None:
-    """Kill the processes of this node's raylet whose title begins with a name, and wait for the end."""
+    """Kill the processes of this node's raylet whose title starts with a name, and wait to be killed."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parent = int(stat.read_text().rpartition(")")[2].split()[1])

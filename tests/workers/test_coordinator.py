@@ -212,7 +212,7 @@ def test_a_micro_batch_that_does_not_shrink_is_a_failed_attempt() -> None:
 
 
 def test_a_trial_that_tune_restarts_learns_that_it_holds_no_resources() -> None:
-    """The searcher does not hear that Tune restarts a trial whose trainable died."""
+    """Tune restarts a trial whose trainable died without notifying the searcher."""
 
     async def scenario() -> None:
         coordinator = Coordinator(retries=1, hang_timeout_s=60)

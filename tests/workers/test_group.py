@@ -194,7 +194,7 @@ def test_out_of_memory_on_one_rank_costs_no_retries_down_to_one_pair(cluster: Cl
     """More halvings than Ray Train restarts a group, and none of the trial's retries."""
     base = SMALL | {"optim": SMALL["optim"] | {"batch_size": 256}, "train": {"epochs": 2}, "eval": {"k": 3}}
     base["data"] = {"synthetic": {"num_train": 256, "num_validation": 24, "num_test": 16}}
-    pretrain = "tests.support.stub_training:short_of_memory"
+    pretrain = "tests.support.stub_training:out_of_memory"
     (trial,) = search(tmp_path, 1, {}, pretrain=pretrain, base=base, retries=0)
     assert trial.state.name == "COMPLETE", trial.user_attrs
     assert len(processes(tmp_path, 0, 1)) == 8 > GROUP_RESTARTS + 1  # 128, 64, 32, 16, 8, 4, 2, 1 pairs
