@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from csmae.console.format import STATE_NAMES, format_duration, format_number, format_settings
-from csmae.console.progress import SearchProgress, TrialProgress
+from csmae.console.progress import SearchProgress
 from csmae.trial_status import TrialStatus
 from csmae.tuning.events import EpochReported, Event, TrialStarted, TrialWaiting
 
@@ -142,7 +142,10 @@ class LiveView:
         table.add_column(self._progress.objective, justify="right", no_wrap=True)
         table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
         for trial in [*self._progress.running, *reversed(self._progress.ended)]:
-            table.add_row(*_row(trial))
+            state = Text(STATE_NAMES[trial.state], style=STYLES[trial.state])
+            settings = Text(trial.reason or format_settings(trial.values))
+            epoch, value = f"{trial.epoch}/{trial.epochs}", format_number(trial.value)
+            table.add_row(str(trial.number), state, epoch, value, settings)
         return table
 
     def _render_best(self) -> Text:
@@ -151,12 +154,6 @@ class LiveView:
             return Text("the workers are starting" if self._progress.first_epoch_at is None else "", style="dim")
         text = f"best {format_number(best.value)}: trial {best.number} with {format_settings(best.values)}"
         return Text(text, style="bold green", overflow="ellipsis", no_wrap=True)
-
-
-def _row(trial: TrialProgress) -> tuple[str, Text, str, str, Text]:
-    state = Text(STATE_NAMES[trial.state], style=STYLES[trial.state])
-    settings = Text(trial.reason or format_settings(trial.values))
-    return str(trial.number), state, f"{trial.epoch}/{trial.epochs}", format_number(trial.value), settings
 
 
 def _supports_live_table(console: Console) -> bool:

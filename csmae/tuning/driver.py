@@ -85,7 +85,7 @@ def _superseded(trial_store: TrialStore) -> SearchEnd | None:
     except SupersededError as error:
         return SearchEnd(SearchOutcome.SUPERSEDED, str(error))
     except OSError:
-        return None  # an object store that does not respond does not respond to the other driver either
+        pass  # an object store that does not respond does not respond to the other driver either
     return None
 
 
@@ -96,21 +96,19 @@ def tune_dir(shared_dir: Path | None) -> Iterator[str]:
     Args:
         shared_dir: Folder that all nodes share; None uses each node's own temporary folder.
     """
-    if shared_dir is None:
-        with ExitStack() as stack:
+    with ExitStack() as stack:
+        if shared_dir is None:
             try:
-                local_dir = stack.enter_context(scratch("tune"))
+                name = str(stack.enter_context(scratch("tune")))
             except OSError as error:
                 raise unwritable_scratch(scratch_root(), error) from None
-            yield str(local_dir)
-        return
-    for stale in shared_dir.glob("tune-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    try:
-        temporary = tempfile.TemporaryDirectory(prefix="tune-", dir=shared_dir)
-    except OSError as error:
-        raise ConfigError(unwritable(shared_dir, error)) from None
-    with temporary as name:
+        else:
+            for stale in shared_dir.glob("tune-*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            try:
+                name = stack.enter_context(tempfile.TemporaryDirectory(prefix="tune-", dir=shared_dir))
+            except OSError as error:
+                raise ConfigError(unwritable(shared_dir, error)) from None
         yield name
 
 

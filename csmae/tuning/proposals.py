@@ -106,10 +106,10 @@ class Proposals:
             draft.rejections.append(rejection)
 
     def confirmation(self) -> Proposal | None:
-        """Repeat one of the best trials with another seed; None if all repetitions exist.
+        """Confirm one of the best trials with another seed; None if all of them are confirmed.
 
-        Every finalist is repeated once before one is repeated twice: whenever a budget ends the confirmation, the means are
-        over as many seeds as possible.
+        Every finalist is trained once more before one is trained twice more: whenever a budget ends the confirmation, the
+        means are over as many seeds as possible.
         """
         confirm = self._study.search.confirm
         if confirm is None:
@@ -118,12 +118,12 @@ class Proposals:
         self._trial_store.record_finalists(finalists)
         counts = [self._trial_store.num_confirmations(trial.number) for trial in finalists]
         for count, trial in sorted(zip(counts, finalists, strict=True), key=lambda pair: pair[0]):
-            if count < confirm.seeds and (proposal := self._repeat(trial)):
+            if count < confirm.seeds and (proposal := self._confirm(trial)):
                 return proposal
         return None
 
-    def _repeat(self, finalist: FrozenTrial) -> Proposal | None:
-        """Repeat a trial with the next seed that its configuration has not had; the space may vary the seed itself."""
+    def _confirm(self, finalist: FrozenTrial) -> Proposal | None:
+        """Train a configuration with the next seed that it has not had; the space may vary the seed itself."""
         point = self._trial_store.params(finalist)
         seed = point.get("train.seed", self._study.space.base["train.seed"])
         duplicate: int | None = finalist.number
@@ -132,15 +132,14 @@ class Proposals:
                 seed += 1
                 values = {**point, "train.seed": seed}
                 duplicate = self._own.get(_key(self._study.resolve(values)))
-        except ConfigError as error:  # the search's present settings do not allow the configuration
-            self.rejection_reason = str(error).splitlines()[0]
+        except ConfigError:  # the search's present settings do not allow the configuration
             return None
         trial = self._trial_store.start_confirmation(finalist, seed)
         self._study.space.suggest(trial)
         return self._propose(trial, values)
 
     def _accept(self, trial: optuna.Trial, values: Mapping[str, Any], resumed: bool = False) -> Proposal | None:
-        """Propose a trial that exists in the store; end it and return None if it is rejected."""
+        """Propose a trial that exists in the trial store; if it is rejected, end it and return None."""
         values = with_seed(trial, values)
         known = self._own if is_never_stopped(trial) else self._transferred | self._own
         rejection = self._check(values, known, trial.number)
@@ -164,21 +163,13 @@ class Proposals:
             known: By configuration, the number of the trial that has it.
             number: Of the point's own trial, if it has one.
         """
-        rejection = self._find_rejection(values, known, number)
-        if rejection:
-            self.rejection_reason = rejection.reason
-        return rejection
-
-    def _find_rejection(
-        self, values: Mapping[str, Any], known: Mapping[str, int], number: int | None
-    ) -> Rejection | None:
         try:
             config = self._study.resolve(values)
         except ConfigError as error:
-            return Rejection(dict(values), str(error).splitlines()[0], {})
+            return self._reject(values, str(error).splitlines()[0])
         duplicate = known.get(_key(config), number)
         if duplicate != number:
-            return Rejection(dict(values), f"same configuration as trial {duplicate}", {})
+            return self._reject(values, f"same configuration as trial {duplicate}")
         constraints = self._study.search.constraints
         metrics = known_metrics(config) if constraints else {}
         excess = {name: violation(metrics[name], bound) for name, bound in constraints.items() if name in metrics}
@@ -186,7 +177,11 @@ class Proposals:
         if not violations:
             return None
         reasons = (f"{name} is {metrics[name]:.4g}, must be {constraints[name]}" for name in violations)
-        return Rejection(dict(values), "; ".join(reasons), violations)
+        return self._reject(values, "; ".join(reasons), violations)
+
+    def _reject(self, values: Mapping[str, Any], reason: str, violations: Mapping[str, float] = {}) -> Rejection:
+        self.rejection_reason = reason
+        return Rejection(dict(values), reason, dict(violations))
 
     def _random_point(self) -> dict[str, Any] | None:
         """Draw the next random point that can be trained; None if there is none."""

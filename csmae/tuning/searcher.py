@@ -27,12 +27,14 @@ from csmae.tuning.events import (
 )
 from csmae.tuning.proposals import Proposal, Proposals
 from csmae.tuning.retention import CheckpointRetention
-from csmae.tuning.trial_checks import NUM_FIRST, FirstTrialsCheck, ReportedMetrics, missing_result, record_constraints
+from csmae.tuning.trial_checks import NUM_FIRST, FirstTrialsCheck, missing_result, record_constraints, unreported_metric
 from csmae.workers.messages import Outcome
 from csmae.workers.trial_files import saved_epoch
 
 METRICS = "metrics/"
 """Prefix of an epoch's metrics in Tune's flattened result."""
+
+TRAINABLE_DIED = "the trainable's process repeatedly died or could not start"
 
 
 @dataclass
@@ -65,7 +67,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._running: dict[str, _RunningTrial] = {}
         self._retried: set[int] = set()
         """Numbers of the trials that were proposed again after Tune gave them up."""
-        self._reported_metrics = ReportedMetrics(self._search)
+        self._reported: set[str] = set()
+        """Names of the metrics that some epoch has reported."""
         self._first_trials = FirstTrialsCheck(enabled=not ranked(self._trial_store))
         self._confirming = False
         self.exhausted_reason: str | None = None
@@ -162,9 +165,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             return
         running.metrics = {key.removeprefix(METRICS): value for key, value in result.items() if key.startswith(METRICS)}
         running.latest |= running.metrics
+        self._reported |= running.metrics.keys()
         scored = epoch % running.config.eval.every == 0 or epoch == running.config.train.epochs
-        if unreported := self._reported_metrics.add(running.metrics, scored):
-            self._abort(f"no epoch reports {unreported!r}")
+        if name := unreported_metric(self._reported, self._search, scored):
+            self._abort(f"no epoch reports {name!r}")
         if epoch > running.epoch:
             with self.stop_on_database_error():
                 self._record_epoch(running, epoch)
@@ -198,11 +202,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
                 self._retried.add(number)  # Tune does not try another trainable if one died between two trials
                 self._requeue(running)
             else:
-                failure = (
-                    "the trainable's process repeatedly died or could not start"
-                    if error
-                    else result.get(Outcome.FAILED)
-                )
+                failure = TRAINABLE_DIED if error else result.get(Outcome.FAILED)
                 self._end(running, failure, Outcome.FINISHED in result)
 
     def _requeue(self, running: _RunningTrial) -> None:

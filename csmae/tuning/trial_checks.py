@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping
 
 import optuna
 
@@ -19,13 +19,10 @@ NUM_FIRST = 3
 def record_constraints(
     trial: optuna.Trial, metrics: Mapping[str, float], constraints: Mapping[str, str], cut_short: bool = False
 ) -> None:
-    """Record by how much a trial violates each constraint.
+    """Record by how much a trial's last metrics violate each constraint.
 
-    Args:
-        trial: Its constraints are set.
-        metrics: The last value of each metric. A constraint on a loss term that the configuration does not compute is kept.
-        constraints: By metric, such as ``<= 30e6``.
-        cut_short: Whether the training is incomplete: constraints whose metric is unknown then count as violated.
+    A constraint on a loss term that the configuration does not compute is kept. If the trial was cut short, a constraint whose
+    metric is unknown is violated.
     """
     for name, bound in constraints.items():
         if name in metrics:
@@ -39,7 +36,7 @@ def record_constraints(
 
 def missing_result(metrics: Mapping[str, float], search: Search) -> str | None:
     """Why a complete training has no result, from the metrics of its last epoch; None if it has one."""
-    for name in _decisive_metrics(search):
+    for name in (*search.objectives, *search.constraints):
         if name not in metrics and due(name, scored=True):
             return f"{name} was not reported"
         if not math.isfinite(metrics.get(name, 0.0)):
@@ -47,31 +44,10 @@ def missing_result(metrics: Mapping[str, float], search: Search) -> str | None:
     return None
 
 
-def _decisive_metrics(search: Search) -> Iterator[str]:
-    yield from search.objectives
-    yield from search.constraints
-
-
-class ReportedMetrics:
-    """Finds objectives and constraints whose metric no trial reports."""
-
-    def __init__(self, search: Search) -> None:
-        self._search = search
-        self._reported: set[str] = set()
-
-    def add(self, metrics: Mapping[str, float], scored: bool) -> str | None:
-        """Add the metrics of an epoch.
-
-        Args:
-            metrics: By name.
-            scored: Whether the epoch includes scores of the validation split.
-
-        Returns:
-            A metric that this epoch should have reported and no epoch has.
-        """
-        self._reported |= metrics.keys()
-        unreported = (name for name in _decisive_metrics(self._search) if name not in self._reported)
-        return next((name for name in unreported if due(name, scored)), None)
+def unreported_metric(reported: Container[str], search: Search, scored: bool) -> str | None:
+    """Find an objective or a constraint whose metric was due in an epoch, with or without scores, and was never reported."""
+    names = (name for name in (*search.objectives, *search.constraints) if due(name, scored))
+    return next((name for name in names if name not in reported), None)
 
 
 class FirstTrialsCheck:
@@ -92,11 +68,7 @@ class FirstTrialsCheck:
             self._failures.setdefault(number, None)
 
     def end(self, number: int, failure: str | None) -> str | None:
-        """Note how a trial ended.
-
-        Args:
-            number: Of the trial.
-            failure: Why it failed; None disables the check.
+        """Note why a trial failed, or that it did not, which disables the check.
 
         Returns:
             The common reason, once all of the first trials have failed for it. Reasons may differ in numbers.
