@@ -1,7 +1,7 @@
 # One image for CPUs and GPUs: torch includes the CUDA libraries, the host provides the driver (docker run --gpus all).
 #
 #   docker build -t csmae .
-#   docker run --rm -it --shm-size=2g -v "$PWD/runs:/home/csmae/csmae/runs" csmae python search.py spaces/quickstart.yaml
+#   docker run --rm -it --shm-size=2g -v "$PWD/runs:/home/csmae/csmae/runs" csmae csmae search spaces/quickstart.yaml
 #
 # User 1000 must be able to write the folder mounted at runs.
 FROM python:3.12-slim
@@ -25,4 +25,4 @@ COPY --chown=csmae csmae csmae
 COPY --chown=csmae spaces spaces
 RUN pip install --no-cache-dir -c constraints.txt .
 
-CMD ["python", "search.py", "--help"]
+CMD ["csmae", "--help"]

@@ -1,12 +1,12 @@
-# The project's verbs. `make quickstart` and `make test` need nothing but Python 3.11 or newer and the network.
+# The project's verbs. They install what they need into .venv, given Python 3.11 or newer and the network.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: quickstart test test-all test-cluster check bench clean
+.PHONY: quickstart test test-all test-cluster check docs bench clean
 
 quickstart: .venv/installed ## a real search on a synthetic archive, about four minutes on two cores
-	$(BIN)/python search.py spaces/quickstart.yaml
+	$(BIN)/csmae search spaces/quickstart.yaml
 
 test: check ## what every change must pass
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
@@ -23,6 +23,9 @@ check: .venv/installed ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: .venv/installed ## docs/reference, generated from the code
+	$(BIN)/python docs/generate_reference.py
+
 bench: .venv/installed ## each benchmark prints one JSON line
 	@for benchmark in benchmarks/*.py; do echo "# $$benchmark" >&2; $(BIN)/python $$benchmark || exit 1; done
 
@@ -37,5 +40,5 @@ bench: .venv/installed ## each benchmark prints one JSON line
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[cluster]"
 	@touch $@
 
-clean: ## remove what the verbs made, studies excepted
+clean: ## remove what the other verbs made, except studies
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

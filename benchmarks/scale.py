@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from csmae.cli.explore import track
 from csmae.cluster.resources import allocate, local_resources
 from csmae.cluster.session import ray_running
 from csmae.config import Config
@@ -32,7 +33,6 @@ from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
 from csmae.tuning.events import EpochReported, Event, TrialEnded
-from search import track
 
 STUDY: dict[str, Any] = {
     "base": {"model": {"size": "nano"}, "train": {"epochs": 9}, "optim": {"warmup_epochs": 0}},

@@ -9,25 +9,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from csmae.encoders import SensorEncoder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 REMOTE = re.compile("models:/|runs:/|[0-9a-f]{32}$")
-"""How an MLflow address begins; 32 hexadecimal digits alone are a run."""
+"""How an MLflow URI starts; 32 hexadecimal digits alone are the ID of a run."""
 
 
 def load_encoder(where: str | Path, device: str = "cpu") -> SensorEncoder:
     """Load an encoder for retrieval.
 
     Args:
-        where: A folder with ``encoder.safetensors`` and ``config.json``, an MLflow address such as
-            ``models:/csmae-encoder@champion``, or the id of a run.
-        device: Where it shall compute, such as ``cuda:0``.
+        where: A folder with ``encoder.safetensors`` and ``config.json``, an MLflow URI such as
+            ``models:/csmae-encoder@champion``, or the ID of a run.
+        device: Torch device, such as ``cuda:0``.
 
     Returns:
         An encoder in evaluation mode: ``encoder.encode(s1=…, s2=…)``.
 
     Raises:
-        EncoderError: The folder is damaged or not ours. ``TrackingError``: MLflow has no such model.
+        EncoderError: The folder is damaged or does not hold an encoder.
+        TrackingError: MLflow has no such model.
     """
     from csmae.encoders import SensorEncoder
 

@@ -78,10 +78,10 @@ def test_a_real_quota_limits_the_local_resources(one_cpu: Path) -> None:
     assert done.stdout.strip() == "1", done.stdout + done.stderr
 
 
-def test_train_worker_uses_as_many_threads_as_the_quota_allows(one_cpu: Path, tmp_path: Path) -> None:
-    code = "import sys, torch, train_worker; train_worker.main(sys.argv[1:]); print(torch.get_num_threads())"
+def test_train_uses_as_many_threads_as_the_quota_allows(one_cpu: Path, tmp_path: Path) -> None:
+    code = "import sys, torch; from csmae.cli.main import main; main(sys.argv[1:]); print(torch.get_num_threads())"
     (tmp_path / "run.yaml").write_text("train: {epochs: 12, seed: -1}")
-    join = f"echo $$ > {one_cpu}/cgroup.procs && exec env -u OMP_NUM_THREADS {sys.executable} -c '{code}' {tmp_path}/run.yaml"
+    join = f"echo $$ > {one_cpu}/cgroup.procs && exec env -u OMP_NUM_THREADS {sys.executable} -c '{code}' train {tmp_path}/run.yaml"
     done = subprocess.run(["sh", "-c", join], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "1", done.stdout + done.stderr
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import importlib
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.exceptions import TyperException
+from typer.main import get_command
 
-import csmae.__main__
-import search
-import train_worker
+from csmae.cli.main import app
 from csmae.config import Config, ConfigError
 from csmae.encoders import SensorEncoder
+from csmae.sensors import DIRECTIONS
 from csmae.settings import field_names, merge, parse_assignments, parse_config
-from csmae.study.metrics import METRICS
+from csmae.study.metrics import DESCRIPTIONS, METRICS
 from csmae.study.options import Search
 from csmae.study.study import PARTS, load_study
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCE = "\n".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "csmae").rglob("*.py")])
 
 PLACEHOLDERS = {"N": "3", "X": "1", "S": "1", "K": "10", "T": "1h"}
@@ -42,6 +44,9 @@ FOREIGN = {
     "--output": "sbatch",
 }
 """Options of other programs that stand alone in a sentence."""
+
+PROGRAM: Any = get_command(app)
+"""The command line's tree: groups have ``commands``, commands have ``params``."""
 
 FOLDERS = ("docs", "spaces", "csmae", "tests", "benchmarks", "clusters")
 FILES = re.compile(r"[\w./-]+\.(py|yaml|md|sbatch|txt|toml)(::\w+)?")
@@ -80,30 +85,35 @@ def _commands(line: str) -> Iterator[list[str]]:
         yield words
 
 
-def parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
+    """The command that ``csmae WORDS`` runs and its parameters; nothing is run."""
+    command: Any = PROGRAM
+    path = ["csmae"]
+    words = [PLACEHOLDERS.get(word, word) for word in words]
+    while hasattr(command, "commands"):
+        name, *words = words
+        assert name in command.commands, f"{' '.join(path)} has no command {name}"
+        command = command.commands[name]
+        path.append(name)
     try:
-        return parser.parse_args([PLACEHOLDERS.get(word, word) for word in words])
-    except SystemExit:
-        raise AssertionError(f"{shlex.join(words)}: is refused") from None
-
-
-def check_search(words: list[str]) -> None:
-    if not words:
-        return
-    options = parsed(search._parser(), words)
-    check_assignments([text for text in options.set if text != "key=value"])
-    check_file(str(options.study or "spaces/full.yaml"))
-
-
-def check_worker(words: list[str]) -> None:
-    check_assignments(parsed(train_worker._parser(), words).set)
+        return " ".join(path), command.make_context(path[-1], words).params
+    except TyperException as error:
+        raise AssertionError(f"{shlex.join([*path, *words])}: is rejected: {error.format_message()}") from None
 
 
 def check_csmae(words: list[str]) -> None:
-    if len(words) > 1:
-        parsed(csmae.__main__.parser(), words)
-    elif words:  # the command is named, not written out
-        assert f" {words[0]} " in csmae.__main__.parser().format_help(), f"there is no command {words[0]}"
+    """The words after ``csmae``; a command may also be named alone, without its arguments."""
+    if not words or words[0].startswith("-"):
+        assert set(words) <= set(options_of(PROGRAM)), shlex.join(words)
+        return
+    if len(words) == 1:
+        assert words[0] in PROGRAM.commands, f"there is no command {words[0]}"
+        return
+    command, parameters = parse(words)
+    if command in ("csmae search", "csmae train"):
+        check_assignments([text for text in parameters["assignments"] or () if text != "key=value"])
+    if command == "csmae search":
+        check_file(str(parameters["study"] or "spaces/full.yaml"))
 
 
 def check_assignments(texts: list[str]) -> None:
@@ -139,12 +149,14 @@ def checker(words: list[str]) -> tuple[Callable[[list[str]], None], list[str]] |
     """What checks a command, and the words that it gets."""
     match words:
         case ["python", "search.py", *rest]:
-            return check_search, rest
+            return check_csmae, ["search", *rest] if rest else []
         case ["python", "train_worker.py", *rest]:
-            return check_worker, rest
+            return check_csmae, ["train", *rest]
         case ["torchrun", *rest] if "train_worker.py" in rest:
-            return check_worker, rest[rest.index("train_worker.py") + 1 :]
-        case ["python", "-m", "csmae", *rest]:
+            return check_csmae, ["train", *rest[rest.index("train_worker.py") + 1 :]]
+        case ["torchrun", *rest] if "csmae" in rest:
+            return check_csmae, rest[rest.index("csmae") + 1 :]
+        case ["python", "-m", "csmae", *rest] | ["csmae", *rest]:
             return check_csmae, rest
         case ["python", script, *rest] if script.endswith(".py"):
             return check_script, [script, *rest]
@@ -152,7 +164,7 @@ def checker(words: list[str]) -> tuple[Callable[[list[str]], None], list[str]] |
             return check_tests, rest
         case ["sbatch", script, *rest]:
             check_file(script)
-            return check_search, rest
+            return check_csmae, ["search", *rest] if rest else []
         case ["make", *rest]:
             return check_target, rest
     return None
@@ -172,20 +184,22 @@ def test_every_command_is_one_that_the_program_takes(page: Path) -> None:
 def test_enough_commands_are_found_to_mean_something() -> None:
     found = [words for page in PAGES for words in commands(page) if checker(words)]
     assert len(found) > 60
-    assert {words[1] for words in found if words[0] == "python"} >= {"search.py", "train_worker.py", "-m"}
+    programs = {words[0] for words in found}
+    assert programs & {"csmae", "python"} and "make" in programs
 
 
-def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    for action in parser._actions:
-        yield from action.option_strings
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                yield from options_of(inner)
+def options_of(command: Any) -> Iterator[str]:
+    """Options of a command, and of the commands in it."""
+    for parameter in command.params:
+        yield from parameter.opts
+    yield from ("--help", "-h")
+    for inner in getattr(command, "commands", {}).values():
+        yield from options_of(inner)
 
 
 @pages
 def test_every_option_is_one_of_a_program(page: Path) -> None:
-    known = {*options_of(search._parser()), *options_of(train_worker._parser()), *options_of(csmae.__main__.parser())}
+    known = set(options_of(PROGRAM))
     for path in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r'add\w*\(\s*"(--[\w-]+)"', path.read_text()))
     named = {re.split(r"[ =]", span)[0] for span in spans(page) if span.startswith("--")}
@@ -304,7 +318,7 @@ def resolve(node: ast.expr, known: dict[str, Any]) -> Any:
 def test_a_wrong_word_is_found(tmp_path: Path) -> None:
     page = tmp_path / "wrong.md"
     page.write_text("Run `python search.py spaces/masking.yaml --sampler gp`.")
-    with pytest.raises(AssertionError, match="is refused"):
+    with pytest.raises(AssertionError, match="is rejected"):
         test_every_command_is_one_that_the_program_takes(page)
     page.write_text(
         "Set `masking.rato`, say `--gpu-hour 4`, see [there](nowhere.md) and `csmae/absent.py`, `val/f2_mean`."
@@ -327,10 +341,19 @@ def test_a_wrong_word_is_found(tmp_path: Path) -> None:
         test_every_call_of_ours_in_python_can_be_made(page)
 
 
+def test_the_reference_is_up_to_date() -> None:
+    """``make docs`` writes it."""
+    done = subprocess.run(
+        [sys.executable, "docs/generate_reference.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_readme_says_each_command_once() -> None:
-    said = [
-        shlex.join(words[:4])
-        for words in commands(ROOT / "README.md")
-        if words[:4] == ["python", "-m", "csmae", "doctor"]
-    ]
-    assert len(said) == 1
+    said = [words for words in commands(ROOT / "README.md") if "doctor" in words[:4]]
+    assert len(said) <= 1
+
+
+def test_every_metric_is_described() -> None:
+    described = {name.replace("DIRECTION", direction) for name in DESCRIPTIONS for direction in DIRECTIONS}
+    assert described == set(METRICS)

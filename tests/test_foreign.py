@@ -116,7 +116,7 @@ def test_every_command_that_takes_an_encoder_says_so(
         write_store(store, encoder, Source(data, "validation", ("s1", "s2")), "float16", nothing)
     words = {
         "embed": ["embed", data.path, store],
-        "retrieve": ["retrieve", "--archive", store, "--query", "x", "--sensor", "s1"],
+        "retrieve": ["retrieve", "--store", store, "--query", "x", "--sensor", "s1"],
         "evaluate": ["evaluate", data.path],
     }[command]
     assert "was written by another version of MLflow" in refused(capsys, *words, "--encoder", MODEL)
@@ -199,7 +199,7 @@ def test_a_store_whose_files_do_not_belong_together_is_one_line(
         np.save(store / name, content)
     else:
         (store / name).write_text(json.dumps(json.loads((store / name).read_text()) | content))
-    words = ["retrieve", "--archive", store, "--query", "x", "--sensor", "s1", "--encoder", encoder_dir]
+    words = ["retrieve", "--store", store, "--query", "x", "--sensor", "s1", "--encoder", encoder_dir]
     assert says in refused(capsys, *words)
 
 
@@ -212,11 +212,11 @@ def test_a_store_and_its_archive_may_move_together(
     write_store(home / "store", encoder, Source(here, "validation", ("s1",)), "float16", nothing)
     name = open_archive(here).split("validation").names[0]
     home.rename(tmp_path / "moved")
-    options = ["--query", name, "--sensor", "s1", "--encoder", str(encoder_dir), "--top", "2"]
+    options = ["--query", name, "--sensor", "s1", "--encoder", str(encoder_dir), "--k", "2"]
     options += ["--output", str(tmp_path / "found.png")]
-    assert main(["retrieve", "--archive", str(tmp_path / "moved" / "store"), *options]) == 0
+    assert main(["retrieve", "--store", str(tmp_path / "moved" / "store"), *options]) == 0
     assert (tmp_path / "found.png").exists()
     (tmp_path / "moved" / "archive").rename(tmp_path / "elsewhere")
     capsys.readouterr()
-    line = refused(capsys, "retrieve", "--archive", tmp_path / "moved" / "store", *options)
+    line = refused(capsys, "retrieve", "--store", tmp_path / "moved" / "store", *options)
     assert "embed" in line

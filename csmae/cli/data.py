@@ -1,161 +1,188 @@
-"""Commands of this room: ``data synthesize | check | convert | stats | splits | show``."""
+"""The commands ``data synthesize | check | convert | stats | splits | show``."""
 
 from __future__ import annotations
 
-import argparse
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
+import typer
 
-from csmae.config import ConfigError, Data, Synthetic
+from csmae.cli.exit_status import FAILED
+from csmae.cli.options import (
+    Archive,
+    OnError,
+    Picture,
+    Sensors,
+    Split,
+    SplitsDir,
+    chosen_sensors,
+    data_settings,
+)
+from csmae.config import ConfigError, Synthetic
 from csmae.console.terminal import print_line, progress_bar
-from csmae.data.archive import Archive, ArchiveError, open_archive
-from csmae.data.splits import SPLITS
-from csmae.data.write import require_new
-from csmae.sensors import SENSORS
+
+if TYPE_CHECKING:
+    from csmae.data.archive import Archive as OpenArchive
+
+app = typer.Typer(help="Create, check, convert and show archives of Sentinel-1/Sentinel-2 pairs.", no_args_is_help=True)
+
+NewFolder = Annotated[Path, typer.Argument(metavar="NEW", help="Folder to create.")]
 
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add this room's commands; each sets ``run``, which takes the parsed options and returns the exit code."""
-    data = subparsers.add_parser("data", help="archives of Sentinel-1/Sentinel-2 pairs")
-    verbs = data.add_subparsers(metavar="VERB", required=True)
-    _add_synthesize(verbs.add_parser("synthesize", help="write a synthetic archive"))
-    check = _add_archive(verbs.add_parser("check", help="read a whole archive and say what is wrong with it"))
-    check.add_argument("--checksums", type=Path, metavar="FILE", help="CRC-32 of each value: written, or compared with")
-    check.set_defaults(run=_check)
-    convert = _add_archive(verbs.add_parser("convert", help="write a v1 archive's pairs in the layout of v2"))
-    convert.add_argument("target", type=Path, help="new folder")
-    convert.set_defaults(run=_convert)
-    stats = _add_archive(verbs.add_parser("stats", help="mean and deviation of each band"))
-    stats.add_argument("--split", choices=SPLITS, default="train")
-    _add_sensor(stats)
-    stats.set_defaults(run=_stats)
-    splits = verbs.add_parser("splits", help="derive the lists of a known subset")
-    splits.add_argument("subset", choices=["ben-14k"])
-    splits.add_argument("source", type=Path, help="folder of train.csv, val.csv, test.csv, or of metadata.parquet")
-    splits.add_argument("target", type=Path, help="folder for the three lists")
-    splits.set_defaults(run=_splits)
-    _add_show(_add_archive(verbs.add_parser("show", help="draw pairs with their names and labels")))
+def _open(archive: str, splits_dir: str | None, on_error: Literal["raise", "skip"]) -> OpenArchive:
+    from csmae.data.archive import open_archive
+
+    return open_archive(data_settings(archive, splits_dir, on_error))
 
 
-def _add_archive(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("path", help="folder of an archive, or synthetic")
-    parser.add_argument("--splits-dir", help="folder of train.csv, val.csv, test.csv to use instead")
-    parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what a damaged pair does")
-    return parser
+@app.command()
+def synthesize(
+    target: NewFolder,
+    size: Annotated[int, typer.Option("--size", metavar="N", help="Scenes in all splits together.")] = 2048,
+    shares: Annotated[
+        tuple[float, float, float],
+        typer.Option("--shares", metavar="TRAIN VALIDATION TEST", help="Shares of the splits; they sum to 1."),
+    ] = (0.5, 0.25, 0.25),
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of all scenes.")] = 0,
+) -> int:
+    """Write a synthetic archive in the layout of BigEarthNet v2."""
+    import numpy as np
 
+    from csmae.data.synthetic.archive import synthesize as write_scenes
+    from csmae.data.write import require_new
 
-def _add_sensor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sensor", choices=[*SENSORS, "both"], default="both", help="whose images (default: both)")
-
-
-def _sensors(options: argparse.Namespace) -> tuple[str, ...]:
-    return SENSORS if options.sensor == "both" else (options.sensor,)
-
-
-def _open(options: argparse.Namespace) -> Archive:
-    if not options.path:
-        raise ConfigError("data.path must name a folder, or be synthetic: found nothing")
-    return open_archive(Data(path=options.path, splits_dir=options.splits_dir, on_error=options.on_error))
-
-
-def _add_synthesize(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", type=Path, help="new folder")
-    parser.add_argument("--size", type=int, default=2048, help="scenes of all splits together")
-    parser.add_argument("--shares", type=float, nargs=3, default=(0.5, 0.25, 0.25), metavar="S", help="of the splits")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(run=_synthesize)
-
-
-def _synthesize(options: argparse.Namespace) -> int:
-    from csmae.data.synthetic.archive import synthesize
-
-    shares = np.array(options.shares)
-    require_new(options.target)
-    if (shares <= 0).any() or not np.isclose(shares.sum(), 1) or options.seed < 0:
-        raise ConfigError(f"--shares must be positive and sum to 1, and --seed be at least 0: found {options.shares}")
-    validation, test = (max(1, round(options.size * share)) for share in shares[1:])
-    if options.size - validation - test < 1:
-        raise ConfigError(f"--size must leave a scene for each split: found {options.size}")
-    settings = Synthetic(
-        num_train=options.size - validation - test, num_validation=validation, num_test=test, seed=options.seed
-    )
-    with progress_bar("scenes", options.size) as advance:
-        synthesize(settings, options.target, advance)
-    print_line(f"{options.target}: {settings.num_train} train, {validation} validation, {test} test scenes")
+    require_new(target)
+    if min(shares) <= 0 or not np.isclose(sum(shares), 1) or seed < 0:
+        raise ConfigError(f"--shares must be positive and sum to 1, and --seed be at least 0: found {shares}")
+    num_validation, num_test = (max(1, round(size * share)) for share in shares[1:])
+    num_train = size - num_validation - num_test
+    if num_train < 1:
+        raise ConfigError(f"--size must leave a scene for each split: found {size}")
+    settings = Synthetic(num_train=num_train, num_validation=num_validation, num_test=num_test, seed=seed)
+    with progress_bar("scenes", size) as advance:
+        write_scenes(settings, target, advance)
+    print_line(f"{target}: {num_train} train, {num_validation} validation, {num_test} test scenes")
     return 0
 
 
-def _check(options: argparse.Namespace) -> int:
+@app.command()
+def check(
+    archive: Archive,
+    splits_dir: SplitsDir = None,
+    on_error: OnError = "raise",
+    checksums: Annotated[
+        Path | None,
+        typer.Option(
+            "--checksums",
+            metavar="FILE",
+            help="File of a CRC-32 for each value: written if it does not exist, otherwise compared.",
+        ),
+    ] = None,
+) -> int:
+    """Read a whole archive and report what is wrong with it; the exit status is 1 if anything is."""
+    from csmae.data.archive import ArchiveError
     from csmae.data.check import check_archive
+    from csmae.sensors import SENSORS
 
     try:
-        archive = _open(options)
+        opened = _open(archive, splits_dir, on_error)
     except ArchiveError as error:
         with suppress(OSError):
-            next(Path(options.path).iterdir(), None)  # a folder that cannot be looked into was not checked
+            next(Path(archive).iterdir(), None)  # a folder that cannot be listed was not checked
             print_line(str(error))
-            return 1
+            return FAILED
         raise
-    num_values = len(archive.store.index.keys)
-    with progress_bar("values", num_values) as advance:
-        problems = check_archive(archive, options.checksums, lambda: advance(1))
-    size = f"{num_values:,} values, {archive.store.index.sizes.sum() / 1e9:.2f} GB"
-    kind = f"BigEarthNet {'v1' if archive.is_v1 else 'v2'}"
-    alone = "" if archive.sensors == SENSORS else f", {archive.sensors[0]} alone"
-    print_line(f"{archive.store.folder}: {kind}{alone}, {size}: {problems.count} problems")
+    index = opened.store.index
+    with progress_bar("values", len(index.keys)) as advance:
+        problems = check_archive(opened, checksums, lambda: advance(1))
+    size = f"{len(index.keys):,} values, {index.sizes.sum() / 1e9:.2f} GB"
+    version = f"BigEarthNet {'v1' if opened.is_v1 else 'v2'}"
+    only = "" if opened.sensors == SENSORS else f", {opened.sensors[0]} only"
+    print_line(f"{opened.store.folder}: {version}{only}, {size}: {problems.count} problems")
     for line in problems.lines():
         print_line(line)
-    return 1 if problems.count else 0
+    return FAILED if problems.count else 0
 
 
-def _convert(options: argparse.Namespace) -> int:
-    from csmae.data.convert import convert
+@app.command()
+def convert(
+    archive: Archive,
+    target: NewFolder,
+    splits_dir: SplitsDir = None,
+    on_error: OnError = "raise",
+) -> int:
+    """Write a BigEarthNet v1 archive in the layout of v2; the same command resumes an interrupted conversion."""
+    from csmae.data.convert import convert as write_pairs
 
-    source = _open(options)
-    total = sum(len(source.split(name)) for name in source.described)
-    with progress_bar("pairs, written and compared", 2 * total) as advance:
-        written = convert(source, options.target, advance)
-    print_line(f"{options.target}: {written} pairs of {total}, each compared with its source")
+    source = _open(archive, splits_dir, on_error)
+    num_pairs = sum(len(source.split(name)) for name in source.described)
+    with progress_bar("pairs, written and compared", 2 * num_pairs) as advance:
+        num_written = write_pairs(source, target, advance)
+    print_line(f"{target}: {num_written} pairs of {num_pairs}, each compared with its source")
     return 0
 
 
-def _stats(options: argparse.Namespace) -> int:
+@app.command()
+def stats(
+    archive: Archive,
+    splits_dir: SplitsDir = None,
+    on_error: OnError = "raise",
+    split: Split = "train",
+    sensor: Sensors = "both",
+) -> int:
+    """Print the mean and standard deviation of each band, as YAML for a configuration."""
     from csmae.data.statistics import band_statistics
 
-    split = _open(options).split(options.split, _sensors(options))
-    with progress_bar("pairs", len(split)) as advance:
-        statistics = band_statistics(split, advance)
+    pairs = _open(archive, splits_dir, on_error).split(split, chosen_sensors(sensor))
+    with progress_bar("pairs", len(pairs)) as advance:
+        statistics = band_statistics(pairs, advance)
     print_line("data:")
     for name, values in statistics.items():
         print_line(f"  {name}: [{', '.join(f'{value:.6g}' for value in values)}]")
     return 0
 
 
-def _splits(options: argparse.Namespace) -> int:
+@app.command()
+def splits(
+    subset: Annotated[Literal["ben-14k"], typer.Argument(help="Subset of BigEarthNet.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="Folder of train.csv, val.csv and test.csv, or of the archive's metadata.parquet."
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder for the three lists of the subset.")],
+) -> int:
+    """Write the split lists of a known subset of BigEarthNet."""
     from csmae.data.subsets import write_ben_14k
 
-    counts = write_ben_14k(options.source, options.target)
-    print_line(f"{options.target}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+    counts = write_ben_14k(source, target)
+    print_line(f"{target}: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     return 0
 
 
-def _add_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--split", choices=SPLITS, default="train")
-    parser.add_argument("--count", type=int, default=16, help="pairs to draw, spread over the split")
-    _add_sensor(parser)
-    parser.add_argument("--output", type=Path, default=Path("pairs.png"), help="PNG (default: pairs.png)")
-    parser.set_defaults(run=_show)
+@app.command()
+def show(
+    archive: Archive,
+    splits_dir: SplitsDir = None,
+    on_error: OnError = "raise",
+    split: Split = "train",
+    sensor: Sensors = "both",
+    count: Annotated[
+        int, typer.Option("--count", metavar="N", help="Pairs to draw, spread evenly over the split.")
+    ] = 16,
+    output: Picture = Path("pairs.png"),
+) -> int:
+    """Draw pairs of an archive with their names and labels."""
+    import numpy as np
 
-
-def _show(options: argparse.Namespace) -> int:
     from csmae.data.contact_sheet import write_contact_sheet
 
-    split = _open(options).split(options.split, _sensors(options))
-    count = min(options.count, len(split))
-    if count < 1:
-        raise ConfigError(f"--count must be at least 1: found {options.count}")
-    write_contact_sheet(split, np.linspace(0, len(split) - 1, count).astype(int).tolist(), options.output)
-    print_line(f"{options.output}: {count} pairs of {options.path}")
+    pairs = _open(archive, splits_dir, on_error).split(split, chosen_sensors(sensor))
+    num_drawn = min(count, len(pairs))
+    if num_drawn < 1:
+        raise ConfigError(f"--count must be at least 1: found {count}")
+    write_contact_sheet(pairs, np.linspace(0, len(pairs) - 1, num_drawn).astype(int).tolist(), output)
+    print_line(f"{output}: {num_drawn} pairs of {archive}")
     return 0

@@ -1,46 +1,177 @@
-"""Commands of this room: ``embed`` an archive, ``retrieve`` scenes like a query, ``evaluate`` an encoder."""
+"""The commands ``embed``, ``retrieve`` and ``evaluate``."""
 
 from __future__ import annotations
 
-import argparse
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from csmae.data.splits import SPLITS
-from csmae.sensors import SENSORS
+import typer
 
+import csmae
+from csmae.cli.options import (
+    Archive,
+    Device,
+    Encoder,
+    NumRetrieved,
+    OnError,
+    Picture,
+    QuerySensor,
+    Sensors,
+    Split,
+    SplitsDir,
+    chosen_sensors,
+    data_settings,
+)
+from csmae.config import ConfigError
+from csmae.console.terminal import plain_console, print_line, progress_bar
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add this room's commands; each sets ``run``, which takes the parsed options and returns the exit code."""
-    embed = _add_archive(subparsers.add_parser("embed", help="make a feature store of an archive's split"))
-    embed.add_argument("store", type=Path, help="folder of the store; one that was begun is gone on with")
-    embed.add_argument("--split", choices=SPLITS, default="test", help="default: test")
-    embed.add_argument("--sensor", choices=[*SENSORS, "both"], default="both", help="whose images (default: both)")
-    embed.add_argument("--dtype", choices=["float16", "float32"], default="float16", help="default: float16")
-    embed.set_defaults(action="embed")
-    retrieve = subparsers.add_parser("retrieve", help="find scenes of a feature store that are like a query")
-    retrieve.add_argument("--query", required=True, metavar="NAME|FILE.tif", help="S2 patch name, or a GeoTIFF")
-    retrieve.add_argument("--sensor", choices=SENSORS, required=True, help="the query's")
-    retrieve.add_argument("--archive", type=Path, required=True, metavar="STORE", help="a folder that embed made")
-    retrieve.add_argument("--top", type=int, default=10, metavar="K", help="scenes to find (default: 10)")
-    retrieve.add_argument("--output", type=Path, default=Path("retrieved.png"), help="PNG (default: retrieved.png)")
-    retrieve.set_defaults(action="retrieve")
-    evaluate = _add_archive(subparsers.add_parser("evaluate", help="score an encoder by the published protocol"))
-    evaluate.add_argument("--k", type=int, default=10, help="scenes retrieved for each query (default: 10)")
-    evaluate.set_defaults(action="score")
-    for parser in (embed, retrieve, evaluate):
-        parser.set_defaults(run=_run)
-        parser.add_argument("--encoder", required=True, help="a folder, or models:/csmae-encoder@champion and the like")
-        parser.add_argument("--device", help="such as cuda:0 (default: the GPU where there is one)")
+if TYPE_CHECKING:
+    from csmae.encoders import SensorEncoder
+    from csmae.retrieval.protocol import Evaluation
+    from csmae.retrieval.query import Found, Query
+    from csmae.retrieval.store import FeatureStore
 
-
-def _add_archive(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("data", metavar="archive", help="folder of a BigEarthNet archive, or synthetic")
-    parser.add_argument("--splits-dir", help="folder of train.csv, val.csv, test.csv to use instead")
-    parser.add_argument("--on-error", choices=["raise", "skip"], default="raise", help="what a damaged pair does")
-    return parser
+CLASS_WIDTH = 27
+"""Characters of a class name to print; two names are too long for a table."""
 
 
-def _run(options: argparse.Namespace) -> int:
-    from csmae.cli import retrieval_actions as actions  # timm and matplotlib take their time
+def embed(
+    archive: Archive,
+    store: Annotated[
+        Path, typer.Argument(metavar="STORE", help="Folder of the feature store; an incomplete one is resumed.")
+    ],
+    encoder: Encoder,
+    device: Device = None,
+    split: Split = "test",
+    sensor: Sensors = "both",
+    dtype: Annotated[Literal["float16", "float32"], typer.Option("--dtype", help="Type of the features.")] = "float16",
+    splits_dir: SplitsDir = None,
+    on_error: OnError = "raise",
+) -> int:
+    """Write a feature store: the features of one split of an archive."""
+    from csmae.retrieval.store import Source, write_store
 
-    return int(getattr(actions, options.action)(options))
+    source = Source(data_settings(archive, splits_dir, on_error), split, chosen_sensors(sensor))
+    num_scenes = len(source.open())
+    with progress_bar("scenes", num_scenes) as advance:
+        num_damaged = write_store(store, _load_encoder(encoder, device), source, dtype, advance)
+    left_out = f", {num_damaged} of them damaged and left out" if num_damaged else ""
+    print_line(f"{store}: {num_scenes} scenes of {archive}, split {split}{left_out}")
+    return 0
+
+
+def retrieve(
+    store: Annotated[Path, typer.Option("--store", metavar="STORE", help="Feature store that csmae embed wrote.")],
+    query: Annotated[
+        str,
+        typer.Option(
+            "--query", metavar="NAME|FILE.tif", help="Query: the S2 name of a patch in the store, or a GeoTIFF."
+        ),
+    ],
+    sensor: QuerySensor,
+    encoder: Encoder,
+    device: Device = None,
+    k: NumRetrieved = 10,
+    output: Picture = Path("retrieved.png"),
+) -> int:
+    """Find the scenes of a feature store that are most similar to a query, print and draw them."""
+    from csmae.reporting.plots import retrieval_picture, save_png
+    from csmae.retrieval.query import panel, read_query, search
+    from csmae.retrieval.store import open_store
+
+    features = open_store(store)
+    image = read_query(query, sensor, features, _load_encoder(encoder, device))
+    found = list(search(image, features, k))
+    for scenes in found:
+        _print_scenes(scenes, image, features)
+    panels = [panel(image, scenes, features) for scenes in found]
+    try:
+        save_png(retrieval_picture(panels, f"{Path(query).name} in {store.name}"), output)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--output {output}: cannot be written: {error}: name another file") from None
+    print_line(f"pictures: {output}")
+    return 0
+
+
+def evaluate(
+    archive: Archive,
+    encoder: Encoder,
+    device: Device = None,
+    k: NumRetrieved = 10,
+    splits_dir: SplitsDir = None,
+    on_error: OnError = "raise",
+) -> int:
+    """Score an encoder by the published protocol: validation scenes query the test split."""
+    from csmae.data.archive import open_archive
+    from csmae.retrieval.protocol import evaluate as evaluate_encoder
+
+    opened = open_archive(data_settings(archive, splits_dir, on_error))
+    with progress_bar("scenes", sum(len(opened.split(name)) for name in ("validation", "test"))) as advance:
+        result = evaluate_encoder(_load_encoder(encoder, device), opened, k, advance)
+    print_line(f"{archive}: {result.num_queries} validation queries, {result.num_archive} test scenes, k = {k}")
+    if missing := result.without_labels:
+        splits = f"{'split' if len(missing) == 1 else 'splits'} {' and '.join(missing)}"
+        print_line(f"no labels in the {splits}: F1 cannot be computed")
+        print_line("Without labels, finding each test scene's image from the other sensor in the test split:")
+        print_line(f"recall@1 {100 * result.scores['recall_at_1']:.2f} %, mrr {100 * result.scores['mrr']:.2f} %")
+        return 0
+    if any(result.unlabelled.values()):
+        queries, scenes = result.unlabelled.values()
+        print_line(
+            f"{queries} of {result.num_queries} queries and {scenes} of {result.num_archive} test scenes carry no label:"
+            " they count as not found"
+        )
+    _print_scores(result)
+    return 0
+
+
+def _load_encoder(encoder: str, device: str | None) -> SensorEncoder:
+    import torch
+
+    from csmae.cpus import usable_cpus
+
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return csmae.load_encoder(encoder, device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+
+def _print_scenes(found: Found, query: Query, store: FeatureStore) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from csmae.retrieval.query import class_names
+
+    table = Table("", "cosine", "scene and its classes, those of the query in bold", title=found.direction, box=None)
+    table.title_justify = "left"
+    classes_of_query = class_names(query.labels_c)
+    for rank, (place, cosine) in enumerate(zip(found.places, found.cosines, strict=True), start=1):
+        names = [Text(n, "bold" if n in classes_of_query else "") for n in class_names(store.labels_nc[place])]
+        scene = Text(f"{store.names[place].decode()}\n") + Text("; ").join(names)
+        table.add_row(str(rank), f"{cosine:.4f}", scene)
+    plain_console().print(table)
+
+
+def _print_scores(result: Evaluation) -> None:
+    from rich.table import Table
+
+    from csmae.sensors import DIRECTIONS
+
+    names = ("f1", "precision", "recall", "mean_pair_f1")
+    scores = Table("in %", *names, title_justify="left", box=None)
+    for direction in DIRECTIONS:
+        scores.add_row(direction, *(f"{100 * result.scores[f'{name}/{direction}']:.2f}" for name in names))
+    scores.add_row("mean", f"{100 * result.scores['f1_mean']:.2f}")
+    arrows = [direction.upper().replace("_TO_", "→") for direction in DIRECTIONS]
+    classes = Table("hits with the class, in %", "queries", "in archive", *arrows, box=None)
+    for row in result.classes:
+        shares = [f"{100 * share:.1f}" if math.isfinite(share) else "–" for share in row.shares]
+        classes.add_row(row.name, str(row.num_queries), f"{100 * row.in_archive:.1f}", *shares)
+    for table in (scores, classes):
+        table.columns[0].no_wrap, table.columns[0].max_width = True, CLASS_WIDTH
+        for column in table.columns[1:]:
+            column.justify = "right"
+        plain_console().print("", table, sep="\n")

@@ -1,62 +1,53 @@
-"""Commands of this room: ``sync`` uploads what a study's outbox still holds, ``report`` writes its report."""
+"""The commands ``report`` and ``sync``."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from csmae.cli.exit_status import FAILED
+from csmae.cli.options import Logger, MlflowUri, Storage, StudyName
 from csmae.console.terminal import print_line
-from csmae.reporting.record import Ranking
-from csmae.tracking.destination import redacted, tracking_uri
-from csmae.tracking.tracker import upload
 
 
-def add_commands(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
-    ranking_of: Callable[[Path], Ranking | None] = lambda folder: None,
-) -> None:
-    """Add this room's commands; each sets ``run``, which takes the parsed options and returns the exit code.
+def report(study: StudyName, storage: Storage = "runs") -> int:
+    """Write a study's report: an HTML page and a Markdown summary, in the folder of the study."""
+    from csmae.reporting.report import write_report
+    from csmae.storage.study_mirror import fetched
+    from csmae.trials.leaderboard import stored_leaderboard
 
-    Args:
-        subparsers: Where to.
-        ranking_of: Reads from a study's folder how its trials stand in the trial store.
-    """
-    sync = subparsers.add_parser("sync", help="upload what a study's outbox still holds")
-    sync.add_argument("--mlflow-uri", help="default: MLFLOW_TRACKING_URI, or mlflow.db in that folder")
-    sync.add_argument(
-        "--logger", choices=["mlflow", "wandb"], default="mlflow", help="wandb: --mlflow-uri is a project"
-    )
-    sync.add_argument("--all", action="store_true", help="send everything again, as after a run was restored")
-    sync.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds to try for (default: 600)")
-    sync.set_defaults(run=_sync)
-    report = subparsers.add_parser("report", help="write a study's report: one HTML page and a Markdown summary")
-    report.set_defaults(run=partial(_report, ranking_of))
-    for parser in (sync, report):
-        parser.add_argument("study", help="name of the study")
-        parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the studies (default: runs)")
+    folder = fetched(storage) / study
+    page, summary, *_ = write_report(folder, stored_leaderboard(folder))
+    print_line(f"{page} and {summary}")
+    return 0
 
 
-def _sync(options: argparse.Namespace) -> int:
-    uri = tracking_uri(options.mlflow_uri, options.runs, options.logger)
-    num_unsent, rejected = upload(options.runs / options.study, uri, options.timeout, options.all)
+def sync(
+    study: StudyName,
+    storage: Storage = "runs",
+    mlflow_uri: MlflowUri = None,
+    logger: Logger = "mlflow",
+    send_all: Annotated[
+        bool, typer.Option("--all", help="Upload all events again, for example after a run was deleted and restored.")
+    ] = False,
+    timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Time for uploading.")] = 600,
+) -> int:
+    """Upload the events of a study that have not reached MLflow yet; the exit status is 1 if some remain."""
+    from csmae.storage.study_mirror import local
+    from csmae.tracking.destination import redacted, tracking_uri
+    from csmae.tracking.tracker import upload
+
+    folder = local(storage)
+    uri = tracking_uri(mlflow_uri, folder, logger)
+    num_unsent, rejected = upload(folder / study, uri, timeout, send_all)
     destination = redacted(uri)
     for text in rejected:
         print_line(f"rejected: {text}")
     if num_unsent:
-        print_line(f"{num_unsent} events of {options.study} are not uploaded yet to {destination}")
+        print_line(f"{num_unsent} events of {study} are not uploaded yet to {destination}")
     elif rejected:
-        print_line(f"{options.study} is incomplete in {destination}; the next sync retries rejected events")
+        print_line(f"{study} is incomplete in {destination}; the next sync retries rejected events")
     else:
-        print_line(f"{options.study} is complete in {destination}")
-    return 1 if num_unsent or rejected else 0
-
-
-def _report(ranking_of: Callable[[Path], Ranking | None], options: argparse.Namespace) -> int:
-    from csmae.reporting.report import write_report  # matplotlib takes its time
-
-    folder = options.runs / options.study
-    page, summary, *_ = write_report(folder, ranking_of(folder))
-    print_line(f"{page} and {summary}")
-    return 0
+        print_line(f"{study} is complete in {destination}")
+    return FAILED if num_unsent or rejected else 0

@@ -1,8 +1,7 @@
-"""Reports a cloud's preemption notice for this machine to Ray: ``python -m csmae notice aws --address HEAD:6379``."""
+"""Reports a cloud's preemption notice for this machine to Ray; runs in a process of its own on each spot machine."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -27,15 +26,6 @@ FIRST_RESPONSE_TIMEOUT_S = 30.0
 
 DRAIN_TIMEOUT_S = 15.0
 """Time that Ray has to accept the notice in one attempt."""
-
-
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``notice``."""
-    parser = subparsers.add_parser("notice", help="report the cloud's preemption notice for this (spot) machine to Ray")
-    parser.add_argument("cloud", choices=CLOUDS)
-    parser.add_argument("--address", required=True, metavar="HOST:PORT", help="of the cluster's head")
-    parser.add_argument("--node-id", metavar="ID", help="Ray's id of the preempted node (default: this one)")
-    parser.set_defaults(run=_forward_notice)
 
 
 def aws_seconds_left() -> float | None:
@@ -68,19 +58,26 @@ def _request(url: str, headers: dict[str, str], method: str = "GET") -> str:
         return str(response.read().decode())
 
 
-def _forward_notice(options: argparse.Namespace) -> int:
-    """Wait for the notice, then drain this node: trials on it save and move, and Ray no longer schedules here."""
-    seconds_left = CLOUDS[options.cloud]
-    left = _first_response(options.cloud)
+def forward_notice(cloud: str, address: str, node_id: str | None) -> None:
+    """Wait for the notice, then drain this node: trials on it save and move, and Ray no longer schedules here.
+
+    Args:
+        cloud: ``aws`` or ``gcp``.
+        address: Address of the cluster's head, HOST:PORT.
+        node_id: Ray's ID of the preempted node; None for this one.
+
+    Raises:
+        ConfigError: This is not a machine of that cloud, or Ray does not accept the notice before the machine stops.
+    """
+    left = _first_response(cloud)
     while left is None:
         time.sleep(POLL_INTERVAL_S)
         try:
-            left = seconds_left()
+            left = CLOUDS[cloud]()
         except (OSError, ValueError, KeyError):  # unreachable, or an incomplete response: the next poll tries again
             continue
     _print(f"this machine stops in {left:.0f} s; notifying Ray")
-    _drain(options, time.monotonic() + left)
-    return 0
+    _drain(address, node_id, time.monotonic() + left)
 
 
 def _first_response(cloud: str) -> float | None:
@@ -97,29 +94,30 @@ def _first_response(cloud: str) -> float | None:
             refused = isinstance(getattr(error, "reason", None), ConnectionRefusedError)
             if refused or time.monotonic() > deadline:
                 raise ConfigError(
-                    f"notice {cloud}: its metadata service does not answer here ({error}): run this on a machine of that cloud"
+                    f"{cloud}: its metadata service does not answer here ({error}): run this on a machine of that cloud"
                 ) from None
         time.sleep(1)
 
 
-def _drain(options: argparse.Namespace, end: float) -> None:
+def _drain(address: str, node_id: str | None, end: float) -> None:
     """Drain this node, with retries: the head may be busy or unreachable for a moment.
 
     Args:
-        options: Of the command.
+        address: Address of the cluster's head.
+        node_id: Ray's ID of the node; None for this one.
         end: When the machine stops, on the monotonic clock.
 
     Raises:
         ConfigError: Ray did not accept the notice before that.
     """
-    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={options.address}"]
-    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", f"--reason-message=notice of {options.cloud}"]
-    command += [f"--node-id={options.node_id}"] if options.node_id else []
+    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", f"--address={address}"]
+    command += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=preemption notice of the cloud"]
+    command += [f"--node-id={node_id}"] if node_id else []
     while error := _try_drain([*command, f"--deadline-remaining-seconds={max(0.0, end - time.monotonic()):.0f}"]):
         if time.monotonic() > end:
             raise ConfigError(
-                f"notice {options.cloud}: Ray at {options.address} could not be notified: {error}: check with `ray status` that the "
-                "head runs there, and that this machine has its token"
+                f"Ray at {address} could not be notified: {error}: check with `ray status` that the head runs there, and "
+                "that this machine has its token"
             )
         _print(f"Ray did not accept the notice; retrying: {error}")
         time.sleep(1)

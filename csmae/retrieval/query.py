@@ -83,12 +83,12 @@ def search(query: Query, store: FeatureStore, k: int) -> Iterator[Found]:
         StoreError: K is not between 1 and the number of intact scenes.
     """
     if not 1 <= k <= len(store.names):
-        raise StoreError(f"--top must be between 1 and the {len(store.names)} scenes of {store.folder}: found {k}")
+        raise StoreError(f"--k must be between 1 and the {len(store.names)} scenes of {store.folder}: found {k}")
     for sensor in store.sensors:
         hits = nearest.search(query.feature_d[None], store.blocks(sensor), k)
         intact = hits.indices_qk.shape[1]
         if intact < k:
-            raise StoreError(f"--top must be between 1 and the {intact} intact scenes of {store.folder}: found {k}")
+            raise StoreError(f"--k must be between 1 and the {intact} intact scenes of {store.folder}: found {k}")
         yield Found(f"{query.sensor}_to_{sensor}", hits.indices_qk[0].tolist(), hits.scores_qk[0].tolist())
 
 

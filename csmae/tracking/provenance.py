@@ -12,6 +12,9 @@ from pathlib import Path
 
 PACKAGES = ("csmae", "torch", "ray", "optuna", "mlflow", "numpy")
 
+PROGRAMS = {"csmae": "csmae", "__main__.py": "python -m csmae"}
+"""How a user types the program, by the name of the script that Python runs."""
+
 
 def provenance() -> dict[str, str]:
     """Tags that identify the program; the commit only if the program runs from a git checkout."""
@@ -26,7 +29,9 @@ def provenance() -> dict[str, str]:
 
 def command() -> str:
     """The command line of this process, without users and passwords of URLs in it."""
-    return f"python {shlex.join(re.sub(r'(?<=://)[^/?#]*@', '', word) for word in sys.argv)}"
+    script, *words = (re.sub(r"(?<=://)[^/?#]*@", "", word) for word in sys.argv)
+    program = PROGRAMS.get(Path(script).name, f"python {shlex.quote(script)}")
+    return " ".join([program, *map(shlex.quote, words)])
 
 
 def _versions() -> str:

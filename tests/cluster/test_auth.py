@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import search
+from csmae.cli.main import main
 from csmae.cluster.auth import authenticate, gcs_address
 from csmae.config import ConfigError
 from tests.conftest import free_port
 from tests.support.own_cluster import OwnCluster, own_cluster
-from tests.tuning.test_search import ROOT, write
+from tests.support.searches import ROOT, write
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def search_in_a_process(folder: Path, address: str, *options: str) -> subprocess
 def test_a_search_does_not_join_a_cluster_that_requires_no_token(
     without_token: OwnCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert search.main(arguments(tmp_path, without_token.address)) == 2
+    assert main(["search", *arguments(tmp_path, without_token.address)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1, out + err
     assert "requires no token" in err and "--insecure" in err
@@ -121,5 +121,5 @@ def test_a_token_for_a_local_ray_is_readable_by_its_account_only(tmp_path: Path)
 
 
 def test_insecure_needs_an_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search.main([str(write(tmp_path)), "--insecure"]) == 2
+    assert main(["search", str(write(tmp_path)), "--insecure"]) == 2
     assert "--address" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from csmae.cluster.resources import ClusterResources, allocate
 from csmae.config import ConfigError
 from csmae.study.options import Search
 from tests.support.own_cluster import OwnCluster, own_cluster, stop
-from tests.tuning.test_search import ROOT, write
+from tests.support.searches import ROOT, write
 
 BY_ACCELERATOR = {
     "T4": ClusterResources(4, 1, "the lab's T4", 4.0),

@@ -112,8 +112,8 @@ def test_the_head_has_no_gpu_and_a_worker_is_a_spot_machine(name: str) -> None:
 @pytest.mark.parametrize("name", CLOUDS)
 def test_a_worker_polls_for_its_clouds_preemption_notice(name: str) -> None:
     config = load(name)
-    (command,) = commands(config, STARTS, "notice")
-    words = command[command.index("csmae notice") :].split()
+    (command,) = commands(config, STARTS, "preemption-notice")
+    words = command[command.index("csmae preemption-notice") :].split()
     assert words[2] == config["provider"]["type"] and "RAY_AUTH_MODE=token" in command
     assert command in config["worker_start_ray_commands"]
 

@@ -14,7 +14,7 @@ from tests.conftest import free_port
 from tests.support.archives import write_v2
 from tests.support.own_cluster import TOKEN, own_cluster
 from tests.support.processes import run_code
-from tests.tuning.test_search import ROOT, write
+from tests.support.searches import ROOT, write
 
 OWN_MOUNTS = """
 set -e
@@ -32,9 +32,8 @@ REPORT = NodeReport({"python": "3.11.7"}, "0600", (), None, {"/": (2**40, 0.1)},
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = "search" if arguments[0] == "search.py" else "csmae.__main__"
-    code = f"import sys; from {command} import main; sys.exit(main(sys.argv[1:]))"
-    return run_code(code, *arguments[1:], environment=environment)
+    code = "import sys; from csmae.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    return run_code(code, *arguments, environment=environment)
 
 
 def rows(output: str) -> dict[str, tuple[str, str]]:
@@ -53,7 +52,7 @@ def test_all_checks_pass_on_one_machine(tmp_path: Path) -> None:
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").touch(0o600)
     (tmp_path / ".ray/auth_token").write_text(TOKEN)
-    done = run("csmae", "doctor", str(write(tmp_path)), "--storage", str(tmp_path / "runs"), HOME=str(tmp_path))
+    done = run("doctor", str(write(tmp_path)), "--storage", str(tmp_path / "runs"), HOME=str(tmp_path))
     found = rows(done.stdout)
     assert [name for name, (mark, _) in found.items() if mark == "✓"] == ALL, done.stdout + done.stderr
     assert "synthetic, 32 train" in found["data"][1] and done.returncode == 0
@@ -67,7 +66,7 @@ def test_failed_checks_on_one_machine_say_what_to_do(tmp_path: Path) -> None:
     study = [str(write(tmp_path)), "--set", "data.path=/no-such-folder", "--set", "search.workers_per_trial=512"]
     study += ["--set", "optim.batch_size=512"]
     places = ["--storage", str(token / "runs"), "--mlflow-uri", f"http://127.0.0.1:{free_port()}"]
-    done = run("csmae", "doctor", *study, *places, RAY_AUTH_TOKEN_PATH=str(token))
+    done = run("doctor", *study, *places, RAY_AUTH_TOKEN_PATH=str(token))
     found = rows(done.stdout)
     assert done.returncode == 1, done.stdout + done.stderr
     failed = {name: text for name, (mark, text) in found.items() if mark == "✗"}
@@ -93,20 +92,20 @@ def test_a_node_that_differs_is_found_before_the_first_trial(tmp_path: Path) -> 
     with own_cluster(tmp_path) as cluster:
         options += ["--address", cluster.address]
         environment = {"RAY_AUTH_TOKEN_PATH": str(cluster.token)}
-        done = run("csmae", "doctor", *options, **environment)
+        done = run("doctor", *options, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
 
         own_mounts = ["unshare", "--mount", "sh", "-c", OWN_MOUNTS, "sh", str(storage), str(archive)]
         cluster.add_node(1, [*own_mounts, str(other), str(package / "__init__.py")])
         cluster.add_node(1, [*own_mounts, str(tmp_path / "nothing"), str(package)])
-        done = run("csmae", "doctor", *options, **environment)
+        done = run("doctor", *options, **environment)
         assert done.returncode == 1, done.stdout + done.stderr
         failed = {name: text for name, (mark, text) in rows(done.stdout).items() if mark == "✗"}
         assert set(failed) == {"nodes", "versions", "storage", "data"}
         assert "No module named 'csmae" in failed["nodes"] and f"csmae {__version__}-" in failed["versions"]
         assert "does not see what the driver writes" in failed["storage"] and "must hold one LMDB" in failed["data"]
 
-        done = run("search.py", *options, **environment)
+        done = run("search", *options, **environment)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["nodes", "versions", "storage", "data"]
 

@@ -1,6 +1,5 @@
 """Terminal output: markup is printed literally, on streams of any encoding, also after the terminal was closed."""
 
-import contextlib
 import io
 import os
 import subprocess
@@ -9,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import csmae.__main__
-import search
-import train_worker
+from csmae.cli.main import main
 from csmae.console.terminal import plain_console, print_line
 from tests.support.archives import write_v2
-from tests.tuning.test_search import ROOT, write
+from tests.support.searches import ROOT, write
 
 BUFFERED = {"PYTHONUNBUFFERED": ""}
 
@@ -47,19 +44,20 @@ def test_a_path_that_is_not_text_is_printed(tmp_path: Path) -> None:
 def test_no_command_needs_a_unicode_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive, study = write_v2(tmp_path / "größe"), write(tmp_path)
     commands = [
-        (csmae.__main__.main, ["data", "check", str(archive)]),
-        (csmae.__main__.main, ["data", "check", str(tmp_path / "no-größe")]),
-        (csmae.__main__.main, ["doctor", "--help"]),
-        (search.main, [str(study), "--dry-run", "--storage", str(tmp_path / "größe-runs")]),
-        (search.main, [str(study), "--name", "a/…"]),
-        (search.main, ["--help"]),
-        (train_worker.main, [str(tmp_path / "größe.yaml")]),
+        ["data", "check", str(archive)],
+        ["data", "check", str(tmp_path / "no-größe")],
+        ["doctor", "--help"],
+        ["search", str(study), "--dry-run", "--storage", str(tmp_path / "größe-runs")],
+        ["search", str(study), "--name", "a/…"],
+        ["search", "--help"],
+        ["--help"],
+        ["search", "--größe"],
+        ["train", str(tmp_path / "größe.yaml")],
     ]
-    for main, arguments in commands:
+    for arguments in commands:
         for name in ("stdout", "stderr"):
             monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), "ascii", "strict"))
-        with contextlib.suppress(SystemExit):
-            main(arguments)
+        main(arguments)
         assert all(stream.errors == "strict" for stream in (sys.stdout, sys.stderr))
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -121,12 +119,12 @@ def test_no_command_needs_open_streams(
     closed: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands = [
-        (csmae.__main__.main, ["data", "check", str(tmp_path / "none")], 2),
-        (search.main, ["--list", "--storage", str(tmp_path)], 0),
-        (search.main, [str(tmp_path / "none.yaml")], 2),
-        (train_worker.main, [str(tmp_path / "none.yaml")], 2),
+        (["data", "check", str(tmp_path / "none")], 2),
+        (["search", "--list", "--storage", str(tmp_path)], 0),
+        (["search", str(tmp_path / "none.yaml")], 2),
+        (["train", str(tmp_path / "none.yaml")], 2),
     ]
-    for main, arguments, status in commands:
+    for arguments, status in commands:
         for name in closed:
             monkeypatch.setattr(sys, name, None)
         assert main(arguments) == status

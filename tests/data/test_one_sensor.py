@@ -68,7 +68,7 @@ def test_check_finds_nothing_wrong_with_a_sound_archive_of_one_sensor(
     code = main(["data", "check", str(folder)])
     said = capsys.readouterr().out
     assert code == 0, said
-    assert f", {sensor} alone, " in said and said.endswith(": 0 problems\n")
+    assert f", {sensor} only, " in said and said.endswith(": 0 problems\n")
 
 
 def test_stats_and_show_take_one_sensor(alone: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +100,7 @@ def test_a_store_of_s1_alone_is_asked_and_drawn(tmp_path: Path, capsys: pytest.C
     encoder = ["--encoder", str(tmp_path / "encoder")]
     assert main(["embed", str(folder), store, *encoder, "--sensor", "s1", "--split", "train"]) == 0
     for name in names_of(2):
-        asked = ["retrieve", *encoder, "--archive", store, "--query", name, "--sensor", "s1", "--top", "2"]
+        asked = ["retrieve", *encoder, "--store", store, "--query", name, "--sensor", "s1", "--k", "2"]
         assert main([*asked, "--output", str(tmp_path / "found.png")]) == 0, capsys.readouterr().err
         assert names_of(2)[2] in capsys.readouterr().out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from csmae.cli.tracking import add_commands
+from csmae.cli.main import main
 from csmae.reporting.colors import HIDDEN, channels, paint, stretch_of
 from csmae.reporting.panels import draw_trial
 from csmae.reporting.plots import (
@@ -33,7 +32,7 @@ from csmae.reporting.report import markdown, write_report
 from csmae.reporting.study_plots import budget_picture, history_picture, parallel_picture, scale_of, study_pictures
 from csmae.retrieval.panel import Retrieval
 from csmae.sensors import DIRECTIONS
-from csmae.tracking.outbox import Event, Outbox, TrackingError
+from csmae.tracking.outbox import Event, Outbox
 from csmae.tracking.provenance import provenance
 from csmae.trial_status import TrialStatus
 
@@ -265,27 +264,21 @@ def test_the_summary_ranks_the_trials_and_shows_the_protocol_scores(folder: Path
     assert "| masking.ratio | 100% |" in text
 
 
-def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_commands(parser.add_subparsers(required=True))
-    options = parser.parse_args(words)
-    return int(options.run(options))
-
-
 def test_the_report_command_names_the_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("report", "masking", "--runs", str(folder.parent)) == 0
+    assert main(["report", "masking", "--storage", str(folder.parent)]) == 0
     assert capsys.readouterr().out == f"{folder}/report.html and {folder}/report.md\n"
 
 
 def test_the_sync_command_brings_a_study_to_a_database(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("sync", "masking", "--runs", str(folder.parent))
-    assert command(*words, "--mlflow-uri", f"sqlite:///{folder}/mlflow.db") == 0
+    words = ("sync", "masking", "--storage", str(folder.parent))
+    assert main([*words, "--mlflow-uri", f"sqlite:///{folder}/mlflow.db"]) == 0
     assert capsys.readouterr().out == f"masking is complete in sqlite:///{folder}/mlflow.db\n"
-    assert command(*words, "--mlflow-uri", "http://127.0.0.1:9", "--timeout", "1") == 1
+    assert main([*words, "--mlflow-uri", "http://127.0.0.1:9", "--timeout", "1"]) == 1
     assert capsys.readouterr().out == "14 events of masking are not uploaded yet to http://127.0.0.1:9\n"
 
 
 @pytest.mark.parametrize("name", ["sync", "report"])
-def test_a_study_that_is_not_there_is_one_line(name: str, tmp_path: Path) -> None:
-    with pytest.raises(TrackingError, match=r"no study: there is no outbox\.jsonl in it"):
-        command(name, "nothing", "--runs", str(tmp_path))
+def test_a_study_that_is_not_there_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "nothing", "--storage", str(tmp_path)]) == 2
+    line = capsys.readouterr().err
+    assert "no study: there is no outbox.jsonl in it" in line and line.count("\n") == 1

@@ -75,7 +75,7 @@ def test_a_damaged_scene_is_never_retrieved_not_even_before_scenes_of_negative_s
 
 
 def test_more_scenes_than_are_intact_cannot_be_asked_for(store: FeatureStore) -> None:
-    with pytest.raises(StoreError, match=r"--top must be between 1 and the 3 intact scenes of .*: found 4"):
+    with pytest.raises(StoreError, match=r"--k must be between 1 and the 3 intact scenes of .*: found 4"):
         list(search(unlike_all(store, "s1"), store, 4))
 
 
@@ -83,8 +83,8 @@ def test_a_store_made_with_damage_skipped_answers_queries_and_draws_them(
     store: FeatureStore, encoder_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = store.folder / "found.png"
-    asked = ["retrieve", "--encoder", str(encoder_dir), "--archive", str(store.folder), "--query", name_in(store, 0)]
-    assert main([*asked, "--sensor", "s1", "--top", "3", "--output", str(picture)]) == 0, capsys.readouterr().err
+    asked = ["retrieve", "--encoder", str(encoder_dir), "--store", str(store.folder), "--query", name_in(store, 0)]
+    assert main([*asked, "--sensor", "s1", "--k", "3", "--output", str(picture)]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert name_in(store, DAMAGED) not in said and name_in(store, MISSING) not in said
     assert name_in(store, 2) in said and name_in(store, 4) in said

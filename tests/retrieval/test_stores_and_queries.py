@@ -179,7 +179,7 @@ def test_a_name_of_another_split_may_ask_and_an_unknown_one_is_told(
     assert read_query(name, "s1", store, encoder).picture.shape == (2, 120, 120)
     with pytest.raises(ValueError, match=r"--query: 1 of 1 names are not in metadata\.parquet: S2A_MSIL2A_none"):
         read_query("S2A_MSIL2A_none", "s1", store, encoder)
-    with pytest.raises(StoreError, match="--top must be between 1 and the 24 scenes"):
+    with pytest.raises(StoreError, match="--k must be between 1 and the 24 scenes"):
         list(search(read_query(name, "s1", store, encoder), store, 25))
 
 
@@ -190,7 +190,7 @@ def test_embed_retrieve_and_evaluate_by_command(
     assert main(["embed", data.path, store, *encoder]) == 0
     name = open_archive(data).split("test").names[2]
     picture = tmp_path / "found.png"
-    asked = ["retrieve", *encoder, "--archive", store, "--query", name, "--sensor", "s1", "--top", "3"]
+    asked = ["retrieve", *encoder, "--store", store, "--query", name, "--sensor", "s1", "--k", "3"]
     assert main([*asked, "--output", str(picture)]) == 0
     said = capsys.readouterr().out
     assert said.count(name) >= 1

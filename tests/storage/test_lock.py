@@ -1,5 +1,6 @@
 """Locks of files where the file system has none."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from csmae.lock import unwritable
+from csmae.config import ConfigError
+from csmae.lock import only_driver, unwritable
 from tests.training.test_ddp import ROOT
 
 WITHOUT_LOCKS = """
@@ -49,3 +51,11 @@ def test_a_file_system_without_locks_is_named_with_what_to_do(tmp_path: Path) ->
 def test_a_full_disk_and_a_closed_folder_have_other_remedies() -> None:
     assert unwritable("runs", OSError(28, "No space left on device")).endswith(": make room there")
     assert unwritable("runs", PermissionError(13, "Permission denied")).endswith("that this account may write")
+
+
+def test_a_second_driver_of_a_study_is_rejected(tmp_path: Path) -> None:
+    with only_driver(tmp_path / "study"), pytest.raises(ConfigError, match=f"by process {os.getpid()}:"):  # noqa: SIM117
+        with only_driver(tmp_path / "study"):
+            pass
+    with only_driver(tmp_path / "study"):
+        pass

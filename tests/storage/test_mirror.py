@@ -26,8 +26,8 @@ from csmae.trials.store import TrialStore
 from csmae.trials.transfer import study_names
 from tests.conftest import free_port
 from tests.support.bucket_server import Server, running
+from tests.support.searches import start, write
 from tests.tuning.test_kills import kill_worker
-from tests.tuning.test_search import start, write
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +233,8 @@ IMPATIENT = """
 import sys
 from csmae.storage import study_mirror as storage
 storage.EVERY_S, storage.LEASE_S = 1.0, 5.0
-import search
-sys.exit(search.main())
+from csmae.cli.main import main
+sys.exit(main(["search", *sys.argv[1:]]))
 """
 
 

@@ -27,7 +27,7 @@ from csmae.tuning.stop_controller import StopController
 from csmae.workers.trial_files import clear_copies, copy_folder, marks_of, working_copy
 from tests.conftest import small_config
 from tests.support.bucket_server import Server, running
-from tests.tuning.test_search import write
+from tests.support.searches import write
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import Any
 from torch.multiprocessing.spawn import start_processes
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["train_worker", "csmae.__main__", "csmae.tracking.tracker"])
+SERVER.set_forkserver_preload(["csmae.training.trainer", "csmae.cli.main", "csmae.tracking.tracker"])
 
 
 def run_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int = 2) -> None:

@@ -219,7 +219,7 @@ def test_after_a_move_a_whole_study_can_be_sent_to_another_database(
     runs.rename(moved)
     shutil.copy(empty_database, tmp_path / "other.db")
     other = f"sqlite:///{tmp_path}/other.db"
-    assert main(["sync", "masking", "--runs", str(moved), "--mlflow-uri", other]) == 0
+    assert main(["sync", "masking", "--storage", str(moved), "--mlflow-uri", other]) == 0
     assert capsys.readouterr().out == f"masking is complete in {other}\n"
     assert files_of(other) == {"masking": ["report.html"], "trial 1": ["epoch.png"]}
     encoder = moved / "masking" / "trials" / "1" / "encoder"
@@ -227,7 +227,7 @@ def test_after_a_move_a_whole_study_can_be_sent_to_another_database(
 
 
 def synced(folder: Path, uri: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
-    status = main(["sync", "masking", "--runs", str(folder), "--mlflow-uri", uri])
+    status = main(["sync", "masking", "--storage", str(folder), "--mlflow-uri", uri])
     return status, capsys.readouterr().out.splitlines()
 
 

@@ -11,7 +11,7 @@ import mlflow
 import optuna
 import pytest
 
-import search as program
+from csmae.cli import finish
 from csmae.config import Config, ConfigError
 from csmae.console.tables import format_studies
 from csmae.sqlite import sqlite_path, sqlite_url
@@ -87,19 +87,15 @@ def test_a_study_cannot_be_named_like_an_option_or_a_file_of_the_storage(
         load_study(write(tmp_path, SPACE), name)
 
 
-def test_printed_commands_survive_copy_and_paste(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_printed_commands_survive_copy_and_paste(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = tmp_path / 'my "runs" & more; it\'s'
-    options = program._parser().parse_args(["study.yaml", "--storage", str(storage)])
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(sys, "argv", ["search.py", "study.yaml", "--storage", str(storage), "--num-trials", "3"])
     trial = optuna.trial.create_trial(value=0.5)
     champion = EncoderToScore("champion", Config(), trial, storage / "study" / "trials" / "0" / "encoder")
     stores = [TrialStore(load_study(write(tmp_path, SPACE), name), storage) for name in ("losses_v1.2", "study")]
-    program._say_what_next(options, stores[0], champion)
-    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
     uri = tracking_uri(None, storage)
+    lines = dict(line.split(":", 1) for line in finish._next_steps(stores[0], champion, uri) if ":" in line[:10])
     assert shlex.split(lines["compare"]) == ["mlflow", "ui", "--backend-store-uri", uri]
     assert shlex.split(lines["extend"]) == [
         "python",
@@ -111,9 +107,8 @@ def test_printed_commands_survive_copy_and_paste(
         "N",
     ]
     assert "champion-losses_v1.2" not in lines["load it"]
-    options.logger = "wandb"
-    program._say_what_next(options, stores[1], champion)
-    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line[:10])
+    uri = tracking_uri(None, storage, "wandb")
+    lines = dict(line.split(":", 1) for line in finish._next_steps(stores[1], champion, uri) if ":" in line[:10])
     loaded: list[str] = []
     eval(lines["load it"].strip(), {"csmae": type("csmae", (), {"load_encoder": loaded.append})})
     assert loaded == [str(champion.encoder_dir)]

@@ -152,7 +152,7 @@ def test_a_study_that_has_moved_is_sent_to_a_server_or_reports_what_is_missing(
     moved = (tmp_path / "old").rename(tmp_path / "new")
     report, files = moved / "masking" / "report.html", moved / "masking" / "trials" / "1" / "encoder"
     report.rename(tmp_path / "report.html")
-    sync = ["sync", "masking", "--runs", str(moved), "--mlflow-uri", server.uri]
+    sync = ["sync", "masking", "--storage", str(moved), "--mlflow-uri", server.uri]
     assert main(sync) == 1
     rejected, summary = capsys.readouterr().out.splitlines()
     assert rejected == f"rejected: the study: artifact: {report} no longer exists"

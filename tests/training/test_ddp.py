@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import train_worker
+from csmae.cli.main import main
 from csmae.config import Loss, Masking
 from csmae.model.csmae import CSMAE
 from tests.conftest import SMALL, free_port
@@ -73,7 +73,7 @@ def test_two_ranks_equal_one_process_with_the_double_batch(
 
 def train_by_hand(arguments: list[str], config: Path, out: Path) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments, "train_worker.py", str(config), "--out", str(out)],
+        [sys.executable, *arguments, "train_worker.py", str(config), "--output-dir", str(out)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -88,7 +88,7 @@ def test_torchrun_with_two_workers_gives_the_losses_of_one(tmp_path: Path, capsy
     config = tmp_path / "run.yaml"
     config.write_text(json.dumps(SMALL))
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    assert train_worker.main([str(config), "--out", str(tmp_path / "one")]) == 0
+    assert main(["train", str(config), "--output-dir", str(tmp_path / "one")]) == 0
     one, two = capsys.readouterr().out, train_by_hand(torchrun, config, tmp_path / "two")
     a, b = ([line.split("pairs/s")[0].rsplit(maxsplit=1)[0] for line in out.splitlines()[:4]] for out in (one, two))
     assert len(a) == 4
@@ -126,25 +126,26 @@ RAISING = """
 import os, sys, time
 import torch
 import torch.distributed as dist
-import train_worker
+from csmae.cli import train
+from csmae.cli.main import main
+from csmae.config import ConfigError
 
-def train(config, out):
+def run_epochs(config, output_dir):
     dist.all_reduce(torch.ones(1))
     if os.environ["RANK"] == "0":
         time.sleep(60)  # never comes to the second
     dist.all_reduce(torch.ones(1), async_op=True)  # as a backward pass leaves its first gradients
     raise {error}
 
-train_worker.train = train
-sys.argv = ["train_worker.py", os.environ["RUN_YAML"]]
-train_worker.run()
+train.run_epochs = run_epochs
+sys.exit(main(["train", os.environ["RUN_YAML"]]))
 """
 
 
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        ("train_worker.ConfigError('a damaged archive, say')", 2, "a damaged archive, say\n"),
+        ("ConfigError('a damaged archive, say')", 2, "a damaged archive, say\n"),
         ("RuntimeError('a bug, say')", 1, "RuntimeError: a bug, say\n"),
     ],
 )

@@ -83,7 +83,7 @@ def test_the_report_names_the_champion(trial_store: TrialStore) -> None:
     champion = encoders_to_score(trial_store)[-1].trial
     assert champion is not None
     assert champion.number == 0
-    assert main(["report", "study", "--runs", str(trial_store.folder.parent)]) == 0
+    assert main(["report", "study", "--storage", str(trial_store.folder.parent)]) == 0
     text, page = (trial_store.folder / "report.md").read_text(), (trial_store.folder / "report.html").read_text()
     assert "The best is trial 0: val/f1_mean 0.525 ± 0.035 (2 seeds)." in text
     rows = re.findall(r"^\| (\d) \| trained to the end \| ([^|]+) \| ([^|]*) \|", text, re.M)

@@ -17,7 +17,7 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from tests.conftest import SMALL
-from tests.tuning.test_search import ROOT, processes
+from tests.support.searches import ROOT, processes
 
 ROUNDS = 20
 

@@ -95,8 +95,8 @@ def test_a_machine_outside_the_cloud_is_rejected(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    assert main(["notice", "aws", "--address", "127.0.0.1:1"]) == 2
-    assert capsys.readouterr().err.startswith("notice aws: its metadata service does not answer here")
+    assert main(["preemption-notice", "aws", "--address", "127.0.0.1:1"]) == 2
+    assert capsys.readouterr().err.startswith("aws: its metadata service does not answer here")
 
 
 def test_a_notice_that_ray_does_not_accept_is_repeated_until_the_machine_stops(
@@ -104,10 +104,10 @@ def test_a_notice_that_ray_does_not_accept_is_repeated_until_the_machine_stops(
 ) -> None:
     monkeypatch.setattr(preemption, "GCP_NOTICE_S", 1.5)
     monkeypatch.setattr(preemption, "DRAIN_TIMEOUT_S", 1.0)
-    assert main(["notice", "gcp", "--address", f"127.0.0.1:{free_port()}", "--node-id", "a" * 56]) == 2
+    assert main(["preemption-notice", "gcp", "--address", f"127.0.0.1:{free_port()}", "--node-id", "a" * 56]) == 2
     out, err = capsys.readouterr()
     assert out.count("Ray did not accept the notice; retrying") >= 1
-    assert err.startswith("notice gcp: Ray at 127.0.0.1:") and "could not be notified" in err and err.count("\n") == 1
+    assert err.startswith("Ray at 127.0.0.1:") and "could not be notified" in err and err.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -116,7 +116,17 @@ def test_a_notice_reaches_a_head_that_responds_late(cluster: OwnCluster, metadat
     (gcs,) = [int(pid) for pid in cluster.run(["pgrep", "-f", f"gcs_server.*--gcs_server_port={port}"]).split()]
     ask = "import ray, sys; ray.init(sys.argv[1], logging_level='CRITICAL'); print(ray.nodes()[0]['NodeID'])"
     node = cluster.run([sys.executable, "-c", ask, cluster.address]).split()[-1]
-    command = [sys.executable, "-m", "csmae", "notice", "aws", "--address", cluster.address, "--node-id", node]
+    command = [
+        sys.executable,
+        "-m",
+        "csmae",
+        "preemption-notice",
+        "aws",
+        "--address",
+        cluster.address,
+        "--node-id",
+        node,
+    ]
     os.kill(gcs, signal.SIGSTOP)
     watch = subprocess.Popen(command, env=os.environ | cluster.environment, stdout=subprocess.PIPE, text=True)
     assert watch.stdout is not None
@@ -136,7 +146,17 @@ def test_a_trial_saves_in_the_middle_of_an_epoch_and_moves_when_its_node_will_be
     driver = start(tmp_path, cluster, "--num-trials", "1", "--set", "train.epochs=5", *LONG_EPOCHS)
     wait_for(driver, tmp_path, "trial 0 epoch 1/5")
     (preempted,) = cluster.nodes_at_work()
-    command = [sys.executable, "-m", "csmae", "notice", "aws", "--address", cluster.address, "--node-id", preempted]
+    command = [
+        sys.executable,
+        "-m",
+        "csmae",
+        "preemption-notice",
+        "aws",
+        "--address",
+        cluster.address,
+        "--node-id",
+        preempted,
+    ]
     assert cluster.run(command).startswith("this machine stops in 1")
     deadline = time.monotonic() + 60
     while not saved(tmp_path)["done"]["steps"]:

@@ -6,26 +6,27 @@ from pathlib import Path
 
 import pytest
 
-import search
+from csmae.cli.finish import usage_lines
 from csmae.tracking.destination import check_uri, tracking_uri
 from csmae.tracking.outbox import TrackingError
-from tests.tuning.test_search import error_line, write
+from tests.cli.test_search import error_line
+from tests.support.searches import write
 
 
 def test_with_weights_and_biases_mlflow_is_not_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs" / "masking"
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    lines = list(search.advice("wandb://team/csmae", folder, folder / "trials" / "3" / "encoder"))
+    lines = list(usage_lines("wandb://team/csmae", folder, folder / "trials" / "3" / "encoder"))
     assert lines == [
         f'load it:  csmae.load_encoder("{folder}/trials/3/encoder")',
         "compare:  project team/csmae of Weights & Biases, group masking",
     ]
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert f"send:     wandb sync {folder}/wandb/offline-run-*" in search.advice("wandb://csmae", folder, folder)
+    assert f"send:     wandb sync {folder}/wandb/offline-run-*" in usage_lines("wandb://csmae", folder, folder)
 
 
 def test_with_mlflow_the_alias_and_page_of_the_study_are_named(tmp_path: Path) -> None:
-    lines = list(search.advice("http://server:5000", tmp_path / "masking", tmp_path))
+    lines = list(usage_lines("http://server:5000", tmp_path / "masking", tmp_path))
     assert lines[0] == 'load it:  csmae.load_encoder("models:/csmae-encoder@champion-masking")'
     assert lines[1:] == ["          with MLFLOW_TRACKING_URI=http://server:5000", "compare:  http://server:5000"]
 

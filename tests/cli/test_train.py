@@ -1,4 +1,4 @@
-"""Training by hand: what a person sees who types the command."""
+"""``csmae train``, alone and under torchrun."""
 
 import json
 import subprocess
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import train_worker
 from csmae import load_encoder
+from csmae.cli.main import main
+from csmae.training import torchrun
 from csmae.training.checkpoint import CHECKPOINT
 from csmae.training.trainer import pretrain
 from tests.conftest import SMALL, free_port, small_config
@@ -24,7 +25,7 @@ def run_yaml(tmp_path: Path) -> Path:
 
 def test_a_run_prints_a_line_an_epoch_and_leaves_an_encoder(run_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run_yaml.parent / "out"
-    assert train_worker.main([str(run_yaml), "--set", "train.epochs=2", "--out", str(out)]) == 0
+    assert main(["train", str(run_yaml), "--set", "train.epochs=2", "--output-dir", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("epoch 1/2  loss ")
     assert lines[1].startswith("epoch 2/2  loss ")
@@ -49,7 +50,7 @@ def test_a_run_prints_a_line_an_epoch_and_leaves_an_encoder(run_yaml: Path, caps
 def test_a_mistake_is_one_line_and_status_2(
     run_yaml: Path, option: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_worker.main([str(run_yaml), "--set", option, "--out", str(run_yaml.parent / "out")]) == 2
+    assert main(["train", str(run_yaml), "--set", option, "--output-dir", str(run_yaml.parent / "out")]) == 2
     seen = capsys.readouterr()
     assert text in seen.err
     assert len(seen.err.splitlines()) == 1
@@ -57,7 +58,7 @@ def test_a_mistake_is_one_line_and_status_2(
 
 
 def test_a_missing_file_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_worker.main([str(tmp_path / "none.yaml")]) == 2
+    assert main(["train", str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err == f"{tmp_path / 'none.yaml'}: cannot be read: No such file or directory\n"
 
 
@@ -71,9 +72,9 @@ def test_a_missing_file_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.
 def test_a_checkpoint_of_another_configuration_is_one_line_and_status_2(
     run_yaml: Path, option: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [str(run_yaml), "--out", str(run_yaml.parent / "out")]
+    arguments = [str(run_yaml), "--output-dir", str(run_yaml.parent / "out")]
     next(pretrain(small_config(), run_yaml.parent / "out"))
-    assert train_worker.main([*arguments, "--set", option]) == 2
+    assert main(["train", *arguments, "--set", option]) == 2
     seen = capsys.readouterr().err
     assert text in seen
     assert len(seen.splitlines()) == 1
@@ -83,7 +84,7 @@ def test_a_checkpoint_half_written_is_one_line_and_status_2(run_yaml: Path, caps
     out = run_yaml.parent / "out"
     next(pretrain(small_config(), out))
     (out / CHECKPOINT).write_bytes((out / CHECKPOINT).read_bytes()[:5000])
-    assert train_worker.main([str(run_yaml), "--out", str(out)]) == 2
+    assert main(["train", str(run_yaml), "--output-dir", str(out)]) == 2
     seen = capsys.readouterr().err
     assert "checkpoint.pt: is damaged" in seen
     assert len(seen.splitlines()) == 1
@@ -122,19 +123,19 @@ def test_the_environment_of_another_launcher_is_one_line_and_status_2(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for name in train_worker.LAUNCHER:
+    for name in torchrun.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in {"RANK": "1", **environment}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(train_worker, "JOIN_S", 1.0)
-    assert train_worker.main([str(run_yaml), "--out", str(run_yaml.parent / "out")]) == 2
+    monkeypatch.setattr(torchrun, "JOIN_TIMEOUT_S", 1.0)
+    assert main(["train", str(run_yaml), "--output-dir", str(run_yaml.parent / "out")]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert text in line and "unset RANK" in line
 
 
 @pytest.mark.slow
 def test_a_batch_that_two_workers_cannot_share_is_told_in_one_line_each(run_yaml: Path) -> None:
-    torchrun = [
+    launcher = [
         sys.executable,
         "-m",
         "torch.distributed.run",
@@ -144,7 +145,15 @@ def test_a_batch_that_two_workers_cannot_share_is_told_in_one_line_each(run_yaml
         str(free_port()),
     ]
     done = subprocess.run(
-        [*torchrun, "train_worker.py", str(run_yaml), "--set", "optim.batch_size=9", "--out", str(run_yaml.parent)],
+        [
+            *launcher,
+            "train_worker.py",
+            str(run_yaml),
+            "--set",
+            "optim.batch_size=9",
+            "--output-dir",
+            str(run_yaml.parent),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

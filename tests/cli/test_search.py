@@ -1,9 +1,7 @@
-"""The command line of a search: mistakes are rejected in one line; a real search runs on a real Ray."""
+"""``csmae search``: mistakes are rejected in one line; a real search runs on a real Ray."""
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,30 +10,16 @@ import mlflow
 import numpy as np
 import optuna
 import pytest
-import yaml
 
 import csmae
-import search
-from csmae.cluster.resources import ClusterResources, allocate
-from csmae.config import ConfigError
-from csmae.lock import only_driver
-from csmae.study.options import Search
-from tests.conftest import SMALL
+from csmae.cli.main import main
 from tests.support.archives import without_labels, write_v2
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def write(folder: Path, **settings: Any) -> Path:
-    path = folder / "small.yaml"
-    space = {"masking.ratio": {"float": [0.3, 0.7]}}
-    path.write_text(yaml.safe_dump({"base": SMALL, "space": space, "search": {"num_trials": 2, **settings}}))
-    return path
+from tests.support.searches import processes, start, write
 
 
 def error_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one line with which a command is rejected."""
-    assert search.main(arguments) == 2
+    assert main(["search", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     return err
@@ -68,75 +52,12 @@ def test_mistakes_are_rejected_in_one_line(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_dry_run_shows_the_space_and_what_a_trial_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert search.main([str(write(tmp_path)), "--dry-run", "--storage", str(tmp_path / "runs")]) == 0
+    assert main(["search", str(write(tmp_path)), "--dry-run", "--storage", str(tmp_path / "runs")]) == 0
     out = capsys.readouterr().out
     assert "masking.ratio: float 0.3 to 0.7" in out
     assert out.count("M parameters") == 6
     assert "a trial needs 1 x 1 CPU" in out
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_second_driver_of_a_study_is_rejected(tmp_path: Path) -> None:
-    with only_driver(tmp_path / "study"), pytest.raises(ConfigError, match=f"by process {os.getpid()}:"):  # noqa: SIM117
-        with only_driver(tmp_path / "study"):
-            pass
-    with only_driver(tmp_path / "study"):
-        pass
-
-
-@pytest.mark.parametrize(
-    ("settings", "resources", "expected"),
-    [
-        ({"workers_per_trial": 2}, ClusterResources(2, 0, "here"), (1, 1.0, 0.0)),
-        ({"workers_per_trial": 2}, ClusterResources(9, 0, "here"), (4, 1.0, 0.0)),
-        ({"workers_per_trial": 1, "num_trials": 3}, ClusterResources(9, 0, "here"), (3, 1.0, 0.0)),
-        ({"workers_per_trial": 2}, ClusterResources(32, 8, "here"), (4, 4.0, 1.0)),
-        ({"workers_per_trial": 1, "gpus_per_worker": 0.5}, ClusterResources(8, 1, "here"), (2, 4.0, 0.5)),
-        ({"workers_per_trial": 1}, ClusterResources(12, 1, "a head of 4 CPUs and a node of 8", 8.0), (1, 8.0, 1.0)),
-        ({"workers_per_trial": 4, "gpus_per_worker": 0}, ClusterResources(8, 1, "here"), (2, 1.0, 0.0)),
-    ],
-)
-def test_resources_are_divided_among_concurrent_trials(
-    settings: dict[str, Any], resources: ClusterResources, expected: tuple[int, float, float]
-) -> None:
-    allocation = allocate(Search(**settings), resources)
-    assert (allocation.max_concurrent, allocation.cpus_per_worker, allocation.gpus_per_worker) == expected
-
-
-@pytest.mark.parametrize(
-    ("settings", "resources", "text"),
-    [
-        ({"workers_per_trial": 3}, ClusterResources(2, 0, "here"), "needs 3 CPUs, here has 2"),
-        ({"workers_per_trial": 2}, ClusterResources(8, 1, "here"), "needs 2 GPUs, here has 1"),
-        ({"gpus_per_worker": 1}, ClusterResources(8, 0, "here"), "needs 1 GPUs, here has 0"),
-        ({"gpus_per_worker": 0.5, "workers_per_trial": 2}, ClusterResources(8, 2, "here"), "cannot share a GPU"),
-    ],
-)
-def test_missing_resources_are_named(settings: dict[str, Any], resources: ClusterResources, text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
-        allocate(Search(**settings), resources)
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start the command in a new session, with its output in a file."""
-    command = [sys.executable, str(ROOT / "search.py"), str(folder / "small.yaml"), "--storage", str(folder / "runs")]
-    with (folder / "log").open("w") as log:
-        return subprocess.Popen(
-            [*command, *arguments], stdout=log, stderr=subprocess.STDOUT, text=True, cwd=folder, start_new_session=True
-        )
-
-
-def processes(session: int) -> dict[int, str]:
-    """Processes of a session: command lines by process id."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, *numbers = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(numbers[2]) == session and state != "Z":
-                found[int(stat.parent.name)] = (stat.parent / "cmdline").read_text().rstrip("\0")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
 
 
 def test_an_interrupted_search_resumes_and_ends_with_a_champion_that_loads(

@@ -1,4 +1,4 @@
-"""``python -m csmae data …``: what it says, what it leaves behind, and with which exit code it ends."""
+"""``csmae data …``: what it prints, what it leaves behind, and with which exit status it ends."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
-from csmae.__main__ import main
+from csmae.cli.main import main
 from csmae.data.subsets import in_ben_14k
 from csmae.sensors import S1_BANDS, S2_BANDS
 from tests.support.archives import FILES, bands_of, labels_of, names_of, open_folder, put, write_pickles, write_v2
@@ -34,7 +34,7 @@ def run(*arguments: object) -> int:
 
 def run_limited(bytes_of_a_file: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """In a process whose files cannot grow beyond a limit: a disk that fills up in the middle."""
-    code = "import sys; from csmae.__main__ import main; sys.exit(main(['data', *sys.argv[1:]]))"
+    code = "import sys; from csmae.cli.main import main; sys.exit(main(['data', *sys.argv[1:]]))"
     return run_code(code, *arguments, file_bytes=bytes_of_a_file)
 
 

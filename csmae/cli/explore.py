@@ -1,0 +1,183 @@
+"""The command ``search`` at work, in the driver: it checks the study, opens what the trials need and runs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from csmae.cli.exit_status import FAILED, INTERRUPTED
+from csmae.cli.finish import finish
+from csmae.cli.search import SearchRequest
+from csmae.cluster.node_report import report_nodes
+from csmae.cluster.preflight import require, required_checks
+from csmae.cluster.resources import Allocation, ClusterResources, allocate, local_resources
+from csmae.cluster.session import ray_running
+from csmae.config import ConfigError
+from csmae.console.dry_run import format_dry_run
+from csmae.console.live_view import LiveView
+from csmae.console.progress import SearchProgress
+from csmae.console.tables import format_studies
+from csmae.console.terminal import plain_console, print_line
+from csmae.lock import only_driver
+from csmae.settings import flatten
+from csmae.storage.layout import DATABASE
+from csmae.storage.manifest import Files
+from csmae.storage.study_mirror import fetched, local, opened
+from csmae.study.metrics import LABEL_SCORES
+from csmae.study.study import Study, load_study
+from csmae.tracking.destination import check_uri, redacted, tracking_uri
+from csmae.tracking.provenance import command, provenance
+from csmae.tracking.tracker import Tracker
+from csmae.trial_status import TrialStatus
+from csmae.trials.budget import Budget
+from csmae.trials.store import TrialStore
+from csmae.trials.transfer import load_source_study, transfer_trials
+from csmae.tuning.driver import run_search
+from csmae.tuning.events import EpochReported, Event, SearchOutcome, TrialEnded, TrialStarted
+from csmae.tuning.settings_warnings import settings_warnings
+from csmae.tuning.stop_controller import raise_on_termination
+
+UPLOAD_TIMEOUT_S = 60.0
+
+NUM_LABELED = 64
+"""Validation scenes to read; at least one of them has a label if the archive has labels."""
+
+
+def print_studies(storage: str) -> None:
+    """Print a table of the studies in a storage."""
+    plain_console().print(format_studies(fetched(storage) / DATABASE))
+
+
+def dry_run(request: SearchRequest) -> int:
+    """Print the space and the cost of a trial; returns the exit status."""
+    study, _, resources = _check_request(request)
+    print_line(format_dry_run(study, resources))
+    return 0
+
+
+def run(request: SearchRequest) -> int:
+    """Run or resume a search; returns the exit status.
+
+    Raises:
+        ConfigError: The study, its data, the storage or the cluster cannot be used.
+    """
+    try:
+        return _run(request)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"stopped; to resume: {command()}\n")
+        return INTERRUPTED
+
+
+def _run(request: SearchRequest) -> int:
+    study, uri, resources = _check_request(request)
+    _check_data(study)
+    for warning in settings_warnings(study):
+        print_line(f"note: {warning}")
+    folder = local(request.storage).absolute()
+    with opened(request.storage) as files, only_driver(folder / study.name):
+        trial_store = _open_trial_store(study, folder, files, request.source_studies)
+        tracker = Tracker(trial_store.folder, study.name, uri)
+        try:
+            with (
+                ray_running(request.address, resources, request.verbose, request.insecure) as found,
+                raise_on_termination(),
+            ):
+                if request.address:
+                    require(required_checks(report_nodes(files.bucket if files else folder, study.first().data)))
+                return _explore(trial_store, tracker, redacted(uri), allocate(study.search, found))
+        finally:
+            _close(tracker)
+
+
+def _check_request(request: SearchRequest) -> tuple[Study, str, ClusterResources | None]:
+    """The study, where its events go, and this machine's resources unless the search joins a cluster.
+
+    Raises:
+        ConfigError: A mistake in the study file or the options, or a trial that does not fit on this machine.
+    """
+    study = load_study(request.study_file, request.fork or request.name, request.assignments)
+    uri = tracking_uri(request.mlflow_uri, local(request.storage), request.logger)
+    check_uri(uri)
+    resources = None if request.address else local_resources()
+    if resources:
+        allocate(study.search, resources)
+    return study, uri, resources
+
+
+def _check_data(study: Study) -> None:
+    from csmae.training.scoring import validation_split
+    from csmae.training.trainer import check  # torch takes seconds, which a mistake in the file need not wait for
+
+    config = study.first()
+    validation = validation_split(check(config), config)
+    labeled = [name for name in (*study.search.objectives, *study.search.constraints) if name in LABEL_SCORES]
+    if labeled and not validation.take(range(min(NUM_LABELED, len(validation)))).labels().any():
+        raise ConfigError(
+            f"{config.data.path}: holds no labels, which {labeled[0]} needs: use search.objectives "
+            "{val/recall_at_1: maximize}, which needs none"
+        )
+
+
+def _open_trial_store(study: Study, folder: Path, files: Files | None, source_studies: list[str]) -> TrialStore:
+    """Open the trial store and transfer the trials of its source studies."""
+    sources = [load_source_study(folder / DATABASE, name, study) for name in source_studies]
+    trial_store = TrialStore(study, folder, files)
+    for name in trial_store.sources:
+        try:
+            sources.append(load_source_study(folder / DATABASE, name, study))
+        except ConfigError as error:  # the study file changed so much that no trial of the earlier definition fits
+            print_line(str(error))
+            trial_store.drop_source(name)
+    for source in sources:
+        print_line(f"{transfer_trials(trial_store, source)} trials transferred from study {source.study_name}")
+    return trial_store
+
+
+def _explore(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocation: Allocation) -> int:
+    """Run the trials, then register the champion."""
+    study, budget = trial_store.study, Budget(trial_store, allocation.gpus_per_worker)
+    tracker.start(
+        dict(flatten(study.definition())),
+        provenance() | {"csmae.tracking": tracker.destination},
+        *next(iter(study.search.objectives.items())),
+    )
+    progress = SearchProgress.from_budget(budget)
+    with LiveView(study.name, progress, plain_console()) as view:
+
+        def listen(event: Event) -> None:
+            view(event)
+            track(tracker, event)
+
+        search_end = run_search(budget, allocation, listen)
+    if search_end.outcome is SearchOutcome.SUPERSEDED:
+        print_line(f"{search_end.reason}: this search stops")
+        return FAILED
+    for trial in progress.running:
+        tracker.end(trial.number, TrialStatus.RUNNING, search_end.reason or "interrupted")
+    if search_end.outcome in (SearchOutcome.INTERRUPTED, SearchOutcome.STORAGE_FAILED):
+        print_line(f"{search_end.reason or 'stopped cleanly'}; to resume: {command()}")
+        return FAILED if search_end.reason else INTERRUPTED
+    if search_end.reason:
+        print_line(f"ended early: {search_end.reason}")
+    return 0 if finish(trial_store, tracker, shown_uri, allocation) else FAILED
+
+
+def track(tracker: Tracker, event: Event) -> None:
+    """Forward an event of the search to the tracker."""
+    if isinstance(event, TrialStarted):
+        tracker.trial(event.number, dict(event.values))
+    elif isinstance(event, EpochReported):
+        tracker.epoch(event.number, event.epoch, dict(event.metrics))
+    elif isinstance(event, TrialEnded):
+        tags = {} if event.confirms is None else {"csmae.confirms": str(event.confirms)}
+        if event.violated_constraints:
+            tags["csmae.violated_constraints"] = ", ".join(event.violated_constraints)
+        tracker.end(event.number, event.state, event.reason, tags)
+
+
+def _close(tracker: Tracker) -> None:
+    num_pending = tracker.close(UPLOAD_TIMEOUT_S)
+    if num_pending:
+        print_line(f"{num_pending} events are not yet uploaded to {tracker.destination}; the next run sends them")
+    for text in tracker.rejected:
+        print_line(f"{tracker.destination} rejected: {text}")

@@ -1,0 +1,163 @@
+"""The command ``search``: its options, and what they mean for a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from csmae.cli.options import Address, Assignments, Logger, MlflowUri, Storage, StudyFile
+from csmae.config import ConfigError
+
+BUDGET, RESOURCES, TRANSFER = "Budget", "Resources", "Transfer"
+"""Panels of the help."""
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """A search as the command line describes it."""
+
+    study_file: Path
+    name: str | None
+    assignments: list[str]
+    storage: str
+    mlflow_uri: str | None
+    logger: Literal["mlflow", "wandb"]
+    address: str | None
+    insecure: bool
+    fork: str | None
+    warm_start_from: str | None
+    verbose: bool
+
+    @property
+    def source_studies(self) -> list[str]:
+        """Names of the studies whose trials the new study starts from."""
+        forked = (self.name or self.study_file.stem) if self.fork else None
+        return [name for name in (forked, self.warm_start_from) if name]
+
+
+def search(
+    study: StudyFile = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of the study. Default: the name of its file, without .yaml."),
+    ] = None,
+    assignments: Assignments = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the space and the cost of a trial, and exit.")
+    ] = False,
+    list_studies: Annotated[bool, typer.Option("--list", help="List the studies in the storage, and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Ray's own logs.")] = False,
+    num_trials: Annotated[
+        int | None,
+        typer.Option("--num-trials", metavar="N", help="Trials of the whole study.", rich_help_panel=BUDGET),
+    ] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--time-limit",
+            metavar="DURATION",
+            help="Time for the whole study, such as 90m or 12h; trials still running then end.",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
+    gpu_hours: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu-hours",
+            metavar="HOURS",
+            help="GPU hours for the whole study, summed over all GPUs; without GPUs, hours of CPU workers.",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None,
+    workers_per_trial: Annotated[
+        int | None,
+        typer.Option(
+            "--workers-per-trial", metavar="N", help="DDP workers that train one trial.", rich_help_panel=RESOURCES
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            "--gpus-per-worker",
+            metavar="X",
+            help="GPUs of one worker. Default: 1 if there are GPUs, otherwise 0.",
+            rich_help_panel=RESOURCES,
+        ),
+    ] = None,
+    accelerator_type: Annotated[
+        str | None,
+        typer.Option(
+            "--accelerator-type",
+            metavar="TYPE",
+            help="GPU type to use in a cluster with several, such as A10G or H100.",
+            rich_help_panel=RESOURCES,
+        ),
+    ] = None,
+    address: Address = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Join a cluster that requires no token.", rich_help_panel=RESOURCES)
+    ] = False,
+    storage: Storage = "runs",
+    mlflow_uri: MlflowUri = None,
+    logger: Logger = "mlflow",
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            "--fork",
+            metavar="NEW",
+            help="Start a study named NEW with those trials of this study that still fit its file.",
+            rich_help_panel=TRANSFER,
+        ),
+    ] = None,
+    warm_start_from: Annotated[
+        str | None,
+        typer.Option(
+            "--warm-start-from",
+            metavar="STUDY",
+            help="Start with those trials of another study that fit.",
+            rich_help_panel=TRANSFER,
+        ),
+    ] = None,
+) -> int:
+    """Run a hyperparameter search and register the best encoder.
+
+    Without --address, it runs on this machine alone. Ctrl-C stops it cleanly; the same command resumes it.
+    """
+    if list_studies:
+        from csmae.cli.explore import print_studies
+
+        print_studies(storage)
+        return 0
+    if study is None:
+        raise ConfigError("name a study file, such as spaces/quickstart.yaml (--list shows the studies there are)")
+    if insecure and not address:
+        raise ConfigError("--insecure applies only to a cluster: add --address")
+    settings = {
+        "num_trials": num_trials,
+        "time_limit": time_limit,
+        "gpu_hours": gpu_hours,
+        "workers_per_trial": workers_per_trial,
+        "gpus_per_worker": gpus_per_worker,
+        "accelerator_type": accelerator_type,
+    }
+    overrides = [f"search.{name}={value}" for name, value in settings.items() if value is not None]
+    request = SearchRequest(
+        study_file=study,
+        name=name,
+        assignments=[*(assignments or []), *overrides],
+        storage=storage,
+        mlflow_uri=mlflow_uri,
+        logger=logger,
+        address=address,
+        insecure=insecure,
+        fork=fork,
+        warm_start_from=warm_start_from,
+        verbose=verbose,
+    )
+    from csmae.cli.explore import dry_run as show_plan
+    from csmae.cli.explore import run  # Ray, torch and Optuna take seconds
+
+    return show_plan(request) if dry_run else run(request)
