@@ -11,13 +11,12 @@ from rich.console import Console
 
 from csmae.console.live_view import LiveView
 from csmae.console.progress import SearchProgress
-from csmae.console.tables import format_best_trials, format_scores, format_studies
 from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.tuning.events import EpochReported, TrialEnded, TrialStarted
 from tests.console.test_terminal import MARKUP
-from tests.tuning.test_searcher import make_searcher, make_study, result
+from tests.tuning.test_searcher import make_study
 
 
 def make_view(folder: Path, terminal: bool = True) -> tuple[LiveView, SearchProgress, io.StringIO]:
@@ -42,23 +41,6 @@ def test_the_view_prints_markup_literally(tmp_path: Path, terminal: bool) -> Non
         run(view, 0, reason=MARKUP)
     shown = "".join(output.getvalue().split())
     assert "".join(MARKUP.split()) in shown
-
-
-def test_tables_print_markup_literally(tmp_path: Path) -> None:
-    study = make_study(tmp_path)
-    searcher, _ = make_searcher(study, tmp_path)
-    searcher.suggest("a")
-    searcher.on_trial_complete("a", result(4, 0.4, finished=True))
-    output = io.StringIO()
-    folder = tmp_path / "[bold]runs"
-    folder.mkdir()
-    (tmp_path / "studies.db").rename(folder / "studies.db")
-    console = Console(file=output, width=300)
-    console.print(format_studies(folder / "studies.db"))
-    console.print(format_best_trials(TrialStore(study, folder)))
-    console.print(format_scores({MARKUP: {"test/recall_at_1": 0.5, "test/mrr": 0.5}}))
-    shown = "".join(output.getvalue().split())
-    assert f"studiesin{folder}/studies.db" in shown and "".join(MARKUP.split()) in shown
 
 
 def test_an_error_in_the_view_does_not_stop_the_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from csmae.cluster.resources import Allocation
-from csmae.console.tables import format_studies
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
 from csmae.trials.budget import Budget
@@ -209,10 +208,3 @@ def test_a_confirmation_cut_short_after_its_first_score_resumes_under_its_number
     trial_store = TrialStore(study, tmp_path)
     assert entries(trial_store)[0].scores == (0.5, 0.4) and len(trial_store.all_trials()) == 2
     assert list(tmp_path.glob("study/trials/*/checkpoint.pt")) == []
-
-
-def test_the_list_of_studies_counts_waiting_trials(tmp_path: Path) -> None:
-    cut_before_first_score(tmp_path)
-    table = format_studies(tmp_path / DATABASE)
-    row = {str(column.header): list(map(str, column.cells)) for column in table.columns}
-    assert row["waiting"] == ["1"] and row["running"] == ["0"]

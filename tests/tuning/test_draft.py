@@ -6,18 +6,14 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState
 
 from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
-from csmae.trials.attributes import EPOCH_VALUES
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.draft import Rejection, rejections
-from csmae.tuning.sampler_view import visible_trials
-from csmae.tuning.samplers import make_sampler, population_size
 from tests.study.test_study import BETAS, write
 from tests.tuning.test_proposals import train_all
 from tests.tuning.test_searcher import make_searcher, make_study, result
@@ -126,31 +122,3 @@ def test_choices_of_lists_are_trained_and_transferred(tmp_path: Path) -> None:
     assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)) == len(
         trained
     )
-
-
-# What samplers see
-
-
-def test_nsga2_has_generations_within_a_study_and_learns_from_starting_points(tmp_path: Path) -> None:
-    space = {
-        name: {"float": [0.3, 0.9]} for name in ("masking.ratio", "loss.mim_weight", "loss.cmr_weight", "optim.lr")
-    }
-    study = make_study(tmp_path, space, sampler="nsga2", scheduler="none", num_trials=32)
-    assert population_size(study.search) == 6
-    train_all(make_searcher(study, tmp_path)[0])
-    trial_store, key = TrialStore(study, tmp_path), NSGAIISampler._get_generation_key()
-    generations = [trial.system_attrs.get(key) for trial in trial_store.trials()]
-    assert generations[:7] == [None, 0, 0, 0, 0, 0, 1] and max(g for g in generations if g is not None) >= 4
-    late = [trial.params["masking.ratio"] for trial in trial_store.trials()[-12:]]
-    assert sum(late) / len(late) > 0.67  # the score is the ratio; at random, between 0.3 and 0.9, it is 0.6
-
-
-def test_with_several_objectives_tpe_gets_the_best_pruned_trials_first(tmp_path: Path) -> None:
-    goals = {"val/f1_mean": "maximize", "cost/flops": "minimize"}
-    study = make_study(tmp_path, objectives=goals)
-    trial_store = TrialStore(study, tmp_path)
-    for epoch, score, flops in ((1, 0.1, 9.0), (1, 0.3, 5.0), (3, 0.2, 9.0), (1, 0.2, 9.0), (3, 0.2, 2.0)):
-        attributes = {f"{EPOCH_VALUES}{epoch}": (score, flops)}
-        trial_store.optuna_study.add_trial(optuna.create_trial(state=TrialState.PRUNED, user_attrs=attributes))
-    seen = visible_trials(study.search, make_sampler(study.search, 0), trial_store.all_trials())
-    assert [t.number for t in seen if t.state is TrialState.PRUNED] == [5, 3, 2, 4, 1]

@@ -14,10 +14,9 @@ from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import entries, ranked
+from csmae.trials.leaderboard import ranked
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
-from csmae.trials.trial import curve
 from csmae.tuning.champion import encoders_to_score
 from csmae.tuning.driver import run_search
 from csmae.tuning.events import SearchOutcome
@@ -162,36 +161,7 @@ def test_samplers_that_do_not_learn_from_rejections_still_find_points(tmp_path: 
     assert all(cost(Config.model_validate(s["config"])).params <= 1.4e6 for s in trained)
 
 
-def test_qmc_draws_new_conditional_parameters_each_time(tmp_path: Path) -> None:
-    space = {
-        "loss.mim_weight": {"choice": [0.0, 1.0]},
-        "loss.temperature": {"float": [0.05, 1.0], "when": {"loss.mim_weight": "> 0"}},
-        "masking.ratio": {"float": [0.3, 0.9]},
-    }
-    study = make_study(tmp_path, space, sampler="qmc", num_trials=12, start_from=[{"loss.mim_weight": 0.0}])
-    train_all(make_searcher(study, tmp_path)[0])
-    drawn = [
-        t.params["loss.temperature"] for t in TrialStore(study, tmp_path).trials() if "loss.temperature" in t.params
-    ]
-    assert len(set(drawn)) == len(drawn) > 2
-
-
-# Several objectives
-
-
-def test_tpe_learns_from_pruned_trials_with_several_objectives(tmp_path: Path) -> None:
-    goals = {"val/f1_mean": "maximize", "cost/flops": "minimize"}
-    study = make_study(tmp_path, objectives=goals, num_trials=12, startup_trials=3)
-    searcher, _ = make_searcher(study, tmp_path)
-    for index in range(12):
-        name, flops = str(index), {"metrics/cost/flops": 10.0 - index}
-        assert isinstance(searcher.suggest(name), dict)
-        searcher.on_trial_result(name, result(1, index % 7 / 10) | flops)
-        ended = {"finished": True} if index % 3 == 0 else {}
-        searcher.on_trial_complete(name, result(2, index % 7 / 10, **ended) | flops)
-    trials = TrialStore(study, tmp_path).trials()
-    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
-    assert curve(trials[1]) == {1: (0.1, 9.0), 2: (0.1, 9.0)}
+# Definitions of studies
 
 
 def test_the_order_of_objectives_is_part_of_a_study(tmp_path: Path) -> None:
@@ -304,24 +274,6 @@ def test_a_trial_cut_short_before_its_first_epoch_restarts_when_the_study_resume
     assert isinstance(first, dict) and isinstance(second, dict)
     assert (first["never_stop"], first["config"]["masking"]["ratio"], second["never_stop"]) == (True, 0.5, False)
     assert again.suggest("e") is None
-
-
-def test_a_confirmed_champion_keeps_its_encoder_when_the_study_is_extended(tmp_path: Path) -> None:
-    def run(num_trials: int, scores: list[float]) -> Study:
-        settings: dict[str, Any] = {"keep": 1, "sampler": "random", "confirm": {"top": 1, "seeds": 1}, "start_from": []}
-        study = make_study(tmp_path, num_trials=num_trials, **settings)
-        searcher, _ = make_searcher(study, tmp_path)
-        for index, score in enumerate(scores):
-            suggestion = searcher.suggest(str(index))
-            assert isinstance(suggestion, dict)
-            (Path(suggestion["run_dir"]) / "encoder").mkdir(parents=True)
-            searcher.on_trial_complete(str(index), result(4, score, finished=True))
-        return study
-
-    run(2, [0.5, 0.4, 0.6])
-    trial_store = TrialStore(run(3, [0.55, 0.2]), tmp_path)
-    assert next((s.trial.number, s.scores) for s in entries(trial_store)) == (0, (0.5, 0.6))
-    assert [e.trial.number for e in encoders_to_score(trial_store) if e.trial] == [0]
 
 
 def test_the_default_configuration_is_scored_only_if_its_encoder_exists(tmp_path: Path) -> None:

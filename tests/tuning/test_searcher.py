@@ -1,6 +1,5 @@
 """The searcher on a real trial store: Optuna with SQLite."""
 
-import io
 import math
 import time
 from pathlib import Path
@@ -10,10 +9,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
-from rich.console import Console
 
 from csmae.config import Config, ConfigError
-from csmae.console.tables import format_best_trials
 from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
@@ -22,7 +19,7 @@ from csmae.trials.leaderboard import entries, ranked
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.draft import rejections
-from csmae.tuning.events import EpochReported, Event, SearchEnd, SearchOutcome, TrialEnded, TrialStarted, TrialWaiting
+from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted, TrialWaiting
 from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import BASE, write
 
@@ -186,87 +183,10 @@ def test_constraints_on_cost_are_enforced_without_training(tmp_path: Path) -> No
     assert all("cost/params is" in rejection.reason for rejection in rejected)
 
 
-def test_a_trial_that_violates_a_measured_constraint_cannot_win(tmp_path: Path) -> None:
-    study = make_study(tmp_path, constraints={"time/epoch_s": "<= 10"}, num_trials=2)
-    searcher, _ = make_searcher(study, tmp_path)
-    for name, seconds, value in (("a", 5, 0.2), ("b", 50, 0.9)):
-        searcher.suggest(name)
-        searcher.on_trial_complete(name, result(4, value, finished=True) | {"metrics/time/epoch_s": seconds})
-    assert [trial.number for trial in ranked(TrialStore(study, tmp_path))] == [0]
-
-
-@pytest.mark.parametrize("restarted", [False, True])
-def test_a_measured_constraint_is_judged_by_the_last_epoch(tmp_path: Path, restarted: bool) -> None:
-    study = make_study(tmp_path, constraints={"time/epoch_s": "<= 10"}, num_trials=2)
-    searcher, _ = make_searcher(study, tmp_path)
-    for name, first, last in (("a", 50, 5), ("b", 5, 50)):
-        searcher.suggest(name)
-        searcher.on_trial_result(name, result(1, 0.2) | {"metrics/time/epoch_s": first})
-        searcher.on_trial_result(name, result(2, 0.2) | {"metrics/time/epoch_s": last})
-        if not restarted:
-            searcher.on_trial_complete(name, {"done": True})
-    if restarted:
-        searcher, _ = make_searcher(study, tmp_path)
-        searcher.cut_short_trials("the budget is exhausted")
-    trials = TrialStore(study, tmp_path).trials()
-    assert [trial.constraints["time/epoch_s"] for trial in trials] == [-5, 40]
-
-
 def test_constraints_that_no_point_satisfies_abort_the_search(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, constraints={"cost/params": "<= 10"}), tmp_path)
     assert searcher.suggest("a") == Searcher.FINISHED
     assert searcher.search_end is not None and "must be <= 10" in searcher.search_end.reason
-
-
-def test_first_trials_that_fail_alike_abort_the_search(tmp_path: Path) -> None:
-    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
-    for index in range(3):
-        assert searcher.search_end is None
-        searcher.suggest(str(index))
-        searcher.on_trial_complete(str(index), {"failed": f"OutOfMemoryError on rank {index}", "done": True})
-    assert searcher.search_end == SearchEnd(
-        SearchOutcome.ABORTED, "the first 3 trials all failed: OutOfMemoryError on rank 2"
-    )
-
-
-def test_failures_do_not_abort_the_search_while_one_of_the_first_trials_runs(tmp_path: Path) -> None:
-    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
-    for name in "abcd":
-        searcher.suggest(name)
-    for name in "bcd":  # the base is still in its first epoch
-        searcher.on_trial_complete(name, {"failed": "the loss is not finite in epoch 1", "done": True})
-    assert searcher.search_end is None
-    searcher.on_trial_complete("a", {"failed": "the loss is not finite in epoch 2", "done": True})
-    assert searcher.search_end == SearchEnd(
-        SearchOutcome.ABORTED, "the first 3 trials all failed: the loss is not finite in epoch 1"
-    )
-
-
-def test_first_trials_that_fail_alike_do_not_abort_the_search_while_another_one_trains(tmp_path: Path) -> None:
-    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
-    for name in "abcd":
-        searcher.suggest(name)
-    searcher.on_trial_result("d", result(1, 0.5))
-    for name in "abc":
-        searcher.on_trial_complete(name, {"failed": "the loss is not finite in epoch 1", "done": True})
-    assert searcher.search_end is None
-
-
-def test_failures_after_a_success_or_for_several_reasons_do_not_abort_the_search(tmp_path: Path) -> None:
-    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
-    for index, outcome in enumerate(
-        ({"failed": "a"}, {"failed": "b"}, {"failed": "a"}, result(1, 0.5), {"failed": "a"})
-    ):
-        searcher.suggest(str(index))
-        searcher.on_trial_complete(str(index), {**outcome, "done": True})
-    assert searcher.search_end is None
-
-
-def test_an_objective_that_no_epoch_reports_aborts_the_search(tmp_path: Path) -> None:
-    searcher, _ = make_searcher(make_study(tmp_path, objectives={"val/precision/s1_to_s2": "maximize"}), tmp_path)
-    searcher.suggest("a")
-    searcher.on_trial_complete("a", result(4, 0.5, finished=True))
-    assert searcher.search_end == SearchEnd(SearchOutcome.ABORTED, "no epoch reports 'val/precision/s1_to_s2'")
 
 
 def test_several_objectives_make_a_pareto_front(tmp_path: Path) -> None:
@@ -357,46 +277,3 @@ def test_the_time_a_trial_waits_for_resources_is_not_charged(tmp_path: Path) -> 
     time.sleep(0.2)
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
     assert charged() == held
-
-
-def test_checkpoints_of_all_but_the_best_are_removed(tmp_path: Path) -> None:
-    study = make_study(tmp_path, num_trials=6, keep=2)
-    searcher, _ = make_searcher(study, tmp_path)
-    for index, score in enumerate((0.1, 0.5, 0.2, 0.6, 0.3)):
-        suggestion = searcher.suggest(str(index))
-        assert isinstance(suggestion, dict)
-        run_dir = Path(suggestion["run_dir"])
-        (run_dir / "encoder").mkdir(parents=True)
-        (run_dir / "checkpoint.pt").touch()
-        searcher.on_trial_complete(str(index), result(4, score, finished=True))
-    kept = {path.parent.name for path in tmp_path.glob("study/trials/*/checkpoint.pt")}
-    assert kept == {path.parent.name for path in tmp_path.glob("study/trials/*/encoder")} == {"0", "1", "3"}
-
-
-def test_the_best_trials_fit_eighty_columns(tmp_path: Path) -> None:
-    wide = {
-        name: {"float": [0.1, 0.9]} for name in ("masking.ratio", "loss.mim_weight", "loss.temperature", "optim.lr")
-    }
-    study = make_study(tmp_path, wide, sampler="random", num_trials=3)
-    searcher, _ = make_searcher(study, tmp_path)
-    for index in range(3):
-        searcher.suggest(str(index))
-        searcher.on_trial_complete(str(index), result(4, index / 10, finished=True))
-    console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(format_best_trials(TrialStore(study, tmp_path)))
-    _, header, best, *_ = console.export_text().splitlines()
-    assert header.split() == ["trial", "val/f1_mean", "settings"]
-    assert best.split()[:2] == ["2", "0.2"] and best.split()[2].startswith("masking.ratio=0.")
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "nsga2"])
-def test_every_sampler_proposes_and_learns(tmp_path: Path, sampler: str) -> None:
-    study = make_study(tmp_path, sampler=sampler, num_trials=8, startup_trials=2)
-    searcher, _ = make_searcher(study, tmp_path)
-    for index in range(8):
-        suggestion = searcher.suggest(str(index))
-        assert isinstance(suggestion, dict)
-        value = 1 - abs(suggestion["config"]["masking"]["ratio"] - 0.7)
-        searcher.on_trial_complete(str(index), result(4, value, finished=True))
-    best = ranked(TrialStore(study, tmp_path))[0]
-    assert best.state is TrialState.COMPLETE and best.value is not None and best.value > 0.8

@@ -24,7 +24,7 @@ from csmae.tuning.driver import run_search
 from csmae.tuning.events import SearchEnd, SearchOutcome
 from csmae.tuning.searcher import StudySearcher
 from csmae.tuning.stop_controller import StopController, raise_on_termination
-from tests.tuning.test_searcher import make_searcher, make_study, result
+from tests.tuning.test_searcher import make_study, result
 
 pytestmark = pytest.mark.usefixtures("copied_database")
 
@@ -127,16 +127,3 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_search(
         full.close()
     assert [trial.state.name for trial in budget.trial_store.trials()] == ["COMPLETE", "RUNNING"]
     assert "No space left on device" in caplog.text
-
-
-def test_a_file_that_cannot_be_removed_does_not_stop_the_search(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    searcher, _ = make_searcher(make_study(tmp_path, num_trials=9, keep=1, start_from=[]), tmp_path)
-    for index, score in enumerate((0.5, 0.1)):
-        suggestion = searcher.suggest(str(index))
-        assert isinstance(suggestion, dict)
-        (Path(suggestion["run_dir"]) / "checkpoint.pt").mkdir(parents=True)  # a folder, which cannot be unlinked
-        searcher.on_trial_complete(str(index), result(4, score, finished=True))
-    assert searcher.search_end is None and isinstance(searcher.suggest("2"), dict)
-    assert "checkpoint.pt: cannot be removed" in caplog.text
