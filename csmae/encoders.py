@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from csmae.atomic import atomic_write
 from csmae.config import ConfigError, Data, Loss, Masking, Model
 from csmae.data.pairs import PairBatch
 from csmae.data.transforms import Preprocess, upsample
@@ -124,8 +125,10 @@ class SensorEncoder(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights, settings = self._content()
-        _replace(folder / WEIGHTS, weights)
-        _replace(folder / SETTINGS, json.dumps(settings | {"details": details or {}}, indent=2).encode())
+        with atomic_write(folder / WEIGHTS) as file:
+            file.write(weights)
+        with atomic_write(folder / SETTINGS) as file:
+            file.write(json.dumps(settings | {"details": details or {}}, indent=2).encode())
 
     def fingerprint(self) -> str:
         """SHA-256 of all that features depend on: weights, architecture, statistics, orientation."""
@@ -243,12 +246,3 @@ def _read_settings(path: Path) -> dict[str, Any]:
             f"{path}: is for other bands: {settings['bands']}, this version reads {BANDS}: name an encoder of these"
         )
     return settings
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

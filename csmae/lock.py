@@ -1,26 +1,30 @@
-"""File locks between processes."""
+"""File locks between processes. The operating system drops them with their process, so a kill leaves none behind."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from csmae.config import ConfigError
 
+DRIVER_LOCK = "driver.lock"
+"""Lock file of the driver in a study's folder; it contains the driver's process id."""
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What file systems without locks answer, such as Lustre without its option flock."""
+"""Errors of file systems without locks, such as Lustre without its option flock."""
 
 
 def unwritable(path: str | Path, error: OSError) -> str:
-    """Why a storage cannot be used, and what to do.
+    """Explain why a storage cannot be used, and what to do.
 
     Args:
-        path: Of the file or folder that should be written.
-        error: What the operating system says.
+        path: File or folder that cannot be written.
+        error: From the operating system.
     """
     if error.errno in NO_LOCKS:
         return (
@@ -28,7 +32,7 @@ def unwritable(path: str | Path, error: OSError) -> str:
             "(s3://…, gs://…), or mount it with locks (Lustre: -o flock; NFS: with its lock daemon)"
         )
     remedy = (
-        "make room there"
+        "free some space there"
         if error.errno in (errno.ENOSPC, errno.EDQUOT)
         else "name a folder that this account may write"
     )
@@ -36,64 +40,49 @@ def unwritable(path: str | Path, error: OSError) -> str:
 
 
 @contextmanager
-def opening(database: Path) -> Iterator[None]:
-    """Hold the lock of a database file while it is opened, for whoever opens it first makes its tables.
+def database_lock(database: Path) -> Iterator[None]:
+    """Lock a database file while it is opened: the first process to open it creates its tables.
 
     Args:
-        database: The lock is an empty file beside it, which stays. A database in a folder that this process may only read
-            was made before, and is opened without a lock; so is one on a file system without locks.
+        database: The lock is an empty file beside it, which stays. A database that exists is opened without the lock where
+            its folder is read-only or its file system has no locks.
 
     Raises:
-        OSError: There is no database, and none can be made.
+        OSError: There is no database, and none can be created.
     """
+    lock = FileLock(database.with_name(f".{database.name}.lock"), fallback_to_soft=False)
     try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(database.with_name(f".{database.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError:
-        if not database.exists():
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS and not database.exists():
             raise
-        yield
-        return
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
         yield
     finally:
-        os.close(lock)
+        lock.release()
 
 
 @contextmanager
-def only_driver(folder: Path) -> Iterator[None]:
-    """Hold the study's folder for this process.
+def driver_lock(folder: Path) -> Iterator[None]:
+    """Lock a study's folder for this driver.
 
     Raises:
-        ConfigError: Another process has it.
+        ConfigError: Another process holds the lock, or the folder cannot be written.
     """
-    path = folder / "driver.lock"
+    path = folder / DRIVER_LOCK
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ConfigError(unwritable(error.filename, error)) from None
-    try:
-        _sign(lock, path)
-        yield
-    finally:
-        os.close(lock)
-
-
-def _sign(lock: int, path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)
-        os.write(lock, str(os.getpid()).encode())
-    except BlockingIOError:
+        lock = FileLock(path, fallback_to_soft=False, on_acquired=_write_process_id).acquire(blocking=False)
+    except Timeout:
         raise ConfigError(
-            f"study {path.parent.name!r} is being run by process {path.read_text()}: "
-            "wait for its end, or use --name to begin another study"
+            f"study {folder.name!r} is being run by process {path.read_text()}: "
+            "wait until it ends, or use --name to start another study"
         ) from None
     except OSError as error:
-        raise ConfigError(unwritable(path, error)) from None
+        raise ConfigError(unwritable(error.filename or path, error)) from None
+    with lock:
+        yield
+
+
+def _write_process_id(lock: int) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, str(os.getpid()).encode(), 0)

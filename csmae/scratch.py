@@ -1,14 +1,17 @@
 """Temporary folders that a kill cannot leave behind for good.
 
-The process that uses a folder locks a file beside it, ``.NAME.lock``, and the operating system drops the lock with the process.
-Whoever needs such a folder next removes those that nobody holds any more. NFS locks only files that are open for writing, which
-a folder cannot be.
+The process that uses a folder locks a file beside it, ``.NAME.lock``, and the operating system drops the lock with the
+process. Whoever needs such a folder next removes those that are not locked. The lock is not the folder itself because NFS
+locks only files that are open for writing.
+
+A lock is taken before its folder is created and removed after it, always by the process that holds it. So a process that
+gets a lock checks that the lock still has its name: its former holder may have removed it in the meantime.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -17,19 +20,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from csmae.config import ConfigError
+from csmae.lock import NO_LOCKS
 
-RETRY_S = 0.2
+RETRY_INTERVAL_S = 0.2
 
-LOCK = ".lock"
-"""SearchEnd of the names of lock files."""
+LOCK_SUFFIX = ".lock"
 
 
 def scratch_root() -> Path:
-    """The place of this account's temporary folders on this machine.
+    """Return the folder that holds this account's temporary folders on this machine.
 
     Raises:
-        ConfigError: It cannot be made, or somebody else made it.
+        ConfigError: It cannot be created, or belongs to another account.
     """
     try:
         root = Path(tempfile.gettempdir()) / f"csmae-{os.getuid()}"
@@ -46,90 +51,91 @@ def scratch_root() -> Path:
 
 
 def unwritable_scratch(folder: Path | None, error: OSError) -> ConfigError:
-    """The error of a temporary folder that cannot be written, or None where no place for one was found."""
+    """Return the error for a temporary folder that cannot be written; None where no place for one was found."""
     found = f"{folder}: cannot be written: {error.strerror}" if folder else error.strerror
     return ConfigError(f"{found}: set TMPDIR to a folder with free space that this account may write")
 
 
 @contextmanager
 def scratch(prefix: str, root: Path | None = None, shared: bool = True) -> Iterator[Path]:
-    """A new folder for as long as the block lasts; those of the same kind whose process is dead are removed.
+    """Create a folder for as long as the block lasts, and remove those with the same prefix whose process is dead.
 
     Args:
-        prefix: What its name begins with.
-        root: Where; this machine's temporary folder where None.
-        shared: Whether other machines may share ``root``: each removes its own folders only.
+        prefix: Beginning of its name.
+        root: Folder to create it in; None is this machine's temporary folder.
+        shared: Whether other machines may share ``root``: each removes only its own folders.
     """
     if root and shared:
         prefix = f"{prefix}-{socket.gethostname()}"
     root = root or scratch_root()
-    clear(root, f"{prefix}-")
-    with _alone(root):
-        # The lock comes first, so that an account that shares the root never meets a folder without one.
-        lock, name = tempfile.mkstemp(LOCK, f".{prefix}-", root)
-        _locked(lock)
-    folder = root / Path(name).name.removeprefix(".").removesuffix(LOCK)
+    remove_unused(root, f"{prefix}-")
+    folder, lock = _new_folder(root, prefix)
     try:
         folder.mkdir(mode=0o700)
         yield folder
     finally:
         _remove(folder)
-        os.close(lock)
+        lock.release()
 
 
-def hold(folder: Path, beat: Callable[[], object], patience_s: float) -> int:
-    """Keep a folder, made where it does not exist, for this process.
+def _new_folder(root: Path, prefix: str) -> tuple[Path, FileLock]:
+    """Choose a name and lock it."""
+    while True:
+        folder = root / f"{prefix}-{secrets.token_hex(4)}"
+        with suppress(Timeout):  # another process was looking for unused folders
+            return folder, _lock(folder)
+
+
+def hold(folder: Path, heartbeat: Callable[[], object], timeout_s: float) -> FileLock:
+    """Lock a folder for this process, and create it if it does not exist.
 
     Args:
-        folder: Its parent holds such folders only.
-        beat: Called while another process holds it.
-        patience_s: For so long at most.
+        folder: Its parent holds only such folders.
+        heartbeat: Called while another process holds the lock.
+        timeout_s: Longest wait for that process.
 
     Returns:
-        The lock's file descriptor; the folder is held until it is closed.
+        The lock; the folder is held until it is released.
 
     Raises:
         TimeoutError: Another process still holds it.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     while True:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.parent):
+        try:
+            lock = _lock(folder)
             folder.mkdir(exist_ok=True)
-            lock = _opened(_lock_path(folder))
-            if _locked(lock) is not False:
-                return lock
-            os.close(lock)
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{folder}: another process uses it")
-        beat()
-        time.sleep(RETRY_S)
+            return lock
+        except Timeout:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{folder}: another process uses it") from None
+        heartbeat()
+        time.sleep(RETRY_INTERVAL_S)
 
 
-def clear(root: Path, prefix: str, keep: Callable[[Path], bool] = lambda folder: False) -> None:
-    """Remove the folders that no process holds, and their locks.
+def remove_unused(root: Path, prefix: str, keep: Callable[[Path], bool] = lambda folder: False) -> None:
+    """Remove the folders that no process holds, and their locks; none on a file system without locks.
 
     Args:
-        root: Where they are.
-        prefix: What their names begin with.
-        keep: Whether one must stay all the same.
+        root: Folder that contains them.
+        prefix: Beginning of their names.
+        keep: Returns whether a folder must stay although it is unused.
     """
-    with _alone(root):
-        for folder in _folders(root, prefix):
-            with suppress(OSError):
-                lock = _opened(_lock_path(folder))
-                try:
-                    if _locked(lock) and not (folder.exists() and keep(folder)):
-                        _remove(folder)
-                finally:
-                    os.close(lock)
+    for folder in _folders(root, prefix):
+        with suppress(OSError):  # such as Timeout: another process holds it
+            lock = _lock(folder)
+            try:
+                if lock.is_locked and not (folder.exists() and keep(folder)):
+                    _remove(folder)
+            finally:
+                lock.release()
 
 
 def _folders(root: Path, prefix: str) -> list[Path]:
-    """Folders with such names, and those of which there is only the lock."""
+    """List the folders with a prefix, and those of which only the lock is left."""
     names = [path.name for path in root.iterdir()]
-    locks = [name.removeprefix(".").removesuffix(LOCK) for name in names if name.endswith(LOCK) and name[0] == "."]
-    found = {name for name in names if (root / name).is_dir()} | set(locks)
+    locks = {name[1:].removesuffix(LOCK_SUFFIX) for name in names if name[0] == "." and name.endswith(LOCK_SUFFIX)}
+    found = {name for name in names if (root / name).is_dir()} | locks
     return [root / name for name in sorted(found) if name.startswith(prefix)]
 
 
@@ -141,46 +147,32 @@ def _remove(folder: Path) -> None:
             _lock_path(folder).unlink()
 
 
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Nobody else of this account makes or removes folders meanwhile."""
-    path = root / f".csmae-lock-{os.getuid()}"
-    while True:
-        lock = _opened(path)
-        with suppress(OSError):  # a file system without locks, on which nothing is removed
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_at(path, lock):
-            break
-        os.close(lock)  # its last holder has removed it
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        os.close(lock)
-
-
 def _lock_path(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}{LOCK}")
+    return folder.with_name(f".{folder.name}{LOCK_SUFFIX}")
 
 
-def _opened(lock: Path) -> int:
-    return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+def _lock(folder: Path) -> FileLock:
+    """Take a folder's lock, or none on a file system without locks.
 
+    Raises:
+        Timeout: Another process holds it, or has just removed it.
+        OSError: The lock cannot be created.
+    """
+    path = _lock_path(folder)
 
-def _is_at(path: Path, lock: int) -> bool:
+    def require_name(descriptor: int) -> None:
+        try:
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return
+        except FileNotFoundError:
+            pass
+        raise Timeout(str(path))
+
+    # Not thread-local: the thread that ends an upload releases the lock of the thread that trained.
+    lock = FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False, on_acquired=require_name)
     try:
-        return os.path.samestat(path.stat(), os.fstat(lock))
-    except OSError:
-        return False
-
-
-def _locked(lock: int) -> bool | None:
-    """Whether a lock could be had; None on a file system without locks."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
+        lock.acquire(blocking=False)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return lock

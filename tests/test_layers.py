@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [
     {
         "csmae.sensors",
+        "csmae.atomic",
         "csmae.config",
         "csmae.cpus",
         "csmae.settings",

@@ -29,13 +29,13 @@ def doctor(
     With a study file, the archive and the resources for a trial are checked as well.
     """
     from csmae.cluster.preflight import check
-    from csmae.storage.study_mirror import local
+    from csmae.storage.study_mirror import local_folder
     from csmae.study.study import load_study
     from csmae.tracking.destination import redacted, tracking_uri, unreachable
 
     definition = load_study(study, None, assignments or []) if study else None
     checks = _check_cluster(address, storage, definition)
-    uri = tracking_uri(mlflow_uri, local(storage))
+    uri = tracking_uri(mlflow_uri, local_folder(storage))
     wrong = unreachable(uri)
     remedy = "start it there (`mlflow server`), or name another with --mlflow-uri"
     checks.append(check("MLflow", wrong, "" if wrong else f"{redacted(uri)} answers, or will be created", remedy))
@@ -51,12 +51,12 @@ def _check_cluster(address: str | None, storage: str, study: Study | None) -> li
     from csmae.cluster.preflight import advisory_checks, check, failed_check, placement_check, required_checks
     from csmae.cluster.resources import local_resources
     from csmae.cluster.session import ray_running
-    from csmae.storage.study_mirror import place
+    from csmae.storage.study_mirror import shared_store
 
     resources = None if address else local_resources()
     checks: list[Check] = []
     try:
-        shared = place(storage)
+        shared = shared_store(storage)
     except ConfigError as error:
         return [failed_check("storage", error)]
     try:

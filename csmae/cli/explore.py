@@ -18,11 +18,11 @@ from csmae.console.live_view import LiveView
 from csmae.console.progress import SearchProgress
 from csmae.console.tables import format_studies
 from csmae.console.terminal import plain_console, print_line
-from csmae.lock import only_driver
+from csmae.lock import driver_lock
 from csmae.settings import flatten
 from csmae.storage.layout import DATABASE
-from csmae.storage.manifest import Files
-from csmae.storage.study_mirror import fetched, local, opened
+from csmae.storage.manifest import RemoteStorage
+from csmae.storage.study_mirror import driver_storage, fetch_studies, local_folder, shared_store
 from csmae.study.metrics import LABEL_SCORES
 from csmae.study.study import Study, load_study
 from csmae.tracking.destination import check_uri, redacted, tracking_uri
@@ -45,7 +45,7 @@ NUM_LABELED = 64
 
 def print_studies(storage: str) -> None:
     """Print a table of the studies in a storage."""
-    plain_console().print(format_studies(fetched(storage) / DATABASE))
+    plain_console().print(format_studies(fetch_studies(storage) / DATABASE))
 
 
 def dry_run(request: SearchRequest) -> int:
@@ -73,9 +73,9 @@ def _run(request: SearchRequest) -> int:
     _check_data(study)
     for warning in settings_warnings(study):
         print_line(f"note: {warning}")
-    folder = local(request.storage).absolute()
-    with opened(request.storage) as files, only_driver(folder / study.name):
-        trial_store = _open_trial_store(study, folder, files, request.source_studies)
+    folder = local_folder(request.storage).absolute()
+    with driver_storage(request.storage) as remote, driver_lock(folder / study.name):
+        trial_store = _open_trial_store(study, folder, remote, request.source_studies)
         tracker = Tracker(trial_store.folder, study.name, uri)
         try:
             with (
@@ -83,7 +83,8 @@ def _run(request: SearchRequest) -> int:
                 raise_on_termination(),
             ):
                 if request.address:
-                    require(required_checks(report_nodes(files.bucket if files else folder, study.first().data)))
+                    store = remote.store if remote else shared_store(request.storage)
+                    require(required_checks(report_nodes(store, study.first().data)))
                 return _explore(trial_store, tracker, redacted(uri), allocate(study.search, found))
         finally:
             _close(tracker)
@@ -96,7 +97,7 @@ def _check_request(request: SearchRequest) -> tuple[Study, str, ClusterResources
         ConfigError: A mistake in the study file or the options, or a trial that does not fit on this machine.
     """
     study = load_study(request.study_file, request.fork or request.name, request.assignments)
-    uri = tracking_uri(request.mlflow_uri, local(request.storage), request.logger)
+    uri = tracking_uri(request.mlflow_uri, local_folder(request.storage), request.logger)
     check_uri(uri)
     resources = None if request.address else local_resources()
     if resources:
@@ -118,10 +119,12 @@ def _check_data(study: Study) -> None:
         )
 
 
-def _open_trial_store(study: Study, folder: Path, files: Files | None, source_studies: list[str]) -> TrialStore:
+def _open_trial_store(
+    study: Study, folder: Path, remote: RemoteStorage | None, source_studies: list[str]
+) -> TrialStore:
     """Open the trial store and transfer the trials of its source studies."""
     sources = [load_source_study(folder / DATABASE, name, study) for name in source_studies]
-    trial_store = TrialStore(study, folder, files)
+    trial_store = TrialStore(study, folder, remote)
     for name in trial_store.sources:
         try:
             sources.append(load_source_study(folder / DATABASE, name, study))

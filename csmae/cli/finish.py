@@ -48,7 +48,7 @@ def finish(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocation
         print_line(f"no champion: {_last_reason(trial_store)}")
         return False
     try:
-        scores = score_encoders(encoders, allocation, trial_store.files, print_line)
+        scores = score_encoders(encoders, allocation, trial_store.remote, print_line)
     except (RayError, NoResourcesError) as error:
         print_line(f"the published protocol could not be computed: {str(error).splitlines()[-1]}")
         scores = [{} for _ in encoders]

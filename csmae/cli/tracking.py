@@ -14,10 +14,10 @@ from csmae.console.terminal import print_line
 def report(study: StudyName, storage: Storage = "runs") -> int:
     """Write a study's report: an HTML page and a Markdown summary, in the folder of the study."""
     from csmae.reporting.report import write_report
-    from csmae.storage.study_mirror import fetched
+    from csmae.storage.study_mirror import fetch_studies
     from csmae.trials.leaderboard import stored_leaderboard
 
-    folder = fetched(storage) / study
+    folder = fetch_studies(storage) / study
     page, summary, *_ = write_report(folder, stored_leaderboard(folder))
     print_line(f"{page} and {summary}")
     return 0
@@ -34,11 +34,11 @@ def sync(
     timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Time for uploading.")] = 600,
 ) -> int:
     """Upload the events of a study that have not reached MLflow yet; the exit status is 1 if some remain."""
-    from csmae.storage.study_mirror import local
+    from csmae.storage.study_mirror import local_folder
     from csmae.tracking.destination import redacted, tracking_uri
     from csmae.tracking.tracker import upload
 
-    folder = local(storage)
+    folder = local_folder(storage)
     uri = tracking_uri(mlflow_uri, folder, logger)
     num_unsent, rejected = upload(folder / study, uri, timeout, send_all)
     destination = redacted(uri)

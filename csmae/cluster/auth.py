@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from csmae.atomic import atomic_write
 from csmae.cluster.ray_private import (
     AUTHENTICATION_PROBE,
     REJECTED,
@@ -118,25 +119,10 @@ def ensure_token() -> None:
     try:
         path = Path.home() / ".ray/auth_token"
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        _write_atomically(path, token)
+        with atomic_write(path, concurrent=True, overwrite=False, mode=0o600) as file:
+            file.write(token.encode())
     except FileExistsError:
         pass  # another process was faster
     except (OSError, RuntimeError):  # the home directory is missing or not writable
         os.environ["RAY_AUTH_TOKEN"] = token
     reload_token()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Create a file that other processes see either complete or not at all.
-
-    Raises:
-        FileExistsError: It exists already.
-    """
-    new = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(text)
-        new.chmod(0o600)
-        os.link(new, path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -75,14 +75,14 @@ class ClusterReport:
     nodes: list[Node]
 
 
-def report_nodes(storage: Path | ObjectStore, data: Data | None) -> ClusterReport:
+def report_nodes(storage: ObjectStore, data: Data | None) -> ClusterReport:
     """Collect a report from every node of the connected Ray.
 
     Args:
         storage: Must be shared by all nodes.
         data: Archive that all nodes must be able to open; None opens none.
     """
-    with storage_probe(storage.absolute() if isinstance(storage, Path) else storage) as (probe, driver_error):
+    with storage_probe(storage) as (probe, driver_error):
         alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
         node_ids = {_start_report(node_id, probe, data): node_id for node_id in alive}
         names = _names(alive)
@@ -134,7 +134,7 @@ def _storage_error(report: NodeReport, probe: StorageProbe, node_id: str, driver
     """Why driver and node do not share the storage, seen from both sides."""
     if driver_error or report.storage_error:
         return driver_error or report.storage_error
-    return None if probe.can_read(node_id) else f"the driver does not see what it writes to {probe}"
+    return None if probe.can_read(node_id) else f"the driver does not see what it writes to {probe.store.url}"
 
 
 def report_this_node(probe: StorageProbe, name: str, data: Data | None) -> NodeReport:
@@ -147,14 +147,14 @@ def report_this_node(probe: StorageProbe, name: str, data: Data | None) -> NodeR
     """
     fingerprint, data_error = _open(data) if data else (None, None)
     gpus, temporary = _gpus(), Path(tempfile.gettempdir())
-    folders = (probe.storage, temporary) if isinstance(probe.storage, Path) else (temporary,)
+    folders = [folder for folder in (probe.store.folder, temporary) if folder]
     return NodeReport(
         versions=versions(),
         token_mode=_token_mode(),
         gpus=gpus,
         cuda_error=_cuda_error() if gpus else None,
         disks={str(folder): _disk_usage(folder) for folder in folders},
-        storage_error=probe.answer(name),
+        storage_error=probe.respond(name),
         data=fingerprint,
         data_error=data_error,
         clock=time.time(),

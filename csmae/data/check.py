@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from csmae.atomic import atomic_write
 from csmae.data.archive import Archive, ArchiveError
 from csmae.data.formats.layout import BandTypeError, DamagedValueError
 from csmae.data.formats.v1 import PickleDecoder, labels
@@ -18,7 +19,7 @@ from csmae.data.formats.v2 import SafetensorsDecoder, header_of, parse_header
 from csmae.data.pairs import Buffer, allocate
 from csmae.data.split import copy_runs
 from csmae.data.splits import SPLITS
-from csmae.data.write import replacing, writing
+from csmae.data.write import writing
 from csmae.sensors import BANDS
 
 S1_RANGE = (-100.0, 60.0)
@@ -186,8 +187,8 @@ def _known_sums(file: Path) -> dict[str, int] | None:
 
 
 def _write_sums(file: Path, sums: dict[str, int]) -> None:
-    with writing(file), replacing(file) as temporary:
-        temporary.write_text(json.dumps(sums, indent=0), encoding="utf-8")
+    with writing(file), atomic_write(file, concurrent=True) as draft:
+        draft.write(json.dumps(sums, indent=0).encode())
 
 
 def _compare_sums(known: dict[str, int], sums: dict[str, int], problems: Problems) -> None:

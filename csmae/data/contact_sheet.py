@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from csmae.atomic import atomic_write
 from csmae.data.split import Split
-from csmae.data.write import replacing, writing
+from csmae.data.write import writing
 from csmae.sensors import CLASSES, IMAGE_SIZE, S2_RGB
 
 _COLUMNS = 4
@@ -50,8 +51,8 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
         classes = ", ".join(CLASSES[index] for index in np.flatnonzero(labels[number]))
         text = "\n".join([*textwrap.wrap(name, width + 10), *textwrap.wrap(classes, width, max_lines=5)])
         draw.multiline_text((x, y + IMAGE_SIZE + 2), text, fill="black", font_size=8, spacing=1)
-    with writing(path), replacing(path) as temporary:
-        sheet.save(temporary, "PNG")
+    with writing(path), atomic_write(path, concurrent=True) as file:
+        sheet.save(file, "PNG")
 
 
 def natural_colour(s2_10m: Tensor) -> NDArray[np.uint8]:

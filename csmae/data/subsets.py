@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from csmae.atomic import atomic_write
 from csmae.data.formats.layout import ArchiveError
 from csmae.data.splits import LIST_FILES, METADATA, read_metadata, read_names
-from csmae.data.write import replacing, writing
+from csmae.data.write import writing
 
 _TILES = frozenset({"34TCR", "34TCS", "34TEQ", "34TFN", "34TFQ"})
 _MONTHS = frozenset({6, 7, 8})
@@ -62,8 +63,8 @@ def write_ben_14k(source: Path, target: Path) -> dict[str, int]:
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
         for split, chosen in lists.items():
-            with replacing(target / LIST_FILES[split]) as temporary:
-                temporary.write_text("".join(f"{name}\n" for name in chosen), encoding="utf-8")
+            with atomic_write(target / LIST_FILES[split], concurrent=True) as file:
+                file.write("".join(f"{name}\n" for name in chosen).encode())
     return {split: len(chosen) for split, chosen in lists.items()}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from csmae.atomic import atomic_write
 from csmae.data.formats.layout import ArchiveError
 from csmae.data.pairs import PairBatch
 from csmae.data.splits import METADATA
@@ -90,8 +90,8 @@ def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         folder: Of the archive.
         rows: One a pair; columns that are missing are null.
     """
-    with replacing(folder / METADATA) as temporary:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=_SCHEMA), temporary)
+    with atomic_write(folder / METADATA, concurrent=True) as file:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=_SCHEMA), file)
 
 
 def require_new(target: Path) -> None:
@@ -103,17 +103,6 @@ def require_new(target: Path) -> None:
     with writing(target):
         if target.exists():
             raise ArchiveError(f"{target}: is there already; name a new folder")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A place beside a path for a file that takes this path once it is whole."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}"
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 REMEDY = "make room or name another folder"

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csmae.atomic import atomic_write
 from csmae.config import ConfigError, Data
 from csmae.data.archive import open_archive
 from csmae.data.split import Split
@@ -192,7 +193,8 @@ def _begin(folder: Path, facts: Facts) -> None:
                 raise StoreError(f"{folder}: was made with another {name} ({values}): name a new folder")
     elif any(folder.iterdir()):
         raise StoreError(f"{folder}: is no feature store and not empty: name a new folder")
-    _replace(folder / SETTINGS, json.dumps(facts, indent=2).encode())
+    with atomic_write(folder / SETTINGS, durable=True) as file:
+        file.write(json.dumps(facts, indent=2).encode())
 
 
 def open_store(folder: Path) -> FeatureStore:
@@ -265,14 +267,5 @@ def _load(path: Path) -> NDArray[Any]:
 def _write(path: Path, array: NDArray[Any]) -> None:
     content = io.BytesIO()
     np.save(content, array)
-    _replace(path, content.getvalue())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write under a temporary name, flush to the disk, and rename: a file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with atomic_write(path, durable=True) as file:
+        file.write(content.getvalue())

@@ -1,10 +1,12 @@
-"""Names of what a storage folder holds, beside one folder for each study."""
+"""Names in a storage folder, besides one folder per study."""
+
+from csmae.lock import DRIVER_LOCK
 
 DATABASE = "studies.db"
 """Optuna's database of all studies."""
 
 DATABASES = (DATABASE, "mlflow.db")
-"""SQLite keeps files of its own beside each: a study's name must not begin like one."""
+"""SQLite keeps further files beside each; a study's name must not begin with one of these names."""
 
-RESERVED = ("mlartifacts", "mlruns", "driver.lock")
+RESERVED = ("mlartifacts", "mlruns", DRIVER_LOCK)
 """Further names that a study cannot have."""

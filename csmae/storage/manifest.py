@@ -1,11 +1,25 @@
-"""Files that belong together, in a bucket: a manifest names the objects, and an object is never written twice.
+"""Folders in an object store: one writer at a time, and only whole states for every reader.
 
-So whoever reads the manifest has one state of all files, whatever is being written meanwhile.
+Below the key of a folder there are three kinds of objects:
 
-A writer claims the files first. Each claim has a manifest of its own, and the newest claim's manifest is the state: a writer
-that was taken for dead cannot overwrite its successor's state, whenever it wakes up. A manifest counts only as long as its
-claim is there, so that files which were deleted stay deleted. It needs nothing of the bucket but that
-a listing shows what was written before (S3 and Google's both promise that), no locks and no conditional writes.
+``FILE.TIME``
+    A file's content, named after the time at which the file was modified. Such an object is never overwritten.
+``manifest-TOKEN.json``
+    A state of the folder: the object of each file, and metadata. It is written after the objects that it names.
+``claim-TOKEN``
+    The right of one writer. A token is ``NUMBER-RANDOM``, and a new claim's number is larger than all others.
+
+A writer first creates its claim; every upload replaces the manifest of this claim. **The newest claim's manifest is the state
+of the folder**, and a manifest whose claim is gone does not count. Therefore:
+
+- A reader gets one state of all files, whatever is being written at the same time.
+- A writer that was presumed dead cannot overwrite its successor's state, whenever it continues: its token is older. It looks
+  for newer claims before and after every upload, and stops when it finds one (``SupersededError``).
+- Deleted files stay deleted: a manifest that arrives after the deletion has no claim any more.
+
+A writer's uploads remove older claims and manifests, and objects that are no longer named; ``csmae.storage.unreferenced``
+removes what killed writers left. The store needs neither locks nor conditional writes, but a listing must show what was
+written before, which S3 and Google Cloud Storage guarantee.
 """
 
 from __future__ import annotations
@@ -26,227 +40,236 @@ from csmae.config import ConfigError
 from csmae.storage.object_store import ObjectStore
 
 DRIVER = "driver"
-"""Key of the driver's own files in a storage."""
+"""Key of the driver's own files in a bucket."""
 
-MANIFEST = re.compile(r"manifest(-(?P<token>\d{8}-[0-9a-f]{8}))?\.json")
-"""Of the claim with this token; without one of a writer that knew no claims."""
+MANIFEST = re.compile(r"manifest-(?P<token>\d{8}-[0-9a-f]{8})\.json")
 
 CLAIM = re.compile(r"claim-(?P<token>\d{8}-[0-9a-f]{8})")
 
 OBJECT = re.compile(r".+\.[0-9a-f]{14,16}")
+"""Name of an object with a file's content."""
+
+OLD_MANIFEST = "manifest.json"
+"""Manifest of version 0.1.0, whose writers did not create claims."""
 
 UNREFERENCED_AGE_S = 24 * 3600.0
 """Age at which an object that no manifest names is removed, see ``csmae.storage.unreferenced``."""
 
-READS = 5
-"""Attempts to read a manifest that a newer one takes the place of meanwhile."""
+READ_ATTEMPTS = 5
+"""Attempts to read a manifest that is replaced at the same time."""
 
 
 class SupersededError(ConfigError):
-    """Somebody else claimed the files since."""
+    """Another process has claimed the folder since."""
 
 
 class DeletedError(SupersededError):
-    """The files were deleted since, and the claim with them."""
+    """The folder was deleted since, and the claim with it."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A state of the files."""
+    """A state of a folder."""
 
     files: dict[str, str] = field(default_factory=dict)
-    """By path within the folder, the object's name."""
-    note: dict[str, Any] = field(default_factory=dict)
-    """What its writer says of it."""
+    """Object names, by path within the folder."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What the writer says about this state."""
 
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder's files in a bucket.
+    """A folder in an object store.
 
     Args:
-        bucket: Where.
-        key: Of the folder.
+        store: Holds the objects.
+        key: Prefix of the folder's objects.
     """
 
-    bucket: ObjectStore
+    store: ObjectStore
     key: str
 
     def manifest(self) -> Manifest:
-        """The last state, without files where there is none.
+        """Read the current state; it has no files if nothing was uploaded.
 
         Raises:
-            OSError: The bucket does not answer.
-            ConfigError: The manifest is none of ours.
+            OSError: The store does not answer.
+            ConfigError: The manifest is damaged, or was not written by this version.
         """
         damaged: ConfigError | None = None
-        for _ in range(READS):
-            names = manifests(self.bucket.names(self.key))
-            if not names:
+        for _ in range(READ_ATTEMPTS):
+            names = self.store.names(self.key)
+            if OLD_MANIFEST in names:
+                raise ConfigError(
+                    f"--storage {self.store.url}: {self.key} was written by version 0.1.0: name another folder of the bucket, "
+                    "or continue with that version"
+                )
+            current = valid_manifests(names)
+            if not current:
                 return Manifest()
-            if content := self.bucket.get_bytes(f"{self.key}/{names[-1]}"):
-                try:
-                    return self.parsed(names[-1], content)
-                except ConfigError as error:  # pyarrow asks for the size first: of a longer successor it reads a part
-                    damaged = error
+            try:
+                if manifest := self.read(current[-1]):
+                    return manifest
+            except ConfigError as error:  # pyarrow asks for the size first, and reads only a part of a longer successor
+                damaged = error
         raise damaged or OSError(f"{self.key}: the manifest changed during every read")
 
-    def parsed(self, name: str, content: bytes) -> Manifest:
-        """What a manifest says; errors as of ``manifest``."""
-        where = f"{self.bucket.url}: {self.key}/{name}"
+    def read(self, name: str) -> Manifest | None:
+        """Read a manifest by its name; None if there is none. Errors are those of ``manifest``."""
+        content = self.store.get_bytes(f"{self.key}/{name}")
+        if not content:
+            return None
+        where = f"{self.store.url}: {self.key}/{name}"
         try:
-            found = Manifest(**json.loads(content))
-            names = [PurePosixPath(name) for pair in found.files.items() for name in pair]
-            found.note.keys()
+            manifest = Manifest(**json.loads(content))
+            paths = [PurePosixPath(path) for item in manifest.files.items() for path in item]
+            manifest.metadata.keys()
         except (ValueError, TypeError, AttributeError):
             raise ConfigError(f"{where} is damaged: remove it") from None
-        if bad := [name for name in names if name.is_absolute() or ".." in name.parts]:
-            raise ConfigError(f"{where} names {str(bad[0])!r}, a file elsewhere: somebody else wrote it, remove it")
-        return found
+        if outside := [path for path in paths if path.is_absolute() or ".." in path.parts]:
+            raise ConfigError(
+                f"{where} names a file outside its folder, {str(outside[0])!r}: it is not ours, remove it"
+            )
+        return manifest
 
     def claim(self) -> Claim:
-        """Become the one writer; whoever was it before may write no more.
+        """Become the folder's only writer.
 
         Raises:
-            OSError: The bucket does not answer.
-            SupersededError: Somebody else did the same at the same moment.
+            OSError: The store does not answer.
+            SupersededError: Another process claimed the folder at the same time.
         """
-        number = max((int(token[:8]) for token in self.claims()), default=0) + 1
+        tokens = filter(None, map(token_of, self.store.names(self.key)))
+        number = max((int(token[:8]) for token in tokens), default=0) + 1
         claim = Claim(self, f"{number:08}-{secrets.token_hex(4)}")
-        self.bucket.put_bytes(
-            f"{self.key}/claim-{claim.token}", f"process {os.getpid()} on {socket.gethostname()}".encode()
-        )
+        self.store.put_bytes(f"{self.key}/claim-{claim.token}", this_process().encode())
         claim.check()
-        claim.state = self.manifest()  # after the claim: what it names is removed by nobody else from now on
+        claim.manifest = self.manifest()  # read after the claim exists: from now on nobody else removes its objects
         return claim
 
-    def claims(self) -> list[str]:
-        """Tokens of the writers, those that have not written yet included; the last one's is the largest."""
-        found = (MANIFEST.fullmatch(name) or CLAIM.fullmatch(name) for name in self.bucket.names(self.key))
-        return sorted({match["token"] for match in found if match and match["token"]})
-
-    def fetch(self, folder: Path, state: Manifest, wanted: Callable[[str], bool] = bool) -> None:
-        """Bring a folder to a state; other files in it stay.
+    def fetch(self, folder: Path, manifest: Manifest, wanted: Callable[[str], bool] = bool) -> None:
+        """Download a state's files; other files in the local folder stay.
 
         Args:
-            folder: Made where it does not exist.
-            state: From ``manifest``.
-            wanted: Which of the files, by their names.
+            folder: Local folder, created if it does not exist.
+            manifest: From ``manifest``.
+            wanted: Filter for paths within the folder.
 
         Raises:
-            OSError: The bucket does not answer, the state is not there any more, or the disk is full.
+            OSError: The store does not answer, an object of the state no longer exists, or the disk is full.
         """
-        for name, key in state.files.items():
+        for name, key in manifest.files.items():
             path = folder / name
-            if wanted(name) and not (path.exists() and _object(folder, name) == key):
-                self.bucket.get(f"{self.key}/{key}", path)
-                written = int(key.rpartition(".")[2], 16)
-                os.utime(path, ns=(written, written))
+            if wanted(name) and not (path.exists() and _object_name(folder, name) == key):
+                self.store.get(f"{self.key}/{key}", path)
+                modified_ns = int(key.rpartition(".")[2], 16)
+                os.utime(path, ns=(modified_ns, modified_ns))
 
     def delete(self) -> None:
-        """Remove all of it.
+        """Remove the folder with its manifests and claims.
 
         Raises:
-            OSError: The bucket does not answer.
+            OSError: The store does not answer.
         """
-        self.bucket.delete_below(self.key)
+        self.store.delete_below(self.key)
 
 
 @dataclass
 class Claim:
-    """The right to write a folder's files."""
+    """A writer's right to a remote folder."""
 
-    files: RemoteFolder
+    remote: RemoteFolder
     token: str
-    state: Manifest = field(default_factory=Manifest)
-    """Last one that was found or written."""
-    lost: str = ""
-    """Who took the files over, once that is known."""
+    manifest: Manifest = field(default_factory=Manifest)
+    """The last state that this writer found or wrote."""
+    superseded: str = ""
+    """Why the claim is no longer valid, once this process knows; for the user."""
 
     def check(self) -> None:
-        """Make sure that nobody claimed the files since, or deleted them.
+        """Make sure that the claim is the newest and still exists.
 
         Raises:
-            OSError: The bucket does not answer.
-            SupersededError: Somebody did.
+            OSError: The store does not answer.
+            SupersededError: Another process has claimed or deleted the folder.
         """
-        names, bucket = self.files.bucket.names(self.files.key), self.files.bucket
-        what = "this storage" if self.files.key == DRIVER else self.files.key
-        if claimed := [name for name in names if CLAIM.fullmatch(name) and name > f"claim-{self.token}"]:
-            who = bucket.get_bytes(f"{self.files.key}/{max(claimed)}") or b"another process"
-            self.lost = f"--storage {bucket.url}: {who.decode()} has taken {what} over"
-            raise SupersededError(self.lost)
-        if f"claim-{self.token}" not in names:  # which only a successor removes, or who deletes all of the files
-            self.lost = f"--storage {bucket.url}: {what} was deleted"
-            raise DeletedError(self.lost)
+        store, key = self.remote.store, self.remote.key
+        what = "this storage" if key == DRIVER else key
+        names = store.names(key)
+        if newer := [name for name in names if CLAIM.fullmatch(name) and name > f"claim-{self.token}"]:
+            who = store.get_bytes(f"{key}/{max(newer)}") or b"another process"
+            self.superseded = f"--storage {store.url}: {who.decode()} has taken {what} over"
+            raise SupersededError(self.superseded)
+        if f"claim-{self.token}" not in names:  # only a successor removes it, or whoever deletes the folder
+            self.superseded = f"--storage {store.url}: {what} was deleted"
+            raise DeletedError(self.superseded)
 
-    def push(self, folder: Path, note: dict[str, Any]) -> Manifest:
-        """Make a folder's files the state in the bucket; what did not change is not sent again.
+    def push(self, folder: Path, metadata: dict[str, Any]) -> Manifest:
+        """Upload a local folder as the new state; unchanged files are not sent again.
 
         Args:
-            folder: Nobody may write to it meanwhile.
-            note: What to say of it.
+            folder: Must not change during the upload.
+            metadata: Plain JSON values.
 
         Raises:
-            OSError: The bucket does not take it now; the state before stays.
-            SupersededError: Somebody else claimed the files.
+            OSError: The store does not accept it now; the former state stays.
+            SupersededError: Another process has claimed or deleted the folder.
         """
         self.check()
-        files, begun = self.files, time.time()
-        new = Manifest(objects(folder), note)
-        there = set(self.state.files.values())
-        for name, key in new.files.items():
-            if key not in there:
-                files.bucket.put(f"{files.key}/{key}", folder / name)
-        if new == self.state:
+        store, key, started = self.remote.store, self.remote.key, time.time()
+        new = Manifest(object_names(folder), metadata)
+        uploaded = set(self.manifest.files.values())
+        for name, object_name in new.files.items():
+            if object_name not in uploaded:
+                store.put(f"{key}/{object_name}", folder / name)
+        if new == self.manifest:
             return new
-        if time.time() - begun > UNREFERENCED_AGE_S / 2:
+        if time.time() - started > UNREFERENCED_AGE_S / 2:
             raise OSError("the upload took over 12 hours and is repeated")
-        files.bucket.put_bytes(f"{files.key}/manifest-{self.token}.json", json.dumps(vars(new)).encode())
-        self.check()  # whoever claimed before this moment may have taken up the state before: its objects must stay
-        self.state = new
-        older = [name for name in files.bucket.names(files.key) if _is_before(name, self.token)]
-        files.bucket.delete(f"{files.key}/{key}" for key in [*older, *there - set(new.files.values())])
+        store.put_bytes(f"{key}/manifest-{self.token}.json", json.dumps(vars(new)).encode())
+        self.check()  # a writer that claimed before this moment may have read the former state: its objects must stay
+        self.manifest = new
+        older = [name for name in store.names(key) if "" < token_of(name) < self.token]
+        store.delete(f"{key}/{name}" for name in [*older, *uploaded - set(new.files.values())])
         return new
 
 
 @dataclass(frozen=True)
-class Files:
-    """Where a storage folder's files lie, if the storage is a bucket.
+class RemoteStorage:
+    """A storage in a bucket, as a search uses it.
 
     Args:
-        bucket: Where.
-        folder: The driver's copy of it.
+        store: The bucket.
+        folder: The driver's local copy.
         claim: The driver's.
     """
 
-    bucket: ObjectStore
+    store: ObjectStore
     folder: Path
     claim: Claim | None = None
 
-    def of(self, folder: Path) -> RemoteFolder:
-        """The files of a folder within the driver's."""
-        return RemoteFolder(self.bucket, folder.relative_to(self.folder).as_posix())
+    def remote_folder(self, folder: Path) -> RemoteFolder:
+        """Return the remote folder of a folder within the driver's copy."""
+        return RemoteFolder(self.store, folder.relative_to(self.folder).as_posix())
 
     @property
-    def lost(self) -> str:
-        """Who took the storage over from this driver, if that is known."""
-        return self.claim.lost if self.claim else ""
+    def superseded(self) -> str:
+        """Why the storage is no longer this driver's, once that is known."""
+        return self.claim.superseded if self.claim else ""
 
     def check(self) -> None:
         """Make sure that the storage is still this driver's.
 
         Raises:
             OSError: The bucket does not answer.
-            SupersededError: Another driver took it over.
+            SupersededError: Another driver has taken it over.
         """
         if self.claim:
             self.claim.check()
 
 
 def snapshot(folder: Path, target: Path) -> Path:
-    """Hard links to a folder's files: they stay as they are while others are renamed into their places."""
-    for name in _names(folder):
+    """Fill a folder with hard links to another one's files, which stay unchanged while others are renamed over them."""
+    for name in _file_names(folder):
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -256,41 +279,35 @@ def snapshot(folder: Path, target: Path) -> Path:
     return target
 
 
-def objects(folder: Path) -> dict[str, str]:
-    """By path within a folder, the name of each whole file's object."""
-    return {name: _object(folder, name) for name in _names(folder)}
+def object_names(folder: Path) -> dict[str, str]:
+    """List a local folder's files: by path within it, the name of the object for the file's content."""
+    return {name: _object_name(folder, name) for name in _file_names(folder)}
 
 
-def _names(folder: Path) -> Iterator[str]:
-    """Files that are whole: names that begin with a dot, or end with .new, are drafts."""
+def _file_names(folder: Path) -> Iterator[str]:
+    """List the files by their path within a folder, without hidden ones, which are drafts."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts) and path.suffix != ".new":
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
             yield name.as_posix()
 
 
-def _object(folder: Path, name: str) -> str:
-    """What a file's object is called: with the time at which it was written."""
+def _object_name(folder: Path, name: str) -> str:
     return f"{name}.{(folder / name).stat().st_mtime_ns:x}"
 
 
-def manifests(names: Iterable[str]) -> list[str]:
-    """The manifests that count among a folder's objects, the newest last.
-
-    One without its claim is of an earlier writer, or was on its way while the files were deleted.
-    """
+def valid_manifests(names: Iterable[str]) -> list[str]:
+    """Filter a folder's object names: manifests whose claim exists, the newest last."""
     names = set(names)
-    found = (name for name in names if MANIFEST.fullmatch(name))
-    return sorted((name for name in found if not token_of(name) or f"claim-{token_of(name)}" in names), key=token_of)
+    return sorted(name for name in names if MANIFEST.fullmatch(name) and f"claim-{token_of(name)}" in names)
 
 
-def token_of(manifest: str) -> str:
-    """Of a manifest's claim; empty for one without."""
-    match = MANIFEST.fullmatch(manifest)
-    return (match and match["token"]) or ""
-
-
-def _is_before(name: str, token: str) -> bool:
-    """Whether an object is the claim or the manifest of an earlier writer."""
+def token_of(name: str) -> str:
+    """Return the token of a manifest or claim; empty for other objects."""
     match = MANIFEST.fullmatch(name) or CLAIM.fullmatch(name)
-    return match is not None and (match["token"] or "") < token
+    return match["token"] if match else ""
+
+
+def this_process() -> str:
+    """Describe this process for the users of other machines."""
+    return f"process {os.getpid()} on {socket.gethostname()}"

@@ -1,86 +1,64 @@
-"""Whether machines share a storage: the driver leaves a word there, each node reads it and answers, the driver reads that."""
+"""A check that all nodes share a storage: the driver writes to it, each node reads that and writes, the driver reads that."""
 
 from __future__ import annotations
 
 import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from csmae.storage.object_store import ObjectStore, reason
+from csmae.storage.object_store import ObjectStore, describe_error
 
 DRIVER = "driver"
 
-PROBE_PREFIX = ".meeting-"
-"""Prefix of places."""
+PROBE_PREFIX = ".probe-"
+"""Prefix of a probe's objects."""
 
 
 @dataclass(frozen=True)
 class StorageProbe:
-    """A place within the storage.
+    """One check, as the driver sends it to the nodes.
 
     Args:
-        storage: A folder, or a bucket.
-        name: Of the place, which nobody can know before; it is the word, too.
+        store: The storage.
+        name: Unpredictable prefix of the check's objects, which also is their content.
     """
 
-    storage: Path | ObjectStore
+    store: ObjectStore
     name: str
 
-    def __str__(self) -> str:
-        return self.storage.url if isinstance(self.storage, ObjectStore) else str(self.storage)
-
-    def speak(self, who: str) -> str | None:
-        """Leave the word; why that is impossible."""
+    def write(self, who: str) -> str | None:
+        """Write as the driver or as a node; returns why that fails, if it does."""
         try:
-            if isinstance(self.storage, ObjectStore):
-                self.storage.put_bytes(f"{self.name}/{who}", self.name.encode())
-            else:
-                (self.storage / self.name / who).write_text(self.name)
-        except FileNotFoundError:
-            return f"does not see what the driver writes to {self}"
+            self.store.put_bytes(f"{self.name}/{who}", self.name.encode())
         except OSError as error:
-            return f"{self} cannot be written: {error.strerror or reason(error)}"
+            return f"{self.store.url} cannot be written: {describe_error(error)}"
         return None
 
     def can_read(self, who: str) -> bool:
-        """Whether somebody's word is there."""
+        """Return whether this process sees what the driver or a node has written."""
         try:
-            if isinstance(self.storage, ObjectStore):
-                return self.storage.get_bytes(f"{self.name}/{who}") == self.name.encode()
-            return (self.storage / self.name / who).read_text() == self.name
+            return self.store.get_bytes(f"{self.name}/{who}") == self.name.encode()
         except OSError:
             return False
 
-    def answer(self, who: str) -> str | None:
-        """What a node does; what is wrong."""
+    def respond(self, node: str) -> str | None:
+        """Read as a node what the driver has written, and write; returns why that fails, if it does."""
         if not self.can_read(DRIVER):
-            return f"does not see what the driver writes to {self}"
-        return self.speak(who)
+            return f"does not see what the driver writes to {self.store.url}"
+        return self.write(node)
 
 
 @contextmanager
-def storage_probe(storage: Path | ObjectStore) -> Iterator[tuple[StorageProbe, str | None]]:
-    """A place for as long as the block lasts, with the driver's word in it; or why it cannot be there."""
-    place, trouble = StorageProbe(storage, f"{PROBE_PREFIX}{secrets.token_hex(8)}"), None
-    if isinstance(storage, Path):
-        try:
-            (storage / place.name).mkdir(parents=True)
-        except OSError as error:
-            trouble = f"{storage} cannot be written: {error.strerror}"
+def storage_probe(store: ObjectStore) -> Iterator[tuple[StorageProbe, str | None]]:
+    """Start a check that lasts as long as the block.
+
+    Yields:
+        The check, and why the driver cannot write to the storage, if it cannot.
+    """
+    probe = StorageProbe(store, f"{PROBE_PREFIX}{secrets.token_hex(8)}")
     try:
-        yield place, trouble or place.speak(DRIVER)
+        yield probe, probe.write(DRIVER)
     finally:
-        if isinstance(storage, Path):
-            shutil.rmtree(storage / place.name, ignore_errors=True)
-        else:
-            _clear(storage, place.name)
-
-
-def _clear(bucket: ObjectStore, name: str) -> None:
-    try:
-        bucket.delete(f"{name}/{who}" for who in bucket.names(name))
-    except OSError:
-        return  # a few bytes stay in a bucket that does not answer
+        with suppress(OSError):  # a bucket that does not answer keeps a few bytes
+            store.delete_below(probe.name)

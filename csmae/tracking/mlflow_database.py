@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote, urlparse
 
-from csmae.lock import opening
+from csmae.lock import database_lock
 from csmae.sqlite import SQLITE, sqlite_path
 from csmae.tracking.mlflow_settings import quiet_mlflow
 from csmae.tracking.outbox import TrackingError
@@ -53,7 +53,7 @@ def open_client(uri: str) -> MlflowClient:
 
     path = sqlite_path(uri)
     check_file(path)
-    with opening(path) if path else nullcontext():
+    with database_lock(path) if path else nullcontext():
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     encoded = Path(uri.removeprefix(SQLITE).partition("?")[0]).parent
     if path and uri.startswith(SQLITE) and encoded != path.parent:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -13,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import lock_descriptor
+
+from csmae.atomic import atomic_write
 from csmae.config import ConfigError
 from csmae.lock import unwritable
 
@@ -102,12 +104,12 @@ class Outbox:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._file)
-            raise TrackingError(f"{path}: another process writes to this study: wait for its end") from None
+            is_locked = lock_descriptor(self._file, blocking=False)
         except OSError as error:
             raise TrackingError(unwritable(path, error)) from None
+        if not is_locked:
+            os.close(self._file)
+            raise TrackingError(f"{path}: another process writes to this study: wait until it ends")
         self._size = self._remove_torn_line()
         self.study_id = self._read_header()
 
@@ -237,6 +239,5 @@ class UploadPosition:
         content = self._load()
         rejected = {**content.get("rejected", {}), self._destination: self.rejected}
         content |= {"study_id": self._study_id, self._destination: offset, "rejected": rejected}
-        draft = self._path.with_suffix(".new")
-        draft.write_text(json.dumps(content), encoding="utf-8")
-        draft.replace(self._path)
+        with atomic_write(self._path) as file:
+            file.write(json.dumps(content).encode())

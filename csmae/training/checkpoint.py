@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from csmae.atomic import atomic_write
 from csmae.config import Config, ConfigError, MayChange, changeable, completed
 from csmae.out_of_memory import is_out_of_memory
 from csmae.settings import flatten
@@ -57,17 +57,10 @@ def save_checkpoint(folder: Path, config: Config, done: Done, parts: dict[str, A
         OSError, RuntimeError: The disk is full; the file that was there before still is.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{CHECKPOINT}.tmp"
     states = {name: part.state_dict() for name, part in parts.items()}
     content = {"format": FORMAT, "config": config.model_dump_json(), "done": vars(done) | {"sums": dict(done.sums)}}
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content | states, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / CHECKPOINT)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(folder / CHECKPOINT, durable=True) as file:
+        torch.save(content | states, file)
 
 
 def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any]) -> Done:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from csmae.atomic import atomic_write
 from csmae.config import Config, ConfigError
 from csmae.model.cost import cost
 from csmae.out_of_memory import is_out_of_memory
@@ -101,15 +101,12 @@ def note_micro_batch(run_dir: Path, micro_batch: int) -> None:
     noted = noted_micro_batch(run_dir)
     if noted is not None and noted <= micro_batch:
         return
-    temporary = run_dir / f".{FILE}.{uuid.uuid4().hex}.tmp"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(str(micro_batch))
-        temporary.replace(run_dir / FILE)
+        with atomic_write(run_dir / FILE, concurrent=True) as file:
+            file.write(str(micro_batch).encode())
     except OSError as error:  # the training can go on, only the next attempt will not know
         log.warning("%s: cannot be written: %s", run_dir / FILE, error.strerror)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def weights_must_fit(config: Config) -> AbstractContextManager[None]:

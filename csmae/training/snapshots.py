@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from csmae.atomic import atomic_write
 from csmae.config import Config
 from csmae.data.pairs import PairBatch
 from csmae.data.split import Split
@@ -66,11 +67,8 @@ def write_snapshot(
     np.savez(content, allow_pickle=False, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for draft in path.parent.glob("*.new"):  # which a kill left half written
-            draft.unlink(missing_ok=True)
-        draft = path.with_suffix(".new")
-        draft.write_bytes(content.getvalue())
-        draft.replace(path)
+        with atomic_write(path) as file:
+            file.write(content.getvalue())
     except OSError as error:
         log.warning("%s: cannot be written (%s): there will be no pictures of this epoch", path, error.strerror)
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from csmae.config import ConfigError
 from csmae.engine_logs import quiet_optuna
-from csmae.lock import opening
+from csmae.lock import database_lock
 from csmae.sqlite import sqlite_url
 
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
@@ -22,7 +22,7 @@ DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 def open_storage(path: Path) -> optuna.storages.RDBStorage:
     """Open the database of studies in a file. SQLite waits up to half a minute for another process that writes."""
     quiet_optuna()
-    with opening(path):
+    with database_lock(path):
         return optuna.storages.RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 30}})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from csmae.atomic import atomic_write
 from csmae.config import ConfigError, MayChange, changeable, completed
 from csmae.settings import flatten
 from csmae.study.options import Search
@@ -132,12 +132,8 @@ class PreservedState:
 
     def write(self, path: Path) -> None:
         """Write the file atomically."""
-        draft = path.with_suffix(".new")
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        with atomic_write(path, durable=True) as file:
+            file.write(json.dumps(asdict(self)).encode())
 
     @classmethod
     def read(cls, path: Path) -> PreservedState | None:

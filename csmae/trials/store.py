@@ -12,8 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import ConfigError
 from csmae.storage.layout import DATABASE
-from csmae.storage.manifest import Files
-from csmae.storage.object_store import reason, retry
+from csmae.storage.manifest import RemoteStorage
+from csmae.storage.object_store import describe_error, retry
 from csmae.study.study import Study
 from csmae.study.values import Value
 from csmae.trial_status import TrialStatus
@@ -43,14 +43,14 @@ class TrialStore:
     Args:
         study: Opened under its name, or created.
         storage: Folder of ``studies.db``, which many studies share, and of each study's own folder.
-        files: The trials' files if they are in an object store.
+        remote: The object store with the trials' files; None if they are in that folder.
 
     Raises:
         ConfigError: The database cannot be used, or holds a study of this name with another definition.
     """
 
-    def __init__(self, study: Study, storage: Path, files: Files | None = None) -> None:
-        self.study, self.path, self.files = study, storage.absolute() / DATABASE, files
+    def __init__(self, study: Study, storage: Path, remote: RemoteStorage | None = None) -> None:
+        self.study, self.path, self.remote = study, storage.absolute() / DATABASE, remote
         with usable(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.optuna_study = open_study(study, self.path, self._has_checkpoint)
@@ -63,13 +63,15 @@ class TrialStore:
             ]
 
     def _has_checkpoint(self, number: int) -> bool:
-        run_dir, files = self.run_dir(number), self.files
-        if files is None:
+        run_dir, remote = self.run_dir(number), self.remote
+        if remote is None:
             return (run_dir / "checkpoint.pt").exists()
         try:
-            return bool(retry(lambda: files.of(run_dir).manifest().files))
+            return bool(retry(lambda: remote.remote_folder(run_dir).manifest().files))
         except OSError as error:
-            raise ConfigError(f"--storage {files.bucket.url}: {reason(error)}: run again when it does") from None
+            raise ConfigError(
+                f"--storage {remote.store.url}: {describe_error(error)}: run again when it does"
+            ) from None
 
     def _enqueue_starting_points(self) -> None:
         """Enqueue the starting points, each once: a resumed study may name further ones."""

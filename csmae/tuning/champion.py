@@ -15,8 +15,8 @@ from csmae.cluster.reserved import NoResourcesError, run_reserved
 from csmae.cluster.resources import Allocation
 from csmae.config import Config, ConfigError
 from csmae.scratch import scratch
-from csmae.storage.manifest import Files, RemoteFolder
-from csmae.storage.object_store import reason, retry
+from csmae.storage.manifest import RemoteFolder, RemoteStorage
+from csmae.storage.object_store import describe_error, retry
 from csmae.trial_status import TrialStatus
 from csmae.trials.leaderboard import entries
 from csmae.trials.store import TrialStore
@@ -69,7 +69,7 @@ def saved_metrics(encoder_dir: Path) -> dict[str, float]:
 def score_encoders(
     encoders: list[EncoderToScore],
     allocation: Allocation,
-    files: Files | None = None,
+    remote: RemoteStorage | None = None,
     warn: Callable[[str], object] = log.warning,
 ) -> list[dict[str, float]]:
     """Score encoders in parallel on Ray's nodes; on CPUs if there are no GPUs any more.
@@ -77,7 +77,7 @@ def score_encoders(
     Args:
         encoders: What to score.
         allocation: Resources of each scoring.
-        files: Object store with the encoders; None if all nodes share their folder.
+        remote: Object store with the encoders; None if all nodes share their folder.
         warn: Called with a line if the resources are missing.
 
     Returns:
@@ -87,7 +87,8 @@ def score_encoders(
         NoResourcesError: There are no CPUs either.
     """
     calls = [
-        (e.config, e.encoder_dir, files.of(e.encoder_dir.parent) if files and e.encoder_dir else None) for e in encoders
+        (e.config, e.encoder_dir, remote.remote_folder(e.encoder_dir.parent) if remote and e.encoder_dir else None)
+        for e in encoders
     ]
     try:
         return run_reserved(_score, calls, allocation.bundle)
@@ -99,15 +100,15 @@ def score_encoders(
 
 
 def _score(
-    config: Config, encoder_dir: Path | None, files: RemoteFolder | None, device: str | None = None
+    config: Config, encoder_dir: Path | None, remote: RemoteFolder | None, device: str | None = None
 ) -> dict[str, float]:
     """Score one encoder, in a Ray task."""
     from csmae.training.scoring import score
 
-    if files is None:
+    if remote is None:
         return score(config, encoder_dir, device)
     with scratch("score") as copy:
-        retry(lambda: files.fetch(copy, files.manifest(), lambda name: name.startswith("encoder/")))
+        retry(lambda: remote.fetch(copy, remote.manifest(), lambda name: name.startswith("encoder/")))
         return score(config, copy / "encoder", device)
 
 
@@ -117,15 +118,17 @@ def download_trials(trial_store: TrialStore) -> None:
     Raises:
         ConfigError: The object store does not respond, or another driver took over the storage.
     """
-    files = trial_store.files
-    if files is None:
+    remote = trial_store.remote
+    if remote is None:
         return
     trials_dir = trial_store.run_dir(0).parent
     try:
-        retry(files.check)
-        for name in retry(lambda: files.bucket.names(trials_dir.relative_to(files.folder).as_posix())):
-            trial_files = files.of(trials_dir / name)
+        retry(remote.check)
+        for name in retry(lambda: remote.store.names(trials_dir.relative_to(remote.folder).as_posix())):
+            trial_files = remote.remote_folder(trials_dir / name)
             manifest = retry(trial_files.manifest)
             retry(partial(trial_files.fetch, trials_dir / name, manifest, lambda path: path != CHECKPOINT))
     except OSError as error:
-        raise ConfigError(f"--storage {files.bucket.url}: {reason(error)}: run again when it responds") from None
+        raise ConfigError(
+            f"--storage {remote.store.url}: {describe_error(error)}: run again when it responds"
+        ) from None

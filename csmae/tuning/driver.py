@@ -46,7 +46,7 @@ def run_search(budget: Budget, allocation: Allocation, listener: Listener, pretr
         search_end = SearchEnd(SearchOutcome.BUDGET_EXHAUSTED, reason)
     else:
         stop_controller = StopController(budget, searcher)
-        with tune_dir(None if trial_store.files else trial_store.folder) as folder, stop_controller.stop_on_signals():
+        with tune_dir(None if trial_store.remote else trial_store.folder) as folder, stop_controller.stop_on_signals():
             spec = WorkerGroupSpec(
                 num_workers=search.workers_per_trial,
                 allocation=allocation,
@@ -54,7 +54,7 @@ def run_search(budget: Budget, allocation: Allocation, listener: Listener, pretr
                 hang_timeout_s=seconds(search.hang_timeout),
                 scratch_dir=folder,
                 pretrain=pretrain,
-                files=trial_store.files,
+                remote=trial_store.remote,
             )
             _make_tuner(spec, searcher, stop_controller, trial_store).fit()
         search_end = _superseded(trial_store) or stop_controller.search_end
@@ -80,8 +80,8 @@ def _finish(budget: Budget, searcher: StudySearcher, search_end: SearchEnd) -> S
 def _superseded(trial_store: TrialStore) -> SearchEnd | None:
     """Whether another driver took over the storage, which may be why workers could not continue."""
     try:
-        if trial_store.files:
-            trial_store.files.check()
+        if trial_store.remote:
+            trial_store.remote.check()
     except SupersededError as error:
         return SearchEnd(SearchOutcome.SUPERSEDED, str(error))
     except OSError:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from csmae.storage.manifest import Files, SupersededError
-from csmae.storage.object_store import reason
+from csmae.storage.manifest import RemoteStorage, SupersededError
+from csmae.storage.object_store import describe_error
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import confirmed_number, is_cut_short, is_starting_point
@@ -54,27 +54,29 @@ class CheckpointRetention:
             except OSError as error:
                 log.warning("%s: cannot be removed: %s", path, error.strerror)
         shutil.rmtree(self._trial_store.encoder_dir(number), ignore_errors=True)
-        if self._trial_store.files:  # in a thread: the search must not wait for the bucket
-            self._bucket_thread.submit(_delete, self._trial_store.files, run_dir)
+        if self._trial_store.remote:  # in a thread: the search must not wait for the bucket
+            self._bucket_thread.submit(_delete, self._trial_store.remote, run_dir)
 
     def finish(self) -> None:
         """Delete from the bucket what arrived after its trial had ended, and what could not be deleted earlier."""
         self._bucket_thread.shutdown(cancel_futures=True)  # the loop below repeats the cancelled deletions
-        files = self._trial_store.files
-        if files is None:
+        remote = self._trial_store.remote
+        if remote is None:
             return
         try:
             for number in sorted(self._removed):
-                _delete(files, self._trial_store.run_dir(number))
+                _delete(remote, self._trial_store.run_dir(number))
         except SupersededError:
             return  # another driver now decides what is kept; the search reports that
         except OSError as error:
-            log.warning("%s: %s: files of trials that are no longer needed remain", files.bucket.url, reason(error))
+            log.warning(
+                "%s: %s: files of trials that are no longer needed remain", remote.store.url, describe_error(error)
+            )
 
 
-def _delete(files: Files, run_dir: Path) -> None:
-    files.check()
-    files.of(run_dir).delete()
+def _delete(remote: RemoteStorage, run_dir: Path) -> None:
+    remote.check()
+    remote.remote_folder(run_dir).delete()
 
 
 def _is_protected(trial: FrozenTrial) -> bool:

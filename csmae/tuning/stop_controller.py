@@ -41,8 +41,8 @@ class StopController(Stopper):  # type: ignore[misc]
         if self.search_end.outcome is SearchOutcome.COMPLETED:
             if self._searcher.search_end:
                 self.search_end = self._searcher.search_end
-            elif (files := self._budget.trial_store.files) and files.lost:
-                self.search_end = SearchEnd(SearchOutcome.SUPERSEDED, files.lost)
+            elif (remote := self._budget.trial_store.remote) and remote.superseded:
+                self.search_end = SearchEnd(SearchOutcome.SUPERSEDED, remote.superseded)
             elif reason := self._budget.over():
                 self.search_end = SearchEnd(SearchOutcome.BUDGET_EXHAUSTED, reason)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from csmae.cluster.resources import Allocation, resources_text
-from csmae.storage.manifest import Files
+from csmae.storage.manifest import RemoteStorage
 
 PRETRAIN = "csmae.training.trainer:pretrain"
 
@@ -23,7 +23,7 @@ class WorkerGroupSpec:
     """Seconds without a heartbeat after which workers are considered dead."""
     scratch_dir: str
     """Ray Train's own files."""
-    files: Files | None = None
+    remote: RemoteStorage | None = None
     """Object store that holds the trials' files; None where all nodes share their folder."""
     pretrain: str = PRETRAIN
     """Module and name of the generator that trains."""

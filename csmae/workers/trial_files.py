@@ -1,4 +1,4 @@
-"""A trial's files while a worker trains it, where the storage is a bucket: a copy on the node, mirrored behind its back."""
+"""A trial's files while it is trained with its storage in a bucket: a working copy on each node, uploaded in the background."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ray.train.collective import broadcast_from_rank_zero
 
+from csmae.atomic import atomic_write
 from csmae.config import Config, ConfigError, MayChange, changeable
-from csmae.scratch import clear, hold, scratch_root
+from csmae.scratch import hold, remove_unused, scratch_root
 from csmae.settings import flatten
-from csmae.storage.manifest import Claim, DeletedError, Manifest, RemoteFolder, SupersededError, objects, snapshot
-from csmae.storage.object_store import RETRY_FOR_S, RETRY_S, reason, retry
+from csmae.storage.manifest import Claim, DeletedError, Manifest, RemoteFolder, SupersededError, object_names, snapshot
+from csmae.storage.object_store import RETRY_FOR_S, RETRY_INTERVAL_S, describe_error, retry
+from csmae.training.checkpoint import FullDiskError, progress
 
 PREFIX = "trial-"
-"""Of the names of working copies."""
+"""Beginning of the names of working copies."""
 
-COMMON = ".common"
-"""The file in a working copy that says what it had in common with the bucket when they last met."""
+SNAPSHOT_PREFIX = ".snapshot-"
+"""Beginning of the names of snapshots in a working copy."""
 
-HOLD_S = 5.0
-"""For which a process of an earlier group may still hold its copy."""
+SYNCED = ".synced"
+"""File in a working copy with the last state that the copy and the bucket had in common."""
 
-KEPT_S = 24 * 3600.0
-"""For how long a dead worker's copy stays that holds what the bucket does not."""
+HOLD_TIMEOUT_S = 5.0
+"""Longest wait for a process of an earlier worker group that still holds the working copy."""
+
+KEEP_S = 24 * 3600.0
+"""Time for which a dead worker's copy is kept if it has files that the bucket does not have."""
 
 
 def saved_epoch(run_dir: Path) -> tuple[int, dict[str, float]] | None:
-    """The epoch of the last checkpoint with its metrics: its report may have been lost with the process."""
+    """Return the epoch of the last checkpoint with its metrics: its report may have been lost with the process."""
     path = run_dir / "encoder" / "config.json"
     if not path.exists():
         return None
@@ -44,285 +49,260 @@ def saved_epoch(run_dir: Path) -> tuple[int, dict[str, float]] | None:
     return details["epoch"], details["metrics"]
 
 
-def copy_folder(files: RemoteFolder, rank: int) -> Path:
-    """Where this machine keeps a rank's copy of a trial's files, whichever search trains it."""
-    name = f"{files.bucket.url.partition('?')[0]}/{files.key}"
-    return scratch_root() / f"{PREFIX}{zlib.crc32(name.encode()):08x}-{files.key.replace('/', '-')}-rank-{rank}"
+def working_copy_dir(remote: RemoteFolder, rank: int) -> Path:
+    """Return where this machine keeps a rank's copy of a trial's files, for every search that trains it."""
+    name = f"{remote.store.url.partition('?')[0]}/{remote.key}"
+    return scratch_root() / f"{PREFIX}{zlib.crc32(name.encode()):08x}-{remote.key.replace('/', '-')}-rank-{rank}"
 
 
-def clear_copies(root: Path | None = None) -> None:
-    """Remove the copies of dead workers, but for those that may hold what the bucket never got."""
-    with suppress(OSError, ConfigError):  # what cannot be removed now is removed by the next
-        clear(root or scratch_root(), PREFIX, keep=_may_be_needed)
+def remove_stale_copies(root: Path | None = None) -> None:
+    """Remove the working copies of dead workers, except those with files that the bucket may not have."""
+    with suppress(OSError, ConfigError):  # the next worker tries again
+        remove_unused(root or scratch_root(), PREFIX, keep=_may_be_needed)
 
 
 def _may_be_needed(folder: Path) -> bool:
-    common = _common(folder)
-    if common is None or not folder.name.endswith("rank-0") or common.files == objects(folder):
+    synced = _read_synced(folder)
+    if synced is None or not folder.name.endswith("rank-0") or synced.files == object_names(folder):
         return False
-    return time.time() - max((path.stat().st_mtime for path in folder.iterdir()), default=0.0) < KEPT_S
+    return time.time() - max((path.stat().st_mtime for path in folder.iterdir()), default=0.0) < KEEP_S
 
 
-def _common(folder: Path) -> Manifest | None:
+def _read_synced(folder: Path) -> Manifest | None:
     try:
-        return Manifest(**json.loads((folder / COMMON).read_text()))
+        return Manifest(**json.loads((folder / SYNCED).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
 class WorkingCopy:
-    """One rank's copy of a trial's files. Rank 0 writes; the others read the state that it found.
+    """One rank's copy of a trial's files, in its train worker. Rank 0 uploads its copy; the others read the state it found.
 
     Args:
-        files: Of the trial.
-        folder: Of this rank on this node; another one beside it is taken where a process still uses it.
-        marks: Of the trial's configuration, see ``marks_of``: files with none of them count as none; the first is written.
-        beat: Called while the bucket keeps this rank waiting.
+        remote: The trial's files in the bucket.
+        folder: This rank's folder on this node; the copy gets another one beside it if a process still holds it.
+        fingerprint: From ``config_fingerprint``; files of a trial with another fingerprint are ignored.
+        heartbeat: Called while this rank waits for the bucket.
     """
 
-    def __init__(self, files: RemoteFolder, folder: Path, marks: Sequence[str], beat: Callable[[], object]) -> None:
-        self._files, self._marks, self._beat = files, marks, beat
+    def __init__(self, remote: RemoteFolder, folder: Path, fingerprint: str, heartbeat: Callable[[], object]) -> None:
+        self._remote, self._fingerprint, self._heartbeat = remote, fingerprint, heartbeat
         self._claim: Claim | None = None
-        self._pending: Path | None = None
+        self._uploader = threading.Thread(target=self._upload_snapshots, name="trial-upload", daemon=True)
         self._changed = threading.Condition()
-        self._over, self._trouble, self._lost, self._deleted = False, "", False, False
-        self._pusher: threading.Thread | None = None
-        self._offered: dict[str, str] = {}
-        self._ended, self._left = False, False
+        self._next: Path | None = None
+        self._closed = False
+        self._scheduled: dict[str, str] = {}
+        self._superseded: SupersededError | None = None
+        self._failure = "the upload does not finish"
         try:
-            self.folder, self._lock = folder, hold(folder, beat, HOLD_S)
-        except TimeoutError:  # of a process that hangs, or of another driver's workers on this node
+            self.folder, self._lock = folder, hold(folder, heartbeat, HOLD_TIMEOUT_S)
+        except TimeoutError:  # held by a process that hangs, or by another driver's worker on this node
             self.folder = folder.with_name(f"{folder.name}-{os.getpid()}")
-            self._lock = hold(self.folder, beat, HOLD_S)
+            self._lock = hold(self.folder, heartbeat, HOLD_TIMEOUT_S)
 
-    def take_up(self, first: bool) -> None:
+    def pull(self, is_writer: bool) -> None:
         """Bring the folder to the trial's last state, the same on all ranks. Collective.
 
+        Args:
+            is_writer: Whether this is rank 0, which uploads.
+
         Raises:
-            FullDiskError: The bucket does not answer, on all ranks alike.
+            FullDiskError: The bucket does not answer, or other workers took the trial over; on all ranks alike.
         """
-        for stale in self.folder.glob(".state-*"):
+        for stale in self.folder.glob(f"{SNAPSHOT_PREFIX}*"):
             shutil.rmtree(stale, ignore_errors=True)
-        state = broadcast_from_rank_zero(self._reconcile() if first else None)
+        state = broadcast_from_rank_zero(self._reconcile() if is_writer else None)
         if not isinstance(state, Manifest):
-            self.let_go()
-            raise _full_disk(str(state))
-        if first:
-            self._pusher = threading.Thread(target=self._push, name="mirror", daemon=True)
-            self._pusher.start()
+            self.release_later()
+            raise FullDiskError(str(state))
+        if is_writer:
+            self._uploader.start()
         else:
-            _remove(self.folder, all_but=state.files)
-            retry(lambda: self._files.fetch(self.folder, state), self._beat)
+            _remove_others(self.folder, state.files)
+            retry(lambda: self._remote.fetch(self.folder, state), self._heartbeat)
 
     def _reconcile(self) -> Manifest | str:
-        """Of the node's state and the bucket's, the newer one on both sides; or why not, in one line."""
-        common = _common(self.folder)
-        if common is None or common.note.get("mark") not in self._marks:  # of a trial that the ledger has forgotten
-            _remove(self.folder, all_but={})
+        """Bring the copy and the bucket to the newer one of their states; returns it, or why that fails."""
+        synced = _read_synced(self.folder)
+        if synced is None or synced.metadata.get("fingerprint") != self._fingerprint:  # of another study of this name
+            _remove_others(self.folder, {})
 
         def newer() -> Manifest:
-            self._claim = claim = self._claim or self._files.claim()
-            there = claim.state if claim.state.note.get("mark") in self._marks else Manifest()
-            if _progress(self.folder) > (there.note.get("epoch", 0), there.note.get("steps", 0)):
-                there = claim.push(self.folder, self._note(self.folder))
-            self._files.fetch(self.folder, there)
-            self._note_common(there)
-            return there
+            self._claim = claim = self._claim or self._remote.claim()
+            state = claim.manifest
+            if state.metadata.get("fingerprint") != self._fingerprint:
+                state = Manifest()
+            if progress(self.folder) > (state.metadata.get("epoch", 0), state.metadata.get("steps", 0)):
+                state = claim.push(self.folder, self._metadata(self.folder))
+            self._remote.fetch(self.folder, state)
+            self._write_synced(state)
+            return state
 
         try:
-            return retry(newer, self._beat)
+            return retry(newer, self._heartbeat)
         except SupersededError as error:
-            self._superseded(error)
+            self._superseded = error
         except OSError as error:
-            self._trouble = reason(error)
-        return self._why(self._trouble)
+            self._failure = describe_error(error)
+        return self._problem()
 
-    def _note_common(self, state: Manifest) -> None:
-        draft = self.folder / f"{COMMON}.tmp"
-        draft.write_text(json.dumps({"files": state.files, "note": {"mark": self._marks[0]}}))
-        draft.replace(self.folder / COMMON)
+    def _write_synced(self, state: Manifest) -> None:
+        content = {"files": state.files, "metadata": {"fingerprint": self._fingerprint}}
+        with atomic_write(self.folder / SYNCED) as file:
+            file.write(json.dumps(content).encode())
 
-    def mirror(self) -> None:
-        """Have the bucket get what was written, soon; called by rank 0 between epochs, waits for nothing.
+    def schedule_upload(self) -> None:
+        """Have the current files uploaded soon, without waiting; called between epochs.
 
         Raises:
-            FullDiskError: Other workers have taken the trial over, or its files were deleted.
+            FullDiskError: Other workers took the trial over, or its files were deleted.
             OSError: The node's disk is full; the next call tries again.
         """
-        if self._pusher is None:
-            return
-        if self._lost:
-            raise _full_disk(self._trouble)
-        now = objects(self.folder)
-        if now == self._offered:
+        if self._claim is None:
+            return  # not rank 0
+        if self._superseded:
+            raise FullDiskError(self._problem())
+        files = object_names(self.folder)
+        if files == self._scheduled:
             return
         state = self._snapshot()
-        self._offered = now
+        self._scheduled = files
         with self._changed:
-            skipped, self._pending = self._pending, state
+            skipped, self._next = self._next, state
             self._changed.notify_all()
         if skipped:
             shutil.rmtree(skipped, ignore_errors=True)
 
     def _snapshot(self) -> Path:
-        state = Path(tempfile.mkdtemp(prefix=".state-", dir=self.folder))
+        state = Path(tempfile.mkdtemp(prefix=SNAPSHOT_PREFIX, dir=self.folder))
         try:
             return snapshot(self.folder, state)
         except OSError:
             shutil.rmtree(state, ignore_errors=True)
             raise
 
-    def give_back(self) -> None:
-        """Wait until the bucket has all, or the trial's files were deleted there, and clear the node.
+    def finish(self) -> None:
+        """Wait until everything is uploaded or the trial's files were deleted in the bucket, and remove the copy.
 
         Raises:
-            FullDiskError: The bucket does not take it; the node keeps it.
+            FullDiskError: The bucket does not accept the upload within ``RETRY_FOR_S``; the copy stays.
         """
         deadline = time.monotonic() + RETRY_FOR_S
-        self._end()
-        while self._pusher and self._pusher.is_alive() and time.monotonic() < deadline:
-            self._pusher.join(RETRY_S)
-            self._beat()
-        if (self._lost and not self._deleted) or (self._pusher and self._pusher.is_alive()):
-            self.let_go()
-            raise _full_disk(self._why(self._trouble or "does not come to an end"))
+        self._close()
+        while self._uploader.is_alive() and time.monotonic() < deadline:
+            self._uploader.join(RETRY_INTERVAL_S)
+            self._heartbeat()
+        is_needed = not isinstance(self._superseded, DeletedError)
+        if self._uploader.is_alive() or (self._superseded and is_needed):
+            self.release_later()
+            raise FullDiskError(self._problem())
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._release()
+        self._lock.release()
 
-    def let_go(self) -> None:
-        """End without waiting, after an error; what was written is still sent as long as this process lives."""
-        self._end()
-        with self._changed:
-            self._left = True
-            if self._pusher is None or self._ended:
-                self._release()
+    def release_later(self) -> None:
+        """Stop without waiting, after an error: uploads that are scheduled continue while this process lives."""
+        self._close()
+        if self._uploader.is_alive():
+            threading.Thread(target=self._release, name="trial-release", daemon=True).start()
+        else:
+            self._release()
 
-    def _end(self) -> None:
+    def _close(self) -> None:
         with self._changed:
-            self._over = True
+            self._closed = True
             self._changed.notify_all()
 
     def _release(self) -> None:
-        """Let others take the node's folder up, or remove it."""
-        if self._lock >= 0:
-            if self._deleted:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            os.close(self._lock)
-        self._lock = -1
+        """Let other processes use or remove the folder once the uploads have ended."""
+        if self._uploader.is_alive():
+            self._uploader.join()
+        if isinstance(self._superseded, DeletedError):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
 
-    def _push(self) -> None:
-        """The thread."""
-        self._send()
-        with self._changed:
-            self._ended = True
-            if self._left:
-                self._release()
-
-    def _send(self) -> None:
-        """The latest state goes to the bucket, again and again until it is there."""
-        while True:
+    def _upload_snapshots(self) -> None:
+        """Upload the latest snapshot until there will be no more: the thread."""
+        while not self._superseded:
             with self._changed:
-                while self._pending is None and not self._over:
-                    self._changed.wait()
-                state, self._pending = self._pending, None
-            if state is None or self._lost:
+                self._changed.wait_for(lambda: self._next or self._closed)
+                state, self._next = self._next, None
+            if state is None:
                 return
-            if not self._pushed(state):
-                with self._changed:
-                    self._pending, state = (state, None) if self._pending is None else (self._pending, state)
-                time.sleep(RETRY_S)
-            if state:
-                shutil.rmtree(state, ignore_errors=True)
+            while not self._try_upload(state):
+                time.sleep(RETRY_INTERVAL_S)
+                if self._next:
+                    break  # a later snapshot replaces it
+            shutil.rmtree(state, ignore_errors=True)
 
-    def _pushed(self, state: Path) -> bool:
-        """Whether the bucket has it, or never will."""
+    def _try_upload(self, state: Path) -> bool:
+        """Upload a snapshot; returns whether it need not be tried again."""
         assert self._claim
         try:
-            self._note_common(self._claim.push(state, self._note(state)))
+            self._write_synced(self._claim.push(state, self._metadata(state)))
         except SupersededError as error:
-            self._superseded(error)
+            self._superseded = error
         except OSError as error:
-            self._trouble = reason(error)
+            self._failure = describe_error(error)
             return False
         return True
 
-    def _superseded(self, error: SupersededError) -> None:
-        self._trouble, self._deleted = str(error), isinstance(error, DeletedError)
-        self._lost = True
+    def _metadata(self, folder: Path) -> dict[str, Any]:
+        epoch, steps = progress(folder)
+        return {"fingerprint": self._fingerprint, "epoch": epoch, "steps": steps}
 
-    def _note(self, folder: Path) -> dict[str, object]:
-        epoch, steps = _progress(folder)
-        return {"mark": self._marks[0], "epoch": epoch, "steps": steps}
-
-    def _why(self, trouble: str) -> str:
-        """What is wrong, where, and what to do."""
-        return trouble if self._lost else f"--storage {self._files.bucket.url}: {trouble}: run again when it does"
+    def _problem(self) -> str:
+        """Say what is wrong, where, and what to do."""
+        if self._superseded:
+            return str(self._superseded)
+        return f"--storage {self._remote.store.url}: {self._failure}: run again when the bucket works"
 
 
-def _full_disk(why: str) -> Exception:
-    from csmae.training.checkpoint import FullDiskError  # seconds of torch
-
-    return FullDiskError(why)
-
-
-def _progress(folder: Path) -> tuple[int, int]:
-    from csmae.training.checkpoint import progress  # seconds of torch
-
-    return progress(folder)
-
-
-def _remove(folder: Path, all_but: Mapping[str, str]) -> None:
-    """Remove what an earlier training left in a copy, but for these files in these versions."""
-    for name, version in objects(folder).items():
-        if all_but.get(name) != version:
-            (folder / name).unlink()
+def _remove_others(folder: Path, wanted: Mapping[str, str]) -> None:
+    """Remove a copy's files, except those that are the same in a state."""
+    for path, object_name in object_names(folder).items():
+        if wanted.get(path) != object_name:
+            (folder / path).unlink()
 
 
 @contextmanager
 def working_copy(
-    files: RemoteFolder, folder: Path, marks: Sequence[str], first: bool, beat: Callable[[], object]
+    remote: RemoteFolder, folder: Path, fingerprint: str, is_writer: bool, heartbeat: Callable[[], object]
 ) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A rank's copy of a trial's files for as long as the block lasts; arguments as of ``WorkingCopy``. Collective.
+    """Keep a rank's copy of a trial's files for as long as the block lasts; see ``WorkingCopy``. Collective.
 
     Yields:
-        The folder, and what is to be called between epochs: it has the bucket get what was written.
+        The folder, and a function that schedules an upload, to be called between epochs.
 
     Raises:
-        FullDiskError: The bucket does not answer.
+        FullDiskError: The bucket does not answer, or other workers took the trial over.
     """
-    from csmae.training.checkpoint import FullDiskError  # seconds of torch
-    from csmae.training.trainer import StoppedError
+    from csmae.training.trainer import StoppedError  # importing timm takes seconds
 
-    copy = WorkingCopy(files, folder, marks, beat)
-    copy.take_up(first)
-    clear_copies(folder.parent)
+    copy = WorkingCopy(remote, folder, fingerprint, heartbeat)
+    copy.pull(is_writer)
+    remove_stale_copies(folder.parent)
     try:
-        yield copy.folder, copy.mirror
-    except StoppedError:  # saved in the middle of an epoch, and the node will go
+        yield copy.folder, copy.schedule_upload
+    except StoppedError:  # saved in the middle of an epoch, and the node will be taken away
         with suppress(FullDiskError, OSError):
-            copy.mirror()
-            copy.give_back()
+            copy.schedule_upload()
+            copy.finish()
         raise
     except BaseException:
         with suppress(FullDiskError, OSError):
-            copy.mirror()
-        copy.let_go()
+            copy.schedule_upload()
+        copy.release_later()
         raise
-    copy.give_back()
+    copy.finish()
 
 
-def marks_of(config: Mapping[str, Any]) -> tuple[str, str]:
-    """Checksums over what a trial learns by: this version's, and that of 0.1.0, whose checkpoints are resumed.
+def config_fingerprint(config: Mapping[str, Any]) -> str:
+    """Compute a checksum of the configuration by which a trial learns.
 
-    What may change while a trial trains is left out, as are defaults, whose number grows.
+    Fields that may change while a trial trains are left out, and so are default values, because a later version has more.
     """
     free, default = changeable(MayChange.IN_TRAINING), dict(flatten(Config().model_dump(mode="json")))
     values = dict(flatten(json.loads(json.dumps(config))))
     learnt = {name: value for name, value in values.items() if name not in free and value != default.get(name)}
-    return _checksum(learnt), _checksum(
-        {name: section for name, section in config.items() if name not in ("data", "eval")}
-    )
-
-
-def _checksum(values: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(values, sort_keys=True).encode()):08x}"
+    return f"{zlib.crc32(json.dumps(learnt, sort_keys=True).encode()):08x}"

@@ -20,7 +20,13 @@ from csmae.cluster.ray_private import preemption_check
 from csmae.config import Config, ConfigError
 from csmae.workers.messages import Assignment, Outcome
 from csmae.workers.spec import WorkerGroupSpec
-from csmae.workers.trial_files import clear_copies, copy_folder, marks_of, saved_epoch, working_copy
+from csmae.workers.trial_files import (
+    config_fingerprint,
+    remove_stale_copies,
+    saved_epoch,
+    working_copy,
+    working_copy_dir,
+)
 
 MAX_COMPILED_TRIALS = 8
 """Compiled trials after which a group's processes are replaced: torch keeps memory of each one."""
@@ -52,8 +58,8 @@ def train_loop(config: dict[str, Any]) -> None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    if spec.files:
-        clear_copies()
+    if spec.remote:
+        remove_stale_copies()
 
 
 @dataclass(frozen=True)
@@ -122,16 +128,16 @@ class TrainWorker:
     @contextmanager
     def _files(self, assignment: Assignment) -> Iterator[tuple[Path, Callable[[], object]]]:
         """The trial's folder on this node, and a function to call between epochs."""
-        if self.spec.files is None:
+        if self.spec.remote is None:
             yield Path(assignment.run_dir), lambda: None
             return
-        files = self.spec.files.of(Path(assignment.run_dir))
-        folder = copy_folder(files, self.rank)
+        remote = self.spec.remote.remote_folder(Path(assignment.run_dir))
+        folder = working_copy_dir(remote, self.rank)
 
         def heartbeat() -> None:
             self.coordinator.heartbeat.remote(assignment.id, self.group)
 
-        with working_copy(files, folder, marks_of(assignment.config), self.rank == 0, heartbeat) as copy:
+        with working_copy(remote, folder, config_fingerprint(assignment.config), self.rank == 0, heartbeat) as copy:
             yield copy
 
     def _epochs(self, assignment: Assignment, run_dir: Path) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Temporary folders: a kill leaves none for long, and nobody's is removed while he lives."""
+"""Temporary folders: the next process removes those of killed ones, and never one that is in use."""
 
 import fcntl
 import multiprocessing
@@ -19,27 +19,27 @@ from csmae.scratch import hold, scratch, scratch_root
 from csmae.tuning.driver import tune_dir
 
 
-def hold_scratch(told: Connection, target: Path) -> None:
+def use_tune_dir(ready: Connection, target: Path) -> None:
     with tune_dir(None) as name:
-        told.send(name)
+        ready.send(name)
         time.sleep(60)
 
 
-def synthesize_slowly(told: Connection, target: Path) -> None:
-    def say(scenes: int) -> None:
-        told.send(next(target.parent.glob(f".{target.name}-*")))
+def synthesize_slowly(ready: Connection, target: Path) -> None:
+    def wait(scenes: int) -> None:
+        ready.send(next(target.parent.glob(f".{target.name}-*")))
         time.sleep(60)
 
-    synthesize(SMALLEST, target, say)
+    synthesize(SMALLEST, target, wait)
 
 
 SMALLEST = Synthetic(num_train=1, num_validation=1, num_test=1)
 
 
-def killed(what: Callable[[Connection, Path], None], target: Path, meanwhile: Callable[[], object]) -> Path:
-    """The folder that a process leaves which is killed at it."""
+def killed(function: Callable[[Connection, Path], None], target: Path, meanwhile: Callable[[], object]) -> Path:
+    """Run a function in a process that is killed; returns the folder that it leaves."""
     (here, there), fork = multiprocessing.Pipe(), multiprocessing.get_context("fork")
-    process = fork.Process(target=what, args=(there, target))
+    process = fork.Process(target=function, args=(there, target))
     process.start()
     folder = Path(here.recv())
     meanwhile()
@@ -50,7 +50,7 @@ def killed(what: Callable[[Connection, Path], None], target: Path, meanwhile: Ca
     return folder
 
 
-def use_scratch() -> None:
+def make_tune_dir() -> None:
     with tune_dir(None):
         pass
 
@@ -59,8 +59,8 @@ def test_the_scratch_folder_of_a_killed_driver_is_removed_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left = killed(hold_scratch, tmp_path, use_scratch)
-    use_scratch()
+    left = killed(use_tune_dir, tmp_path, make_tune_dir)
+    make_tune_dir()
     assert not left.exists()
 
 
@@ -71,7 +71,7 @@ def test_half_an_archive_of_a_killed_process_is_removed_by_the_next_one(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["archive"] and not left.exists()
 
 
-def test_a_temporary_folder_that_somebody_else_made_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_folder_of_another_account_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     root = scratch_root()
     assert root.stat().st_mode & 0o777 == 0o700
@@ -85,7 +85,8 @@ def test_a_temporary_folder_that_somebody_else_made_is_refused(tmp_path: Path, m
 def flock_of_nfs(lock: int, operation: int) -> None:
     """A flock as the NFS client of Linux does it: by byte-range locks of the open file, which need write access."""
     wait = fcntl.F_OFD_SETLK if operation & fcntl.LOCK_NB else fcntl.F_OFD_SETLKW
-    fcntl.fcntl(lock, wait, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    kind = fcntl.F_UNLCK if operation & fcntl.LOCK_UN else fcntl.F_WRLCK
+    fcntl.fcntl(lock, wait, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0))
 
 
 @pytest.fixture(params=["local", "nfs"])
@@ -95,10 +96,11 @@ def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
 
 
-def hold_copy(told: Connection, target: Path) -> None:
-    hold(target, lambda: None, 0.0)
-    told.send(target)
+def hold_copy(ready: Connection, target: Path) -> None:
+    lock = hold(target, lambda: None, 0.0)
+    ready.send(target)
     time.sleep(60)
+    lock.release()
 
 
 @pytest.mark.usefixtures("locks")
@@ -110,12 +112,12 @@ def test_two_processes_never_hold_the_same_folder(tmp_path: Path) -> None:
             hold(target, lambda: None, 0.0)
 
     assert killed(hold_copy, target, meanwhile) == target
-    os.close(hold(target, lambda: None, 0.0))
+    hold(target, lambda: None, 0.0).release()
 
 
-def hold_folder(told: Connection, target: Path) -> None:
+def use_folder(ready: Connection, target: Path) -> None:
     with scratch("tune", target) as folder:
-        told.send(folder)
+        ready.send(folder)
         time.sleep(60)
 
 
@@ -125,27 +127,27 @@ def test_only_folders_of_dead_processes_are_removed_and_no_lock_is_left(tmp_path
         with scratch("tune", tmp_path):
             pass
 
-    left = killed(hold_folder, tmp_path, meanwhile)
+    left = killed(use_folder, tmp_path, meanwhile)
     meanwhile()
     assert not left.exists() and not list(tmp_path.iterdir())
 
 
-def take_turns(told: Connection, target: Path) -> None:
-    """Make and remove folders beside others who do the same; nobody's is ever removed while he uses it."""
+def make_and_remove(ready: Connection, target: Path) -> None:
+    """Make and remove folders beside processes that do the same; none is removed while it is used."""
     for _ in range(100):
         with scratch("tune", target) as folder:
             (folder / "file").touch()
             if not (folder / "file").exists():
-                told.send("gone")
+                ready.send("gone")
                 return
-    told.send("fine")
+    ready.send("fine")
 
 
 @pytest.mark.usefixtures("locks")
 def test_processes_that_make_folders_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     pipes = [multiprocessing.Pipe() for _ in range(3)]
-    processes = [fork.Process(target=take_turns, args=(there, tmp_path)) for _, there in pipes]
+    processes = [fork.Process(target=make_and_remove, args=(there, tmp_path)) for _, there in pipes]
     for process in processes:
         process.start()
     assert [here.recv() for here, _ in pipes] == ["fine"] * 3
@@ -154,7 +156,7 @@ def test_processes_that_make_folders_at_once_do_not_disturb_each_other(tmp_path:
     assert not list(tmp_path.iterdir())
 
 
-def test_where_no_temporary_folder_can_be_written_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_temporary_folder_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nothing"])
     with pytest.raises(ConfigError, match=r"No usable temporary directory found in .*: set TMPDIR to a folder"):
@@ -168,6 +170,6 @@ def test_a_full_temporary_folder_ends_a_search_with_one_line(tmp_path: Path, mon
     try:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         with pytest.raises(ConfigError, match=f"{tmp_path}/csmae-{os.getuid()}: cannot be written: No space left"):
-            use_scratch()
+            make_tune_dir()
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)

@@ -1,4 +1,4 @@
-"""Storage in a bucket: what killed writers left in it is removed, and nothing else."""
+"""Storage in a bucket: objects that killed writers left are removed, and nothing else."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from csmae.storage import study_mirror as storage
+from csmae.storage import study_mirror
 from csmae.storage.manifest import RemoteFolder
 from csmae.storage.object_store import ObjectStore
 from csmae.storage.unreferenced import remove_unreferenced
@@ -36,10 +36,10 @@ def test_objects_that_a_killed_writer_left_are_removed_a_day_later(
     for key in (*left, "notes.txt"):
         bucket.put_bytes(key, b"a kill came before the manifest")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(storage, "EVERY_S", 0.05)
+    monkeypatch.setattr(study_mirror, "UPLOAD_INTERVAL_S", 0.05)
     for days in (0, 2):
         server.age("lab", "garbage/", days)
-        with storage.opened(url):
+        with study_mirror.driver_storage(url):
             time.sleep(0.5)
         assert [key for key in left if bucket.get_bytes(key)] == (left if days == 0 else [])
     assert bucket.get_bytes("notes.txt") and RemoteFolder(bucket, "study/trials/4").manifest().files
@@ -47,28 +47,26 @@ def test_objects_that_a_killed_writer_left_are_removed_a_day_later(
     assert (tmp_path / "again" / "encoder" / "weights").read_text() == "named"
 
 
-def test_what_others_keep_in_the_bucket_stays(server: Server) -> None:
+def test_other_data_in_the_bucket_stays(server: Server) -> None:
     bucket = ObjectStore(server.url("lab/shared"))
     foreign = {
         "experiments/trials/001/data.0123456789abcdef": b"a checksum",
         "experiments/trials/7/manifest.json": b"{}",
         "experiments/trials/7/data.0123456789abcdef": b"a checksum",
-        "experiments/trials/8/manifest.json": b'{"files": {}, "note": "of a browser extension"}',
+        "experiments/trials/8/manifest.json": b'{"files": {}, "metadata": "of a browser extension"}',
         "experiments/trials/8/data.0123456789abcdef": b"a checksum",
         "driver/linux/net.0123456789abcdef": b"a checksum",
         ".check-list": b"milk",
     }
     ours = {
-        f"study/trials/1/{UNNAMED}": b"of version 0.1.0",
-        f"study/trials/2/{UNNAMED}": b"of a claim without a manifest",
-        f"study/trials/3/{UNNAMED}": b"of a manifest that came after the files were deleted",
-        ".meeting-0123456789abcdef/driver": b"a check",
+        f"study/trials/2/{UNNAMED}": b"a claim without a manifest",
+        f"study/trials/3/{UNNAMED}": b"a manifest that arrived after the files were deleted",
+        ".probe-0123456789abcdef/driver": b"a check",
     }
     for key, content in {**foreign, **ours}.items():
         bucket.put_bytes(key, content)
-    bucket.put_bytes("study/trials/1/manifest.json", b'{"files": {}, "note": {"mark": "98bfbbbb", "epoch": 1}}')
     RemoteFolder(bucket, "study/trials/2").claim()
-    late = f'{{"files": {{"checkpoint.pt": "{UNNAMED}"}}, "note": {{}}}}'.encode()
+    late = f'{{"files": {{"checkpoint.pt": "{UNNAMED}"}}, "metadata": {{}}}}'.encode()
     bucket.put_bytes("study/trials/3/manifest-00000007-0123abcd.json", late)
     server.age("lab", "shared/", 2)
     bucket.put_bytes("now", b"")
@@ -78,7 +76,7 @@ def test_what_others_keep_in_the_bucket_stays(server: Server) -> None:
     assert bucket.names("study/trials/3") == []
 
 
-def test_a_driver_keeps_its_lease_while_leftovers_are_removed_and_its_end_waits_for_none(
+def test_a_driver_renews_its_lease_during_a_cleanup_and_does_not_wait_for_it_at_the_end(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, key = server.url("lab/many"), "many/study/trials/3/encoder"
@@ -88,15 +86,15 @@ def test_a_driver_keeps_its_lease_while_leftovers_are_removed_and_its_end_waits_
         server.put("lab", f"{key}/{number}.18b2f3c4d5e6f708")
     server.age("lab", "many/", 2)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(storage, "EVERY_S", 0.05)
-    with storage.opened(url):
+    monkeypatch.setattr(study_mirror, "UPLOAD_INTERVAL_S", 0.05)
+    with study_mirror.driver_storage(url):
         while server.count("lab", key) == 200:
             time.sleep(0.01)
-        renewed = driver.manifest().note["time"]
-        while driver.manifest().note["time"] == renewed:
+        renewed = driver.manifest().metadata["time"]
+        while driver.manifest().metadata["time"] == renewed:
             time.sleep(0.01)
-        assert server.count("lab", key), "the clearing is not over"
-    assert driver.manifest().note["open"] is False
+        assert server.count("lab", key), "the cleanup is still running"
+    assert driver.manifest().metadata["open"] is False
     left = server.count("lab", key)
     time.sleep(0.3)
     assert left and server.count("lab", key) in (left, left - 1), "one may have been on its way"

@@ -60,7 +60,7 @@ def running() -> Iterator[Server]:
     for name, value in KEYS.items():
         patch.setenv(name, value)
     server = Server()
-    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{server.port}").create_bucket(ObjectStore="lab")
+    boto3.client("s3", endpoint_url=f"http://127.0.0.1:{server.port}").create_bucket(Bucket="lab")
     yield server
     server.stop()
     patch.undo()

@@ -13,7 +13,7 @@ from csmae.training.checkpoint import CheckpointError, Done, load_checkpoint, sa
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
-from csmae.workers.trial_files import marks_of
+from csmae.workers.trial_files import config_fingerprint
 from tests.conftest import small_config
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
@@ -143,8 +143,10 @@ def test_a_training_is_resumed_after_a_change_that_means_nothing_to_it(tmp_path:
 
 
 def test_a_buckets_trial_keeps_its_files_after_such_a_change() -> None:
-    mark = marks_of(small_config().model_dump(mode="json"))[0]
+    fingerprint = config_fingerprint(small_config().model_dump(mode="json"))
     for name, value in {**FREE, **SCORING}.items():
-        assert marks_of(small_config(**{name.replace(".", "__"): value}).model_dump(mode="json"))[0] == mark
-    assert marks_of(without(small_config().model_dump(mode="json"), "loss.norm_pix"))[0] == mark
-    assert marks_of(small_config(optim__lr=1e-2).model_dump(mode="json"))[0] != mark
+        assert (
+            config_fingerprint(small_config(**{name.replace(".", "__"): value}).model_dump(mode="json")) == fingerprint
+        )
+    assert config_fingerprint(without(small_config().model_dump(mode="json"), "loss.norm_pix")) == fingerprint
+    assert config_fingerprint(small_config(optim__lr=1e-2).model_dump(mode="json")) != fingerprint

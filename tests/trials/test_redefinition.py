@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 from csmae.config import ConfigError
 from csmae.storage import object_store as bucket
 from csmae.storage.layout import DATABASE
-from csmae.storage.manifest import Files
+from csmae.storage.manifest import RemoteStorage
 from csmae.storage.object_store import ObjectStore
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
@@ -146,17 +146,17 @@ def test_a_kill_between_the_redefinition_and_the_take_over_loses_no_source(tmp_p
 def test_with_a_bucket_a_study_may_change_until_the_bucket_has_a_state_of_a_trial(
     server: Server, tmp_path: Path
 ) -> None:
-    files = Files(ObjectStore(server.url("lab/runs")), tmp_path)
+    remote = RemoteStorage(ObjectStore(server.url("lab/runs")), tmp_path)
     for smallest in (0.3, 0.4):
         study = narrower(tmp_path, smallest)
-        trial_store = TrialStore(study, tmp_path, files)
+        trial_store = TrialStore(study, tmp_path, remote)
         study.space.suggest(trial_store.ask())  # and the driver is killed
     state = tmp_path / "state"
     state.mkdir()
     (state / "checkpoint.pt").touch()
-    files.of(trial_store.run_dir(1)).claim().push(state, {})
+    remote.remote_folder(trial_store.run_dir(1)).claim().push(state, {})
     with pytest.raises(ConfigError, match=r"masking\.ratio was"):
-        TrialStore(narrower(tmp_path, 0.5), tmp_path, files)
+        TrialStore(narrower(tmp_path, 0.5), tmp_path, remote)
 
 
 @pytest.mark.slow
@@ -164,8 +164,8 @@ def test_a_bucket_that_does_not_answer_is_named_where_a_study_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket, "RETRY_FOR_S", 0.0)
-    files = Files(ObjectStore("s3://lab/runs?endpoint_override=127.0.0.1:9&scheme=http"), tmp_path)
+    remote = RemoteStorage(ObjectStore("s3://lab/runs?endpoint_override=127.0.0.1:9&scheme=http"), tmp_path)
     study = narrower(tmp_path, 0.3)
-    study.space.suggest(TrialStore(study, tmp_path, files).ask())
+    study.space.suggest(TrialStore(study, tmp_path, remote).ask())
     with pytest.raises(ConfigError, match=r"--storage s3://lab/runs\S*: .*run again when it does"):
-        TrialStore(narrower(tmp_path, 0.4), tmp_path, files)
+        TrialStore(narrower(tmp_path, 0.4), tmp_path, remote)
