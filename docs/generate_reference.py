@@ -57,7 +57,7 @@ error. A study or a training that resumes must keep the values of all fields, ex
 SEARCH = """\
 # Search settings
 
-The section `search` of a study file. On the command line, `--set search.FIELD=VALUE` overrides a field. The values may change
+The section `search` of a study file. On the command line, `--set` overrides a field. The values may change
 when a study resumes, except where the list says otherwise.
 """
 
@@ -82,7 +82,7 @@ def main() -> int:
     """Write the pages, or check them; returns the exit status."""
     pages = {
         "configuration.md": configuration(),
-        "search.md": "\n".join([SEARCH, *fields(Search, "")]),
+        "search.md": "\n".join([SEARCH, *fields(Search, "search.")]),
         "metrics.md": metrics(),
         "commands.md": commands(),
     }
@@ -227,7 +227,7 @@ def section(command: Any, path: str) -> Iterator[str]:
         return
     yield f"### {path}"
     yield ""
-    yield f"`{' '.join([path, *map(argument_name, arguments), '[OPTIONS]'])}`"
+    yield f"```text\n{' '.join([path, *map(argument_name, arguments), '[OPTIONS]'])}\n```"
     yield ""
     yield textwrap.fill(markdown(command.help), WIDTH, break_on_hyphens=False)
     yield ""

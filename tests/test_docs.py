@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -19,10 +19,10 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from csmae.cli.main import app
-from csmae.config import Config, ConfigError
+from csmae.config import Config, ConfigError, Section
 from csmae.encoders import SensorEncoder
 from csmae.sensors import DIRECTIONS
-from csmae.settings import field_names, merge, parse_assignments, parse_config
+from csmae.settings import merge, parse_assignments, parse_config
 from csmae.study.metrics import DESCRIPTIONS, METRICS
 from csmae.study.options import Search
 from csmae.study.study import PARTS, load_study
@@ -219,9 +219,18 @@ def test_every_yaml_is_a_study_or_a_configuration(page: Path, tmp_path: Path) ->
                 parse_config(content, page.name)
 
 
+def dotted_names(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Names of fields and of the sections in between."""
+    for name, field in section.model_fields.items():
+        yield f"{prefix}{name}"
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, Section):
+                yield from dotted_names(part, f"{prefix}{name}.")
+
+
 @pages
 def test_every_field_is_one_of_the_configuration_or_of_the_search(page: Path) -> None:
-    known = {*field_names(), *(f"search.{name}" for name in Search.model_fields)}
+    known = {*dotted_names(Config), *dotted_names(Search, "search.")}
     sections = {name.split(".")[0] for name in known}
     for span in spans(page):
         name, _, value = re.split(r"(=|: )", span, maxsplit=1) if re.search(r"=|: ", span) else (span, "", "")
