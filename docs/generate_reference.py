@@ -240,7 +240,8 @@ def section(command: Any, path: str) -> Iterator[str]:
 def argument_name(argument: Any) -> str:
     """How an argument stands in the command line."""
     choices = getattr(argument.type, "choices", None)
-    return str("|".join(choices) if choices else argument.metavar or argument.name.upper())
+    name = "|".join(choices) if choices else argument.metavar or argument.name.upper()
+    return name if argument.required else f"[{name}]"
 
 
 def options(command: Any) -> Iterator[str]:

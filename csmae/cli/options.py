@@ -16,7 +16,7 @@ SENSOR_HELP = "Sensor of the images."
 
 StudyFile = Annotated[
     Path | None,
-    typer.Argument(metavar="[STUDY.yaml]", help="Study file: YAML with the sections base, space and search."),
+    typer.Argument(metavar="STUDY.yaml", help="Study file: YAML with the sections base, space and search."),
 ]
 
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study.")]
@@ -32,7 +32,9 @@ Assignments = Annotated[
 
 Storage = Annotated[
     str,
-    typer.Option("--storage", metavar="PLACE", help="Storage of all studies: a folder, s3://BUCKET/… or gs://BUCKET/…"),
+    typer.Option(
+        "--storage", metavar="FOLDER|URL", help="Storage of all studies: a folder, s3://BUCKET/… or gs://BUCKET/…"
+    ),
 ]
 
 MlflowUri = Annotated[
@@ -65,7 +67,8 @@ SplitsDir = Annotated[
 ]
 
 OnError = Annotated[
-    Literal["raise", "skip"], typer.Option("--on-error", help="What to do at a damaged pair: stop, or leave it out.")
+    Literal["raise", "skip"],
+    typer.Option("--on-error", help="What to do with a damaged pair: raise an error, or skip it."),
 ]
 
 Split = Annotated[Literal["train", "validation", "test"], typer.Option("--split", help="Split to read.")]

@@ -16,7 +16,6 @@ import yaml
 from PIL import Image
 
 from csmae.cli.main import main
-from csmae.data.subsets import in_ben_14k
 from csmae.sensors import S1_BANDS, S2_BANDS
 from tests.support.archives import FILES, bands_of, labels_of, names_of, open_folder, put, write_pickles, write_v2
 from tests.support.processes import run_code
@@ -408,17 +407,3 @@ def test_ben_14k_is_derived_from_the_names_of_the_whole(tmp_path: Path) -> None:
     assert run("splits", "ben-14k", tmp_path, tmp_path / "new") == 0
     for file in ("train.csv", "val.csv", "test.csv"):
         assert (tmp_path / "new" / file).read_text().split() == (BEN_14K / file).read_text().split()
-
-
-@pytest.mark.parametrize(
-    ("name", "belongs"),
-    [
-        ("S2A_MSIL2A_20170803T094031_N9999_R036_T34TCR_26_19", True),
-        ("S2A_MSIL2A_20170803T094031_N9999_R036_T34TCP_26_19", False),
-        ("S2A_MSIL2A_20170903T094031_N9999_R036_T34TCR_26_19", False),
-        ("S2A_MSIL2A_20170803T094031_26_19", True),
-        ("S2A_MSIL2A_20170613T101031_26_19", False),
-    ],
-)
-def test_ben_14k_is_summer_in_five_tiles(name: str, belongs: bool) -> None:
-    assert in_ben_14k(name) == belongs

@@ -7,6 +7,7 @@ import pytest
 
 from csmae.__main__ import main
 from csmae.data.archive import ArchiveError
+from csmae.data.subsets import in_ben_14k
 from tests.support.archives import FILES, names_of, open_folder, write_pickles, write_v2
 
 A, B, C = (names_of(number)[1] for number in (0, 1, 2))
@@ -74,3 +75,17 @@ def test_subsets_are_derived_from_lists_of_several_columns(tmp_path: Path) -> No
         (tmp_path / "lists" / file).write_text(f'name,x\n"S2A_MSIL2A_20170803T094031_{number}_19","y"\nother_1,z\n')
     assert main(["data", "splits", "ben-14k", str(tmp_path / "lists"), str(tmp_path / "new")]) == 0
     assert (tmp_path / "new/val.csv").read_text() == "S2A_MSIL2A_20170803T094031_1_19\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "belongs"),
+    [
+        ("S2A_MSIL2A_20170803T094031_N9999_R036_T34TCR_26_19", True),
+        ("S2A_MSIL2A_20170803T094031_N9999_R036_T34TCP_26_19", False),
+        ("S2A_MSIL2A_20170903T094031_N9999_R036_T34TCR_26_19", False),
+        ("S2A_MSIL2A_20170803T094031_26_19", True),
+        ("S2A_MSIL2A_20170613T101031_26_19", False),
+    ],
+)
+def test_ben_14k_is_summer_in_five_tiles(name: str, belongs: bool) -> None:
+    assert in_ben_14k(name) == belongs
