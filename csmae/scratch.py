@@ -10,6 +10,7 @@ gets a lock checks that the lock still has its name: its former holder may have 
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
 import shutil
@@ -121,7 +122,8 @@ def remove_unused(root: Path, prefix: str, keep: Callable[[Path], bool] = lambda
         prefix: Beginning of their names.
         keep: Returns whether a folder must stay although it is unused.
     """
-    for folder in _folders(root, prefix):
+    for path in sorted(root.glob(f".{glob.escape(prefix)}*{LOCK_SUFFIX}")):
+        folder = root / path.name[1:].removesuffix(LOCK_SUFFIX)
         with suppress(OSError):  # such as Timeout: another process holds it
             lock = _lock(folder)
             try:
@@ -129,14 +131,6 @@ def remove_unused(root: Path, prefix: str, keep: Callable[[Path], bool] = lambda
                     _remove(folder)
             finally:
                 lock.release()
-
-
-def _folders(root: Path, prefix: str) -> list[Path]:
-    """List the folders with a prefix, and those of which only the lock is left."""
-    names = [path.name for path in root.iterdir()]
-    locks = {name[1:].removesuffix(LOCK_SUFFIX) for name in names if name[0] == "." and name.endswith(LOCK_SUFFIX)}
-    found = {name for name in names if (root / name).is_dir()} | locks
-    return [root / name for name in sorted(found) if name.startswith(prefix)]
 
 
 def _remove(folder: Path) -> None:

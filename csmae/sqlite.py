@@ -1,4 +1,4 @@
-"""The address of an SQLite file, as SQLAlchemy and so Optuna and MLflow read it."""
+"""URLs of SQLite files, as SQLAlchemy reads them for Optuna and MLflow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SQLITE = "sqlite:///"
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of a database in a file; ``?`` and ``%`` in the path do not mean what they mean in a URL.
+    """Return the URL of a database file; ``?`` and ``%`` in its path are not those of a URL.
 
     Raises:
         ConfigError: The installed SQLAlchemy cannot express the path (releases before 2.1 cannot).
@@ -18,14 +18,14 @@ def sqlite_url(path: Path) -> str:
     from sqlalchemy import make_url
 
     quoted = str(path).replace("%", "%25").replace("?", "%3F")
-    for url in (f"{SQLITE}{path}", f"{SQLITE}{quoted}"):  # a plain path stays readable
+    for url in (f"{SQLITE}{path}", f"{SQLITE}{quoted}"):  # a plain path is easier to read
         if sqlite_path(url) == path and not make_url(url).query:
             return url
-    raise ConfigError(f"{path}: must contain no '?' or '%': rename the folder, or install SQLAlchemy 2.1 or later")
+    raise ConfigError(f"{path}: must not contain '?' or '%': rename the folder, or install SQLAlchemy 2.1 or later")
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of an SQLite URL, with or without the name of a driver; None for any other URL."""
+    """Return the file of an SQLite URL, with or without a driver's name; None for any other URL."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import ArgumentError
 

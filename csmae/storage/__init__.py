@@ -1,1 +1,1 @@
-"""Storage of studies in an object store."""
+"""The storage of studies: a folder, or a bucket that mirrors one."""

@@ -105,10 +105,10 @@ def driver_storage(storage: str) -> Iterator[RemoteStorage | None]:
     Raises:
         ConfigError: The bucket cannot be used, or a driver on another machine uses it.
     """
-    if not storage.startswith(SCHEMES):
+    store, folder = shared_store(storage), local_folder(storage).absolute()
+    if store.folder:
         yield None
         return
-    store, folder = shared_store(storage), local_folder(storage).absolute()
     with driver_lock(folder):
         mirror = StudyMirror(RemoteFolder(store, DRIVER), folder)
         claim = mirror.claim()
@@ -125,15 +125,16 @@ def fetch_studies(storage: str) -> Path:
     Raises:
         ConfigError: The bucket cannot be used.
     """
-    folder = local_folder(storage)
-    if storage.startswith(SCHEMES):
-        remote = RemoteFolder(shared_store(storage), DRIVER)
-        try:
-            manifest = remote.manifest()
-            if not _was_written_by(folder, manifest):
-                remote.fetch(folder, manifest)
-        except OSError as error:
-            raise ConfigError(f"--storage {storage}: {describe_error(error)}: {ACCESS_REMEDY}") from None
+    store, folder = shared_store(storage), local_folder(storage)
+    if store.folder:
+        return folder
+    remote = RemoteFolder(store, DRIVER)
+    try:
+        manifest = remote.manifest()
+        if not _was_written_by(folder, manifest):
+            remote.fetch(folder, manifest)
+    except OSError as error:
+        raise ConfigError(f"--storage {storage}: {describe_error(error)}: {ACCESS_REMEDY}") from None
     return folder
 
 
@@ -184,11 +185,11 @@ class StudyMirror(threading.Thread):
         for draft in self._folder.rglob(DRAFTS):
             if time.time() - draft.stat().st_mtime > STALE_DRAFT_S:
                 draft.unlink()
-        if not _was_written_by(self._folder, manifest):
+        is_current = _was_written_by(self._folder, manifest)
+        if not is_current:
             for name in _file_names(self._folder):
                 (self._folder / name).unlink()  # belongs to a search that another machine has continued
-            self._remote.fetch(self._folder, manifest)
-        elif not (self._folder / DATABASE).exists():
+        if not is_current or not (self._folder / DATABASE).exists():
             self._remote.fetch(self._folder, manifest)
 
     def run(self) -> None:

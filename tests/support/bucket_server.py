@@ -1,4 +1,4 @@
-"""A real server of S3's protocol for tests, which goes away and comes back."""
+"""A server of S3's protocol for tests, which can be stopped and started again."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFA
 
 
 class Server:
-    """A server that can be gone for a while; what it holds stays."""
+    """A server whose objects survive a stop."""
 
     def __init__(self) -> None:
         self.port = free_port()
-        self._server = self._started()
+        self._server = self._start()
 
-    def _started(self) -> ThreadedMotoServer:
+    def _start(self) -> ThreadedMotoServer:
         server = ThreadedMotoServer("127.0.0.1", self.port, verbose=False)
         server.start()
         return server
@@ -33,7 +33,7 @@ class Server:
     def gone(self) -> Iterator[None]:
         self._server.stop()
         yield
-        self._server = self._started()
+        self._server = self._start()
 
     def age(self, bucket: str, prefix: str, days: float) -> None:
         """Make objects older."""
@@ -42,11 +42,11 @@ class Server:
                 key.last_modified -= timedelta(days=days)
 
     def put(self, bucket: str, key: str) -> None:
-        """Put a small object there."""
+        """Write a small object."""
         s3_backends["123456789012"]["aws"].put_object(bucket, key, b"x")
 
     def count(self, bucket: str, prefix: str) -> int:
-        """How many objects there are."""
+        """Count the objects below a prefix."""
         keys = list(s3_backends["123456789012"]["aws"].buckets[bucket].keys)
         return sum(key.startswith(f"{prefix}/") and not key.endswith("/") for key in keys)
 
@@ -55,7 +55,7 @@ class Server:
 
 
 def running() -> Iterator[Server]:
-    """What a fixture yields: a server with an empty bucket, and the keys to it in the environment."""
+    """Yield a server with an empty bucket, and set its keys in the environment, for a fixture."""
     patch = pytest.MonkeyPatch()
     for name, value in KEYS.items():
         patch.setenv(name, value)
