@@ -1,4 +1,4 @@
-"""README and docs: every command, option, field, study, file, link and call in them is parsed or found, or named here."""
+"""README and docs: every command, option, field, metric, study, file, link and call in them exists."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCE = "\n".join(path.read_text() for path in [*ROOT.glob("*.py"), *(ROOT / "csmae").rglob("*.py")])
 
 PLACEHOLDERS = {"N": "3", "X": "1", "S": "1", "K": "10", "T": "1h"}
-"""What stands in for a letter that a reader replaces."""
+"""Values for the letters that a reader replaces."""
 
 FOREIGN = {
     "--allowed-hosts": "mlflow server",
@@ -43,7 +43,7 @@ FOREIGN = {
     "--node-ip-address": "ray start",
     "--output": "sbatch",
 }
-"""Options of other programs that stand alone in a sentence."""
+"""Options of other programs that the text names without the program."""
 
 PROGRAM: Any = get_command(app)
 """The command line's tree: groups have ``commands``, commands have ``params``."""
@@ -59,12 +59,12 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def spans(page: Path) -> list[str]:
-    """What stands in backticks in the text."""
+    """Texts in backticks, outside blocks of code."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M))
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Words of each command, those inside of other commands included."""
+    """Words of each command, also of commands that are an argument of another one."""
     lines = [body.replace("\\\n", " ").splitlines() for language, body in blocks(page) if not language]
     for line in [*(line for body in lines for line in body), *spans(page)]:
         yield from _commands(line)
@@ -73,7 +73,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 def _commands(line: str) -> Iterator[list[str]]:
     try:
         words = shlex.split(line, comments=True)
-    except ValueError:  # a sentence, or output
+    except ValueError:  # prose, or output of a command
         return
     for word in words:
         if " " in word:
@@ -85,34 +85,24 @@ def _commands(line: str) -> Iterator[list[str]]:
         yield words
 
 
-def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
-    """The command that ``csmae WORDS`` runs and its parameters; nothing is run."""
+def check_csmae(words: list[str]) -> None:
+    """Parse the words after ``csmae``. A command may also be named alone, without its arguments."""
     command: Any = PROGRAM
     path = ["csmae"]
     words = [PLACEHOLDERS.get(word, word) for word in words]
-    while hasattr(command, "commands"):
+    while words and hasattr(command, "commands") and not words[0].startswith("-"):
         name, *words = words
         assert name in command.commands, f"{' '.join(path)} has no command {name}"
         command = command.commands[name]
         path.append(name)
+    if not words:
+        return
     try:
-        return " ".join(path), command.make_context(path[-1], words).params
+        parameters = command.make_context(path[-1], words, resilient_parsing=command is PROGRAM).params
     except TyperException as error:
-        raise AssertionError(f"{shlex.join([*path, *words])}: is rejected: {error.format_message()}") from None
-
-
-def check_csmae(words: list[str]) -> None:
-    """The words after ``csmae``; a command may also be named alone, without its arguments."""
-    if not words or words[0].startswith("-"):
-        assert set(words) <= set(options_of(PROGRAM)), shlex.join(words)
-        return
-    if len(words) == 1:
-        assert words[0] in PROGRAM.commands, f"there is no command {words[0]}"
-        return
-    command, parameters = parse(words)
-    if command in ("csmae search", "csmae train"):
-        check_assignments([text for text in parameters["assignments"] or () if text != "key=value"])
-    if command == "csmae search":
+        raise AssertionError(f"{shlex.join([*path, *words])} is rejected: {error.format_message()}") from None
+    check_assignments([text for text in parameters.get("assignments") or () if text != "key=value"])
+    if path == ["csmae", "search"]:
         check_file(str(parameters["study"] or "spaces/full.yaml"))
 
 
@@ -125,14 +115,14 @@ def check_assignments(texts: list[str]) -> None:
 
 def check_file(name: str) -> None:
     if name.split("/")[0] in FOLDERS and "…" not in name:
-        assert (ROOT / name.split("::")[0]).exists(), f"{name}: is not there"
+        assert (ROOT / name.split("::")[0]).exists(), f"{name}: does not exist"
 
 
 def check_script(words: list[str]) -> None:
     check_file(words[0])
     source = (ROOT / words[0]).read_text()
     for word in words[1:]:
-        assert not word.startswith("--") or f'"{word}"' in source, f"{words[0]} knows no {word}"
+        assert not word.startswith("--") or f'"{word}"' in source, f"{words[0]} has no option {word}"
 
 
 def check_tests(words: list[str]) -> None:
@@ -146,7 +136,7 @@ def check_target(words: list[str]) -> None:
 
 
 def checker(words: list[str]) -> tuple[Callable[[list[str]], None], list[str]] | None:
-    """What checks a command, and the words that it gets."""
+    """The function that checks a command, and the words to give it."""
     match words:
         case ["python", "search.py", *rest]:
             return check_csmae, ["search", *rest] if rest else []
@@ -174,14 +164,14 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
 
 
 @pages
-def test_every_command_is_one_that_the_program_takes(page: Path) -> None:
+def test_every_command_is_accepted(page: Path) -> None:
     for words in commands(page):
         if found := checker(words):
             check, rest = found
             check(rest)
 
 
-def test_enough_commands_are_found_to_mean_something() -> None:
+def test_the_pages_hold_commands() -> None:
     found = [words for page in PAGES for words in commands(page) if checker(words)]
     assert len(found) > 60
     programs = {words[0] for words in found}
@@ -198,7 +188,7 @@ def options_of(command: Any) -> Iterator[str]:
 
 
 @pages
-def test_every_option_is_one_of_a_program(page: Path) -> None:
+def test_every_option_exists(page: Path) -> None:
     known = set(options_of(PROGRAM))
     for path in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r'add\w*\(\s*"(--[\w-]+)"', path.read_text()))
@@ -207,7 +197,7 @@ def test_every_option_is_one_of_a_program(page: Path) -> None:
 
 
 @pages
-def test_every_yaml_is_a_study_or_a_configuration(page: Path, tmp_path: Path) -> None:
+def test_every_yaml_block_is_valid(page: Path, tmp_path: Path) -> None:
     for language, body in blocks(page):
         if language == "yaml":
             content = yaml.safe_load(body)
@@ -229,7 +219,7 @@ def dotted_names(section: type[Section], prefix: str = "") -> Iterator[str]:
 
 
 @pages
-def test_every_field_is_one_of_the_configuration_or_of_the_search(page: Path) -> None:
+def test_every_field_exists(page: Path) -> None:
     known = {*dotted_names(Config), *dotted_names(Search, "search.")}
     sections = {name.split(".")[0] for name in known}
     for span in spans(page):
@@ -245,7 +235,7 @@ def test_every_field_is_one_of_the_configuration_or_of_the_search(page: Path) ->
 
 
 @pages
-def test_every_metric_is_one_that_the_program_reports(page: Path) -> None:
+def test_every_metric_exists(page: Path) -> None:
     for span in spans(page):
         if METRIC.fullmatch(span):
             leaf = span.partition("/")[2]
@@ -258,7 +248,7 @@ def test_every_metric_is_one_that_the_program_reports(page: Path) -> None:
 
 
 @pages
-def test_every_file_that_is_named_is_there(page: Path) -> None:
+def test_every_file_exists(page: Path) -> None:
     for span in spans(page):
         name = span.split("::")[0]
         if "/" in name and FILES.fullmatch(name) and not name.startswith(("runs/", "./", "/", "~")):
@@ -266,13 +256,13 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """As a hub makes them of headings."""
+    """Anchors of headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pages
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
         if not target.startswith(("http", "mailto")):
             there = page.parent / target if target else page
@@ -281,7 +271,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 @pages
-def test_every_call_of_ours_in_python_can_be_made(page: Path) -> None:
+def test_every_python_call_matches_its_signature(page: Path) -> None:
     for language, body in blocks(page):
         if language == "python":
             check_python(ast.parse(body))
@@ -311,7 +301,7 @@ def check_python(tree: ast.Module) -> None:
 
 
 def resolve(node: ast.expr, known: dict[str, Any]) -> Any:
-    """What a name means; None where that is not of ours, or only known when it runs."""
+    """The object that a name means; None if it is not ours, or known only at run time."""
     if isinstance(node, ast.Name):
         return known.get(node.id)
     if not isinstance(node, ast.Attribute):
@@ -324,20 +314,20 @@ def resolve(node: ast.expr, known: dict[str, Any]) -> Any:
     return None
 
 
-def test_a_wrong_word_is_found(tmp_path: Path) -> None:
+def test_mistakes_in_a_page_are_found(tmp_path: Path) -> None:
     page = tmp_path / "wrong.md"
     page.write_text("Run `python search.py spaces/masking.yaml --sampler gp`.")
     with pytest.raises(AssertionError, match="is rejected"):
-        test_every_command_is_one_that_the_program_takes(page)
+        test_every_command_is_accepted(page)
     page.write_text(
         "Set `masking.rato`, say `--gpu-hour 4`, see [there](nowhere.md) and `csmae/absent.py`, `val/f2_mean`."
     )
     for check in (
-        test_every_field_is_one_of_the_configuration_or_of_the_search,
-        test_every_option_is_one_of_a_program,
-        test_every_link_leads_somewhere,
-        test_every_file_that_is_named_is_there,
-        test_every_metric_is_one_that_the_program_reports,
+        test_every_field_exists,
+        test_every_option_exists,
+        test_every_link_has_a_target,
+        test_every_file_exists,
+        test_every_metric_exists,
     ):
         with pytest.raises(AssertionError):
             check(page)
@@ -345,9 +335,9 @@ def test_a_wrong_word_is_found(tmp_path: Path) -> None:
         "```yaml\nspace:\n  model.encoder_depth: {int: [4, 12]}\n```\n```python\nimport csmae\ncsmae.load(1)\n```\n"
     )
     with pytest.raises(ConfigError, match=r"model\.encoder_depth"):
-        test_every_yaml_is_a_study_or_a_configuration(page, tmp_path)
+        test_every_yaml_block_is_valid(page, tmp_path)
     with pytest.raises(ImportError):
-        test_every_call_of_ours_in_python_can_be_made(page)
+        test_every_python_call_matches_its_signature(page)
 
 
 def test_the_reference_is_up_to_date() -> None:
@@ -358,9 +348,8 @@ def test_the_reference_is_up_to_date() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_readme_says_each_command_once() -> None:
-    said = [words for words in commands(ROOT / "README.md") if "doctor" in words[:4]]
-    assert len(said) <= 1
+def test_the_readme_names_the_doctor_once() -> None:
+    assert len([words for words in commands(ROOT / "README.md") if "doctor" in words[:4]]) <= 1
 
 
 def test_every_metric_is_described() -> None:

@@ -32,7 +32,7 @@ def run(*arguments: object) -> int:
 
 
 def run_limited(bytes_of_a_file: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """In a process whose files cannot grow beyond a limit: a disk that fills up in the middle."""
+    """Run in a process whose files cannot grow beyond a limit, like a disk that fills up."""
     code = "import sys; from csmae.cli.main import main; sys.exit(main(['data', *sys.argv[1:]]))"
     return run_code(code, *arguments, file_bytes=bytes_of_a_file)
 
@@ -41,7 +41,7 @@ def contents(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def test_synthesize_writes_an_archive_of_the_size_and_shares_asked_for(tmp_path: Path) -> None:
+def test_synthesize_writes_the_requested_size_and_shares(tmp_path: Path) -> None:
     assert run("synthesize", tmp_path / "new", "--size", 20, "--shares", 0.5, 0.3, 0.2, "--seed", 3) == 0
     archive = open_folder(tmp_path / "new")
     assert [len(archive.split(name)) for name in ("train", "validation", "test")] == [10, 6, 4]
@@ -57,7 +57,7 @@ def test_synthesize_writes_an_archive_of_the_size_and_shares_asked_for(tmp_path:
         (["--seed", -1], "--seed be at least 0"),
     ],
 )
-def test_synthesize_says_what_it_cannot_do(
+def test_synthesize_rejects_impossible_options(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[object], message: str
 ) -> None:
     assert run("synthesize", tmp_path / "new", *options) == 2
@@ -65,7 +65,7 @@ def test_synthesize_says_what_it_cannot_do(
     assert not contents(tmp_path)
 
 
-def test_a_disk_that_is_full_leaves_nothing_half_written_and_synthesize_can_be_repeated(tmp_path: Path) -> None:
+def test_synthesize_on_a_full_disk_leaves_nothing_and_can_be_repeated(tmp_path: Path) -> None:
     ended = run_limited(4_000_000, "synthesize", tmp_path / "new", "--size", 64)
     assert ended.returncode == 2
     assert ended.stderr.strip().splitlines()[-1].startswith(f"{tmp_path / 'new'}: cannot be written: ")
@@ -74,7 +74,7 @@ def test_a_disk_that_is_full_leaves_nothing_half_written_and_synthesize_can_be_r
     assert run("synthesize", tmp_path / "new", "--size", 8) == 0
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unwritable_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     write_pickles(tmp_path / "v1")
     for command in (("synthesize", tmp_path / "file/new"), ("convert", tmp_path / "v1", tmp_path / "file/new")):
@@ -84,7 +84,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.
 
 @contextmanager
 def without_privileges() -> Iterator[None]:
-    """Root may do everything: become nobody for a while."""
+    """Drop root's privileges for a while."""
     if os.geteuid():
         yield
         return
@@ -97,7 +97,7 @@ def without_privileges() -> Iterator[None]:
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """A folder that everybody may enter, which pytest's own is not."""
+    """A folder that every account may enter, unlike pytest's."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         path.chmod(0o755)
@@ -137,7 +137,7 @@ def test_a_folder_without_permission_is_named(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A disk of its own in memory; called with mount options such as ``size=4m`` or ``ro``, at first or again."""
+    """Mounts a disk in memory, or mounts it again, with options such as ``size=4m`` or ``ro``."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -152,12 +152,12 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
     yield mount
     if folder.is_mount():
-        # Lazily, for an archive that was opened stays open.
+        # lazily, because an archive stays open once it was opened
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("command", ["synthesize", "convert"])
-def test_a_disk_that_is_full_leaves_no_archive_and_the_command_can_be_repeated(
+def test_a_full_disk_leaves_no_archive_and_the_command_can_be_repeated(
     tmp_path: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     new = disk("size=1m") / "new"
@@ -173,7 +173,7 @@ def test_a_disk_that_is_full_leaves_no_archive_and_the_command_can_be_repeated(
     assert contents(new.parent) == {"new"}
 
 
-def test_a_disk_that_may_only_be_read_is_named(
+def test_a_read_only_disk_is_named(
     tmp_path: Path, disk: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_v2(tmp_path / "v2")
@@ -194,7 +194,7 @@ def test_a_disk_that_may_only_be_read_is_named(
 
 
 def lists_of_summer(folder: Path) -> Path:
-    """Lists of one BEN-14K patch each."""
+    """Write split lists with one patch of BEN-14K each."""
     folder.mkdir()
     for number, file in enumerate(FILES.values()):
         (folder / file).write_text(f"S2A_MSIL2A_20170803T094031_{number}_19\n")
@@ -202,15 +202,13 @@ def lists_of_summer(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_check_finds_nothing_wrong_with_a_sound_archive(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str
-) -> None:
+def test_check_accepts_an_intact_archive(tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str) -> None:
     (write_pickles if version == "v1" else write_v2)(tmp_path / "a")
     assert run("check", tmp_path / "a") == 0
     assert f"BigEarthNet {version}" in (text := capsys.readouterr().out) and "0 problems" in text
 
 
-def test_check_counts_what_is_wrong_and_gives_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_counts_problems_and_gives_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_v2(tmp_path)
     hot = {name: np.full((120, 120), 400, np.float32) for name in S1_BANDS}
     from safetensors.numpy import save
@@ -238,7 +236,7 @@ def test_check_counts_what_is_wrong_and_gives_examples(tmp_path: Path, capsys: p
     assert "1 of 1 names are not in metadata.parquet: nowhere" in text
 
 
-def test_check_names_a_header_of_absurd_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_a_header_of_impossible_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(write_v2(tmp_path), {S1_NAME: (2**63).to_bytes(8, "little") + bytes(100)})
     assert run("check", tmp_path) == 1
     assert f"{S1_NAME}: no safetensors: 108 bytes with a header of {2**63}" in capsys.readouterr().out
@@ -251,7 +249,7 @@ def test_check_finds_an_attack_without_executing_it(tmp_path: Path, capsys: pyte
     assert f"{V1_NAME}: the pickle names the foreign global 'builtins.print'" in capsys.readouterr().out
 
 
-def test_check_compares_checksums_that_it_wrote_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_compares_the_checksums_that_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_v2(tmp_path / "a")
     sums = tmp_path / "sums.json"
     assert run("check", tmp_path / "a", "--checksums", sums) == 0
@@ -266,13 +264,13 @@ def test_check_compares_checksums_that_it_wrote_before(tmp_path: Path, capsys: p
     assert f"{names_of(4)[0]}: its checksum changed" in capsys.readouterr().out
 
 
-def test_a_path_of_nothing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_path_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("stats", "") == 2
     assert capsys.readouterr().err == "data.path must name a folder, or be synthetic: found nothing\n"
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
-def test_checksums_that_are_none_are_named_before_the_archive_is_read(
+def test_an_invalid_checksum_file_is_rejected_before_the_archive_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
 ) -> None:
     write_v2(tmp_path / "a")
@@ -281,7 +279,7 @@ def test_checksums_that_are_none_are_named_before_the_archive_is_read(
     assert capsys.readouterr().err.startswith(f"{tmp_path / 'sums'}: ")
 
 
-def test_check_of_a_truncated_archive_ends_with_1_and_of_none_with_2(
+def test_check_of_a_truncated_archive_has_status_1_and_of_a_missing_one_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_v2(tmp_path / "a")
@@ -308,7 +306,7 @@ def test_a_converted_archive_holds_the_same_pairs(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"v1", "v2"}
 
 
-def test_a_conversion_takes_archives_without_60_m_bands_and_refuses_damaged_ones(
+def test_convert_accepts_archives_without_60_m_bands_and_rejects_damaged_ones(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without = {name: band for name, band in bands_of(1).items() if name not in ("B01", "B09")}
@@ -322,7 +320,7 @@ def test_a_conversion_takes_archives_without_60_m_bands_and_refuses_damaged_ones
     assert V1_NAME not in open_folder(tmp_path / "v3").split("train").names
 
 
-def test_an_interrupted_conversion_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_an_interrupted_conversion_resumes(tmp_path: Path) -> None:
     write_pickles(tmp_path / "v1")
     ended = run_limited(1_000_000, "convert", tmp_path / "v1", tmp_path / "v2")
     assert ended.returncode == 2 and f"{tmp_path / 'v2'}: cannot be written: " in ended.stderr, ended.stderr
@@ -332,7 +330,7 @@ def test_an_interrupted_conversion_goes_on_where_it_stopped(tmp_path: Path) -> N
     assert contents(tmp_path) == {"v1", "v2"}
 
 
-def test_convert_refuses_what_is_there_or_needs_no_conversion(
+def test_convert_rejects_existing_targets_and_archives_of_v2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_pickles(tmp_path / "v1")
@@ -343,7 +341,7 @@ def test_convert_refuses_what_is_there_or_needs_no_conversion(
     assert "is not of BigEarthNet v1" in capsys.readouterr().err
 
 
-def test_convert_names_a_damaged_patch_or_leaves_it_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_names_or_skips_a_damaged_patch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pickles(tmp_path / "v1")
     put(tmp_path / "v1", {V1_NAME: b"damaged"})
     assert run("convert", tmp_path / "v1", tmp_path / "v2") == 2
@@ -353,7 +351,7 @@ def test_convert_names_a_damaged_patch_or_leaves_it_out(tmp_path: Path, capsys: 
     assert V1_NAME not in open_folder(tmp_path / "v2").split("train").names
 
 
-def test_stats_are_those_of_all_pixels_of_the_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_cover_all_pixels_of_the_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_v2(tmp_path)
     assert run("stats", tmp_path, "--split", "validation") == 0
     found = yaml.safe_load(capsys.readouterr().out)["data"]
@@ -363,7 +361,7 @@ def test_stats_are_those_of_all_pixels_of_the_split(tmp_path: Path, capsys: pyte
         assert found[f"{sensor}_std"] == pytest.approx([band.std() for band in pixels], rel=1e-5)
 
 
-def test_show_draws_the_pairs_asked_for(tmp_path: Path) -> None:
+def test_show_draws_the_requested_pairs(tmp_path: Path) -> None:
     write_v2(tmp_path / "a")
     assert run("show", tmp_path / "a", "--count", 3, "--output", tmp_path / "sheet.png") == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -371,7 +369,7 @@ def test_show_draws_the_pairs_asked_for(tmp_path: Path) -> None:
         assert len(sheet.getcolors(1 << 20) or []) > 1000
 
 
-def test_what_is_skipped_counts_in_no_statistics_and_is_shown_as_damaged(
+def test_skipped_pairs_are_not_in_the_statistics_and_are_drawn_as_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_v2(tmp_path)
@@ -389,7 +387,7 @@ def test_what_is_skipped_counts_in_no_statistics_and_is_shown_as_damaged(
         assert second.getcolors() == [(240 * 120, (255, 255, 255))]
 
 
-def test_show_says_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_names_an_unwritable_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_v2(tmp_path / "a")
     for place in ("none/sheet.png", "a"):
         assert run("show", tmp_path / "a", "--output", tmp_path / place) == 2
@@ -398,7 +396,7 @@ def test_show_says_where_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.skipif(not BEN_14K.exists(), reason=f"no lists in {BEN_14K} (CSMAE_REAL_DATA)")
-def test_ben_14k_is_derived_from_the_names_of_the_whole(tmp_path: Path) -> None:
+def test_ben_14k_is_derived_from_the_names_of_all_patches(tmp_path: Path) -> None:
     others = [names_of(number)[1] for number in range(50)] + ["S2B_MSIL2A_20170924T93020_69_24"]
     random = np.random.default_rng(0)
     for file in ("train.csv", "val.csv", "test.csv"):

@@ -23,7 +23,7 @@ def run_yaml(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_run_prints_a_line_an_epoch_and_leaves_an_encoder(run_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_prints_a_line_per_epoch_and_saves_an_encoder(run_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run_yaml.parent / "out"
     assert main(["train", str(run_yaml), "--set", "train.epochs=2", "--output-dir", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -80,7 +80,7 @@ def test_a_checkpoint_of_another_configuration_is_one_line_and_status_2(
     assert len(seen.splitlines()) == 1
 
 
-def test_a_checkpoint_half_written_is_one_line_and_status_2(run_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_checkpoint_is_one_line_and_status_2(run_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = run_yaml.parent / "out"
     next(pretrain(small_config(), out))
     (out / CHECKPOINT).write_bytes((out / CHECKPOINT).read_bytes()[:5000])
@@ -116,7 +116,7 @@ def test_a_checkpoint_half_written_is_one_line_and_status_2(run_yaml: Path, caps
         ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}, "rank 0 of 2 has not met"),
     ],
 )
-def test_the_environment_of_another_launcher_is_one_line_and_status_2(
+def test_an_environment_that_is_not_torchruns_is_one_line_and_status_2(
     run_yaml: Path,
     environment: dict[str, str],
     text: str,
@@ -134,7 +134,7 @@ def test_the_environment_of_another_launcher_is_one_line_and_status_2(
 
 
 @pytest.mark.slow
-def test_a_batch_that_two_workers_cannot_share_is_told_in_one_line_each(run_yaml: Path) -> None:
+def test_a_batch_that_two_workers_cannot_share_is_one_line_per_worker(run_yaml: Path) -> None:
     launcher = [
         sys.executable,
         "-m",
