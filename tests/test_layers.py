@@ -33,7 +33,7 @@ LAYERS = [
 
 OWNERS = {
     "ray": {"csmae.cli", "csmae.tuning", "csmae.workers", "csmae.cluster"},
-    "optuna": {"csmae.study", "csmae.trials", "csmae.tuning", "csmae.console", "csmae.engine_logs"},
+    "optuna": {"csmae.study", "csmae.trials", "csmae.tuning", "csmae.console", "csmae.reporting", "csmae.engine_logs"},
     "mlflow": {"csmae.tracking"},
     "matplotlib": {"csmae.reporting"},
     "lmdb": {"csmae.data"},

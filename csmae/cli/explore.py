@@ -139,11 +139,9 @@ def _open_trial_store(
 def _explore(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocation: Allocation) -> int:
     """Run the trials, then register the champion."""
     study, budget = trial_store.study, Budget(trial_store, allocation.gpus_per_worker)
-    tracker.start(
-        dict(flatten(study.definition())),
-        provenance() | {"csmae.tracking": tracker.destination},
-        *next(iter(study.search.objectives.items())),
-    )
+    tags = provenance() | {"csmae.tracking": tracker.destination}
+    trial_store.record_provenance(tags)
+    tracker.start(dict(flatten(study.definition())), tags, *next(iter(study.search.objectives.items())))
     progress = SearchProgress.from_budget(budget)
     with LiveView(study.name, progress, plain_console()) as view:
 

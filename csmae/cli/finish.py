@@ -53,9 +53,9 @@ def finish(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocation
         print_line(f"the published protocol could not be computed: {str(error).splitlines()[-1]}")
         scores = [{} for _ in encoders]
     _register(tracker, trial_store, encoders, scores)
-    from csmae.reporting.report import publish  # matplotlib takes a second
+    from csmae.reporting.report import Report, publish  # matplotlib takes a second
 
-    publish(tracker, trial_store.folder, leaderboard(trial_store.optuna_study))
+    publish(tracker, Report(trial_store.optuna_study, trial_store.folder))
     if all(scores):
         plain_console().print(format_scores({encoder.name: row for encoder, row in zip(encoders, scores, strict=True)}))
     plain_console().print(format_best_trials(trial_store))
@@ -92,8 +92,9 @@ def _register(
     tags["csmae.seeds"] = str(best.num_seeds)
     tracker.champion(champion.trial.number, champion.encoder_dir, metrics, tags, best.mean)
     trial_store.record_champion(best.trial.number, best.mean, best.num_seeds)
+    trial_store.record_scores({encoder.name: row for encoder, row in zip(encoders, scores, strict=True)})
     summary = {f"scores/{e.name}/{name}": v for e, row in zip(encoders, scores, strict=True) for name, v in row.items()}
-    shares = {f"importance/{name}": share for name, share in importances(trial_store).items()}
+    shares = {f"importance/{name}": share for name, share in importances(trial_store.optuna_study).items()}
     tracker.finish(summary | shares | confirmed)
 
 

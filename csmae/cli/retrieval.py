@@ -76,7 +76,7 @@ def retrieve(
     output: Picture = Path("retrieved.png"),
 ) -> int:
     """Find the scenes of a feature store that are most similar to a query, print and draw them."""
-    from csmae.reporting.plots import retrieval_picture, save_png
+    from csmae.reporting.plots import retrieval_figure, save_png
     from csmae.retrieval.query import panel, read_query, search
     from csmae.retrieval.store import open_store
 
@@ -87,7 +87,7 @@ def retrieve(
         _print_scenes(scenes, image, features)
     panels = [panel(image, scenes, features) for scenes in found]
     try:
-        save_png(retrieval_picture(panels, f"{Path(query).name} in {store.name}"), output)
+        save_png(retrieval_figure(panels, f"{Path(query).name} in {store.name}"), output)
     except (OSError, ValueError) as error:
         raise ConfigError(f"--output {output}: cannot be written: {error}: name another file") from None
     print_line(f"pictures: {output}")

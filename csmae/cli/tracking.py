@@ -13,12 +13,18 @@ from csmae.console.terminal import print_line
 
 def report(study: StudyName, storage: Storage = "runs") -> int:
     """Write a study's report: an HTML page and a Markdown summary, in the folder of the study."""
-    from csmae.reporting.report import write_report
+    from csmae.reporting.report import Report, write_report
+    from csmae.storage.layout import DATABASE
     from csmae.storage.study_mirror import fetch_studies
-    from csmae.trials.leaderboard import stored_leaderboard
+    from csmae.trials.database import load_stored_study, usable
+    from csmae.trials.redefinition import check_format
 
-    folder = fetch_studies(storage) / study
-    page, summary, *_ = write_report(folder, stored_leaderboard(folder))
+    folder = fetch_studies(storage)
+    stored = load_stored_study(folder / DATABASE, study)
+    with usable(folder / DATABASE):
+        check_format(stored, folder / DATABASE)
+        content = Report(stored, folder / study)
+    page, summary, *_ = write_report(content)
     print_line(f"{page} and {summary}")
     return 0
 

@@ -13,12 +13,11 @@ from rich.text import Text
 from csmae.config import ConfigError
 from csmae.console.format import STATE_NAMES, format_number, format_settings
 from csmae.sensors import DIRECTIONS
-from csmae.trials.database import open_storage, usable
+from csmae.trials.database import open_storage, study_names, usable
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.redefinition import check_format
 from csmae.trials.store import TrialStore
-from csmae.trials.transfer import study_names
 from csmae.trials.trial import last_values, status_of
 
 NUM_BEST = 5
@@ -73,7 +72,7 @@ def format_best_trials(trial_store: TrialStore) -> Table:
 
 def format_importances(trial_store: TrialStore) -> Iterator[str]:
     """Yield a line for each parameter with its importance, after a heading; nothing if it cannot be computed."""
-    shares = importances(trial_store)
+    shares = importances(trial_store.optuna_study)
     if shares:
         yield "parameter importance (share of the difference between good trials and all)"
     for name, share in shares.items():

@@ -1,1 +1,1 @@
-"""Plots, reports, model cards and exported encoders, built from stored results."""
+"""Plots and reports of studies, from the trial store and the trials' files."""

@@ -1,4 +1,4 @@
-"""How a scene becomes a picture: natural colour for S2, false colour for S1, one stretch for what is compared."""
+"""Images of scenes in red, green and blue: natural color for S2, false color for S1, one stretch for images to compare."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from csmae import sensors
 from csmae.retrieval.panel import Image
 
-Picture = NDArray[np.float32]
-"""(H, W, 3), red, green and blue between 0 and 1."""
+RgbImage = NDArray[np.float32]
+"""(H, W, 3), between 0 and 1."""
 
-HIDDEN = 0.86
-"""Grey of what a network does not see."""
-SHADOWS, LIGHTS = 2.0, 98.0
-"""Percentiles that become black and white."""
+HIDDEN_GRAY = 0.86
+"""Gray level of hidden pixels."""
+BLACK_PERCENTILE, WHITE_PERCENTILE = 2.0, 98.0
+"""Percentiles of the values that become black and white."""
 GAMMA = 0.8
-"""Below 1: lifts the dark, for land is mostly dark."""
+"""Below 1: brightens dark values, because land is mostly dark."""
 
 
 class Stretch(NamedTuple):
@@ -28,8 +28,8 @@ class Stretch(NamedTuple):
     high: NDArray[np.float32]
 
 
-def channels(image_chw: Image) -> Picture:
-    """The three channels that are shown, not yet stretched.
+def rgb_channels(image_chw: Image) -> NDArray[np.float32]:
+    """Select the three channels to display, (H, W, 3), not yet stretched.
 
     S2: B04, B03, B02. S1: VV, VH and their difference in dB: water is dark, towns are pink, forest is green.
     """
@@ -40,24 +40,24 @@ def channels(image_chw: Image) -> Picture:
 
 
 def stretch_of(image_chw: Image) -> Stretch:
-    """The stretch that shows an image well; a flat channel becomes grey."""
-    shown = channels(image_chw).reshape(-1, 3)
-    low, high = np.percentile(shown, (SHADOWS, LIGHTS), axis=0).astype(np.float32)
-    flat = high - low < 1e-6
-    return Stretch(np.where(flat, low - 0.5, low), np.where(flat, high + 0.5, high))
+    """Compute the stretch of an image from its percentiles; a constant channel becomes gray."""
+    values = rgb_channels(image_chw).reshape(-1, 3)
+    low, high = np.percentile(values, (BLACK_PERCENTILE, WHITE_PERCENTILE), axis=0).astype(np.float32)
+    constant = high - low < 1e-6
+    return Stretch(np.where(constant, low - 0.5, low), np.where(constant, high + 0.5, high))
 
 
-def paint(image_chw: Image, stretch: Stretch | None = None, visible_hw: NDArray[np.bool_] | None = None) -> Picture:
-    """A picture of an image.
+def render(image_chw: Image, stretch: Stretch | None = None, visible_hw: NDArray[np.bool_] | None = None) -> RgbImage:
+    """Render an image.
 
     Args:
-        image_chw: Of either sensor; pixels that are NaN are hidden.
-        stretch: That of the original where a reconstruction is compared with it; by default the image's own.
-        visible_hw: Where False, the pixel is hidden.
+        image_chw: An image of either sensor; NaN pixels are hidden.
+        stretch: The original's stretch for a reconstruction that is compared with it; by default the image's own.
+        visible_hw: Pixels that are False are hidden.
     """
     low, high = stretch or stretch_of(image_chw)
-    picture = np.clip((channels(image_chw) - low) / (high - low), 0, 1) ** GAMMA
-    picture[np.isnan(picture)] = HIDDEN
+    rendered = np.clip((rgb_channels(image_chw) - low) / (high - low), 0, 1) ** GAMMA
+    rendered[np.isnan(rendered)] = HIDDEN_GRAY
     if visible_hw is not None:
-        picture[~visible_hw] = HIDDEN
-    return picture.astype(np.float32)
+        rendered[~visible_hw] = HIDDEN_GRAY
+    return rendered.astype(np.float32)

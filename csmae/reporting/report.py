@@ -1,4 +1,4 @@
-"""The report of a study: one HTML page that needs no other file, and a Markdown summary."""
+"""The report of a study: one self-contained HTML page and a Markdown summary, from the trial store."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ import html
 import json
 import math
 import shlex
-import statistics
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from csmae.reporting.panels import draw_trial
-from csmae.reporting.plots import readable, save_png
-from csmae.reporting.record import Ranking, StudyRecord, Trial, read_record
-from csmae.reporting.study_plots import STATES, study_pictures
+import optuna
+from matplotlib.figure import Figure
+from optuna.trial import FrozenTrial
+
+from csmae.reporting import parameter_plots, study_plots
+from csmae.reporting.plots import format_direction, save_png
+from csmae.reporting.trial_plots import save_trial_plots
 from csmae.sensors import DIRECTIONS
+from csmae.settings import flatten
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import Tracker
+from csmae.trials.attributes import CHAMPION, DEFINITION, GPU_S, INTERRUPTED, PROVENANCE, REASON, SCORES, WORKER_S
+from csmae.trials.importance import importances
+from csmae.trials.leaderboard import Leaderboard, leaderboard
+from csmae.trials.trial import last_value, num_epochs, params_of, status_of, used_seconds
 
 NUM_BEST = 3
-"""Trials whose pictures are drawn."""
+"""Trials of which plots are made."""
 
-SCORES = ("f1", "precision", "recall", "mean_pair_f1")
+PROTOCOL_SCORES = ("f1", "precision", "recall", "mean_pair_f1")
 
 CITATION = (
     "J. Hackstein, G. Sumbul, K. N. Clasen, B. Demir: Exploring Masked Autoencoders for Sensor-Agnostic Image "
@@ -39,144 +47,200 @@ tr.best td { font-weight: 600; background: #eef7f2; } pre { background: #f5f5f5;
 """
 
 Row = list[str]
+Table = tuple[str, Row, list[Row]]
+"""Heading, header and rows."""
 
 
-def publish(tracker: Tracker, folder: Path, ranking: Ranking | None = None) -> None:
-    """Write a study's report and show it in MLflow, with the pictures of its best trials.
-
-    Args:
-        tracker: The study's.
-        folder: Its own.
-        ranking: Of its trials, as the trial store decides it.
-    """
-    for path in write_report(folder, ranking):
-        tracker.artifact(None, path, "pictures" if path.suffix == ".png" else "report")
-    for trial in read_record(folder, ranking).ranked()[:NUM_BEST]:
-        tracker.artifact(trial.number, trial_dir(folder, trial) / "pictures", "pictures")
+def publish(tracker: Tracker, report: Report) -> None:
+    """Write a study's report and attach it to its runs in MLflow, with the plots of its best trials."""
+    for path in write_report(report):
+        tracker.artifact(None, path, "plots" if path.suffix == ".png" else "report")
+    for entry in report.board.entries[:NUM_BEST]:
+        number = entry.trial.number
+        tracker.artifact(number, report.run_dir(number) / "plots", "plots")
 
 
-def write_report(folder: Path, ranking: Ranking | None = None) -> list[Path]:
-    """Write a study's report beside its outbox, and draw its best trials.
-
-    Args:
-        folder: Of the study.
-        ranking: Of its trials, as the trial store decides it.
+def write_report(report: Report) -> list[Path]:
+    """Write a study's report and plots, and plots of its best trials, into the study's folder.
 
     Returns:
-        The HTML page, the Markdown summary and the study's pictures.
-
-    Raises:
-        TrackingError: The folder holds no study.
+        The HTML page, the Markdown summary and the study's plots.
     """
-    record = read_record(folder, ranking)
-    pictures = [save_png(figure, folder / "pictures" / f"{name}.png") for name, figure in study_pictures(record)]
-    drawn = [draw_trial(trial, trial_dir(folder, trial)) for trial in record.ranked()[:NUM_BEST]]
-    shown = [*pictures, *(path for best in drawn[:1] for path in sorted(best.glob("*.png")))]
+    folder, figures = report.folder, study_figures(report.board, report.importances)
+    plots = [save_png(figure, folder / "plots" / f"{name}.png") for name, figure in figures]
+    numbers = [entry.trial.number for entry in report.board.entries[:NUM_BEST]]
+    trial_plots = [save_trial_plots(number, report.run_dir(number)) for number in numbers]
+    best_plots = [path for plots_dir in trial_plots[:1] for path in sorted(plots_dir.glob("*.png"))]
     page, summary = folder / "report.html", folder / "report.md"
-    page.write_text(_page(record, shown), encoding="utf-8")
-    summary.write_text(markdown(record), encoding="utf-8")
-    return [page, summary, *pictures]
+    page.write_text(report.html([*plots, *best_plots]), encoding="utf-8")
+    summary.write_text(report.markdown(), encoding="utf-8")
+    return [page, summary, *plots]
 
 
-def trial_dir(folder: Path, trial: Trial) -> Path:
-    """Where a trial of the study in ``folder`` leaves its files."""
-    return folder / "trials" / str(trial.number)
+def study_figures(board: Leaderboard, shares: Mapping[str, float]) -> Iterator[tuple[str, Figure]]:
+    """Make the figures for which a study has enough trials.
+
+    Args:
+        board: The study's trials.
+        shares: Importance of each parameter; may be empty.
+
+    Yields:
+        A file name without suffix, and the figure.
+    """
+    if not any(math.isfinite(last_value(trial)) for trial in board.trials):
+        return
+    yield "history", study_plots.history_figure(board)
+    yield "budget", study_plots.budget_figure(board)
+    if len(board.objectives) > 1:
+        yield "pareto", study_plots.pareto_figure(board)
+    else:
+        yield "time", study_plots.time_figure(board)
+    if shares:
+        yield "importance", study_plots.importance_figure(board.study_name, shares)
+    if parameter_plots.explored(board.trials):
+        yield "parallel", parameter_plots.parallel_figure(board)
+        yield "slices", parameter_plots.slices_figure(board)
 
 
-def markdown(record: StudyRecord) -> str:
-    """The tables of a study."""
-    parts = [f"# Study {record.name}", overview(record)]
-    for heading, header, rows in _tables(record):
-        lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
-        parts += [f"## {heading}", "\n".join(lines)]
-    parts += ["## How to reproduce", f"```\n{reproduction(record)}\n```", "## Citation", CITATION]
-    return "\n\n".join(parts) + "\n"
+class Report:
+    """The texts and tables of a study's report. Reads the trial store once.
 
+    Args:
+        study: Optuna's study.
+        folder: The study's folder.
+    """
 
-def overview(record: StudyRecord) -> str:
-    """The study in two sentences."""
-    counts = {text: sum(t.state == state for t in record.trials.values()) for state, text in STATES.items()}
-    told = ", ".join(f"{count} {text}" for text, count in counts.items() if count)
-    epochs = sum(trial.num_epochs for trial in record.trials.values())
-    best = next(iter(record.ranked()), None)
-    found = f" The best is trial {best.number}: {record.objective} {_score(record, best)}." if best else ""
-    return f"{len(record.trials)} trials ({told}), {epochs} epochs together.{found}"
+    def __init__(self, study: optuna.Study, folder: Path) -> None:
+        self.board, self.importances, self.folder = leaderboard(study), importances(study), folder
+        self._entries = {entry.trial.number: entry for entry in self.board.entries}
+        self._attributes = study.user_attrs
+        self._provenance: Mapping[str, str] = self._attributes.get(PROVENANCE, {})
 
+    def run_dir(self, number: int) -> Path:
+        """The folder of a trial."""
+        return self.folder / "trials" / str(number)
 
-def reproduction(record: StudyRecord) -> str:
-    """Commands that make this study again, and those that use what it found."""
-    command = record.tags.get("csmae.command", f"python search.py spaces/{record.name}.yaml")
-    commit, *changes = record.tags.get("csmae.git_commit", "").split(" ", 1)
-    lines = [f"git checkout {commit}{'  # ' if changes else ''}{''.join(changes)}"] if commit else []
-    address = f"models:/{MODEL}@{study_alias(record.name)}"
-    if record.tags.get("csmae.tracking", "MLflow") != "MLflow" and record.champion:
-        address = record.champion["encoder_dir"]
-    load = f"import csmae; csmae.load_encoder({json.dumps(address, ensure_ascii=False)})"
-    return "\n".join([*lines, command, f"python -c {shlex.quote(load)}"])
+    def markdown(self) -> str:
+        """The report without plots, as Markdown."""
+        parts = [f"# Study {self.board.study_name}", self.overview()]
+        for heading, header, rows in self._tables():
+            lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)]
+            parts += [f"## {heading}", "\n".join(lines)]
+        parts += ["## How to reproduce", f"```\n{self.reproduction()}\n```", "## Citation", CITATION]
+        return "\n\n".join(parts) + "\n"
 
+    def html(self, plots: list[Path]) -> str:
+        """The report as an HTML page that contains the plots."""
+        best = str(self.board.entries[0].trial.number) if self.board.entries else ""
+        *tables, settings = (f"<h2>{table[0]}</h2>{_html_table(table, best)}" for table in self._tables())
+        title = html.escape(f"Study {self.board.study_name}")
+        body = [f"<h1>{title}</h1><p>{html.escape(self.overview())}</p>", *tables]
+        body += ["<h2>Plots</h2>", *map(_html_image, plots), settings]
+        body += ["<h2>How to reproduce</h2>", f"<pre>{html.escape(self.reproduction())}</pre>"]
+        body += ["<h2>Citation</h2>", f"<p>{html.escape(CITATION)}</p>"]
+        head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
+        return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
 
-def _tables(record: StudyRecord) -> Iterator[tuple[str, Row, list[Row]]]:
-    """Heading, header and rows of each table that has any."""
-    scores = _scores(record)
-    if scores:
-        yield "Scores by the published protocol", *scores
-    explored = record.explored()
-    ranked = record.ranked()
-    numbers = {trial.number for trial in ranked}
-    trials = ranked + [trial for trial in record.trials.values() if trial.number not in numbers]
-    others = list(record.objectives)[1:]
-    notes = ["note"] if any(map(record.note, trials)) else []
-    header = ["trial", "state", record.objective, *others, *notes, "epochs", "time", *explored]
-    yield "Trials", header, [_trial_row(record, trial, explored, bool(notes)) for trial in trials]
-    failed = [[str(t.number), t.reason] for t in record.trials.values() if t.reason]
-    if failed:
-        yield "Reasons", ["trial", "reason"], failed
-    if shares := record.importance():
-        yield "Importance of the parameters", ["parameter", "share"], [[n, f"{v:.0%}"] for n, v in shares.items()]
-    figures = {name: value for name, value in record.summary.items() if not name.startswith(("scores/", "importance/"))}
-    settings = [[name, _number(value)] for name, value in (record.params | record.tags | figures).items()]
-    yield "Settings", ["name", "value"], settings
+    def overview(self) -> str:
+        """The study in two sentences."""
+        board = self.board
+        counts = Counter(map(status_of, board.trials))
+        states = ", ".join(
+            f"{counts[status]} {text}" for status, text in study_plots.STATUS_TEXTS.items() if counts[status]
+        )
+        epochs = sum(map(num_epochs, board.trials))
+        best = ""
+        if board.entries:
+            trial = board.entries[0].trial
+            best = f" The best is trial {trial.number}: {study_plots.objective_of(board)} {self._score(trial)}."
+        return f"{len(board.trials)} trials ({states}), {epochs} epochs{self._hours()} in total.{best}"
 
+    def _hours(self) -> str:
+        units = {"GPU": GPU_S, "worker": WORKER_S}
+        totals = {u: sum(float(t.user_attrs.get(name, 0.0)) for t in self.board.trials) for u, name in units.items()}
+        return "".join(f", {seconds / 3600:.2g} {unit}-hours" for unit, seconds in totals.items() if seconds)
 
-def _scores(record: StudyRecord) -> tuple[Row, list[Row]] | None:
-    """The candidates' scores, from the summary's ``scores/CANDIDATE/test/SCORE/DIRECTION``."""
-    table: dict[str, dict[str, float]] = {}
-    for name, value in record.summary.items():
-        if name.startswith("scores/"):
-            _, candidate, metric = name.split("/", 2)
-            table.setdefault(candidate, {})[metric] = value
-    if not table:
-        return None
-    rows = [
-        [name, score, *(_number(value) for value in values)]
-        for score in SCORES
-        for name, scores in table.items()
-        if not all(map(math.isnan, values := _by_direction(scores, score)))
-    ]
-    return ["encoder", "score", "mean", *map(readable, DIRECTIONS)], rows
+    def reproduction(self) -> str:
+        """Commands that run this study again, and that load its champion."""
+        name = self.board.study_name
+        command = self._provenance.get("csmae.command", f"python search.py spaces/{name}.yaml")
+        commit, *changes = self._provenance.get("csmae.git_commit", "").split(" ", 1)
+        lines = [f"git checkout {commit}{'  # ' if changes else ''}{''.join(changes)}"] if commit else []
+        encoder = f"models:/{MODEL}@{study_alias(name)}"
+        champion = self._attributes.get(CHAMPION)
+        if champion and self._provenance.get("csmae.tracking", "MLflow") != "MLflow":
+            encoder = str(self.run_dir(champion["trial"]).absolute() / "encoder")
+        load = f"import csmae; csmae.load_encoder({json.dumps(encoder, ensure_ascii=False)})"
+        return "\n".join([*lines, command, f"python -c {shlex.quote(load)}"])
 
+    def _tables(self) -> Iterator[Table]:
+        """The tables that have rows; the settings come last."""
+        if scores := self._score_rows():
+            yield (
+                "Scores by the published protocol",
+                ["encoder", "score", "mean", *map(format_direction, DIRECTIONS)],
+                scores,
+            )
+        yield self._trials_table()
+        reasons = ((t, t.user_attrs.get(REASON, t.user_attrs.get(INTERRUPTED))) for t in self.board.trials)
+        if rows := [[str(trial.number), str(reason)] for trial, reason in reasons if reason]:
+            yield "Reasons", ["trial", "reason"], rows
+        if self.importances:
+            rows = [[name, f"{share:.0%}"] for name, share in self.importances.items()]
+            yield "Importance of the parameters", ["parameter", "share"], rows
+        settings = dict(flatten(self._attributes.get(DEFINITION, {}))) | dict(self._provenance)
+        yield "Settings", ["name", "value"], [[name, _number(value)] for name, value in settings.items()]
 
-def _by_direction(scores: dict[str, float], score: str) -> list[float]:
-    """The mean over the directions and each of them; NaN where there is none."""
-    values = [scores.get(f"test/{score}/{direction}", math.nan) for direction in DIRECTIONS]
-    return [scores.get(f"test/{score}_mean", sum(values) / len(values)), *values]
+    def _score_rows(self) -> list[Row]:
+        """One row per score and encoder: the mean over the directions, and each of them."""
+        rows = []
+        for score in PROTOCOL_SCORES:
+            for encoder, scores in self._attributes.get(SCORES, {}).items():
+                values = [scores.get(f"test/{score}/{direction}", math.nan) for direction in DIRECTIONS]
+                values = [scores.get(f"test/{score}_mean", sum(values) / len(values)), *values]
+                if not all(map(math.isnan, values)):
+                    rows.append([encoder, score, *map(_number, values)])
+        return rows
 
+    def _trials_table(self) -> Table:
+        board = self.board
+        trials = [entry.trial for entry in board.entries]
+        trials += [trial for trial in board.trials if trial.number not in self._entries]
+        names = parameter_plots.explored(board.trials)
+        notes = {trial.number: self._note(trial) for trial in trials}
+        note = ["note"] if any(notes.values()) else []
+        header = ["trial", "state", *board.objectives, *note, "epochs", "time", *names]
+        rows = []
+        for trial in trials:
+            params, further = params_of(trial), range(1, len(board.objectives))
+            rows.append(
+                [
+                    str(trial.number),
+                    study_plots.STATUS_TEXTS[status_of(trial)],
+                    self._score(trial),
+                    *(_number(last_value(trial, index)) for index in further),
+                    *(notes[trial.number] for _ in note),
+                    str(num_epochs(trial)),
+                    f"{used_seconds(trial):.0f} s",
+                    *(_number(params[name]) if name in params else "–" for name in names),
+                ]
+            )
+        return "Trials", header, rows
 
-def _score(record: StudyRecord, trial: Trial) -> str:
-    """A trial's objective; mean and standard deviation where it was trained again with other seeds."""
-    seeds = record.seeds(trial)
-    if len(seeds) < 2:
-        return _number(record.value(trial))
-    return f"{statistics.fmean(seeds):.4g} ± {statistics.stdev(seeds):.2g} ({len(seeds)} seeds)"
+    def _score(self, trial: FrozenTrial) -> str:
+        """A trial's objective; mean and standard deviation over the seeds if it was confirmed."""
+        entry = self._entries.get(trial.number)
+        if entry is None or entry.num_seeds < 2:
+            return _number(last_value(trial))
+        return f"{entry.mean:.4g} ± {entry.spread:.2g} ({entry.num_seeds} seeds)"
 
-
-def _trial_row(record: StudyRecord, trial: Trial, explored: list[str], noted: bool) -> Row:
-    values = [_number(trial.params[name]) if name in trial.params else "–" for name in explored]
-    spent = f"{trial.seconds:.0f} s"
-    others = [_number(trial.last(name)) for name in list(record.objectives)[1:]]
-    notes = [record.note(trial)] if noted else []
-    score = _score(record, trial)
-    return [str(trial.number), STATES[trial.state], score, *others, *notes, str(trial.num_epochs), spent, *values]
+    def _note(self, trial: FrozenTrial) -> str:
+        """What is special about a trial."""
+        if (confirmed := self.board.confirms.get(trial.number)) is not None:
+            return f"confirms trial {confirmed}"
+        if violated := self.board.violated_constraints.get(trial.number):
+            return f"violates {', '.join(violated)}"
+        return "Pareto front" if len(self.board.objectives) > 1 and trial.number in self.board.front else ""
 
 
 def _number(value: object) -> str:
@@ -185,32 +249,18 @@ def _number(value: object) -> str:
     return "–" if math.isnan(value) else f"{value:.4g}"
 
 
-def _page(record: StudyRecord, pictures: list[Path]) -> str:
-    best = str(record.ranked()[0].number) if record.ranked() else ""
-    parts = [f"<h1>Study {html.escape(record.name)}</h1><p>{html.escape(overview(record))}</p>"]
-    tables = [(heading, _table(header, rows, best)) for heading, header, rows in _tables(record)]
-    parts += [f"<h2>{heading}</h2>{table}" for heading, table in tables[:-1]]
-    parts += ["<h2>Pictures</h2>", *map(_image, pictures)]
-    parts += [f"<h2>{heading}</h2>{table}" for heading, table in tables[-1:]]
-    parts += ["<h2>How to reproduce</h2>", f"<pre>{html.escape(reproduction(record))}</pre>"]
-    parts += ["<h2>Citation</h2>", f"<p>{html.escape(CITATION)}</p>"]
-    title = html.escape(f"Study {record.name}")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-    return (
-        f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
-    )
-
-
-def _table(header: Row, rows: Iterable[Row], best: str) -> str:
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    lines = [f"<tr>{cells}</tr>"]
-    for row in rows:
-        mark = " class=best" if header[0] == "trial" and row[0] == best else ""
-        cells = "".join(f"<td{' class=wrap' if len(cell) > 60 else ''}>{html.escape(cell)}</td>" for cell in row)
-        lines.append(f"<tr{mark}>{cells}</tr>")
+def _html_table(table: Table, best: str) -> str:
+    heading, header, rows = table
+    lines = [_html_row(header, "th")]
+    lines += [_html_row(row, "td", is_best=heading == "Trials" and row[0] == best) for row in rows]
     return f"<table>{''.join(lines)}</table>"
 
 
-def _image(path: Path) -> str:
+def _html_row(row: Iterable[str], tag: str, is_best: bool = False) -> str:
+    cells = "".join(f"<{tag}{' class=wrap' if len(cell) > 60 else ''}>{html.escape(cell)}</{tag}>" for cell in row)
+    return f"<tr{' class=best' if is_best else ''}>{cells}</tr>"
+
+
+def _html_image(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'

@@ -1,6 +1,6 @@
 """What a network makes of a few validation scenes, kept as arrays at the start, middle and end of a training.
 
-B scenes, L patches, k hits. ``csmae.reporting.panels`` says what a file holds and draws it.
+B scenes, L patches, k hits. ``csmae.reporting.trial_plots`` says what a file holds and plots it.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from csmae.encoders import SensorEncoder
 from csmae.model.cost import cost
 from csmae.retrieval.embed import embed
 from csmae.training.checkpoint import CheckpointError, Done, FullDiskError, load_checkpoint, save_checkpoint
+from csmae.training.history import append_metrics
 from csmae.training.micro_batch import scores_must_fit, weights_must_fit
 from csmae.training.optim import learning_rate
 from csmae.training.scoring import default_device, encoder_of, seeded_model, subset, validation_scores, validation_split
@@ -66,7 +67,7 @@ def pretrain(
 
     Args:
         config: The whole run.
-        run_dir: One folder for all ranks; gets ``checkpoint.pt``, ``encoder/`` and ``arrays/``; a checkpoint in it is
+        run_dir: One folder for all ranks; gets ``checkpoint.pt``, ``metrics.jsonl``, ``encoder/`` and ``arrays/``; a checkpoint in it is
             gone on from. Nothing is written where None.
         device: Such as ``cuda:0``; the rank's GPU, or the CPU, where None.
         on_step: Called after each step with the steps done in this epoch and their number: an epoch may take hours. Where
@@ -98,6 +99,8 @@ def pretrain(
         if last or (epoch + 1) % config.eval.every == 0:
             metrics |= run.validate()
         metrics |= price | run.spent(time.perf_counter() - start) | usage.measure()
+        if run_dir and run.rank == 0:
+            append_metrics(run_dir, epoch + 1, metrics)
         if run_dir and (last or (epoch + 1) % config.train.checkpoint_every == 0):
             run.save(run_dir, done, metrics)
         if run_dir and run.rank == 0 and is_due(epoch + 1, config.train.epochs):

@@ -25,6 +25,12 @@ FINALISTS = "finalists"
 CHAMPION = "champion"
 """The trial that the last search named, its mean and its seeds; Optuna's own best trial ignores confirmations."""
 
+SCORES = "scores"
+"""Scores by the published protocol of the encoders that the last search compared, by name of the encoder and the metric."""
+
+PROVENANCE = "provenance"
+"""How the last search was started: command, commit, package versions, and the service that got its events."""
+
 SOURCES = "sources"
 """Studies whose trials must be transferred again, because the study's definition changed."""
 
@@ -67,6 +73,9 @@ INTERRUPTED = "interrupted"
 
 REJECTIONS = "rejections"
 """Points that were proposed for the trial and rejected, as fields of ``Rejection``."""
+
+NUM_EPOCHS = "num_epochs"
+"""Epochs of an ended trial whose last epochs had no scores."""
 
 EPOCH_VALUES = "epoch_values/"
 """Prefix of one attribute per epoch with several objectives: Optuna's own curves hold one value."""

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from csmae.config import ConfigError
 from csmae.engine_logs import quiet_optuna
 from csmae.lock import database_lock
+from csmae.settings import did_you_mean
 from csmae.sqlite import sqlite_url
 
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
@@ -24,6 +25,31 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
     quiet_optuna()
     with database_lock(path):
         return optuna.storages.RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 30}})
+
+
+def study_names(path: Path) -> list[str]:
+    """Names of the studies in a database, oldest first; empty if there is no database.
+
+    Raises:
+        ConfigError: The database cannot be used.
+    """
+    if not path.exists():
+        return []
+    with usable(path):
+        return optuna.get_all_study_names(open_storage(path))
+
+
+def load_stored_study(path: Path, name: str) -> optuna.Study:
+    """Load a study from a database.
+
+    Raises:
+        ConfigError: There is no such study, or the database cannot be used.
+    """
+    names = study_names(path)
+    if name not in names:
+        raise ConfigError(f"there is no study {name!r} in {path}{did_you_mean(name, names)}")
+    with usable(path):
+        return optuna.load_study(study_name=name, storage=open_storage(path))
 
 
 @contextmanager

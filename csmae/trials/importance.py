@@ -8,7 +8,6 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from csmae.trial_status import TrialStatus
-from csmae.trials.store import TrialStore
 from csmae.trials.trial import confirmed_number, curve, last_values, status_of
 
 MIN_TRIALS = 8
@@ -19,7 +18,7 @@ MIN_GOOD = 5
 right one of two parameters came first in 25 of 25 simulated studies, and in 22 with a tenth alone."""
 
 
-def importances(trial_store: TrialStore) -> dict[str, float]:
+def importances(study: optuna.Study) -> dict[str, float]:
     """Estimate each parameter's share in what makes trials good at the first objective, largest first.
 
     Stopped trials count with their last score: among completed trials alone, a parameter whose bad values are stopped early
@@ -30,12 +29,12 @@ def importances(trial_store: TrialStore) -> dict[str, float]:
 
     Source: PED-ANOVA (arXiv 2304.10255); conditional parameters: arXiv 2601.20800.
     """
-    trials = [trial for trial in trial_store.all_trials() if _counts(trial)]
-    if len(trials) < MIN_TRIALS or len(trial_store.study.space.domains) < 2:
+    trials = [trial for trial in study.get_trials(deepcopy=False) if _counts(trial)]
+    if len(trials) < MIN_TRIALS or len({name for trial in trials for name in trial.params}) < 2:
         return {}
     # A study with the first objective alone: with ``target``, PED-ANOVA takes low values for good ones.
-    study = optuna.create_study(direction=next(iter(trial_store.study.search.objectives.values())))
-    study.add_trials([_with_last_score(trial) for trial in trials])
+    single = optuna.create_study(direction=study.directions[0])
+    single.add_trials([_with_last_score(trial) for trial in trials])
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(
         target_quantile=min(0.5, max(0.1, MIN_GOOD / len(trials)))
     )
@@ -44,7 +43,7 @@ def importances(trial_store: TrialStore) -> dict[str, float]:
         # Optuna leaves out a conditional parameter that only one trial has, which is right.
         warnings.filterwarnings("ignore", "Some regimes for parameter")
         try:
-            return optuna.importance.get_param_importances(study, evaluator=evaluator)
+            return optuna.importance.get_param_importances(single, evaluator=evaluator)
         except UserWarning:  # the good trials are all trials: the scores are equal
             return {}
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-from csmae.storage.layout import DATABASE
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import CONFIRMING, FINALISTS
-from csmae.trials.database import open_storage, usable
 from csmae.trials.pareto import as_scores, on_pareto_front, order
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import confirmed_number, is_cut_short, last_values, result_of, status_of
@@ -49,8 +46,11 @@ class LeaderboardEntry:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """The trials that can win, and why the others cannot."""
+    """A study's trials: those that can win, best first, and why the others cannot."""
 
+    study_name: str
+    trials: list[FrozenTrial]
+    """All trials that the study trained or trains, in the order of their numbers."""
     objectives: Mapping[str, str]
     """``maximize`` or ``minimize`` by name, the first objective first."""
     entries: list[LeaderboardEntry]
@@ -94,6 +94,8 @@ def leaderboard(study: optuna.Study) -> Leaderboard:
         for t in ranked
     ]
     return Leaderboard(
+        study_name=study.study_name,
+        trials=trials,
         objectives=dict(
             zip(study.metric_names or ["objective"], (d.name.lower() for d in study.directions), strict=False)
         ),
@@ -123,22 +125,6 @@ def _finalists_first(entries: list[LeaderboardEntry], signs: list[int]) -> list[
 def _by_mean(entries: list[LeaderboardEntry], signs: list[int]) -> list[LeaderboardEntry]:
     scores = [as_scores((entry.mean, *last_values(entry.trial)[1:]), signs) for entry in entries]
     return [entries[index] for index in order(scores)]
-
-
-def stored_leaderboard(folder: Path) -> Leaderboard | None:
-    """Rank the trials of the study in ``folder``; None if there is no trial store beside it, or no such study in the store.
-
-    Raises:
-        ConfigError: The trial store cannot be used.
-    """
-    path = folder.absolute().parent / DATABASE
-    if not path.exists():
-        return None
-    with usable(path):
-        storage = open_storage(path)
-        if folder.absolute().name not in optuna.get_all_study_names(storage):
-            return None
-        return leaderboard(optuna.load_study(study_name=folder.absolute().name, storage=storage))
 
 
 def entries(trial_store: TrialStore) -> list[LeaderboardEntry]:

@@ -25,8 +25,11 @@ from csmae.trials.attributes import (
     INTERRUPTED,
     LAST_METRICS,
     NOT_TRAINED,
+    NUM_EPOCHS,
+    PROVENANCE,
     REASON,
     RESULT,
+    SCORES,
     SEED,
     SOURCES,
     STARTING_POINT,
@@ -34,7 +37,7 @@ from csmae.trials.attributes import (
 from csmae.trials.database import usable
 from csmae.trials.optuna_private import frozen_trial, put_on_hold, start_trial
 from csmae.trials.redefinition import open_study
-from csmae.trials.trial import Values, confirmed_number, curve, is_cut_short, status_of
+from csmae.trials.trial import Values, confirmed_number, curve, is_cut_short, num_epochs, status_of
 
 
 class TrialStore:
@@ -205,6 +208,20 @@ class TrialStore:
     def record_champion(self, number: int, mean: float, num_seeds: int) -> None:
         """Record the search's champion, for readers of Optuna's study."""
         self.optuna_study.set_user_attr(CHAMPION, {"trial": number, "mean": mean, "seeds": num_seeds})
+
+    def record_provenance(self, tags: Mapping[str, str]) -> None:
+        """Record how the search was started, see ``csmae.tracking.provenance``."""
+        with usable(self.path):
+            self.optuna_study.set_user_attr(PROVENANCE, dict(tags))
+
+    def record_scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        """Record scores by the published protocol, by name of the encoder and the metric."""
+        self.optuna_study.set_user_attr(SCORES, {name: dict(metrics) for name, metrics in scores.items()})
+
+    def record_num_epochs(self, trial: optuna.Trial, epoch: int) -> None:
+        """Record the last epoch of a trial that is about to end, unless its scores tell it."""
+        if epoch > num_epochs(frozen_trial(trial)):
+            trial.set_user_attr(NUM_EPOCHS, epoch)
 
     # Ending trials.
 

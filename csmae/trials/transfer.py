@@ -10,14 +10,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import Config, ConfigError, MayChange, changeable
 from csmae.data.archive_name import data_name
-from csmae.settings import did_you_mean, flatten, merge, parse_config
+from csmae.settings import flatten, merge, parse_config
 from csmae.study.metrics import COSTS
 from csmae.study.study import Study
 from csmae.study.values import unpacked
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import BASE, DEFINITION, EPOCH_VALUES, TRANSFERRED_FROM
 from csmae.trials.constraints import known_metrics, violation
-from csmae.trials.database import open_storage, usable
+from csmae.trials.database import load_stored_study, usable
 from csmae.trials.redefinition import check_format
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import result_of, status_of, with_seed
@@ -35,12 +35,8 @@ def load_source_study(path: Path, name: str, study: Study) -> optuna.Study:
         ConfigError: There is no such study, another program or version created it, or it has other objectives or another
             archive.
     """
-    names = study_names(path)
-    if name not in names:
-        raise ConfigError(f"there is no study {name!r} in {path}{did_you_mean(name, names)}")
-    with usable(path):
-        source = optuna.load_study(study_name=name, storage=open_storage(path))
-        attributes = source.user_attrs
+    source = load_stored_study(path, name)
+    attributes = source.user_attrs
     if DEFINITION not in attributes:
         raise ConfigError(
             f"study {name!r} in {path} was not created by this program, so no trial can be transferred: "
@@ -80,18 +76,6 @@ def transfer_trials(trial_store: TrialStore, source: optuna.Study) -> int:
                 count += 1
         trial_store.drop_source(source.study_name)
     return count
-
-
-def study_names(path: Path) -> list[str]:
-    """Names of the studies in a database, oldest first; empty if there is no database.
-
-    Raises:
-        ConfigError: The database cannot be used.
-    """
-    if not path.exists():
-        return []
-    with usable(path):
-        return optuna.get_all_study_names(open_storage(path))
 
 
 def _copy(study: Study, source: optuna.Study, trial: FrozenTrial, origin: list[Any]) -> FrozenTrial | None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from csmae.study.domain import Domain
+from csmae.study.values import Value
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import (
     CONFIRMS,
     EPOCH_VALUES,
+    GPU_S,
     INTERRUPTED,
     NOT_TRAINED,
+    NUM_EPOCHS,
     REASON,
     RESULT,
     SEED,
     STARTING_POINT,
     TRANSFERRED_FROM,
+    WORKER_S,
 )
 
 Values = tuple[float, ...]
@@ -52,6 +59,30 @@ def curve(trial: FrozenTrial) -> dict[int, Values]:
 def last_values(trial: FrozenTrial) -> Values:
     """A trial's objectives after its last epoch."""
     return tuple(trial.values or list(curve(trial).values())[-1])
+
+
+def last_value(trial: FrozenTrial, objective: int = 0) -> float:
+    """A trial's last value of one objective; NaN if it has no score."""
+    return last_values(trial)[objective] if trial.values or curve(trial) else math.nan
+
+
+def num_epochs(trial: FrozenTrial) -> int:
+    """Epochs of a trial; of a running one, those up to its last score."""
+    return max(trial.user_attrs.get(NUM_EPOCHS, 0), max(curve(trial), default=0))
+
+
+def used_seconds(trial: FrozenTrial) -> float:
+    """Seconds of all the trial's GPUs, or of its workers; its wall time if no resources were recorded."""
+    recorded = [float(trial.user_attrs[name]) for name in (GPU_S, WORKER_S) if name in trial.user_attrs]
+    if recorded or trial.datetime_start is None:
+        return sum(recorded)
+    return ((trial.datetime_complete or datetime.now()) - trial.datetime_start).total_seconds()
+
+
+def params_of(trial: FrozenTrial) -> dict[str, Value]:
+    """A trial's parameters as the study file writes them, and the seed of a confirmation."""
+    params = {name: Domain(name, trial.distributions[name]).decode(value) for name, value in trial.params.items()}
+    return with_seed(trial, params)
 
 
 def result_of(trial: FrozenTrial) -> Values | None:

@@ -213,6 +213,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         trial = running.trial
         failure = failure or (missing_result(running.metrics, self._search) if finished else None)
         self._budget.end(trial)
+        self._trial_store.record_num_epochs(trial, running.epoch)
         if failure:
             self._trial_store.fail(trial, failure)
         else:
@@ -241,14 +242,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """
         for running in self._running.values():
             self._budget.end(running.trial)
-            self._cut_short(running.trial, running.latest, reason)
+            self._cut_short(running.trial, running.epoch, running.latest, reason)
         self._running.clear()
         while self._trial_store.num_interrupted:
             trial = self._trial_store.next_interrupted()
-            _, metrics = saved_epoch(self._trial_store.run_dir(trial.number)) or (0, {})
-            self._cut_short(trial, {**self._trial_store.last_metrics(trial), **metrics}, reason)
+            epoch, metrics = saved_epoch(self._trial_store.run_dir(trial.number)) or (0, {})
+            self._cut_short(trial, epoch, {**self._trial_store.last_metrics(trial), **metrics}, reason)
 
-    def _cut_short(self, trial: optuna.Trial, latest: Mapping[str, float], reason: str) -> None:
+    def _cut_short(self, trial: optuna.Trial, epoch: int, latest: Mapping[str, float], reason: str) -> None:
+        self._trial_store.record_num_epochs(trial, epoch)
         has_result = self._trial_store.has_result(trial)
         if has_result:
             record_constraints(trial, latest, self._search.constraints, cut_short=True)

@@ -21,8 +21,8 @@ from csmae.storage.manifest import RemoteFolder, SupersededError
 from csmae.storage.object_store import ObjectStore
 from csmae.study.study import load_study
 from csmae.trials.budget import Budget
+from csmae.trials.database import study_names
 from csmae.trials.store import TrialStore
-from csmae.trials.transfer import study_names
 from csmae.tuning.events import SearchEnd, SearchOutcome
 from csmae.tuning.searcher import StudySearcher
 from csmae.tuning.stop_controller import StopController

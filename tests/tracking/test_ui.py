@@ -1,4 +1,4 @@
-"""A finished quickstart in MLflow's own pages, seen through a real browser."""
+"""A finished quickstart on MLflow's pages in a real browser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="the UI test needs 
 CHROMIUM, DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
 ROOT = Path(__file__).resolve().parents[2]
 NUM_TRIALS = 4
-"""Fewer than the quickstart's, and all trained to their end: what is compared must not hang on the luck of early stopping."""
+"""Fewer than the quickstart's, and all complete: the comparison must not depend on early stopping."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def study(server: Server, browser: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The quickstart, really run: its runs by name."""
+    """The runs of a real quickstart by name."""
     storage = tmp_path_factory.mktemp("runs")
     command = [sys.executable, "search.py", "spaces/quickstart.yaml", "--num-trials", str(NUM_TRIALS)]
     command += ["--set", "search.scheduler=none"]
@@ -69,16 +69,16 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any, server: Server, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
-    """Opens a page and returns its text once it holds what is awaited; keeps a picture of it where one is asked for."""
+    """Opens a page and returns its text once it contains the given words; saves a screenshot if ``CSMAE_SCREENSHOTS`` is set."""
     from selenium.webdriver.support.wait import WebDriverWait
 
     def text() -> str:
         return str(browser.find_element("tag name", "body").text)
 
-    def visit(path: str, *awaited: str) -> str:
+    def visit(path: str, *words: str) -> str:
         browser.get("about:blank")
         browser.get(f"{server.uri}/#{path}")
-        WebDriverWait(browser, 60).until(lambda _: all(word in text() for word in awaited), f"{awaited} in {path}")
+        WebDriverWait(browser, 60).until(lambda _: all(word in text() for word in words), f"{words} in {path}")
         return text()
 
     yield visit
@@ -126,7 +126,7 @@ def test_two_trials_compare_by_their_explored_parameters(
     shown = {"loss.mim_weight", "loss.temperature", "masking.ratio"}
     wait_until(browser, lambda: shown <= set(browser.execute_script(axes)))
     boxes = browser.find_elements("css selector", "input[role=combobox]")
-    for box, name in zip(boxes, ("optim.lr", "val/f1_mean"), strict=True):  # the page begins with three parameters
+    for box, name in zip(boxes, ("optim.lr", "val/f1_mean"), strict=True):  # the page starts with three parameters
         box.send_keys(name)
         wait_until(browser, lambda name=name: listed(browser, name))  # type: ignore[misc]
         box.send_keys("\ue007")  # Enter
@@ -144,45 +144,41 @@ def test_two_trials_compare_by_their_explored_parameters(
 
 
 def listed(browser: Any, name: str) -> bool:
-    """Whether an open list offers that name."""
+    """Whether an open list offers a name."""
     script = "return [...document.querySelectorAll('[class*=select-item-option]')].map(option => option.textContent)"
     return name in browser.execute_script(script)
 
 
-@pytest.mark.parametrize("picture", ["parallel", "history", "slices"])
-def test_the_pictures_of_the_study_show(
-    visit: Callable[..., str], study: dict[str, Any], browser: Any, picture: str
+@pytest.mark.parametrize("plot", ["parallel", "history", "slices"])
+def test_the_plots_of_the_study_are_displayed(
+    visit: Callable[..., str], study: dict[str, Any], browser: Any, plot: str
 ) -> None:
     info = study["quickstart"].info
-    visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/pictures/{picture}.png", f"{picture}.png")
-    wait_until(browser, lambda: drawn(browser))
+    visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/plots/{plot}.png", f"{plot}.png")
+    wait_until(browser, lambda: has_large_image(browser))
 
 
-@pytest.mark.parametrize(
-    "picture", ["epoch-0001-reconstructions", "epoch-0009-reconstructions", "epoch-0009-retrieval"]
-)
-def test_the_pictures_of_the_best_trial_show(
-    visit: Callable[..., str], finished: list[Any], browser: Any, picture: str
+@pytest.mark.parametrize("plot", ["epoch-0001-reconstructions", "epoch-0009-reconstructions", "epoch-0009-retrieval"])
+def test_the_plots_of_the_best_trial_are_displayed(
+    visit: Callable[..., str], finished: list[Any], browser: Any, plot: str
 ) -> None:
     info = finished[0].info
-    visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/pictures/{picture}.png", f"{picture}.png")
-    wait_until(browser, lambda: drawn(browser))
+    visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/plots/{plot}.png", f"{plot}.png")
+    wait_until(browser, lambda: has_large_image(browser))
 
 
-def drawn(browser: Any) -> bool:
+def has_large_image(browser: Any) -> bool:
     return bool(browser.execute_script("return [...document.images].some(i => i.naturalWidth > 500 && i.complete)"))
 
 
-def test_the_registered_encoder_shows_its_alias_and_origin(visit: Callable[..., str], study: dict[str, Any]) -> None:
+def test_the_registered_encoder_shows_its_alias_and_study(visit: Callable[..., str], study: dict[str, Any]) -> None:
     text = visit("/models/csmae-encoder", "Version 1", "champion")
     assert "csmae.study : quickstart" in text.replace("\n", " ")
     card = visit("/models/csmae-encoder/versions/1", "Version 1", "Architecture")
     assert "test/f1_mean" in card
 
 
-def test_what_a_trials_workers_took_stands_on_its_page_of_system_metrics(
-    visit: Callable[..., str], finished: list[Any]
-) -> None:
+def test_a_trials_resources_are_on_its_page_of_system_metrics(visit: Callable[..., str], finished: list[Any]) -> None:
     info = finished[0].info
     assert finished[0].data.metrics["budget/epochs"] == 9
     visit(f"/experiments/{info.experiment_id}/runs/{info.run_id}/system-metrics", "cpu_percent", "rss_mb")

@@ -15,14 +15,12 @@ from csmae.data.archive import open_archive
 from csmae.model.losses import normalise_patches
 from csmae.model.masking import draw_masks
 from csmae.model.patches import patchify
-from csmae.reporting.panels import draw_trial
-from csmae.reporting.record import Trial
+from csmae.reporting.trial_plots import save_trial_plots
 from csmae.retrieval.embed import embed
 from csmae.retrieval.scores import rank_archive
 from csmae.training.scoring import encoder_of, seeded_model, validation_split
 from csmae.training.snapshots import is_due, write_snapshot
 from csmae.training.trainer import pretrain
-from csmae.trial_status import TrialStatus
 from tests.conftest import small_config
 
 
@@ -45,8 +43,8 @@ def snapshot(config: Config, folder: Path, model: Any = None) -> dict[str, Any]:
 def test_a_training_leaves_arrays_that_become_pictures(tmp_path: Path) -> None:
     list(pretrain(small_config(train__epochs=2), tmp_path))
     assert sorted(path.name for path in (tmp_path / "arrays").iterdir()) == ["epoch-0001.npz", "epoch-0002.npz"]
-    pictures = draw_trial(Trial(0, {}, 0, 1, TrialStatus.COMPLETE, None, {"val/f1_mean": {1: 0.1}}), tmp_path)
-    assert {"epoch-0001-reconstructions.png", "epoch-0002-retrieval.png"} <= {path.name for path in pictures.iterdir()}
+    plots = save_trial_plots(0, tmp_path)
+    assert {"epoch-0001-reconstructions.png", "epoch-0002-retrieval.png"} <= {path.name for path in plots.iterdir()}
 
 
 def test_the_scenes_are_the_archives_and_the_hits_the_scores(tmp_path: Path) -> None:
@@ -98,8 +96,8 @@ def test_losses_without_reconstruction_leave_retrieval_only(tmp_path: Path) -> N
     config = small_config(loss__umr_weight=0, loss__cmr_weight=0)
     arrays = snapshot(config, tmp_path / "arrays")
     assert "s1_to_s2" not in arrays
-    pictures = draw_trial(Trial(0, {}, 0, 1), tmp_path)
-    assert {path.name for path in pictures.glob("epoch-*")} == {"epoch-0001-retrieval.png"}
+    plots = save_trial_plots(0, tmp_path)
+    assert {path.name for path in plots.glob("epoch-*")} == {"epoch-0001-retrieval.png"}
 
 
 def test_a_folder_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

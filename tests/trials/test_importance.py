@@ -48,7 +48,7 @@ def test_what_mattered_is_what_made_trials_good(tmp_path: Path, direction: str) 
     trial_store = filled(tmp_path, outcome, objectives={"val/f1_mean": direction})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        shares = importances(trial_store)
+        shares = importances(trial_store.optuna_study)
     assert shares["masking.ratio"] > 0.8
     assert list(shares) == ["masking.ratio", "optim.lr"] and sum(shares.values()) == pytest.approx(1)
 
@@ -58,8 +58,8 @@ def test_trials_that_were_stopped_early_say_what_mattered(tmp_path: Path) -> Non
         stopped = abs(ratio - 0.6) > 0.06
         return (TrialState.PRUNED, 0.3 + lr) if stopped else (TrialState.COMPLETE, 0.8 + lr)
 
-    assert importances(filled(tmp_path, outcome))["masking.ratio"] > 0.6
+    assert importances(filled(tmp_path, outcome).optuna_study)["masking.ratio"] > 0.6
 
 
 def test_equal_scores_say_nothing_about_what_mattered(tmp_path: Path) -> None:
-    assert importances(filled(tmp_path, lambda ratio, lr: (TrialState.COMPLETE, 0.5))) == {}
+    assert importances(filled(tmp_path, lambda ratio, lr: (TrialState.COMPLETE, 0.5)).optuna_study) == {}

@@ -1,0 +1,63 @@
+"""Studies of Optuna in memory, with trials as a search records them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.trial import TrialState
+
+from csmae.study.values import packed
+from csmae.trials.attributes import NUM_EPOCHS
+
+OBJECTIVE = "val/f1_mean"
+
+
+def empty_study(direction: str = "maximize", storage: str | None = None) -> optuna.Study:
+    study = optuna.create_study(study_name="masking", direction=direction, storage=storage)
+    study.set_metric_names([OBJECTIVE])
+    return study
+
+
+def add_trial(
+    study: optuna.Study,
+    value: float,
+    params: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution] | None = None,
+    state: TrialState | None = None,
+    **attributes: Any,
+) -> None:
+    """Add a trial of two epochs; NaN is a failed one. A parameter is a choice unless ``distributions`` has it."""
+    failed = math.isnan(value)
+    state = state or (TrialState.FAIL if failed else TrialState.COMPLETE)
+    stored = {name: packed(param) for name, param in params.items()}
+    choices: dict[str, BaseDistribution] = {name: CategoricalDistribution([param]) for name, param in stored.items()}
+    study.add_trial(
+        optuna.create_trial(
+            state=state,
+            value=value if state is TrialState.COMPLETE else None,
+            params=stored,
+            distributions=choices | dict(distributions or {}),
+            intermediate_values={} if failed else {1: value / 2, 2: value},
+            user_attrs={NUM_EPOCHS: 2, **attributes},
+        )
+    )
+
+
+def study_of(values: list[float], direction: str = "maximize", **params: list[Any]) -> optuna.Study:
+    """A study with a trial for each value.
+
+    Args:
+        values: Of the objective; NaN is a failed trial.
+        direction: ``maximize`` or ``minimize``.
+        **params: The trials' parameters by name, with ``__`` for the dot.
+    """
+    study = empty_study(direction)
+    columns = {name.replace("__", "."): [packed(param) for param in column] for name, column in params.items()}
+    distributions = {name: CategoricalDistribution(list(dict.fromkeys(column))) for name, column in columns.items()}
+    for number, value in enumerate(values):
+        add_trial(study, value, {name: column[number] for name, column in columns.items()}, distributions)
+    return study
