@@ -29,3 +29,13 @@ class TrialStatus(StrEnum):
     def is_trained(self) -> bool:
         """Whether its study trains or trained it."""
         return self not in (TrialStatus.ENQUEUED, TrialStatus.REJECTED, TrialStatus.TRANSFERRED)
+
+
+STATUS_NAMES = {
+    TrialStatus.COMPLETE: "completed",
+    TrialStatus.PRUNED: "pruned",
+    TrialStatus.FAIL: "failed",
+    TrialStatus.RUNNING: "running",
+    TrialStatus.WAITING: "waiting",
+}
+"""What users see for the status of a trial, in the order of columns and lists."""

@@ -5,17 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from csmae.trial_status import TrialStatus
-
-STATE_NAMES = {
-    TrialStatus.COMPLETE: "completed",
-    TrialStatus.PRUNED: "pruned",
-    TrialStatus.FAIL: "failed",
-    TrialStatus.RUNNING: "running",
-    TrialStatus.WAITING: "waiting",
-}
-"""What users see for Optuna's trial states, in the order of the columns."""
-
 
 def format_settings(values: Mapping[str, Any]) -> str:
     """Format a point of the space as one line."""

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from csmae.console.format import STATE_NAMES, format_duration, format_number, format_settings
+from csmae.console.format import format_duration, format_number, format_settings
 from csmae.console.progress import SearchProgress
-from csmae.trial_status import TrialStatus
+from csmae.trial_status import STATUS_NAMES, TrialStatus
 from csmae.tuning.events import EpochReported, Event, TrialStarted, TrialWaiting
 
 LINE_WIDTH = 80
@@ -97,14 +97,14 @@ class LiveView:
             return f"trial {event.number} epoch {event.epoch}/{trial.epochs}{value}"
         if isinstance(event, TrialWaiting):
             return f"trial {event.number} waits: {event.reason}"
-        state = STATE_NAMES[event.state] + (f" after epoch {trial.epoch}" if event.state is TrialStatus.PRUNED else "")
+        state = STATUS_NAMES[event.state] + (f" after epoch {trial.epoch}" if event.state is TrialStatus.PRUNED else "")
         detail = f": {event.reason}" if event.reason else f", {format_number(event.value)}"
         progress = f"{self._progress.num_ended}/{self._progress.num_trials}{self._format_remaining()}"
         return f"[{progress}] trial {event.number} {state}{detail}"
 
     def _format_counts(self) -> str:
         counts = ", ".join(
-            f"{self._progress.counts.get(state, 0)} {STATE_NAMES[state]}"
+            f"{self._progress.counts.get(state, 0)} {STATUS_NAMES[state]}"
             for state in (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAIL)
         )
         return f"{self._progress.num_ended}/{self._progress.num_trials}: {counts}"
@@ -142,7 +142,7 @@ class LiveView:
         table.add_column(self._progress.objective, justify="right", no_wrap=True)
         table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
         for trial in [*self._progress.running, *reversed(self._progress.ended)]:
-            state = Text(STATE_NAMES[trial.state], style=STYLES[trial.state])
+            state = Text(STATUS_NAMES[trial.state], style=STYLES[trial.state])
             settings = Text(trial.reason or format_settings(trial.values))
             epoch, value = f"{trial.epoch}/{trial.epochs}", format_number(trial.value)
             table.add_row(str(trial.number), state, epoch, value, settings)

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from csmae.config import ConfigError
-from csmae.console.format import STATE_NAMES, format_number, format_settings
+from csmae.console.format import format_number, format_settings
 from csmae.sensors import DIRECTIONS
+from csmae.trial_status import STATUS_NAMES
 from csmae.trials.database import open_storage, study_names, usable
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
@@ -86,7 +87,7 @@ def format_studies(path: Path) -> Table:
         ConfigError: The database cannot be used.
     """
     table = _table(f"studies in {path}")
-    for column in ("study", *STATE_NAMES.values(), "best", "objective"):
+    for column in ("study", *STATUS_NAMES.values(), "best", "objective"):
         table.add_column(column, justify="left" if column in ("study", "objective") else "right", no_wrap=True)
     for name in study_names(path):
         with usable(path):
@@ -99,7 +100,7 @@ def format_studies(path: Path) -> Table:
             board = leaderboard(study)
             counts = Counter(map(status_of, study.get_trials(deepcopy=False)))
         best = board.entries[0].mean if board.entries else None
-        states = (str(counts[state]) for state in STATE_NAMES)
+        states = (str(counts[state]) for state in STATUS_NAMES)
         table.add_row(Text(name), *states, format_number(best), Text(next(iter(board.objectives))))
     return table
 

@@ -22,6 +22,7 @@ from csmae.sensors import DIRECTIONS
 from csmae.settings import flatten
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import Tracker
+from csmae.trial_status import STATUS_NAMES
 from csmae.trials.attributes import CHAMPION, DEFINITION, GPU_S, INTERRUPTED, PROVENANCE, REASON, SCORES, WORKER_S
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import Leaderboard, leaderboard
@@ -145,9 +146,7 @@ class Report:
         """The study in two sentences."""
         board = self.board
         counts = Counter(map(status_of, board.trials))
-        states = ", ".join(
-            f"{counts[status]} {text}" for status, text in study_plots.STATUS_TEXTS.items() if counts[status]
-        )
+        states = ", ".join(f"{counts[status]} {text}" for status, text in STATUS_NAMES.items() if counts[status])
         epochs = sum(map(num_epochs, board.trials))
         best = ""
         if board.entries:
@@ -216,7 +215,7 @@ class Report:
             rows.append(
                 [
                     str(trial.number),
-                    study_plots.STATUS_TEXTS[status_of(trial)],
+                    STATUS_NAMES[status_of(trial)],
                     self._score(trial),
                     *(_number(last_value(trial, index)) for index in further),
                     *(notes[trial.number] for _ in note),

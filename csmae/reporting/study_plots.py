@@ -12,23 +12,16 @@ from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 
 from csmae.reporting.plots import BLUE, DPI, GRAY, GREEN, ORANGE, RED, SKY, style_axes
-from csmae.trial_status import TrialStatus
+from csmae.trial_status import STATUS_NAMES, TrialStatus
 from csmae.trials.leaderboard import Leaderboard
 from csmae.trials.trial import last_value, num_epochs, status_of, used_seconds
 
-STATUS_TEXTS = {
-    TrialStatus.COMPLETE: "completed",
-    TrialStatus.PRUNED: "stopped early",
-    TrialStatus.RUNNING: "not ended",
-    TrialStatus.WAITING: "waiting",
-    TrialStatus.FAIL: "failed",
-}
 Style = tuple[str, str, str]
 """Marker, color and label of a group of trials."""
 STYLES: dict[TrialStatus, Style] = {
-    TrialStatus.COMPLETE: ("o", BLUE, STATUS_TEXTS[TrialStatus.COMPLETE]),
-    TrialStatus.PRUNED: ("x", GRAY, STATUS_TEXTS[TrialStatus.PRUNED]),
-    TrialStatus.RUNNING: ("^", ORANGE, STATUS_TEXTS[TrialStatus.RUNNING]),
+    TrialStatus.COMPLETE: ("o", BLUE, STATUS_NAMES[TrialStatus.COMPLETE]),
+    TrialStatus.PRUNED: ("x", GRAY, STATUS_NAMES[TrialStatus.PRUNED]),
+    TrialStatus.RUNNING: ("^", ORANGE, STATUS_NAMES[TrialStatus.RUNNING]),
 }
 CONFIRMATION: Style = ("d", SKY, "confirmation with another seed")
 VIOLATION: Style = ("s", RED, "violates a constraint")
@@ -39,7 +32,7 @@ def history_figure(board: Leaderboard) -> Figure:
     figure, axes = _single_panel()
     scatter(axes, board, lambda trial: trial.number)
     if failed := [trial.number for trial in board.trials if status_of(trial) is TrialStatus.FAIL]:
-        bottom, label = axes.get_ylim()[0], STATUS_TEXTS[TrialStatus.FAIL]
+        bottom, label = axes.get_ylim()[0], STATUS_NAMES[TrialStatus.FAIL]
         axes.plot(failed, [bottom] * len(failed), "|", color=RED, markersize=12, clip_on=False, label=label)
     eligible = sorted((entry.trial for entry in board.entries), key=lambda trial: trial.number)
     if best := _best_so_far(board, eligible):
