@@ -1,8 +1,8 @@
-"""How a training step scales from one worker to two, one thread each, every worker with the same share of pairs.
+"""Scaling of a training step from one DDP worker to two, with one thread and the same number of pairs per worker.
 
-One JSON line: for each size ``one``, ``two`` and ``apart``, pairs/s of one worker alone, of two together and of two that train
-side by side without exchanging anything; ``scaling``, two over twice one, and ``machine``, the same of those apart: what the
-cores and their memory allow. All take turns; each figure is the median over the turns.
+Prints one JSON line. For each size: pairs/s of ``one`` worker, of ``two`` DDP workers, and of two ``independent`` processes
+that exchange nothing; ``scaling``, two over twice one; ``machine``, independent over twice one, which is the limit set by cores
+and memory. All settings take turns; each figure is the median over the turns.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from torch.multiprocessing.spawn import spawn
 
 from csmae.config import Config
 from csmae.model.csmae import CSMAE
-from csmae.training.step import Stepper
+from csmae.training.train_step import TrainStep
 
 SIZES: dict[str, dict[str, Any]] = {"tiny": {"size": "tiny"}, "quickstart": {"size": "nano", "patch_size": 30}}
 
-SHARES = {"tiny": 32, "quickstart": 8}
-"""Pairs of a worker: half of what the published batch gives two workers, and what the quickstart does."""
+PAIRS_PER_WORKER = {"tiny": 32, "quickstart": 8}
+"""Half of the published batch on two workers, and the quickstart's batch."""
 
 STEPS = {"tiny": 1, "quickstart": 40}
-"""Timed steps of a turn."""
+"""Timed steps per turn."""
 
-WAYS = {"one": (1, 1), "two": (2, 2), "apart": (2, 1)}
-"""Processes, and how many of them make a group."""
+SETTINGS = {"one": (1, 1), "two": (2, 2), "independent": (2, 1)}
+"""Number of processes and world size."""
 
 
 def main() -> None:
@@ -42,49 +42,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=2)
     options = parser.parse_args()
-    result: dict[str, Any] = {"pairs_of_a_worker": SHARES, "turns": options.turns}
+    result: dict[str, Any] = {"pairs_per_worker": PAIRS_PER_WORKER, "turns": options.turns}
     for size in SIZES:
-        found: dict[str, list[float]] = {way: [] for way in WAYS}
+        speeds: dict[str, list[float]] = {setting: [] for setting in SETTINGS}
         for _ in range(options.turns):
-            for way, (processes, workers) in WAYS.items():
-                found[way].append(pairs_per_s(size, processes, workers))
-        result[size] = {way: round(statistics.median(speeds), 2) for way, speeds in found.items()}
-        for name, way in (("scaling", "two"), ("machine", "apart")):
-            ratios = [both / one / 2 for both, one in zip(found[way], found["one"], strict=True)]
+            for setting, (processes, world_size) in SETTINGS.items():
+                speeds[setting].append(pairs_per_s(size, processes, world_size))
+        result[size] = {setting: round(statistics.median(values), 2) for setting, values in speeds.items()}
+        for name, setting in (("scaling", "two"), ("machine", "independent")):
+            ratios = [both / one / 2 for both, one in zip(speeds[setting], speeds["one"], strict=True)]
             result[size][name] = round(statistics.median(ratios), 3)
     print(json.dumps(result))
 
 
-def pairs_per_s(size: str, processes: int, workers: int) -> float:
-    """Speed of new processes, of which so many make a group."""
+def pairs_per_s(size: str, processes: int, world_size: int) -> float:
+    """Total speed of new processes."""
     with socket.socket() as s, tempfile.TemporaryDirectory() as folder:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
         s.close()
-        spawn(work, (workers, port, size, folder), nprocs=processes)
-        return sum(SHARES[size] / float(path.read_text()) for path in Path(folder).iterdir())
+        spawn(work, (world_size, port, size, folder), nprocs=processes)
+        return sum(PAIRS_PER_WORKER[size] / float(path.read_text()) for path in Path(folder).iterdir())
 
 
-def work(rank: int, workers: int, port: int, size: str, folder: str) -> None:
-    """One worker: warm up, then time each step."""
+def work(rank: int, world_size: int, port: int, size: str, folder: str) -> None:
+    """Warm up one worker, then time each step."""
     torch.set_num_threads(1)
-    if workers > 1:
+    if world_size > 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        dist.init_process_group("gloo", rank=rank, world_size=workers)
-    share = SHARES[size]
-    config = Config.model_validate({"model": SIZES[size], "optim": {"batch_size": share * workers}})
+        dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    num_pairs = PAIRS_PER_WORKER[size]
+    config = Config.model_validate({"model": SIZES[size], "optim": {"batch_size": num_pairs * world_size}})
     torch.manual_seed(0)
-    step = Stepper(CSMAE(config.model, config.masking, config.loss), config, None)
-    s1, s2 = torch.randn(share, 2, 120, 120), torch.randn(share, 10, 120, 120)
-    noise = torch.rand(2, share, config.model.num_patches)
+    step = TrainStep(CSMAE(config.model, config.masking, config.loss), config, None)
+    s1, s2 = torch.randn(num_pairs, 2, 120, 120), torch.randn(num_pairs, 10, 120, 120)
+    noise = torch.rand(2, num_pairs, config.model.num_patches)
     step(lambda rows: (s1[rows], s2[rows]), noise)
-    taken = []
+    seconds = []
     for _ in range(STEPS[size]):
         start = time.perf_counter()
         step(lambda rows: (s1[rows], s2[rows]), noise)
-        taken.append(time.perf_counter() - start)
-    (Path(folder) / str(rank)).write_text(str(statistics.median(taken)))
-    if workers > 1:
+        seconds.append(time.perf_counter() - start)
+    (Path(folder) / str(rank)).write_text(str(statistics.median(seconds)))
+    if world_size > 1:
         dist.destroy_process_group()
 
 

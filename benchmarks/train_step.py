@@ -1,8 +1,8 @@
-"""Speed of a training step beside a straightforward implementation of the same step, per variant.
+"""Speed of a training step compared with a straightforward implementation of the same step, per variant.
 
-One JSON line: for each setting and variant pairs/s of ours and of the straightforward step, the median of their ratios
-round by round, and the share of the machine's matrix-multiply peak (the fastest large product between the rounds) that
-ours reaches; FLOPs are those of ours, by torch's own counter. With ``--compile`` also ours with ``train.compile``.
+Prints one JSON line. For each size and variant: pairs/s of ``ours`` and of the ``straightforward`` step, the median of their
+ratio per round, and the fraction of the machine's matrix-multiply peak (the fastest large product between the rounds) that
+ours reaches; its FLOPs are counted by torch. With ``--compile``, also ours with ``train.compile``.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from csmae.model.losses import nt_xent
 from csmae.model.masking import draw_masks
 from csmae.model.patches import patchify
 from csmae.training.optim import make_optimizer
-from csmae.training.step import compile_blocks
+from csmae.training.train_step import compile_blocks
 
 VARIANTS = ("cecd", "cesd", "secd", "sesd")
 
 CPU_SIZES: dict[str, dict[str, Any]] = {"tiny": {"size": "tiny"}, "quickstart": {"size": "nano", "patch_size": 30}}
 
 PRODUCT = 3072
-"""Rows and columns of the product that shows the machine's peak."""
+"""Rows and columns of the matrix product that measures the machine's peak."""
 
 
 class Straightforward(nn.Module):
-    """The step as one would write it down: each sensor by itself, each direction decoded, every patch predicted."""
+    """The loss without optimisations: encodes each sensor separately, decodes each direction, predicts every patch."""
 
     def __init__(self, model: CSMAE) -> None:
         super().__init__()
@@ -48,15 +48,15 @@ class Straightforward(nn.Module):
         images, model = {"s1": s1, "s2": s2}, self.model
         patches = {s: patchify(image, model.patch_size) for s, image in images.items()}
         masks = draw_masks(noise_s1, noise_s2, model.masking)
-        tokens = {s: self._encode(s, patches[s], masks[s].keep_bk) for s in images}
+        tokens = {s: self._encode(s, patches[s], masks[s].ids_keep_bk) for s in images}
         total = nt_xent(model.encoder.pool(tokens["s1"]), model.encoder.pool(tokens["s2"]), model.loss.temperature)
         for source in images:
             for target in images:
                 decoder = model.decoders["common" if "common" in model.decoders else target]
                 assert isinstance(decoder, Decoder)
-                predicted = self._decode(decoder, tokens[source], masks[source].restore_bl, target)
+                predicted = self._decode(decoder, tokens[source], masks[source].ids_restore_bl, target)
                 error = (predicted - patches[target]).square().mean(dim=-1)
-                removed = masks[source].removed_bl
+                removed = masks[source].mask_bl
                 total = total + (error * removed).sum() / removed.sum()
         return {"loss": total}
 
@@ -79,35 +79,35 @@ class Straightforward(nn.Module):
 
 
 def gather_rows(tokens: Tensor, rows: Tensor) -> Tensor:
-    """The tokens at the given rows of each image, as masked autoencoders usually take them."""
+    """Select tokens of each image with ``gather``, as masked autoencoders usually do."""
     return tokens.gather(1, rows[:, :, None].expand(-1, -1, tokens.shape[2]))
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4, help="timed rounds, ten times as many of the small size")
-    parser.add_argument("--batch", type=int, default=16, help="pairs a step")
+    parser.add_argument("--rounds", type=int, default=4, help="timed rounds; ten times as many for the quickstart size")
+    parser.add_argument("--batch", type=int, default=16, help="pairs per step")
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
-    parser.add_argument("--compile", action="store_true", help="measure train.compile too")
+    parser.add_argument("--compile", action="store_true", help="also measure train.compile")
     parser.add_argument(
         "--gpu", action="store_true", help="ViT-base on the first GPU: ours in bf16, straightforward in fp16"
     )
     options = parser.parse_args()
     sizes = {"base": {"size": "base"}} if options.gpu else CPU_SIZES
     result: dict[str, Any] = {"batch": options.batch, "threads": torch.get_num_threads()}
-    # A process for each: what one has allocated and freed changes how fast the next gets its memory.
-    with get_context("spawn").Pool(1, maxtasksperchild=1) as alone:
+    # One process each: memory that a process has freed makes later allocations faster.
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         for name, size in sizes.items():
             for variant in options.variants:
                 rounds = options.rounds * (10 if name == "quickstart" else 1)
                 architecture = Model.model_validate({**size, "variant": variant})
-                result[f"{name}/{variant}"] = alone.apply(measure, (architecture, options, rounds))
+                result[f"{name}/{variant}"] = pool.apply(measure, (architecture, options, rounds))
     print(json.dumps(result))
 
 
 def measure(architecture: Model, options: argparse.Namespace, rounds: int) -> dict[str, float]:
-    """All steps in turn, round by round, so that a drift of the machine meets all."""
+    """Time all steps in turn, round by round, so that changes of the machine's speed affect all of them."""
     torch.manual_seed(0)
     device = torch.device("cuda" if options.gpu else "cpu")
     inputs = [torch.randn(options.batch, c, 120, 120, device=device) for c in (2, 10)]
@@ -143,21 +143,21 @@ def measure(architecture: Model, options: argparse.Namespace, rounds: int) -> di
 
 
 def figures(times: dict[str, list[float]], batch: int, flops: int) -> dict[str, float]:
-    """Pairs/s by the median time, the median ratio of a round, and shares of the peak."""
+    """Pairs/s from the median time, the median ratio per round, and the fraction of the peak."""
     peak = 2 * PRODUCT**3 / min(times.pop("product"))
     ratios = [plain / ours for ours, plain in zip(times["ours"], times["straightforward"], strict=True)]
-    result = {name: round(batch / statistics.median(taken), 2) for name, taken in times.items()}
-    share = flops / statistics.median(times["ours"]) / peak
+    result = {name: round(batch / statistics.median(values), 2) for name, values in times.items()}
+    peak_fraction = flops / statistics.median(times["ours"]) / peak
     return result | {
         "ratio": round(statistics.median(ratios), 3),
-        "peak_share": round(share, 3),
-        "gflops": round(share * peak / 1e9, 1),
+        "peak_fraction": round(peak_fraction, 3),
+        "gflops": round(peak_fraction * peak / 1e9, 1),
         "peak_gflops": round(peak / 1e9, 1),
     }
 
 
 class Step:
-    """Forward, backward and optimiser, as the engine does them."""
+    """Forward pass, backward pass and optimiser step, as ``TrainStep`` does them."""
 
     def __init__(self, model: nn.Module, inputs: list[Tensor], precision: torch.dtype) -> None:
         self.model, self.inputs, self.precision = model, inputs, precision
@@ -166,7 +166,7 @@ class Step:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision is torch.float16)
 
     def __call__(self) -> None:
-        """Take the step."""
+        """Take one step."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
             loss = self.model(*self.inputs)["loss"]
         self.scaler.scale(loss).backward()
@@ -176,7 +176,7 @@ class Step:
 
 
 def product_seconds(device: torch.device, precision: torch.dtype) -> float:
-    """Wall time of a large matrix product, warm."""
+    """Wall time of a large matrix product after warm-up."""
     a, b = torch.randn(2, PRODUCT, PRODUCT, device=device, dtype=precision)
     torch.mm(a[:64], b)
     return seconds(lambda: torch.mm(a, b), device)

@@ -1,4 +1,4 @@
-"""What the four variants learn on the synthetic archive: losses of the first and the last epoch, and retrieval scores.
+"""Train the four variants on the synthetic archive: losses of the first and last epoch, and retrieval scores.
 
 Prints a Markdown table, then one JSON line. Each cell is the mean over the seeds, scores with the range of the seeds.
 Cross-sensor F1 is the mean of s1_to_s2 and s2_to_s1, validation queries against the test archive.
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from csmae.config import Config
-from csmae.training.scoring import score
-from csmae.training.trainer import check, pretrain
+from csmae.training.scoring import final_scores
+from csmae.training.splits import validate_run
+from csmae.training.trainer import pretrain
 
 VARIANTS = ("cecd", "cesd", "secd", "sesd")
 
@@ -34,14 +35,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20)
     options = parser.parse_args()
     runs = [config(variant, seed, options.epochs) for seed in range(options.seeds) for variant in VARIANTS]
-    check(runs[0])  # writes the archive, once
+    validate_run(runs[0])  # writes the archive once
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         results = pool.map(figures, [run.model_dump_json() for run in runs], chunksize=1)
-    found: dict[str, list[Figures]] = {variant: [] for variant in VARIANTS}
+    by_variant: dict[str, list[Figures]] = {variant: [] for variant in VARIANTS}
     for run, result in zip(runs, results, strict=True):
-        found[run.model.variant].append(result)
-    print(table(found))
-    print(json.dumps({"seeds": options.seeds, "epochs": options.epochs, **{v: means(f) for v, f in found.items()}}))
+        by_variant[run.model.variant].append(result)
+    print(table(by_variant))
+    print(
+        json.dumps({"seeds": options.seeds, "epochs": options.epochs, **{v: means(f) for v, f in by_variant.items()}})
+    )
 
 
 def config(variant: str, seed: int, epochs: int) -> Config:
@@ -58,12 +61,12 @@ def config(variant: str, seed: int, epochs: int) -> Config:
 
 
 def figures(values: str) -> Figures:
-    """One training, in a process of its own with one thread."""
+    """Train and score one configuration with one thread."""
     torch.set_num_threads(1)
     run = Config.model_validate_json(values)
     with tempfile.TemporaryDirectory() as folder:
         epochs = [epoch.metrics for epoch in pretrain(run, Path(folder))]
-        before, after = score(run), score(run, Path(folder) / "encoder")
+        before, after = final_scores(run), final_scores(run, Path(folder) / "encoder")
     result = {}
     for name, metrics in (("first", epochs[0]), ("last", epochs[-1])):
         result[f"reconstruction_{name}"] = sum(metrics[term] for term in RECONSTRUCTION)
@@ -74,18 +77,18 @@ def figures(values: str) -> Figures:
     return result
 
 
-def means(found: list[Figures]) -> Figures:
-    """Over the seeds."""
-    return {name: round(statistics.mean(result[name] for result in found), 4) for name in found[0]}
+def means(results: list[Figures]) -> Figures:
+    """Means over the seeds."""
+    return {name: round(statistics.mean(result[name] for result in results), 4) for name in results[0]}
 
 
-def table(found: dict[str, list[Figures]]) -> str:
-    """Markdown, a row a variant."""
+def table(by_variant: dict[str, list[Figures]]) -> str:
+    """A Markdown table with one row per variant."""
     lines = [
         "| Variant | Reconstruction, first → last epoch | MIM | Cross-sensor F1, untrained → trained | F1 of all directions |",
         "|---|---|---|---|---|",
     ]
-    for variant, results in found.items():
+    for variant, results in by_variant.items():
         mean: dict[str, Any] = means(results)
         losses = [f"{mean[f'{name}_first']:.3f} → {mean[f'{name}_last']:.3f}" for name in ("reconstruction", "mim")]
         scores = [f"{spread(results, f'{n}_untrained')} → {spread(results, f'{n}_trained')}" for n in ("cross", "mean")]
@@ -94,7 +97,7 @@ def table(found: dict[str, list[Figures]]) -> str:
 
 
 def spread(results: list[Figures], name: str) -> str:
-    """Mean and range of the seeds."""
+    """Mean and range over the seeds."""
     values = [result[name] for result in results]
     return f"{statistics.mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
 

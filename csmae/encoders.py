@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from csmae.atomic import atomic_write
-from csmae.config import ConfigError, Data, Loss, Masking, Model
+from csmae.config import Config, ConfigError, Data, Loss, Masking, Model
 from csmae.data.pairs import PairBatch
 from csmae.data.transforms import Preprocess, upsample
 from csmae.model.csmae import CSMAE
@@ -172,6 +172,11 @@ class SensorEncoder(nn.Module):
                 f"{folder}: weights and {SETTINGS} do not fit together: {reason}: fetch the folder again"
             ) from None
         return encoder.eval()
+
+    @classmethod
+    def from_model(cls, model: CSMAE, config: Config) -> Self:
+        """The encoder of a network that is trained with a configuration; shares the network's weights."""
+        return cls(model.encoder, config.model, config.data).to(model.encoder.norm.weight.device)
 
     def _features(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.transpose:

@@ -1,4 +1,4 @@
-"""Which errors mean that memory is too small, and work that is halved until it fits."""
+"""Recognise out-of-memory errors, and retry work with smaller sizes until it fits."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import torch
 
 T = TypeVar("T")
 
-TEXTS = (
+MESSAGES = (
     "out of memory",  # CUDA's driver, NCCL
-    "can't allocate memory",  # torch's allocator on CPUs
+    "can't allocate memory",  # torch's CPU allocator
     "not enough memory",  # the same on Windows
     "ALLOC_FAILED",  # cuBLAS, cuDNN
-    "could not create a primitive",  # oneDNN, which names no reason
+    "could not create a primitive",  # oneDNN, which gives no reason
 )
-"""What libraries that torch calls say in a plain ``RuntimeError``."""
+"""Parts of the messages with which the libraries below torch raise a plain ``RuntimeError``."""
 
 log = logging.getLogger(__name__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a GPU's or the machine's memory is too small."""
+    """Whether an error means that the memory of a GPU or of the machine is too small."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in TEXTS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in MESSAGES)
 
 
-def halved_until_it_fits(work: Callable[[int], T], size: int, what: str) -> tuple[T, int]:
-    """Call a function with a size; where memory is too small, again with half of it, down to 1.
+def retry_with_half(work: Callable[[int], T], size: int, name: str) -> tuple[T, int]:
+    """Call ``work(size)``; each time it runs out of memory, halve the size and call it again.
 
     Args:
-        work: Takes the size.
-        size: To begin with.
-        what: Named in the log, such as ``scoring``.
+        work: Called with the size.
+        size: First size to try.
+        name: Name of the work in the log, such as ``scoring``.
 
     Returns:
-        What ``work`` returned, and with which size.
+        The result of ``work`` and the size that fitted.
 
     Raises:
-        RuntimeError, MemoryError: The memory is too small for a size of 1, see ``is_out_of_memory``.
+        RuntimeError, MemoryError: A size of 1 does not fit, see ``is_out_of_memory``.
     """
     while True:
         try:
@@ -49,6 +49,6 @@ def halved_until_it_fits(work: Callable[[int], T], size: int, what: str) -> tupl
         except Exception as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
-        # Only here has the error let go of the tensors that its frames held.
+        # Not in the except block: there the error still holds the tensors of its frames.
         size //= 2
-        log.warning("out of memory: %s goes on with %d at a time", what, size)
+        log.warning("out of memory: %s continues with batches of %d", name, size)

@@ -9,14 +9,14 @@ import torch
 
 from csmae import load_encoder
 from csmae.encoders import SETTINGS, WEIGHTS, EncoderError, SensorEncoder, load_published
-from csmae.training.scoring import encoder_of, seeded_model
+from csmae.model.csmae import build_model
 from tests.conftest import small_config
 
 
 @pytest.fixture
 def encoder() -> SensorEncoder:
     config = small_config()
-    return encoder_of(seeded_model(config), config)
+    return SensorEncoder.from_model(build_model(config), config)
 
 
 @pytest.fixture

@@ -175,10 +175,10 @@ def test_an_encoder_whose_details_are_odd_is_exported_without_them(
     [
         ("store.json", {"num_scenes": "many"}, "num_scenes cannot be 'many'"),
         ("store.json", {"sensors": "s1"}, "sensors cannot be 's1'"),
-        ("store.json", {"sensors": ["s3"]}, "names an unknown split or sensor: name a new folder"),
+        ("store.json", {"sensors": ["s3"]}, "unknown split or sensor: choose a new folder"),
         ("store.json", {"width": None}, "width cannot be None"),
         ("store.json", {"path": 3}, "path cannot be 3"),
-        ("store.json", {"split": "summer"}, "names an unknown split or sensor: name a new folder"),
+        ("store.json", {"split": "summer"}, "unknown split or sensor: choose a new folder"),
         ("labels.npy", np.zeros((3, 19), bool), "labels.npy"),
         ("names.npy", np.zeros(3), "names.npy"),
     ],

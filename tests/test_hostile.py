@@ -11,11 +11,11 @@ import torch
 
 import csmae
 from csmae.config import ConfigError
-from csmae.encoders import SETTINGS, WEIGHTS, EncoderError, load_published
+from csmae.encoders import SETTINGS, WEIGHTS, EncoderError, SensorEncoder, load_published
+from csmae.model.csmae import build_model
 from csmae.settings import load_yaml
 from csmae.study.study import load_study
 from csmae.tracking.registry import CHECKSUM, checksum
-from csmae.training.scoring import encoder_of, seeded_model
 from tests.conftest import small_config
 
 
@@ -36,7 +36,7 @@ def marker(tmp_path: Path) -> Path:
 
 def encoder(folder: Path) -> Path:
     config = small_config()
-    encoder_of(seeded_model(config), config).save(folder, {"epoch": 3})
+    SensorEncoder.from_model(build_model(config), config).save(folder, {"epoch": 3})
     return folder
 
 

@@ -14,6 +14,7 @@ LAYERS = [
         "csmae.cpus",
         "csmae.settings",
         "csmae.lock",
+        "csmae.distributed",
         "csmae.out_of_memory",
         "csmae.scratch",
         "csmae.sqlite",

@@ -106,11 +106,11 @@ def _check_request(request: SearchRequest) -> tuple[Study, str, ClusterResources
 
 
 def _check_data(study: Study) -> None:
-    from csmae.training.scoring import validation_split
-    from csmae.training.trainer import check  # torch takes seconds, which a mistake in the file need not wait for
+    # Importing torch takes seconds; a mistake in the file is reported before.
+    from csmae.training.splits import validate_run, validation_split
 
     config = study.first()
-    validation = validation_split(check(config), config)
+    validation = validation_split(validate_run(config), config)
     labeled = [name for name in (*study.search.objectives, *study.search.constraints) if name in LABEL_SCORES]
     if labeled and not validation.take(range(min(NUM_LABELED, len(validation)))).labels().any():
         raise ConfigError(

@@ -29,7 +29,7 @@ from csmae.console.terminal import plain_console, print_line, progress_bar
 if TYPE_CHECKING:
     from csmae.encoders import SensorEncoder
     from csmae.retrieval.protocol import Evaluation
-    from csmae.retrieval.query import Found, Query
+    from csmae.retrieval.query import Query, RankedScenes
     from csmae.retrieval.store import FeatureStore
 
 CLASS_WIDTH = 27
@@ -110,7 +110,7 @@ def evaluate(
     with progress_bar("scenes", sum(len(opened.split(name)) for name in ("validation", "test"))) as advance:
         result = evaluate_encoder(_load_encoder(encoder, device), opened, k, advance)
     print_line(f"{archive}: {result.num_queries} validation queries, {result.num_archive} test scenes, k = {k}")
-    if missing := result.without_labels:
+    if missing := result.splits_without_labels:
         splits = f"{'split' if len(missing) == 1 else 'splits'} {' and '.join(missing)}"
         print_line(f"no labels in the {splits}: F1 cannot be computed")
         print_line("Without labels, finding each test scene's image from the other sensor in the test split:")
@@ -139,19 +139,19 @@ def _load_encoder(encoder: str, device: str | None) -> SensorEncoder:
         raise ConfigError(f"--device {device}: {str(error).splitlines()[0]}") from None
 
 
-def _print_scenes(found: Found, query: Query, store: FeatureStore) -> None:
+def _print_scenes(ranked: RankedScenes, query: Query, store: FeatureStore) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from csmae.retrieval.query import class_names
 
-    table = Table("", "cosine", "scene and its classes, those of the query in bold", title=found.direction, box=None)
+    table = Table("", "cosine", "scene and its classes, those of the query in bold", title=ranked.direction, box=None)
     table.title_justify = "left"
     classes_of_query = class_names(query.labels_c)
-    for rank, (place, cosine) in enumerate(zip(found.places, found.cosines, strict=True), start=1):
-        names = [Text(n, "bold" if n in classes_of_query else "") for n in class_names(store.labels_nc[place])]
-        scene = Text(f"{store.names[place].decode()}\n") + Text("; ").join(names)
-        table.add_row(str(rank), f"{cosine:.4f}", scene)
+    for rank, (index, similarity) in enumerate(zip(ranked.indices, ranked.similarities, strict=True), start=1):
+        names = [Text(n, "bold" if n in classes_of_query else "") for n in class_names(store.labels_nc[index])]
+        scene = Text(f"{store.names[index].decode()}\n") + Text("; ").join(names)
+        table.add_row(str(rank), f"{similarity:.4f}", scene)
     plain_console().print(table)
 
 
@@ -168,8 +168,8 @@ def _print_scores(result: Evaluation) -> None:
     arrows = [direction.upper().replace("_TO_", "→") for direction in DIRECTIONS]
     classes = Table("hits with the class, in %", "queries", "in archive", *arrows, box=None)
     for row in result.classes:
-        shares = [f"{100 * share:.1f}" if math.isfinite(share) else "–" for share in row.shares]
-        classes.add_row(row.name, str(row.num_queries), f"{100 * row.in_archive:.1f}", *shares)
+        rates = [f"{100 * rate:.1f}" if math.isfinite(rate) else "–" for rate in row.hit_rates]
+        classes.add_row(row.name, str(row.num_queries), f"{100 * row.archive_fraction:.1f}", *rates)
     for table in (scores, classes):
         table.columns[0].no_wrap, table.columns[0].max_width = True, CLASS_WIDTH
         for column in table.columns[1:]:

@@ -1,6 +1,7 @@
-"""Images as patches, and where a patch lies.
+"""Patches of images, their positions, and how tokens are selected.
 
-B batch, C channels, H W pixels, L patches, P = patch_size² · C values of a patch, D width.
+B batch, C channels, H W pixels, L patches, K selected patches, P = patch_size² · C values of a patch, D width,
+T rows of a table.
 """
 
 import torch
@@ -12,8 +13,8 @@ def patchify(images_bchw: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches.
 
     Args:
-        images_bchw: Images, sides a multiple of ``patch_size``.
-        patch_size: Pixels along a side of a patch.
+        images_bchw: Images whose sides are multiples of ``patch_size``.
+        patch_size: Side of a patch in pixels.
 
     Returns:
         (B, L, P): patches row by row, their values in the order row, column, channel.
@@ -25,24 +26,24 @@ def patchify(images_bchw: Tensor, patch_size: int) -> Tensor:
 
 
 def unpatchify(patches_blp: Tensor, patch_size: int) -> Tensor:
-    """Put patches of a square image together again: (B, L, P) to (B, C, H, W)."""
+    """Reassemble square images from their patches: (B, L, P) to (B, C, H, W)."""
     batch, num_patches, values = patches_blp.shape
     rows, channels = int(num_patches**0.5), values // patch_size**2
     grid = patches_blp.reshape(batch, rows, rows, patch_size, patch_size, channels)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch_size, rows * patch_size)
 
 
-def take_rows(tokens_bld: Tensor, rows_bk: Tensor) -> Tensor:
-    """The tokens at the given rows of each image: (B, K, D)."""
+def gather_tokens(tokens_bld: Tensor, ids_bk: Tensor) -> Tensor:
+    """Select tokens of each image by their indices: (B, K, D)."""
     batch, length, width = tokens_bld.shape
-    # One index a row copies whole rows; gather reads an index for every value and is several times slower on a CPU.
-    first = torch.arange(0, batch * length, length, device=rows_bk.device)
-    return look_up(tokens_bld.reshape(-1, width), rows_bk + first[:, None])
+    # One index per row copies whole rows; gather reads an index for every value and is several times slower on a CPU.
+    starts = torch.arange(0, batch * length, length, device=ids_bk.device)
+    return index_rows(tokens_bld.reshape(-1, width), ids_bk + starts[:, None])
 
 
-def look_up(table_td: Tensor, rows_bk: Tensor) -> Tensor:
-    """The rows of a table, which may repeat: (B, K, D)."""
-    if table_td.is_cuda:  # its backward pass adds up repeated rows in float32, and in the same order each time
+def index_rows(table_td: Tensor, rows_bk: Tensor) -> Tensor:
+    """Select rows of a table, which may repeat: (B, K, D)."""
+    if table_td.is_cuda:  # its backward pass adds repeated rows in float32 and in a fixed order
         return F.embedding(rows_bk, table_td)
     return table_td.index_select(0, rows_bk.flatten()).view(*rows_bk.shape, -1)
 
@@ -52,7 +53,7 @@ def sincos_positions(num_patches: int, width: int) -> Tensor:
 
     Args:
         num_patches: L, a square number.
-        width: D, a multiple of 4: a quarter each for sine and cosine of column and row.
+        width: D, a multiple of 4: one quarter each for sine and cosine of column and row.
 
     Returns:
         (1 + L, D) float32: zeros for the class token, then the patches row by row.

@@ -1,6 +1,7 @@
-"""Weights in the layout in which the authors of CSMAE share theirs, as ours.
+"""Conversion of weights that the authors of CSMAE published to this package's layout.
 
-Layout of arXiv 2401.07782's repository: ``backbone.*`` and ``decoder*``; sizes are read off the tensors.
+The published layout (repository of arXiv 2401.07782) names tensors ``backbone.*`` and ``decoder*``; their shapes give the
+sizes of the architecture.
 """
 
 import re
@@ -14,7 +15,7 @@ from csmae.config import ConfigError, Model
 from csmae.model.patches import sincos_positions
 
 NUM_HEADS = {"vit_tiny": 3, "vit_small": 6, "vit_base": 12, "vit_large": 16}
-"""Heads by the encoder's published name; the files beside the published weights give neither: they are ``vit_base``."""
+"""Heads by the encoder's published name. The settings beside the published weights give neither: they are ``vit_base``."""
 
 DECODER_NUM_HEADS = 16
 
@@ -35,46 +36,46 @@ _RENAMES = (
 
 
 def rename(published: str) -> str:
-    """Our name of a published parameter.
+    """Translate the name of a published parameter.
 
     Raises:
-        ConfigError: The name belongs to no part of a CSMAE.
+        ConfigError: The name is not that of a CSMAE parameter.
     """
     for pattern, replacement in _RENAMES:
         name, found = re.subn(pattern, replacement, published)
         if found:
             return re.sub(r"\.decoder_(embed|blocks|norm)\.", r".\1.", name)
-    raise ConfigError(f"{published!r} is no parameter of a CSMAE")
+    raise ConfigError(f"{published!r} is not a parameter of a CSMAE")
 
 
 def convert_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published tensors under our names; convolutions over patches become linear maps of patches.
+    """Rename published tensors; convolutions over patches become linear layers.
 
     Raises:
-        ConfigError: An unknown name, or position embeddings other than the fixed sine-cosine ones.
+        ConfigError: A name is unknown, or a position embedding is not the fixed sine-cosine one.
     """
-    ours = {}
+    converted = {}
     for name, tensor in state.items():
         if name.endswith("pos_embed"):
             fixed = sincos_positions(tensor.shape[1] - 1, tensor.shape[2])
             if not torch.allclose(tensor[0], fixed, atol=1e-5):
                 raise ConfigError(f"{name!r} is not the fixed sine-cosine embedding")
         elif name.endswith("patch_embed.proj.weight") or name.endswith("patch_embed_s2.proj.weight"):
-            ours[rename(name)] = tensor.permute(0, 2, 3, 1).flatten(1).contiguous()
+            converted[rename(name)] = tensor.permute(0, 2, 3, 1).flatten(1).contiguous()
         else:
-            ours[rename(name)] = tensor
-    return ours
+            converted[rename(name)] = tensor
+    return converted
 
 
 def infer_model(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Model:
-    """The architecture of published weights.
+    """Infer the architecture of published weights.
 
     Args:
-        state: Published state dictionary; widths, depths and patch size are read off its tensors.
-        settings: What ``read_settings`` found.
+        state: Published state dictionary; its shapes give widths, depths and patch size.
+        settings: Result of ``read_settings``.
 
     Raises:
-        ConfigError: These are not the tensors of a CSMAE, or not those that the settings describe.
+        ConfigError: The tensors are not those of a CSMAE, or do not match the settings.
     """
     try:
         width, _, patch_size, _ = state["backbone.patch_embed.proj.weight"].shape
@@ -98,17 +99,17 @@ def infer_model(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Mod
             values["decoder_num_heads"] = settings.get("decoder_num_heads", DECODER_NUM_HEADS)
         return Model(**values)
     except KeyError as error:
-        raise ConfigError(f"{error.args[0]!r} is missing, or no part of a CSMAE") from None
+        raise ConfigError(f"{error.args[0]!r} is missing or unknown") from None
     except (AttributeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"weights and settings do not make a CSMAE: {reason}") from None
 
 
 def read_settings(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``cfg.yaml`` or a training run's ``args.yaml`` says of the architecture, without its sections.
+    """Flatten the architecture's sections of ``cfg.yaml`` or of a training run's ``args.yaml``.
 
     Returns:
-        Such as ``name``, ``num_heads``, ``global_pool``, ``decoder_num_heads``, where they are said.
+        Those of ``name``, ``num_heads``, ``global_pool``, ``decoder_num_heads`` and others that are given.
     """
     backbone = content.get("backbone")
     sections = [content.get("kwargs"), content.get("method_kwargs"), backbone]

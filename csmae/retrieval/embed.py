@@ -1,7 +1,6 @@
-"""Sensor-agnostic image retrieval: embed a split, rank an archive, score what was found.
+"""Features of a split, computed by all ranks together.
 
-Q queries, N archive scenes, D width, K retrieved scenes, C classes. A direction such as ``s1_to_s2`` queries with S1
-features and ranks S2 features.
+N scenes, D width, S sensors.
 """
 
 from collections.abc import Callable
@@ -12,47 +11,48 @@ import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from csmae.data.archive import Split
 from csmae.data.loader import batches, sequential_rows
 from csmae.data.pairs import PairBatch
+from csmae.data.split import Split
+from csmae.distributed import rank_and_world_size
 from csmae.encoders import SensorEncoder
-from csmae.out_of_memory import halved_until_it_fits
+from csmae.out_of_memory import retry_with_half
 
 
 @torch.no_grad()
 def embed(
     encoder: SensorEncoder, split: Split, batch_size: int, advance: Callable[[int], object] | None = None
 ) -> dict[str, Tensor]:
-    """Features of the sensors of every scene of a split, computed without masking.
+    """Compute unmasked features of all scenes of a split.
 
-    Collective: the ranks of ``torch.distributed`` share the work and all get the whole.
+    Collective: the ranks of ``torch.distributed`` share the scenes, and all get all features.
 
     Args:
-        encoder: On the device that shall compute.
-        split: Scenes to embed, N of them.
-        batch_size: Pairs a batch; out of memory, half as many pass through the encoder at a time, down to one.
-        advance: Told of each batch's number of scenes.
+        encoder: On the device that computes.
+        split: N scenes.
+        batch_size: Pairs per batch; when memory runs out, the encoder gets half as many at a time, down to one.
+        advance: Called with the number of scenes of each finished batch.
 
     Returns:
-        By sensor of the split, L2-normalised float32 features (N, D) in its order, on the encoder's device; zero for pairs
-        that are damaged and were skipped.
+        By sensor of the split, L2-normalised float32 features (N, D) in its order, on the encoder's device; zero for
+        damaged pairs, if the split skips them.
     """
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world_size = rank_and_world_size()
     rows = sequential_rows(len(split), batch_size, rank, world_size)
-    found = torch.zeros(len(split.sensors), len(split), encoder.width, device=encoder.device)
+    features_snd = torch.zeros(len(split.sensors), len(split), encoder.width, device=encoder.device)
     for row, batch in zip(rows, batches(split, rows, encoder.device), strict=True):
-        features, batch_size = halved_until_it_fits(partial(_embed, encoder, batch), batch_size, "embedding")
-        found[:, torch.as_tensor(row, device=encoder.device)] = torch.stack([features[s] for s in split.sensors])
+        features, batch_size = retry_with_half(partial(_embed_batch, encoder, batch), batch_size, "embedding")
+        features_snd[:, torch.as_tensor(row, device=encoder.device)] = torch.stack([features[s] for s in split.sensors])
         if advance:
             advance(len(row))
-    found[:, torch.as_tensor(split.damaged_rows(), device=encoder.device)] = 0
+    features_snd[:, torch.as_tensor(split.damaged_rows(), device=encoder.device)] = 0
     if world_size > 1:
-        dist.all_reduce(found)
-    return dict(zip(split.sensors, F.normalize(found, dim=2), strict=True))
+        dist.all_reduce(features_snd)
+    return dict(zip(split.sensors, F.normalize(features_snd, dim=2), strict=True))
 
 
-def _embed(encoder: SensorEncoder, batch: PairBatch, num_pairs: int) -> dict[str, Tensor]:
-    """Features of a batch, so many pairs at a time."""
+def _embed_batch(encoder: SensorEncoder, batch: PairBatch, num_pairs: int) -> dict[str, Tensor]:
+    """Features of a batch, computed for ``num_pairs`` pairs at a time."""
     total = max(len(tensor) for tensor in batch)
     parts = [encoder.embed(batch.some(slice(start, start + num_pairs))) for start in range(0, total, num_pairs)]
     return {sensor: torch.cat([part[sensor] for part in parts]) for sensor in parts[0]}

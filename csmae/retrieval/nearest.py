@@ -1,7 +1,7 @@
 """Exact nearest neighbours by cosine similarity, block by block.
 
-Q queries, N scenes of a block, D width, K retrieved scenes. On a CPU that multiplies bytes or bfloat16 in hardware, bounds from
-such products leave few scenes, whose similarities are then computed in float32.
+Q queries, N scenes of a block, D width, K retrieved scenes. On a CPU with int8 or bfloat16 instructions, quantized bounds
+(``csmae.retrieval.quantized``) leave few candidates, whose similarities are then computed in float32.
 """
 
 from __future__ import annotations
@@ -18,260 +18,198 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from csmae.cpus import usable_cpus
-from csmae.retrieval.quantized import Bounds, Quantized, kinds, quantize
+from csmae.retrieval import quantized
+from csmae.retrieval.quantized import Bounds, BoundsFactory
 
-BLOCK = 512
-"""Queries that a thread ranks at once, at most."""
+QUERY_BLOCK = 512
+"""Most queries that a thread compares with a block of the archive."""
 ARCHIVE_BLOCK = 16384
-"""Archive scenes that are compared at once: with ``BLOCK`` it bounds a thread's memory, 32 MiB of similarities."""
-GROUP = 64
-"""Similarities of which only the largest is looked at first."""
-TILE = 8192
-"""Archive scenes whose bounds are looked at, at once: with ``BLOCK`` 16 MiB, which stay in the cache."""
-TILE_MIN = 1024
-"""With fewer the exact comparison is as fast."""
-MANY = 128
-"""Scenes that bounds may leave for a query on average; with more they do not pay."""
-FEW = 128
-"""Queries for which they do not pay either: reading the archive is what takes time."""
+"""Most scenes in a block of the archive; with ``QUERY_BLOCK`` it limits a thread's similarities to 32 MiB."""
 
 
 class Hits(NamedTuple):
-    """What was found for each query, the most similar first."""
+    """Retrieved scenes of each query, the most similar first."""
 
     scores_qk: Tensor
     """Cosine similarities."""
     indices_qk: Tensor
-    """Places in the archive."""
+    """Indices in the archive."""
 
 
-class Block(NamedTuple):
-    """A block of the archive."""
+class ArchiveBlock(NamedTuple):
+    """Consecutive scenes of the archive."""
 
     features_nd: Tensor
     """L2-normalised."""
     start: int
-    """Place of its first scene."""
+    """Index of the first scene."""
     bounds: dict[torch.dtype, Bounds]
-    """On its similarities with all queries, from products of these kinds of numbers."""
+    """By dtype, quantized bounds on the similarities of all queries with these scenes."""
 
 
 def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
-    """Exact nearest neighbours by cosine similarity in an archive that need not fit into memory.
+    """Find exact nearest neighbours by cosine similarity in an archive that may be larger than memory.
 
-    Each block is read once and compared with all queries, so memory grows with Q·(D + K) and not with N. On a CPU the
-    queries are shared by as many threads as torch has.
+    Each block is read once and compared with all queries, so memory grows with Q·(D + K) and not with N. On a CPU, as
+    many threads as torch uses share the queries.
 
     Args:
         queries_qd: L2-normalised features.
-        archive: The archive's L2-normalised features, in blocks of ``ARCHIVE_BLOCK`` scenes at most, on the same device.
-            Rows that are all zero are damaged scenes and are never found.
+        archive: The archive's L2-normalised features in blocks of at most ``ARCHIVE_BLOCK`` scenes, on the same device.
+            Zero rows are damaged scenes, which are never found.
         k: Scenes to retrieve, at most N.
 
     Returns:
-        K columns, or fewer where the archive holds fewer intact scenes.
+        K columns, or fewer if the archive has fewer intact scenes.
     """
-    num_threads = min(torch.get_num_threads(), usable_cpus()) if queries_qd.device.type == "cpu" else 1
-    pays = queries_qd.device.type == "cpu" and queries_qd.dtype == torch.float32
-    pays = pays and len(queries_qd) > FEW and 2 * k <= TILE // GROUP
-    usable = kinds() if pays else ()
-    parts = [Part(queries_qd, rows, k, usable) for rows in _even_parts(len(queries_qd), num_threads)]
-    with torch.inference_mode(False):  # other threads write into it
-        memory = [queries_qd.new_empty(parts[0].size * ARCHIVE_BLOCK) for _ in parts[:num_threads]]
-    mean_d = queries_qd.mean(0)
-    rough: dict[torch.dtype, Quantized] = {}
-    intact = _Intact()
-    start = 0
-    with _single_threads(), ThreadPoolExecutor(len(memory), initializer=_use, initargs=(queries_qd.device,)) as pool:
-        for block in map(intact.take, archive):
-            bounds = {}
-            for kind in {kind for part in parts for kind in part.kinds[:1]} if len(block) >= _fewest(k) else ():
-                rough[kind] = rough.get(kind) or quantize(queries_qd, mean_d, kind, pool)
-                bounds[kind] = Bounds(rough[kind], mean_d, quantize(block, mean_d, kind, pool))
-            shared = Block(block, start, bounds)
+    on_cpu = queries_qd.device.type == "cpu"
+    num_threads = min(torch.get_num_threads(), usable_cpus()) if on_cpu else 1
+    dtypes = quantized.useful_dtypes(queries_qd, k)
+    query_blocks = [QueryBlock(queries_qd, rows, k, dtypes) for rows in _even_slices(len(queries_qd), num_threads)]
+    num_threads = min(num_threads, len(query_blocks))
+    with torch.inference_mode(False):  # threads without inference mode write into the buffers
+        buffers = [queries_qd.new_empty(query_blocks[0].size * ARCHIVE_BLOCK) for _ in range(num_threads)]
+    intact, start = _IntactScenes(), 0
+    with _single_threaded(), ThreadPoolExecutor(num_threads, initializer=_use, initargs=(queries_qd.device,)) as pool:
+        factory = BoundsFactory(queries_qd, pool)
+        for features_nd in map(intact.select, archive):
+            needed = {part.dtypes[0] for part in query_blocks if part.dtypes}
+            block = ArchiveBlock(features_nd, start, factory.bounds(features_nd, needed, k))
 
-            def work(thread: int, shared: Block = shared) -> None:
-                for part in parts[thread :: len(memory)]:
-                    part.compare(shared, memory[thread])
+            def work(thread: int, block: ArchiveBlock = block) -> None:
+                for query_block in query_blocks[thread::num_threads]:
+                    query_block.compare(block, buffers[thread])
 
-            list(pool.map(work, range(len(memory))))
-            start += len(block)
-    hits = Hits(*(torch.cat(column) for column in zip(*(part.best for part in parts), strict=True)))
-    return hits._replace(indices_qk=intact.places(hits.indices_qk))
+            list(pool.map(work, range(num_threads)))
+            start += len(features_nd)
+    hits = Hits(*(torch.cat(column) for column in zip(*(part.hits for part in query_blocks), strict=True)))
+    return hits._replace(indices_qk=intact.archive_indices(hits.indices_qk))
 
 
-class _Intact:
-    """Leaves damaged scenes out of blocks, and knows where the others lay.
+class QueryBlock:
+    """Some of the queries, and their best hits so far.
 
-    Their features are zero: a similarity of 0, which would rank before every scene that is unlike the query.
+    Args:
+        queries_qd: All queries, L2-normalised.
+        rows: The queries of this block.
+        k: Scenes to retrieve.
+        dtypes: Dtypes of quantized bounds to try, the coarsest first.
+    """
+
+    def __init__(self, queries_qd: Tensor, rows: slice, k: int, dtypes: tuple[torch.dtype, ...]) -> None:
+        self._queries_qd, self._rows, self._k = queries_qd[rows], rows, k
+        self.size = len(self._queries_qd)
+        empty = queries_qd.new_empty(self.size, 0)
+        self.hits = Hits(empty, empty.long())
+        self.dtypes = dtypes
+        """Dtypes whose bounds may still leave few candidates."""
+
+    def compare(self, block: ArchiveBlock, buffer: Tensor) -> None:
+        """Merge the best scenes of a block into the hits; ``buffer`` is memory for similarities."""
+        start = self._compare_candidates(block, buffer)
+        scenes_nd = block.features_nd[start:]
+        if len(scenes_nd):
+            similarity_qn = buffer[: self.size * len(scenes_nd)].view(self.size, -1)
+            _matmul(self._queries_qd, scenes_nd, similarity_qn)
+            self._merge(_topk(similarity_qn, min(self._k, len(scenes_nd))), block.start + start)
+
+    def _compare_candidates(self, block: ArchiveBlock, buffer: Tensor) -> int:
+        """Compare only candidates, tile by tile, as long as bounds leave few; returns the number of scenes done."""
+        start, bounds = 0, block.bounds.get(self.dtypes[0]) if self.dtypes else None
+        for tile in quantized.tiles(len(block.features_nd), self._k) if bounds else ():
+            assert bounds
+            kth_best_q = self.hits.scores_qk[:, -1] if self.hits.scores_qk.shape[1] == self._k else None
+            hits = bounds.topk_candidates(self._rows, tile, self._k, kth_best_q, buffer)
+            if hits is None:
+                self.dtypes = self.dtypes[1:]
+                break
+            self._merge(Hits(*hits), block.start + tile.start)
+            start = tile.stop
+        return start
+
+    def _merge(self, hits: Hits, start: int) -> None:
+        """Merge hits whose indices count from the scene ``start``."""
+        scores = torch.cat([self.hits.scores_qk, hits.scores_qk], dim=1)
+        indices = torch.cat([self.hits.indices_qk, hits.indices_qk + start], dim=1)
+        scores, order = scores.topk(min(self._k, scores.shape[1]), dim=1)
+        self.hits = Hits(scores, indices.gather(1, order))
+
+
+class _IntactScenes:
+    """Removes damaged scenes from blocks, and maps indices among the intact scenes back to the archive.
+
+    Features of damaged scenes are zero: a similarity of 0 would rank before all scenes that are unlike the query.
     """
 
     def __init__(self) -> None:
-        self._seen = 0
+        self._num_scenes = 0
         self._damaged: list[Tensor] = []
 
-    def take(self, block_nd: Tensor) -> Tensor:
-        """The block's intact scenes."""
-        suspects = (block_nd[:, 0] == 0).nonzero()[
-            :, 0
-        ]  # reading one column is cheap, and intact scenes have few zeros
+    def select(self, block_nd: Tensor) -> Tensor:
+        """The intact scenes of the next block."""
+        # Reading one column is cheap, and intact scenes seldom have a zero there.
+        suspects = (block_nd[:, 0] == 0).nonzero()[:, 0]
         damaged = suspects[~block_nd[suspects].any(dim=1)]
-        self._damaged.append(damaged + self._seen)
-        self._seen += len(block_nd)
+        self._damaged.append(damaged + self._num_scenes)
+        self._num_scenes += len(block_nd)
         if not len(damaged):
             return block_nd
         keep = torch.ones(len(block_nd), dtype=torch.bool, device=block_nd.device)
         keep[damaged] = False
         return block_nd[keep]
 
-    def places(self, indices_qk: Tensor) -> Tensor:
-        """Places in the whole archive of places among its intact scenes."""
+    def archive_indices(self, indices_qk: Tensor) -> Tensor:
+        """Convert indices among the intact scenes to indices in the archive."""
         damaged = torch.cat(self._damaged) if self._damaged else indices_qk.new_empty(0)
-        # The damaged scene number i has damaged[i] - i intact ones before it.
-        before = damaged - torch.arange(len(damaged), device=damaged.device)
-        return indices_qk + torch.searchsorted(before, indices_qk.contiguous(), right=True)
+        # The damaged scene number i comes after damaged[i] - i intact ones.
+        num_intact_before = damaged - torch.arange(len(damaged), device=damaged.device)
+        return indices_qk + torch.searchsorted(num_intact_before, indices_qk.contiguous(), right=True)
 
 
 def _use(device: torch.device) -> None:
-    """Let a thread compute on a device: it begins with GPU 0, whichever the one that started it uses."""
+    """Select the device in a new thread, which otherwise uses GPU 0."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
-def _fewest(k: int) -> int:
-    """Scenes of the smallest tile whose bounds pay."""
-    return max(TILE_MIN, GROUP * k)
-
-
-def _even_parts(count: int, num_threads: int) -> list[slice]:
-    """Blocks of queries, as many for each thread."""
-    rounds = -(-count // (BLOCK * num_threads))
+def _even_slices(count: int, num_threads: int) -> list[slice]:
+    """Split queries into slices of at most ``QUERY_BLOCK``, equally many for each thread."""
+    rounds = -(-count // (QUERY_BLOCK * num_threads))
     size = -(-count // (rounds * num_threads))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 @contextmanager
-def _single_threads() -> Iterator[None]:
-    """Numpy and torch work in the calling thread alone: their pools would wait for each other's cores."""
+def _single_threaded() -> Iterator[None]:
+    """Limit numpy and torch to the calling thread: their own threads would compete with ours for the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1, "blas"), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR")  # torch calls it a beta; its answers are tested here
+            warnings.filterwarnings("ignore", "Sparse CSR")  # beta in torch; quantized.py uses it, and tests cover it
             yield
     finally:
         torch.set_num_threads(before)
 
 
-class Part:
-    """Some of the queries, and the best that was found for them so far.
-
-    Args:
-        queries_qd: All of them, L2-normalised.
-        rows: Which of them.
-        k: Scenes to retrieve.
-        kinds: Numbers from whose products bounds may be taken, the coarsest first.
-    """
-
-    def __init__(self, queries_qd: Tensor, rows: slice, k: int, kinds: tuple[torch.dtype, ...]) -> None:
-        self._queries_qd, self._rows, self._k = queries_qd[rows], rows, k
-        self.size = len(self._queries_qd)
-        none = queries_qd.new_empty(self.size, 0)
-        self.best = Hits(none, none.long())
-        self.kinds = kinds
-        """Those that may still pay."""
-
-    def compare(self, block: Block, memory: Tensor) -> None:
-        """Take what is better in a block."""
-        done = 0
-        bounds = block.bounds.get(self.kinds[0]) if self.kinds else None
-        while bounds and len(block.features_nd) - done >= _fewest(self._k):
-            tile = slice(done, min(done + TILE, len(block.features_nd) // GROUP * GROUP))
-            if not self._compare_some(block, tile, bounds, memory):
-                self.kinds = self.kinds[1:]
-                break
-            done = tile.stop
-        if done < len(block.features_nd):
-            similarity_qn = self._view(memory, len(block.features_nd) - done)
-            _multiply(self._queries_qd, block.features_nd[done:], similarity_qn)
-            self._take(_largest(similarity_qn, min(self._k, similarity_qn.shape[1])), block.start + done)
-
-    def _compare_some(self, block: Block, tile: slice, bounds: Bounds, memory: Tensor) -> bool:
-        """Take what is better in a tile of a block; False, and nothing taken, where that may be too many."""
-        scenes_nd = block.features_nd[tile]
-        bound_qn = self._view(memory, len(scenes_nd))
-        bounds.fill(self._rows, tile, bound_qn)
-        groups = bound_qn.unflatten(1, (-1, GROUP))
-        tops = groups.amax(2)
-        least = bounds.least(self._rows, self._least(scenes_nd, groups, tops))[:, None]
-        row, group = (tops < least).logical_not().nonzero(as_tuple=True)  # what is not a number is kept, too
-        kept = (groups[row, group] < least[row]).logical_not()
-        if kept.count_nonzero() > MANY * self.size:
-            return False
-        which, member = kept.nonzero(as_tuple=True)
-        row, place = row[which], group[which] * GROUP + member
-        counts = torch.bincount(row, minlength=self.size)
-        scores = _products(self._queries_qd, scenes_nd, counts, place)
-        self._take(_by_row(row, counts, scores, place), block.start + tile.start)
-        return True
-
-    def _least(self, scenes_nd: Tensor, groups: Tensor, tops: Tensor) -> Tensor:
-        """Similarity that K scenes are known to have: the best so far, or at first those of the highest bounds."""
-        if self.best.scores_qk.shape[1] == self._k:
-            return self.best.scores_qk[:, -1]
-        likely = tops.topk(self._k, dim=1).indices
-        place = likely * GROUP + groups.take_along_dim(likely[:, :, None], 1).argmax(2)
-        counts = torch.full((self.size,), self._k)
-        scores = _products(self._queries_qd, scenes_nd, counts, place.sort(dim=1).values.flatten())
-        return scores.view(-1, self._k).amin(1)
-
-    def _view(self, memory: Tensor, columns: int) -> Tensor:
-        return memory[: self.size * columns].view(-1, columns)
-
-    def _take(self, found: Hits, start: int) -> None:
-        """Merge what was found among scenes that begin at ``start``."""
-        scores = torch.cat([self.best.scores_qk, found.scores_qk], dim=1)
-        indices = torch.cat([self.best.indices_qk, found.indices_qk + start], dim=1)
-        scores, order = scores.topk(min(self._k, scores.shape[1]), dim=1)
-        self.best = Hits(scores, indices.gather(1, order))
-
-
-def _products(queries_qd: Tensor, block_nd: Tensor, counts: Tensor, place: Tensor) -> Tensor:
-    """Similarities of each query with so many scenes at these places, in float32."""
-    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    shape = (len(queries_qd), len(block_nd))
-    wanted = torch.sparse_csr_tensor(ends, place, torch.zeros(len(place)), shape, check_invariants=False)
-    found: Tensor = torch.sparse.sampled_addmm(wanted, queries_qd, block_nd.T, beta=0.0).values()
-    return found
-
-
-def _by_row(row: Tensor, counts: Tensor, scores: Tensor, place: Tensor) -> Hits:
-    """Hits of ascending rows, filled up with what is never taken."""
-    column = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
-    shape = (len(counts), int(counts.max()))
-    hits = Hits(torch.full(shape, -torch.inf), torch.zeros(shape, dtype=torch.long))
-    hits.scores_qk[row, column] = scores
-    hits.indices_qk[row, column] = place
-    return hits
-
-
-def _multiply(queries_qd: Tensor, block_nd: Tensor, out_qn: Tensor) -> None:
-    """Similarities into memory that is used again. On a CPU numpy's OpenBLAS multiplies: torch's MKL is slow on AMD."""
+def _matmul(queries_qd: Tensor, block_nd: Tensor, out_qn: Tensor) -> None:
+    """Write similarities into a buffer. On a CPU numpy's OpenBLAS multiplies, because torch's MKL is slow on AMD."""
     if queries_qd.device.type == "cpu":
         np.matmul(queries_qd.numpy(), block_nd.numpy().T, out=out_qn.numpy())
     else:
         torch.matmul(queries_qd, block_nd.T, out=out_qn)
 
 
-def _largest(similarity_qn: Tensor, k: int) -> Hits:
-    """The K largest of each row: they lie in the K groups whose largest are largest, or in the rest behind the groups."""
-    num_groups = similarity_qn.shape[1] // GROUP
+def _topk(similarity_qn: Tensor, k: int) -> Hits:
+    """The k largest of each row; only the k groups with the largest maxima and the ungrouped remainder are sorted."""
+    num_groups = similarity_qn.shape[1] // quantized.GROUP
     if num_groups <= 2 * k:
         return Hits(*similarity_qn.topk(k, dim=1))
-    whole = num_groups * GROUP
-    groups = similarity_qn[:, :whole].unflatten(1, (num_groups, GROUP)).amax(2).topk(k, dim=1, sorted=False).indices
-    members = torch.arange(GROUP, device=groups.device)
-    rest = torch.arange(whole, similarity_qn.shape[1], device=groups.device).expand(len(groups), -1)
-    places = torch.cat([(groups[:, :, None] * GROUP + members).flatten(1), rest], dim=1)
-    scores, order = similarity_qn.gather(1, places).topk(k, dim=1)
-    return Hits(scores, places.gather(1, order))
+    num_grouped = num_groups * quantized.GROUP
+    maxima = similarity_qn[:, :num_grouped].unflatten(1, (num_groups, quantized.GROUP)).amax(2)
+    groups = maxima.topk(k, dim=1, sorted=False).indices
+    members = torch.arange(quantized.GROUP, device=groups.device)
+    remainder = torch.arange(num_grouped, similarity_qn.shape[1], device=groups.device).expand(len(groups), -1)
+    indices = torch.cat([(groups[:, :, None] * quantized.GROUP + members).flatten(1), remainder], dim=1)
+    scores, order = similarity_qn.gather(1, indices).topk(k, dim=1)
+    return Hits(scores, indices.gather(1, order))

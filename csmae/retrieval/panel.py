@@ -13,14 +13,14 @@ Image = NDArray[np.float32]
 
 
 class Retrieval(NamedTuple):
-    """One query and what was found for it."""
+    """One query and its hits."""
 
     direction: str
-    """Such as ``s1_to_s2``: the query's sensor and the archive's."""
+    """Such as ``s1_to_s2``: the sensors of the query and of the archive."""
     query: Image
     hits: Sequence[Image]
-    """Best first."""
+    """The most similar first."""
     shared: Sequence[bool] | None
-    """Whether a hit has a label in common with the query; None where nobody knows its labels."""
+    """Whether each hit shares a label with the query; None if the query's labels are unknown."""
     labels: Sequence[str]
-    """The query's."""
+    """Classes of the query."""

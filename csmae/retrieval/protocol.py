@@ -1,4 +1,4 @@
-"""The published protocol: validation queries against the test archive, in all directions and class by class."""
+"""The published retrieval protocol: validation queries against the test archive, in all directions and by class."""
 
 from __future__ import annotations
 
@@ -6,90 +6,99 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from csmae.config import ConfigError
-from csmae.data.archive import Archive, Split
+from csmae.data.archive import Archive
+from csmae.data.split import Split
 from csmae.encoders import SensorEncoder
 from csmae.retrieval.embed import embed
-from csmae.retrieval.scores import class_shares, direction_scores, partner_scores, rank_directions
+from csmae.retrieval.scores import LabelledScenes, class_hit_rates, direction_scores, partner_scores, rank_directions
 from csmae.sensors import CLASSES
 
-BATCH = 256
-"""Scenes that go through the network at once."""
+BATCH_SIZE = 256
+"""Pairs per batch of the encoder."""
 
 
 class ClassRow(NamedTuple):
-    """How well one class is found."""
+    """Retrieval of one class."""
 
     name: str
     num_queries: int
-    """Queries that carry it."""
-    in_archive: float
-    """Allocation of the archive that carries it: what chance would find."""
-    shares: list[float]
-    """Of each direction, the share of these queries' hits that carry it too; NaN where no query does."""
+    """Queries that have the class."""
+    archive_fraction: float
+    """Fraction of the archive that has the class: the hit rate of random retrieval."""
+    hit_rates: list[float]
+    """By direction, the fraction of these queries' hits that has the class too; NaN without such queries."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an encoder scores."""
+    """Scores of an encoder."""
 
     num_queries: int
     num_archive: int
     scores: dict[str, float]
-    """See ``retrieval_scores``; where a split has no labels, ``partner_scores`` of the test split."""
+    """See ``direction_scores``; if a split has no labels, ``partner_scores`` of the test split."""
     classes: list[ClassRow]
-    """None where a split has no labels."""
+    """Empty if a split has no labels."""
     unlabelled: dict[str, int]
-    """By split, the scenes that carry no label: as queries and as hits they count as not found."""
+    """By split, the number of scenes without labels: as queries and as hits they count as not found."""
 
     @property
-    def without_labels(self) -> list[str]:
-        """Splits in which no scene carries a label."""
+    def splits_without_labels(self) -> list[str]:
+        """Splits in which no scene has a label."""
         sizes = {"validation": self.num_queries, "test": self.num_archive}
         return [name for name, count in self.unlabelled.items() if count == sizes[name]]
 
 
-def evaluate(encoder: SensorEncoder, archive: Archive, k: int, advance: Callable[[int], object]) -> Evaluation:
-    """Score an encoder (arXiv 2401.07782, section IV).
+def evaluate(
+    encoder: SensorEncoder,
+    archive: Archive,
+    k: int,
+    advance: Callable[[int], object] | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Evaluation:
+    """Score an encoder (arXiv 2401.07782, section IV). Damaged scenes are neither queries nor hits.
 
     Args:
-        encoder: On the device that shall compute.
+        encoder: On the device that computes.
         archive: With the splits ``validation`` and ``test``.
-        k: Scenes retrieved for each query.
-        advance: Told of scenes as they are embedded.
+        k: Scenes retrieved per query.
+        advance: Called with the number of scenes of each embedded batch.
+        batch_size: Pairs per batch of the encoder.
 
     Raises:
-        ConfigError: K is not between 1 and the intact scenes of the test split.
-        ArchiveError: A split is missing, or a pair is damaged.
+        ConfigError: k is not between 1 and the number of intact scenes of the test split, or no query is intact.
+        ArchiveError: A split is missing, or a pair is damaged and the archive does not skip damaged pairs.
     """
-    queries, gallery = (_embed(encoder, archive.split(name), advance) for name in ("validation", "test"))
-    asked, there = queries.labels_nc, gallery.labels_nc
-    if not 1 <= k <= len(there) or not len(asked):
-        raise ConfigError(f"--k must be between 1 and the {len(there)} scenes of the test split: found {k}")
-    unlabelled = {name: int((~labels.any(1)).sum()) for name, labels in (("validation", asked), ("test", there))}
-    if not (asked.any() and there.any()):
-        return Evaluation(len(asked), len(there), partner_scores(gallery.features), [], unlabelled)
+    queries, gallery = (
+        _intact_scenes(encoder, archive.split(name), batch_size, advance) for name in ("validation", "test")
+    )
+    query_labels_qc, archive_labels_nc = queries.labels_nc, gallery.labels_nc
+    num_queries, num_archive = len(query_labels_qc), len(archive_labels_nc)
+    if not num_queries:
+        raise ConfigError("the validation split has no intact scene to query with")
+    if not 1 <= k <= num_archive:
+        raise ConfigError(f"k must be between 1 and the {num_archive} intact scenes of the test split: found {k}")
+    labels = {"validation": query_labels_qc, "test": archive_labels_nc}
+    unlabelled = {name: int((~labels_nc.any(1)).sum()) for name, labels_nc in labels.items()}
+    if not (query_labels_qc.any() and archive_labels_nc.any()):
+        return Evaluation(num_queries, num_archive, partner_scores(gallery.features), [], unlabelled)
     rankings = rank_directions(queries.features, gallery.features, k)
-    shares = [class_shares(asked, there, ranked).tolist() for ranked in rankings.values()]
-    counts, chances = asked.sum(0).tolist(), there.float().mean(0).tolist()
-    classes = [
-        ClassRow(*row) for row in zip(CLASSES, counts, chances, map(list, zip(*shares, strict=True)), strict=True)
-    ]
-    return Evaluation(len(asked), len(there), direction_scores(rankings, asked, there), classes, unlabelled)
+    scores = direction_scores(rankings, query_labels_qc, archive_labels_nc)
+    rates = [class_hit_rates(query_labels_qc, archive_labels_nc, ranked).tolist() for ranked in rankings.values()]
+    columns = (
+        query_labels_qc.sum(0).tolist(),
+        archive_labels_nc.float().mean(0).tolist(),
+        map(list, zip(*rates, strict=True)),
+    )
+    classes = [ClassRow(*row) for row in zip(CLASSES, *columns, strict=True)]
+    return Evaluation(num_queries, num_archive, scores, classes, unlabelled)
 
 
-class _Scenes(NamedTuple):
-    features: dict[str, Tensor]
-    labels_nc: Tensor
-
-
-def _embed(encoder: SensorEncoder, split: Split, advance: Callable[[int], object]) -> _Scenes:
-    """Features and labels of the scenes that are not damaged."""
-    features = embed(encoder, split, BATCH, advance)
-    labels_nc = torch.from_numpy(split.labels()).to(encoder.device)  # reading them finds damage, too
-    rows = np.delete(np.arange(len(split)), split.damaged_rows())
-    return _Scenes({sensor: found[rows] for sensor, found in features.items()}, labels_nc[rows])
+def _intact_scenes(
+    encoder: SensorEncoder, split: Split, batch_size: int, advance: Callable[[int], object] | None
+) -> LabelledScenes:
+    labels_nc = torch.from_numpy(split.labels()).to(encoder.device)  # before embedding: it may find damaged values too
+    return LabelledScenes(embed(encoder, split, batch_size, advance), labels_nc).intact()

@@ -1,6 +1,6 @@
-"""The feature store: what an encoder makes of an archive's split, on disk, in shards that are read block by block.
+"""The feature store: an encoder's features of an archive's split on disk, in shards that are read block by block.
 
-N scenes, D width. A folder holds ``store.json`` (of which encoder and archive), ``names.npy``, ``labels.npy`` (N, 19)
+N scenes, D width. A folder holds ``store.json`` (encoder and archive), ``names.npy``, ``labels.npy`` (N, 19)
 and, for each sensor, ``s1-00000.npy``, ``s1-00001.npy`` and so on: L2-normalised features of ``SHARD`` scenes each.
 """
 
@@ -32,16 +32,17 @@ from csmae.retrieval.embed import embed
 from csmae.sensors import CLASSES, SENSORS
 
 FORMAT = "csmae-features-1"
-SETTINGS, NAMES, LABELS = "store.json", "names.npy", "labels.npy"
+METADATA, NAMES, LABELS = "store.json", "names.npy", "labels.npy"
 SHARD = 4096
-"""Scenes of a shard: what a kill costs at most."""
-BATCH = 256
-"""Scenes that go through the network at once."""
-SHARDS_A_BLOCK = nearest.ARCHIVE_BLOCK // SHARD
+"""Scenes per shard: a killed process loses at most one shard."""
+BATCH_SIZE = 256
+"""Scenes per batch of the encoder."""
+SHARDS_PER_BLOCK = nearest.ARCHIVE_BLOCK // SHARD
 
-Facts = dict[str, Any]
+Metadata = dict[str, Any]
+"""Content of ``store.json``."""
 
-FACTS: dict[str, type | UnionType] = {
+METADATA_TYPES: dict[str, type | UnionType] = {
     "encoder": str,
     "path": str,
     "splits_dir": str | None,
@@ -51,11 +52,14 @@ FACTS: dict[str, type | UnionType] = {
     "num_scenes": int,
     "width": int,
 }
-"""What ``store.json`` holds beside its format."""
+"""Required fields of ``store.json`` beside its format."""
+
+LOCATION_FIELDS = ("path", "splits_dir", "path_from_store", "splits_dir_from_store")
+"""Fields that may change: the fingerprint ``archive`` tells whether two locations hold the same archive."""
 
 
 class StoreError(ConfigError):
-    """A feature store that cannot be made or used."""
+    """A feature store cannot be written or used."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,12 @@ class Source:
     """The split of an archive that is embedded."""
 
     data: Data
-    """Names the archive."""
+    """Location of the archive."""
     split: str
     sensors: tuple[str, ...]
 
     def open(self) -> Split:
-        """The split.
+        """Open the split.
 
         Raises:
             ArchiveError: It cannot be read.
@@ -81,84 +85,88 @@ class FeatureStore:
     """A complete store."""
 
     folder: Path
-    facts: Facts
-    """Content of ``store.json``."""
+    metadata: Metadata
     names: NDArray[np.bytes_]
-    """Of the scenes (N,)."""
+    """S2 patch names (N,)."""
     labels_nc: NDArray[np.bool_]
 
     @property
     def sensors(self) -> tuple[str, ...]:
-        """Those whose features it holds."""
-        return tuple(self.facts["sensors"])
+        """The sensors whose features it holds."""
+        return tuple(self.metadata["sensors"])
 
     @property
     def source(self) -> Source:
-        """Where the scenes came from."""
-        data = Data(path=self._address("path"), splits_dir=self._address("splits_dir"))
-        return Source(data, self.facts["split"], self.sensors)
+        """The split that was embedded.
 
-    def _address(self, name: str) -> str | None:
-        """Where the archive's part is: as seen from the store if it is there, for both may have moved; else as it was."""
-        known: str | None = self.facts[name]
-        seen = self.facts.get(f"{name}_from_store")
-        near = Path(os.path.normpath(self.folder.absolute() / seen)) if seen else None
-        if near and near.exists():
-            return str(near)
-        if known not in (None, "synthetic") and not Path(known).exists():
+        Raises:
+            StoreError: The archive has moved.
+        """
+        data = Data(path=self._locate("path"), splits_dir=self._locate("splits_dir"))
+        return Source(data, self.metadata["split"], self.sensors)
+
+    def _locate(self, field: str) -> str | None:
+        """Current path of the archive or its split lists: relative to the store, as both may have moved, else absolute."""
+        absolute: str | None = self.metadata[field]
+        relative = self.metadata.get(f"{field}_from_store")
+        moved = Path(os.path.normpath(self.folder.absolute() / relative)) if relative else None
+        if moved and moved.exists():
+            return str(moved)
+        if absolute not in (None, "synthetic") and not Path(absolute).exists():
             raise StoreError(
-                f"{self.folder}: what it was made from, {known}, is not there: run `python -m csmae embed` with the archive's "
-                "new place and this store: what is done stays"
+                f"{self.folder}: its source {absolute} no longer exists: run `csmae embed` with the archive's new"
+                " location and this store; existing shards are kept"
             )
-        return known
+        return absolute
 
     def blocks(self, sensor: str) -> Iterator[Tensor]:
-        """One sensor's features in float32, as ``nearest.search`` takes them."""
+        """Read one sensor's features in float32, in blocks for ``nearest.search``."""
         paths = [_shard(self.folder, sensor, start) for start in range(0, len(self.names), SHARD)]
-        for first in range(0, len(paths), SHARDS_A_BLOCK):
-            shards = [np.load(path, mmap_mode="r") for path in paths[first : first + SHARDS_A_BLOCK]]
+        for first in range(0, len(paths), SHARDS_PER_BLOCK):
+            shards = [np.load(path, mmap_mode="r") for path in paths[first : first + SHARDS_PER_BLOCK]]
             yield torch.from_numpy(np.concatenate(shards, dtype=np.float32))
 
 
 def write_store(
     folder: Path, encoder: SensorEncoder, source: Source, dtype: str, advance: Callable[[int], object]
 ) -> int:
-    """Embed a split; shards that are there already stay.
+    """Embed a split into a feature store; existing shards are kept.
 
     Args:
-        folder: Of the store; may hold the beginning of the same one.
-        encoder: On the device that shall compute.
-        source: What is embedded.
+        folder: The store's folder; may hold an incomplete store of the same split.
+        encoder: On the device that computes.
+        source: The split to embed.
         dtype: ``float16`` or ``float32``.
-        advance: Told of scenes as they are done, those of earlier runs included.
+        advance: Called with the number of finished scenes, those of existing shards included.
 
     Returns:
-        Scenes that this run found damaged; their features are zero, which is like nothing.
+        Number of scenes that this run found damaged; their features are zero, and no query retrieves them.
 
     Raises:
         StoreError: The folder holds a store of another encoder or archive, or cannot be written.
-        ArchiveError: A pair is damaged, and the source was not to skip it.
+        ArchiveError: A pair is damaged, and the source does not skip damaged pairs.
     """
     split = source.open()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _begin(folder, _describe(encoder, split, source, folder.absolute()) | {"dtype": dtype})
-        _write(folder / NAMES, np.array(split.names, "S"))
-        _write(folder / LABELS, split.labels())
+        _write_metadata(folder, _build_metadata(encoder, split, source, folder.absolute()) | {"dtype": dtype})
+        _write_array(folder / NAMES, np.array(split.names, "S"))
+        _write_array(folder / LABELS, split.labels())
         for start in range(0, len(split), SHARD):
             rows = range(start, min(start + SHARD, len(split)))
             if all(_shard(folder, sensor, start).exists() for sensor in split.sensors):
                 advance(len(rows))
                 continue
-            features = embed(encoder, split.take(rows), BATCH, advance)
-            for sensor, found in features.items():
-                _write(_shard(folder, sensor, start), found.cpu().numpy().astype(dtype))
+            for sensor, features_nd in embed(encoder, split.take(rows), BATCH_SIZE, advance).items():
+                _write_array(_shard(folder, sensor, start), features_nd.cpu().numpy().astype(dtype))
     except OSError as error:
-        raise StoreError(f"{folder}: cannot be written: {error.strerror}: make room or name another folder") from None
+        raise StoreError(
+            f"{folder}: cannot be written: {error.strerror}: free some space or choose another folder"
+        ) from None
     return len(split.damaged)
 
 
-def _describe(encoder: SensorEncoder, split: Split, source: Source, folder: Path) -> Facts:
+def _build_metadata(encoder: SensorEncoder, split: Split, source: Source, folder: Path) -> Metadata:
     index, positions = split.store.index, split.sources[0].positions
     digest = hashlib.sha256("\n".join(split.names).encode())
     digest.update(np.ascontiguousarray(index.sizes[positions]).tobytes())
@@ -179,76 +187,79 @@ def _describe(encoder: SensorEncoder, split: Split, source: Source, folder: Path
     }
 
 
-MAY_MOVE = ("path", "splits_dir", "path_from_store", "splits_dir_from_store")
-"""Addresses; whether they name the same archive is what its fingerprint says."""
+def _write_metadata(folder: Path, metadata: Metadata) -> None:
+    """Write ``store.json``.
 
-
-def _begin(folder: Path, facts: Facts) -> None:
-    """Write what the store is, or make sure that it was begun as the same."""
-    if (folder / SETTINGS).exists():
-        before = read_facts(folder)
-        for name in facts:
-            if name not in MAY_MOVE and before.get(name) != facts[name]:
-                values = f"{str(before.get(name))[:12]}, not {str(facts[name])[:12]}"
-                raise StoreError(f"{folder}: was made with another {name} ({values}): name a new folder")
+    Raises:
+        StoreError: The folder holds another store, or other files.
+    """
+    if (folder / METADATA).exists():
+        existing = read_metadata(folder)
+        for name, value in metadata.items():
+            if name not in LOCATION_FIELDS and existing.get(name) != value:
+                values = f"{str(existing.get(name))[:12]}, not {str(value)[:12]}"
+                raise StoreError(f"{folder}: was made with another {name} ({values}): choose a new folder")
     elif any(folder.iterdir()):
-        raise StoreError(f"{folder}: is no feature store and not empty: name a new folder")
-    with atomic_write(folder / SETTINGS, durable=True) as file:
-        file.write(json.dumps(facts, indent=2).encode())
+        raise StoreError(f"{folder}: is neither empty nor a feature store: choose a new folder")
+    with atomic_write(folder / METADATA, durable=True) as file:
+        file.write(json.dumps(metadata, indent=2).encode())
 
 
 def open_store(folder: Path) -> FeatureStore:
-    """Open a store, its shards looked at but not read.
+    """Open a store; the shards' headers are checked, their features are not read.
 
     Raises:
-        StoreError: There is none, it is not complete, or a file of it is damaged.
+        StoreError: There is no store, it is incomplete, or one of its files is damaged.
     """
-    facts = read_facts(folder)
+    metadata = read_metadata(folder)
     names, labels = (_load(folder / name) for name in (NAMES, LABELS))
-    expected = {NAMES: (names, "S", (facts["num_scenes"],)), LABELS: (labels, "b", (facts["num_scenes"], len(CLASSES)))}
+    expected = {
+        NAMES: (names, "S", (metadata["num_scenes"],)),
+        LABELS: (labels, "b", (metadata["num_scenes"], len(CLASSES))),
+    }
     for name, (array, kind, shape) in expected.items():
         if array.dtype.kind != kind or array.shape != shape:
             raise StoreError(
-                f"{folder / name}: is not of the {shape[0]} scenes of this store: delete it and embed again"
+                f"{folder / name}: does not match the {shape[0]} scenes of this store: delete it and embed again"
             )
-    starts = range(0, facts["num_scenes"], SHARD)
-    shards = {_shard(folder, sensor, start): start for sensor in facts["sensors"] for start in starts}
+    starts = range(0, metadata["num_scenes"], SHARD)
+    shards = {_shard(folder, sensor, start): start for sensor in metadata["sensors"] for start in starts}
     missing = [path.name for path in shards if not path.exists()]
     if missing:
         raise StoreError(
             f"{folder}: is not complete: {len(missing)} of {len(shards)} shards are missing, {missing[0]} first: "
-            "run `python -m csmae embed` again, it goes on"
+            "run `csmae embed` again to resume"
         )
     for path, start in shards.items():
-        shape = (min(SHARD, facts["num_scenes"] - start), facts["width"])
+        shape = (min(SHARD, metadata["num_scenes"] - start), metadata["width"])
         if _load(path).shape != shape:
             raise StoreError(
                 f"{path}: must hold {shape} features, found {_load(path).shape}: delete it and embed again"
             )
-    return FeatureStore(folder, facts, names, labels)
+    return FeatureStore(folder, metadata, names, labels)
 
 
-def read_facts(folder: Path) -> Facts:
-    """Content of a store's ``store.json``.
+def read_metadata(folder: Path) -> Metadata:
+    """Read a store's ``store.json``.
 
     Raises:
-        StoreError: It is not there, or is no feature store's.
+        StoreError: It does not exist, or is not that of a feature store.
     """
-    path = folder / SETTINGS
+    path = folder / METADATA
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        metadata = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}: `python -m csmae embed` makes a store") from None
+        raise StoreError(f"{path}: cannot be read: {error.strerror}: create a store with `csmae embed`") from None
     except ValueError:
-        facts = None
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise StoreError(f"{path}: is no {FORMAT}: name a folder that `python -m csmae embed` made")
-    for name, kind in FACTS.items():
-        if not isinstance(facts.get(name), kind):
-            raise StoreError(f"{path}: {name} cannot be {facts.get(name)!r}: name a new folder and embed again")
-    if facts["split"] not in SPLITS or not set(facts["sensors"]) <= set(SENSORS):
-        raise StoreError(f"{path}: names an unknown split or sensor: name a new folder and embed again")
-    return facts
+        metadata = None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise StoreError(f"{path}: is not a {FORMAT}: choose a folder that `csmae embed` wrote")
+    for name, kind in METADATA_TYPES.items():
+        if not isinstance(metadata.get(name), kind):
+            raise StoreError(f"{path}: {name} cannot be {metadata.get(name)!r}: choose a new folder and embed again")
+    if metadata["split"] not in SPLITS or not set(metadata["sensors"]) <= set(SENSORS):
+        raise StoreError(f"{path}: unknown split or sensor: choose a new folder and embed again")
+    return metadata
 
 
 def _shard(folder: Path, sensor: str, start: int) -> Path:
@@ -257,14 +268,14 @@ def _shard(folder: Path, sensor: str, start: int) -> Path:
 
 def _load(path: Path) -> NDArray[Any]:
     try:
-        found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "is damaged"
         raise StoreError(f"{path}: {reason}: delete it and embed again") from None
-    return found
+    return array
 
 
-def _write(path: Path, array: NDArray[Any]) -> None:
+def _write_array(path: Path, array: NDArray[Any]) -> None:
     content = io.BytesIO()
     np.save(content, array)
     with atomic_write(path, durable=True) as file:

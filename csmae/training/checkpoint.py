@@ -1,4 +1,4 @@
-"""What a training needs to go on as if it had never stopped."""
+"""Checkpoints: everything that a training needs to resume as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -18,94 +18,101 @@ from csmae.settings import flatten
 
 CHECKPOINT = "checkpoint.pt"
 
-FORMAT = "csmae-checkpoint-2"
+FORMAT = "csmae-checkpoint-3"
 
 
 class CheckpointError(ConfigError):
-    """A checkpoint that is damaged, or belongs to another configuration."""
+    """A checkpoint is damaged, or belongs to another configuration."""
 
 
 class FullDiskError(ConfigError):
-    """What a training must write cannot be written; no fault of its configuration."""
+    """A file of the training cannot be written, whatever its configuration."""
 
 
 @dataclass(frozen=True)
-class Done:
+class TrainingProgress:
     """How far a training is."""
 
     epochs: int = 0
-    """Whole epochs."""
+    """Complete epochs."""
     steps: int = 0
-    """Steps of the epoch after them."""
-    seconds: float = 0.0
-    """That those steps took."""
-    sums: Mapping[str, Tensor] = field(default_factory=dict)
-    """Of the loss terms over those steps, (ranks,) each."""
+    """Steps done in the epoch that follows them."""
+    elapsed_s: float = 0.0
+    """Duration of those steps."""
+    term_sums: Mapping[str, Tensor] = field(default_factory=dict)
+    """Sum of each loss term over those steps, (ranks,)."""
 
 
-def save_checkpoint(folder: Path, config: Config, done: Done, parts: dict[str, Any]) -> None:
-    """Write ``checkpoint.pt`` under a temporary name, flush it to the disk, and rename it.
+def save_checkpoint(folder: Path, config: Config, progress: TrainingProgress, parts: dict[str, Any]) -> None:
+    """Write ``checkpoint.pt``; it replaces the previous one only when it is complete and flushed to the disk.
 
     Args:
         folder: The run's folder.
-        config: Compared when resuming.
-        done: With ``train.seed`` it is the whole state of the randomness: every step draws from a generator seeded by
-            (seed, step), on any number of workers.
-        parts: State of the model, optimiser and gradient scaler, by name.
+        config: Compared when the training resumes.
+        progress: Together with ``train.seed`` the whole random state: every step draws from a generator seeded by
+            (seed, step), with any number of workers.
+        parts: Model, optimiser and gradient scaler, by name.
 
     Raises:
-        OSError, RuntimeError: The disk is full; the file that was there before still is.
+        OSError, RuntimeError: The disk is full; the previous checkpoint is unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    states = {name: part.state_dict() for name, part in parts.items()}
-    content = {"format": FORMAT, "config": config.model_dump_json(), "done": vars(done) | {"sums": dict(done.sums)}}
+    content = {
+        "format": FORMAT,
+        "config": config.model_dump_json(),
+        "progress": vars(progress) | {"term_sums": dict(progress.term_sums)},
+    }
+    content |= {name: part.state_dict() for name, part in parts.items()}
     with atomic_write(folder / CHECKPOINT, durable=True) as file:
-        torch.save(content | states, file)
+        torch.save(content, file)
 
 
-def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any]) -> Done:
-    """Restore what ``save_checkpoint`` wrote.
+def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any]) -> TrainingProgress:
+    """Restore the state that ``save_checkpoint`` wrote.
 
     Returns:
-        How far it is; nothing where the folder has no checkpoint.
+        The progress; without a checkpoint in the folder, that of a new training.
 
     Raises:
-        CheckpointError: The file is damaged or was written for another configuration.
+        CheckpointError: The file is damaged, or was written for another configuration or by another version.
     """
     path = folder / CHECKPOINT
     if not path.exists():
-        return Done()
-    try:
-        # Not on the device: while its parts are copied there would be everything twice.
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if content["format"] != FORMAT:
-            raise CheckpointError(f"{path}: is not a checkpoint of this version: remove it to restart the run")
-    except CheckpointError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        # A damaged file fails in any of torch's, pickle's or zip's ways.
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path}: is damaged ({reason}): remove it to restart the run") from None
-    _compare(path, json.loads(content["config"]), config)
+        return TrainingProgress()
+    content = _read(path)
+    _compare_configs(path, json.loads(content["config"]), config)
     for name, part in parts.items():
-        if content[name]:  # a gradient scaler that was off leaves nothing
+        if content[name]:  # the state of a disabled gradient scaler is empty
             part.load_state_dict(content[name])
-    return Done(**content["done"])
+    return TrainingProgress(**content["progress"])
 
 
-def progress(folder: Path) -> tuple[int, int]:
-    """Epochs that a folder's checkpoint has done, and steps of the next; none where there is no whole checkpoint."""
-    path = folder / CHECKPOINT
+def read_progress(folder: Path) -> tuple[int, int]:
+    """Complete epochs, and steps of the next one, of a folder's checkpoint; zeros if it has no readable one."""
     try:
-        done = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["done"]  # reads no tensor
-        return int(done["epochs"]), int(done["steps"])
-    except Exception:  # a damaged file fails in any of torch's, pickle's or zip's ways; resuming names what is wrong
+        # Memory-mapped: reads no tensor.
+        content = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True, mmap=True)
+        return int(content["progress"]["epochs"]), int(content["progress"]["steps"])
+    except Exception:  # torch, pickle and zip each fail in their own ways; loading the checkpoint explains the error
         return 0, 0
 
 
-def _compare(path: Path, written: dict[str, Any], config: Config) -> None:
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # To the CPU: on the device, the state would be in memory twice while it is copied.
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        version = content["format"]
+    except Exception as error:  # torch, pickle and zip each fail in their own ways
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise CheckpointError(f"{path}: is damaged ({reason}): remove it to restart the run") from None
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: was written by another version of csmae: remove it to restart the run")
+    return content
+
+
+def _compare_configs(path: Path, written: dict[str, Any], config: Config) -> None:
     before, now = dict(flatten(completed(written))), dict(flatten(config.model_dump(mode="json")))
     free = changeable(MayChange.IN_TRAINING)
     for name, value in now.items():

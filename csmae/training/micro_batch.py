@@ -1,4 +1,4 @@
-"""How many pairs go through the network at once, and what to do when they are too many."""
+"""The micro-batch: how many pairs one forward pass takes, and how it shrinks when memory runs out."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from pathlib import Path
 
 from csmae.atomic import atomic_write
 from csmae.config import Config, ConfigError
-from csmae.model.cost import cost
+from csmae.model.cost import FLOAT32_BYTES, cost
 from csmae.out_of_memory import is_out_of_memory
 
 FILE = "micro_batch"
+"""File in the run's folder that limits the micro-batch of later attempts."""
 
-ADAMW_FLOATS = 4
-"""Floats that a parameter takes: itself, its gradient, two moments."""
+FLOATS_PER_PARAMETER = 4
+"""A parameter, its gradient and AdamW's two moments."""
 
 log = logging.getLogger(__name__)
 
 
 class MemoryLimitError(ConfigError):
-    """The device's memory is too small, whatever the micro-batch."""
+    """The device has too little memory for any micro-batch."""
 
 
 class SmallerMicroBatchError(RuntimeError):
-    """The memory was too small in the middle of a step: all ranks must go on from the last checkpoint.
+    """A rank ran out of memory inside a step: all ranks must resume from the last checkpoint.
 
-    The smaller micro-batch is noted in the run's folder. Raised on the rank whose memory was too small.
+    Raised on the rank that ran out of memory, after it has saved the smaller micro-batch in the run's folder.
 
     Args:
         micro_batch: Pairs to try next, at least one.
@@ -35,7 +36,7 @@ class SmallerMicroBatchError(RuntimeError):
 
     def __init__(self, micro_batch: int) -> None:
         super().__init__(
-            f"out of memory: the training goes on from its last checkpoint with micro-batches of {micro_batch} pairs"
+            f"out of memory: the training resumes from its last checkpoint with micro-batches of {micro_batch} pairs"
         )
         self.micro_batch = micro_batch
 
@@ -44,51 +45,51 @@ class SmallerMicroBatchError(RuntimeError):
 
 
 class MicroBatch:
-    """The pairs of one forward pass on one rank; the global batch stays what it is.
+    """The number of pairs in a forward pass of one rank. The global batch does not depend on it.
 
     Args:
-        config: Says the size to begin with.
+        config: Gives the initial size.
         world_size: Ranks that share a global batch.
-        run_dir: Keeps a size found too large for the next attempt, where given.
+        run_dir: Keeps a reduced size for later attempts, if given.
     """
 
     def __init__(self, config: Config, world_size: int, run_dir: Path | None) -> None:
         self._config, self._run_dir = config, run_dir
-        share = config.optim.batch_size // world_size
-        self.micro_batch = min(config.optim.micro_batch_size or share, share)
-        noted = noted_micro_batch(run_dir) if run_dir else None
-        if noted is not None:
-            self.micro_batch = min(self.micro_batch, noted)
+        pairs_per_rank = config.optim.batch_size // world_size
+        self.size = min(config.optim.micro_batch_size or pairs_per_rank, pairs_per_rank)
+        limit = read_micro_batch_limit(run_dir) if run_dir else None
+        if limit is not None:
+            self.size = min(self.size, limit)
 
     def halve(self) -> None:
-        """Halve after a step that ran out of memory, and note it.
+        """Halve the size after a step ran out of memory, and save it as limit.
 
         Raises:
-            MemoryLimitError: It was one pair.
+            MemoryLimitError: The size was one pair.
         """
-        self.micro_batch //= 2
+        self.size //= 2
         if self._run_dir:
-            note_micro_batch(self._run_dir, self.micro_batch)
-        self.check()
+            save_micro_batch_limit(self._run_dir, self.size)
+        self.validate()
 
-    def check(self) -> None:
-        """Make sure that there is a size left to try.
+    def validate(self) -> None:
+        """Check that a size is left to try.
 
         Raises:
-            MemoryLimitError: One pair was too many.
+            MemoryLimitError: One pair was too much.
         """
-        if self.micro_batch:
+        if self.size:
             return
         needed = cost(self._config)
-        noted = f" (noted in {self._run_dir / FILE}; remove it to try again)" if self._run_dir else ""
+        hint = f" (saved in {self._run_dir / FILE}; remove it to try again)" if self._run_dir else ""
         raise MemoryLimitError(
             f"out of memory with one pair at a time: the configuration has {needed.params / 1e6:.1f} M parameters and "
-            f"keeps about {needed.activation_bytes / 2**20:.0f} MiB a pair: choose a smaller model or larger patches{noted}"
+            f"keeps about {needed.activation_bytes / 2**20:.0f} MiB per pair: choose a smaller model or larger patches{hint}"
         )
 
 
-def noted_micro_batch(run_dir: Path) -> int | None:
-    """The size that an earlier attempt left, if any."""
+def read_micro_batch_limit(run_dir: Path) -> int | None:
+    """The limit that an earlier attempt saved, if any."""
     try:
         text = (run_dir / FILE).read_text()
     except FileNotFoundError:
@@ -96,21 +97,21 @@ def noted_micro_batch(run_dir: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def note_micro_batch(run_dir: Path, micro_batch: int) -> None:
-    """Leave a size for the next attempt, unless a smaller one is noted; ranks may do so at the same moment."""
-    noted = noted_micro_batch(run_dir)
-    if noted is not None and noted <= micro_batch:
+def save_micro_batch_limit(run_dir: Path, micro_batch: int) -> None:
+    """Limit the micro-batch of later attempts; a smaller limit stays. Several ranks may save at the same time."""
+    limit = read_micro_batch_limit(run_dir)
+    if limit is not None and limit <= micro_batch:
         return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with atomic_write(run_dir / FILE, concurrent=True) as file:
             file.write(str(micro_batch).encode())
-    except OSError as error:  # the training can go on, only the next attempt will not know
+    except OSError as error:  # only the next attempt will miss it
         log.warning("%s: cannot be written: %s", run_dir / FILE, error.strerror)
 
 
 def weights_must_fit(config: Config) -> AbstractContextManager[None]:
-    """Explain an error for lack of memory while nothing but weights and the optimiser's state is there.
+    """Explain an out-of-memory error while only weights and optimiser state are in memory.
 
     Raises:
         MemoryLimitError: The memory is too small.
@@ -118,30 +119,31 @@ def weights_must_fit(config: Config) -> AbstractContextManager[None]:
 
     def explain() -> str:
         params = cost(config).params
+        mib = params * FLOAT32_BYTES * FLOATS_PER_PARAMETER / 2**20
         return (
             f"out of memory before the first step: the configuration has {params / 1e6:.1f} M parameters, which take"
-            f" {params * 4 * ADAMW_FLOATS / 2**20:.0f} MiB with gradients and AdamW's moments: choose a smaller model"
+            f" {mib:.0f} MiB with gradients and AdamW's moments: choose a smaller model"
         )
 
-    return _must_fit(explain)
+    return _explain_out_of_memory(explain)
 
 
 def scores_must_fit(num_pairs: int) -> AbstractContextManager[None]:
-    """Explain an error for lack of memory while the validation pairs are scored.
+    """Explain an out-of-memory error while the validation pairs are scored.
 
     Raises:
         MemoryLimitError: The memory is too small.
     """
-    return _must_fit(
+    return _explain_out_of_memory(
         lambda: (
-            f"out of memory while {num_pairs} validation pairs were scored, one pair at a time: lower eval.max_pairs, or"
+            f"out of memory while scoring {num_pairs} validation pairs, one pair at a time: lower eval.max_pairs, or"
             " choose a smaller model"
         )
     )
 
 
 @contextmanager
-def _must_fit(explain: Callable[[], str]) -> Iterator[None]:
+def _explain_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""AdamW and the learning rate of each step."""
+"""AdamW and its learning-rate schedule."""
 
 import math
 
@@ -9,7 +9,7 @@ from csmae.config import Optim
 
 
 def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
-    """AdamW whose weight decay spares biases, norms and tokens (MAE, arXiv 2111.06377, appendix A.1)."""
+    """AdamW without weight decay on biases, norms and tokens (MAE, arXiv 2111.06377, appendix A.1)."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim == 2], "weight_decay": optim.weight_decay},
@@ -19,16 +19,17 @@ def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
 
 
 def allocate_moments(optimizer: torch.optim.AdamW) -> None:
-    """Give AdamW's state its memory now, where it has none yet.
+    """Allocate AdamW's state now if it has none yet.
 
-    By itself it does so in its first step, parameter by parameter; out of memory there, one parameter would have half a
-    state, and the step could not be repeated.
+    AdamW itself allocates it in its first step, parameter by parameter. If memory ran out there, a parameter would
+    have half a state, and the step could not be repeated.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if not optimizer.state[parameter]:
                 optimizer.state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),  # there, as it is fused
+                    # On the parameter's device because the optimiser is fused.
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                 }
@@ -44,9 +45,9 @@ def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> 
         peak: Learning rate at the end of the warm-up.
 
     Returns:
-        The rate of this step, > 0: the zeros at both ends fall before the first and after the last step.
+        The learning rate of this step, > 0: the zeros lie one step before the first and one after the last.
     """
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)
-    done = (step - warmup_steps) / (num_steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * done))
+    progress = (step - warmup_steps) / (num_steps - warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * progress))

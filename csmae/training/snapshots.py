@@ -1,6 +1,6 @@
-"""What a network makes of a few validation scenes, kept as arrays at the start, middle and end of a training.
+"""Snapshots: reconstructions and retrieved scenes of the first, middle and last epoch, as arrays.
 
-B scenes, L patches, k hits. ``csmae.reporting.trial_plots`` says what a file holds and plots it.
+B scenes, L patches, k hits. ``csmae.reporting.trial_plots`` documents the files and plots them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from csmae.data.split import Split
 from csmae.data.transforms import Preprocess
 from csmae.model.csmae import CSMAE
 from csmae.model.losses import EPSILON
+from csmae.model.masking import loss_reads_removed
 from csmae.model.patches import patchify, unpatchify
 from csmae.out_of_memory import is_out_of_memory
 from csmae.retrieval.scores import rank_directions
@@ -32,27 +33,27 @@ log = logging.getLogger(__name__)
 NUM_SCENES = 3
 NUM_HITS = 10
 MASK_SEED = 0
-"""Draws the masks: the same at every epoch and in every trial of a patch size, or pictures would not compare."""
+"""Seed of the masks: the same for every epoch and every trial of a patch size, otherwise pictures would not compare."""
 
 Arrays = dict[str, NDArray[Any]]
 
 
 def is_due(epoch: int, num_epochs: int) -> bool:
-    """Whether an epoch, from 1, is the first, the middle or the last."""
+    """Whether a 1-based epoch is the first, the middle or the last."""
     return epoch in (1, (num_epochs + 1) // 2, num_epochs)
 
 
 def write_snapshot(
     path: Path, model: CSMAE, config: Config, validation: Split, features: dict[str, Tensor] | None
 ) -> None:
-    """Write what is to be drawn of an epoch; a full disk or too little memory is told of and ends nothing.
+    """Write the snapshot of an epoch. A full disk or too little memory is only logged.
 
     Args:
-        path: Of the ``.npz``.
+        path: The ``.npz`` file.
         model: In evaluation mode.
-        config: Of the run.
-        validation: Scenes, the first of them are shown.
-        features: Of all of them, as the epoch's score read them; without, no retrieval is shown.
+        config: The run's configuration.
+        validation: The validation split; its first scenes are shown.
+        features: Features of all its scenes, as the epoch's score used them; None leaves retrieval out.
     """
     try:
         arrays = _reconstructions(model, config, validation.read(range(min(NUM_SCENES, len(validation)))))
@@ -61,7 +62,7 @@ def write_snapshot(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        log.warning("%s: out of memory: there will be no pictures of this epoch", path)
+        log.warning("%s: out of memory: this epoch has no pictures", path)
         return
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
@@ -70,58 +71,59 @@ def write_snapshot(
         with atomic_write(path) as file:
             file.write(content.getvalue())
     except OSError as error:
-        log.warning("%s: cannot be written (%s): there will be no pictures of this epoch", path, error.strerror)
+        log.warning("%s: cannot be written (%s): this epoch has no pictures", path, error.strerror)
 
 
 def _reconstructions(model: CSMAE, config: Config, batch: PairBatch) -> Arrays:
-    device = model.encoder.norm.weight.device
-    prepare = Preprocess(config.data, config.model.img_size).to(device)
-    images = dict(zip(SENSORS, prepare(batch.to(device)), strict=True))
+    device, size = model.encoder.norm.weight.device, config.model.patch_size
+    preprocess = Preprocess(config.data, config.model.img_size).to(device)
+    images = dict(zip(SENSORS, preprocess(batch.to(device)), strict=True))
     shape = (2, len(batch.s1), config.model.num_patches)
     noise = torch.from_numpy(np.random.default_rng(MASK_SEED).random(shape, dtype=np.float32)).to(device)
-    made = model.reconstruct(images["s1"], images["s2"], noise[0], noise[1])
-    size, arrays = config.model.patch_size, {}
+    output = model.reconstruct(images["s1"], images["s2"], noise[0], noise[1])
+    statistics = {s: (preprocess.get_buffer(f"{s}_mean"), preprocess.get_buffer(f"{s}_std")) for s in SENSORS}
+    arrays: Arrays = {}
     for sensor, image in images.items():
-        mean, std = prepare.get_buffer(f"{sensor}_mean"), prepare.get_buffer(f"{sensor}_std")
-        arrays[sensor] = _shown(image * std + mean)
-        hidden = made.masks[sensor].removed_bl[:, :, None].expand(-1, -1, size**2)
-        arrays[f"{sensor}_visible"] = unpatchify(hidden, size)[:, 0].cpu().numpy() == 0
-    for (source, target), predicted in made.predictions.items():
+        mean, std = statistics[sensor]
+        arrays[sensor] = _visible_bands(image * std + mean)
+        mask_blp = output.masks[sensor].mask_bl[:, :, None].expand(-1, -1, size**2)
+        arrays[f"{sensor}_visible"] = unpatchify(mask_blp, size)[:, 0].cpu().numpy() == 0
+    for (source, target), predicted in output.predictions.items():
         if config.loss.norm_pix:
             variance, mean = torch.var_mean(patchify(images[target], size), dim=-1, keepdim=True)
             predicted = predicted * (variance + EPSILON).sqrt() + mean
-        mean, std = prepare.get_buffer(f"{target}_mean"), prepare.get_buffer(f"{target}_std")
-        removed = made.masks[source].removed_bl[:, :, None] == 1
-        asked = removed if source == target or config.masking.reconstruction == "disjoint" else ~removed
-        image = unpatchify(predicted.float().masked_fill(~asked, torch.nan), size)
-        arrays[f"{source}_to_{target}"] = _shown(image * std + mean)
+        mean, std = statistics[target]
+        removed = output.masks[source].mask_bl[:, :, None] == 1
+        in_loss = removed if loss_reads_removed(config.masking, source, target) else ~removed
+        image = unpatchify(predicted.float().masked_fill(~in_loss, torch.nan), size)
+        arrays[f"{source}_to_{target}"] = _visible_bands(image * std + mean)
     return arrays
 
 
 def _retrieval(validation: Split, features: dict[str, Tensor], k: int) -> Arrays:
     """The first intact scene as query, and its hits in the half of the split that scores are computed on."""
     half = len(validation) // 2
-    first = int(features["s1"][:half].any(dim=1).int().argmax())  # damaged scenes have features of zero
+    first = int(features["s1"][:half].any(dim=1).int().argmax())  # features of damaged scenes are zero
     labels_nc = validation.take([first, *range(half, len(validation))]).labels()
     query = validation.read([first])
     arrays: Arrays = {
-        "query_s1": _shown(query.s1)[0],
-        "query_s2": _shown(query.s2_10m)[0],
+        "query_s1": _visible_bands(query.s1)[0],
+        "query_s2": _visible_bands(query.s2_10m)[0],
         "labels": np.array(CLASSES)[labels_nc[0]],
     }
-    asking = {sensor: f[first : first + 1] for sensor, f in features.items()}
-    there = {sensor: f[half:] for sensor, f in features.items()}
-    for direction, ranked in rank_directions(asking, there, k).items():
-        places = ranked[0].cpu().numpy()
-        found = validation.read(half + places)
-        arrays[f"hits_{direction}"] = _shown(found.s1 if direction.endswith("s1") else found.s2_10m)
-        arrays[f"shared_{direction}"] = (labels_nc[1 + places] & labels_nc[0]).any(axis=1)
+    query_features = {sensor: f[first : first + 1] for sensor, f in features.items()}
+    archive_features = {sensor: f[half:] for sensor, f in features.items()}
+    for direction, ranked in rank_directions(query_features, archive_features, k).items():
+        indices = ranked[0].cpu().numpy()
+        hits = validation.read(half + indices)
+        arrays[f"hits_{direction}"] = _visible_bands(hits.s1 if direction.endswith("s1") else hits.s2_10m)
+        arrays[f"shared_{direction}"] = (labels_nc[1 + indices] & labels_nc[0]).any(axis=1)
     return arrays
 
 
-def _shown(images_bchw: Tensor) -> NDArray[np.float16]:
-    """The bands that pictures show; half precision holds dB and reflectance well enough to look at."""
+def _visible_bands(images_bchw: Tensor) -> NDArray[np.float16]:
+    """The bands that pictures show; half precision is accurate enough for dB and reflectance."""
     largest = torch.finfo(torch.float16).max  # saturated pixels of S2 have 65,535
     images = images_bchw[:, : max(S2_RGB) + 1].cpu().float().clamp(-largest, largest)
-    shown: NDArray[np.float16] = images.numpy().astype(np.float16)
-    return shown
+    bands: NDArray[np.float16] = images.numpy().astype(np.float16)
+    return bands

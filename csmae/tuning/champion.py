@@ -103,13 +103,13 @@ def _score(
     config: Config, encoder_dir: Path | None, remote: RemoteFolder | None, device: str | None = None
 ) -> dict[str, float]:
     """Score one encoder, in a Ray task."""
-    from csmae.training.scoring import score
+    from csmae.training.scoring import final_scores
 
     if remote is None:
-        return score(config, encoder_dir, device)
+        return final_scores(config, encoder_dir, device)
     with scratch("score") as copy:
         retry(lambda: remote.fetch(copy, remote.manifest(), lambda name: name.startswith("encoder/")))
-        return score(config, copy / "encoder", device)
+        return final_scores(config, copy / "encoder", device)
 
 
 def download_trials(trial_store: TrialStore) -> None:

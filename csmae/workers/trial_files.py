@@ -22,7 +22,7 @@ from csmae.scratch import hold, remove_unused, scratch_root
 from csmae.settings import flatten
 from csmae.storage.manifest import Claim, DeletedError, Manifest, RemoteFolder, SupersededError, object_names, snapshot
 from csmae.storage.object_store import RETRY_FOR_S, RETRY_INTERVAL_S, describe_error, retry
-from csmae.training.checkpoint import FullDiskError, progress
+from csmae.training.checkpoint import FullDiskError, read_progress
 
 PREFIX = "trial-"
 """Beginning of the names of working copies."""
@@ -133,7 +133,7 @@ class WorkingCopy:
             state = claim.manifest
             if state.metadata.get("fingerprint") != self._fingerprint:
                 state = Manifest()
-            if progress(self.folder) > (state.metadata.get("epoch", 0), state.metadata.get("steps", 0)):
+            if read_progress(self.folder) > (state.metadata.get("epoch", 0), state.metadata.get("steps", 0)):
                 state = claim.push(self.folder, self._metadata(self.folder))
             self._remote.fetch(self.folder, state)
             self._write_synced(state)
@@ -248,7 +248,7 @@ class WorkingCopy:
         return True
 
     def _metadata(self, folder: Path) -> dict[str, Any]:
-        epoch, steps = progress(folder)
+        epoch, steps = read_progress(folder)
         return {"fingerprint": self._fingerprint, "epoch": epoch, "steps": steps}
 
     def _problem(self) -> str:

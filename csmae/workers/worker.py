@@ -111,11 +111,11 @@ class TrainWorker:
 
     def _train_epochs(self, assignment: Assignment) -> bool:
         """Train until the decision is to stop; returns whether all epochs are trained."""
-        from csmae.training.micro_batch import note_micro_batch
+        from csmae.training.micro_batch import save_micro_batch_limit
 
         with self._files(assignment) as (run_dir, mirror):
             if assignment.micro_batch:  # the rank that requested it may have noted it on another node's disk
-                note_micro_batch(run_dir, assignment.micro_batch)
+                save_micro_batch_limit(run_dir, assignment.micro_batch)
             if self.rank == 0 and (saved := saved_epoch(run_dir)):
                 ray.get(self.coordinator.report_saved.remote(assignment.id, self.group, *saved))
             for epoch in self._epochs(assignment, run_dir):

@@ -12,8 +12,9 @@ from safetensors.numpy import save
 
 from csmae.__main__ import main
 from csmae.data.archive import ArchiveError
+from csmae.encoders import SensorEncoder
+from csmae.model.csmae import build_model
 from csmae.sensors import S1_BANDS, S2_BANDS
-from csmae.training.scoring import encoder_of, seeded_model
 from tests.conftest import small_config
 from tests.support.archives import (
     FILES,
@@ -96,7 +97,7 @@ def test_an_archive_that_lacks_a_sensor_says_how_the_other_is_read(
 
 def test_a_store_of_s1_alone_is_asked_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, store, config = one_sensor_v2(tmp_path / "archive", "s1"), str(tmp_path / "store"), small_config()
-    encoder_of(seeded_model(config), config).eval().save(tmp_path / "encoder")
+    SensorEncoder.from_model(build_model(config), config).eval().save(tmp_path / "encoder")
     encoder = ["--encoder", str(tmp_path / "encoder")]
     assert main(["embed", str(folder), store, *encoder, "--sensor", "s1", "--split", "train"]) == 0
     for name in names_of(2):

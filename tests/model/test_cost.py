@@ -1,4 +1,4 @@
-"""The estimated cost against torch's own counters."""
+"""The estimated cost compared with torch's counters."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_the_estimate_agrees_with_the_counters(variant: str, masking: Masking, l
         with saved_tensors_hooks(keep, lambda tensor: tensor):
             total = model(*images(48), noise[0], noise[1])["loss"]
         total.backward()
-    found = cost(config)
-    assert found.params == sum(p.numel() for p in model.parameters())
-    assert found.flops == pytest.approx(counter.get_total_flops() / BATCH, rel=0.08)
-    assert found.activation_bytes == pytest.approx(sum(kept.values()) / BATCH, rel=0.35)
+    estimate = cost(config)
+    assert estimate.params == sum(p.numel() for p in model.parameters())
+    assert estimate.flops == pytest.approx(counter.get_total_flops() / BATCH, rel=0.08)
+    assert estimate.activation_bytes == pytest.approx(sum(kept.values()) / BATCH, rel=0.35)

@@ -1,4 +1,4 @@
-"""The network: every configuration trains, no parameter is idle, nothing that is off is computed."""
+"""The network: every configuration trains, no parameter is unused, no term of weight 0 is computed."""
 
 import itertools
 
@@ -49,14 +49,14 @@ def valid_losses() -> list[Loss]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("pooling", ["avg", "cls"])
-def test_every_trained_parameter_has_a_gradient_whatever_losses_are_on(variant: str, pooling: str) -> None:
+def test_every_trainable_parameter_has_a_gradient_for_all_combinations_of_losses(variant: str, pooling: str) -> None:
     losses = valid_losses()
     assert len(losses) > 20
     for loss in losses:
         model = CSMAE(tiny(variant, pooling=pooling), Masking(), loss)
         model(*batch())["loss"].backward()
-        idle = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-        assert not idle, (loss, idle)
+        unused = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+        assert not unused, (loss, unused)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -75,17 +75,17 @@ def test_every_masking_and_reconstruction_trains(variant: str, strategy: str, re
 def test_the_total_is_the_weighted_sum_of_the_terms() -> None:
     loss = Loss(umr_weight=2, cmr_weight=3, mim_weight=5, mde_weight=7, s1_weight=11)
     t = CSMAE(tiny("sesd"), Masking(), loss)(*batch())
-    by_hand = 2 * (11 * t["umr_s1"] + t["umr_s2"]) + 3 * (t["cmr_s1_to_s2"] + 11 * t["cmr_s2_to_s1"])
-    torch.testing.assert_close(t["loss"], by_hand + 5 * t["mim"] + 7 * t["mde"])
+    expected = 2 * (11 * t["umr_s1"] + t["umr_s2"]) + 3 * (t["cmr_s1_to_s2"] + 11 * t["cmr_s2_to_s1"])
+    torch.testing.assert_close(t["loss"], expected + 5 * t["mim"] + 7 * t["mde"])
 
 
 def test_reconstruction_of_identical_patches_measures_those_visible_in_the_source() -> None:
     inputs = batch()
     model = CSMAE(tiny("sesd"), Masking(reconstruction="identical"), Loss())
-    terms, whole = model(*inputs), model.reconstruct(*inputs)
-    hidden = whole.masks["s1"].removed_bl.bool()
-    error = (whole.predictions["s1", "s2"] - patchify(inputs[1], 6)).square().mean(-1)
-    torch.testing.assert_close(terms["cmr_s1_to_s2"], error[~hidden].mean())
+    terms, output = model(*inputs), model.reconstruct(*inputs)
+    removed = output.masks["s1"].mask_bl.bool()
+    error = (output.predictions["s1", "s2"] - patchify(inputs[1], 6)).square().mean(-1)
+    torch.testing.assert_close(terms["cmr_s1_to_s2"], error[~removed].mean())
 
 
 def test_a_term_of_weight_0_is_not_computed() -> None:
@@ -101,12 +101,12 @@ def test_a_term_of_weight_0_is_not_computed() -> None:
         if isinstance(module, Decoder):
             module.register_forward_hook(calls)
     model(*batch())
-    assert calls.count == 1, "a common decoder passes both sources in one batch"
+    assert calls.count == 1, "a common decoder processes both sources in one batch"
     assert not CSMAE(tiny("cecd"), Masking(), Loss(umr_weight=0, cmr_weight=0)).decoders
     assert set(model(*batch())) == {"loss", "umr_s1", "umr_s2", "cmr_s1_to_s2", "cmr_s2_to_s1", "mim"}
 
 
-def test_inference_is_deterministic_and_each_sensor_stands_alone() -> None:
+def test_inference_is_deterministic_and_independent_of_the_other_sensor() -> None:
     s1, s2, _, _ = batch()
     encoder = CSMAE(tiny("secd"), Masking(), Loss()).encoder
     both = encoder.features({"s1": s1, "s2": s2})

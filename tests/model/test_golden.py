@@ -1,4 +1,4 @@
-"""Agreement with the published implementation, case by case, on tensors that it computed."""
+"""Agreement with tensors that the published implementation computed."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from csmae.data.transforms import upsample
 from csmae.encoders import EncoderError, load_published
 from csmae.model.csmae import CSMAE
 from csmae.model.published import convert_state, infer_model, rename
-from csmae.retrieval.scores import directions, label_scores, rank_archive
+from csmae.retrieval.scores import label_scores, rank_directions
 from csmae.sensors import S1_BANDS, S2_BANDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ needs_golden = pytest.mark.skipif(not CASES, reason=f"no golden tensors in {GOLD
 
 
 class Case:
-    """One golden file: our network with its weights, its inputs and what must come out."""
+    """One golden file: our network with its weights, its inputs and the expected outputs."""
 
     def __init__(self, path: Path) -> None:
         with safe_open(path, "pt") as file:
@@ -41,10 +41,10 @@ class Case:
         self.tensors = load_file(path)
         state = self.part("state.")
         self.model = CSMAE(infer_model(state, self.settings), _masking(self.settings), _loss(self.settings))
-        wanted = self.model.state_dict().keys()
+        names = self.model.state_dict().keys()
         ours = convert_state(state)
-        assert all(name.startswith("decoders.") for name in ours.keys() - wanted), "only idle decoders are not built"
-        self.model.load_state_dict({name: tensor for name, tensor in ours.items() if name in wanted})
+        assert all(name.startswith("decoders.") for name in ours.keys() - names), "only unused decoders are not built"
+        self.model.load_state_dict({name: tensor for name, tensor in ours.items() if name in names})
         x = self.tensors["input.x"]
         noise = self.tensors["input.noise_s1"]
         self.inputs = x[:, 10:], x[:, :10], noise, self.tensors.get("input.noise_s2", noise)
@@ -83,7 +83,7 @@ def test_unmasked_features_agree(case: Case) -> None:
         features = case.model.eval().encoder.features({"s1": s1, "s2": s2})
     for sensor in ("s1", "s2"):
         expected = case.tensors[f"expect.encode_{sensor}"]
-        if expected.isnan().any():  # with disjoint masks the published encoder is left no S2 patch at inference
+        if expected.isnan().any():  # with disjoint masks the published encoder has no S2 patch at inference
             assert case.settings["masking_strategy"] == "disjoint"
             assert features[sensor].isfinite().all()
         else:
@@ -94,7 +94,7 @@ def test_unmasked_features_agree(case: Case) -> None:
 def test_masks_features_and_predictions_agree(case: Case) -> None:
     result = case.model.reconstruct(*case.inputs)
     for sensor in ("s1", "s2"):
-        agrees(result.masks[sensor].removed_bl, case.tensors[f"expect.mask_{sensor}"])
+        agrees(result.masks[sensor].mask_bl, case.tensors[f"expect.mask_{sensor}"])
         agrees(result.features[sensor], case.tensors[f"expect.feats_{sensor}"])
     expected = case.part("expect.pred_")
     compared = set()
@@ -138,7 +138,7 @@ def test_masks_of_the_loss_agree(case: Case) -> None:
     for target, source in (("s1", "s2"), ("s2", "s1")):
         name = f"expect.mask_{target}_from_{source}"
         if name in case.tensors:
-            agrees(masks[source].removed_bl, case.tensors[name])
+            agrees(masks[source].mask_bl, case.tensors[name])
 
 
 @pytest.mark.skipif(not (GOLDEN / "retrieval.safetensors").exists(), reason=f"no retrieval.safetensors in {GOLDEN}")
@@ -151,13 +151,11 @@ def test_retrieval_scores_agree() -> None:
         {s: torch.nn.functional.normalize(tensors[f"{part}_{s}"], dim=1) for s in ("s1", "s2")}
         for part in ("query", "archive")
     )
-    compared = []
-    for direction, q, a in directions(queries, archive):
-        ranked = rank_archive(q, a, int(metadata["k"]))
+    rankings = rank_directions(queries, archive, int(metadata["k"]))
+    for direction, ranked in rankings.items():
         scores = label_scores(tensors["query_labels"], tensors["archive_labels"], ranked)
         assert scores == pytest.approx(expected[direction], rel=1e-5), direction
-        compared.append(direction)
-    assert set(compared) == set(expected)
+    assert set(rankings) == set(expected)
 
 
 PUBLISHED = GOLDEN / "published"
@@ -166,7 +164,7 @@ needs_published = pytest.mark.skipif(not PUBLISHED.exists(), reason=f"no publish
 
 
 @needs_published
-def test_the_published_checkpoint_gives_the_published_features() -> None:
+def test_the_published_checkpoint_computes_the_published_features() -> None:
     expected = load_file(PUBLISHED / "expect.safetensors")
     encoder = load_published(PUBLISHED / "weights.ckpt", PUBLISHED / "cfg.yaml")
     x = expected["x"]
@@ -217,7 +215,7 @@ def test_the_checkpoint_of_a_published_training_run_is_read(case: Case, tmp_path
         (lambda state: state.update({"backbone.norm.scale": torch.zeros(3)}), "Unexpected key.*encoder.norm.scale"),
         (
             lambda state: state.update({"projector.weight": torch.zeros(3)}),
-            "'projector.weight' is no parameter of a CSMAE",
+            "'projector.weight' is not a parameter of a CSMAE",
         ),
         (
             lambda state: state.update({"backbone.cls_token": torch.zeros(1, 1, 7)}),
@@ -226,7 +224,7 @@ def test_the_checkpoint_of_a_published_training_run_is_read(case: Case, tmp_path
         (lambda state: state.update({"backbone.patch_embed.proj.weight": 3}), "do not make a CSMAE"),
     ],
 )
-def test_a_published_checkpoint_is_read_whole_or_refused(
+def test_a_published_checkpoint_is_read_completely_or_rejected(
     change: Callable[[dict[str, Tensor]], object], text: str, tmp_path: Path
 ) -> None:
     case = Case(CASES[0])
@@ -239,7 +237,7 @@ def test_a_published_checkpoint_is_read_whole_or_refused(
 
 
 @needs_golden
-def test_a_published_checkpoint_without_settings_or_half_written_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_published_checkpoint_and_one_without_settings_are_rejected(tmp_path: Path) -> None:
     case = Case(CASES[0])
     path = write_run(tmp_path, case.part("state."), case.settings)
     path.write_bytes(path.read_bytes()[:2000])

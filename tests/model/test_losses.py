@@ -1,4 +1,4 @@
-"""Losses against naive versions, written as the papers write them."""
+"""Losses compared with naive versions of the papers' formulas."""
 
 import math
 

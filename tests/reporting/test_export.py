@@ -10,8 +10,8 @@ import yaml
 
 from csmae import load_encoder
 from csmae.__main__ import main
-from csmae.encoders import SETTINGS, WEIGHTS
-from csmae.training.scoring import encoder_of, seeded_model
+from csmae.encoders import SETTINGS, WEIGHTS, SensorEncoder
+from csmae.model.csmae import build_model
 from tests.conftest import small_config
 
 
@@ -20,7 +20,7 @@ def trained(tmp_path: Path) -> Path:
     config = small_config()
     metrics = {"val/f1_mean": 0.4321, "train/loss": 1.5}
     details = {"epoch": 3, "metrics": metrics, "data": "BigEarthNet v2, 50 train, 20 validation, 20 test pairs"}
-    encoder_of(seeded_model(config), config).save(tmp_path / "trained", details)
+    SensorEncoder.from_model(build_model(config), config).save(tmp_path / "trained", details)
     return tmp_path / "trained"
 
 

@@ -1,4 +1,4 @@
-"""Retrieval where scenes are damaged or nobody labelled them: neither may look like a result."""
+"""Retrieval with damaged scenes and without labels: neither may look like a valid result."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.nn.functional import normalize
 from csmae.__main__ import main
 from csmae.config import Data
 from csmae.encoders import SensorEncoder
-from csmae.retrieval import nearest
+from csmae.model.csmae import build_model
+from csmae.retrieval import nearest, quantized
 from csmae.retrieval.query import Query, search
 from csmae.retrieval.store import FeatureStore, Source, StoreError, open_store, write_store
-from csmae.training.scoring import encoder_of, seeded_model
 from csmae.training.snapshots import _retrieval
 from tests.conftest import small_config
 from tests.support.archives import names_of, open_folder, put, without_labels, write_pickles, write_v2
 
 DAMAGED, MISSING = 3, 1
-"""Pairs of the training split, of five."""
+"""Two of the training split's five pairs."""
 
 
 @pytest.fixture(scope="module")
 def encoder() -> SensorEncoder:
     config = small_config()
-    return encoder_of(seeded_model(config), config).eval()
+    return SensorEncoder.from_model(build_model(config), config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def encoder_dir(encoder: SensorEncoder, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(params=["v1", "v2"])
 def store(tmp_path: Path, encoder: SensorEncoder, request: pytest.FixtureRequest) -> FeatureStore:
-    """Of an archive in which one pair is damaged and one is missing."""
+    """A store of an archive in which one pair is damaged and one is missing."""
     folder = (write_v2 if request.param == "v2" else write_pickles)(tmp_path / "archive")
     damaged, missing = (names_of(number)[2 if request.param == "v2" else 1] for number in (DAMAGED, MISSING))
     put(folder, {damaged: b"damaged!!"})
@@ -55,44 +55,44 @@ def store(tmp_path: Path, encoder: SensorEncoder, request: pytest.FixtureRequest
 
 
 def name_in(store: FeatureStore, number: int) -> str:
-    """Of a pair, in the store's archive."""
+    """Name of a pair in the store's archive."""
     return names_of(number)["_N9999_" not in store.names[0].decode()]
 
 
-def unlike_all(store: FeatureStore, sensor: str) -> Query:
-    """A query of which every real image is the opposite: damaged ones, alike to nothing, would come first."""
+def opposite_query(store: FeatureStore, sensor: str) -> Query:
+    """A query with a negative similarity to every intact scene: the zeros of damaged scenes would rank first."""
     mean_d = normalize(torch.cat(list(store.blocks(sensor))).sum(0), dim=0)
     return Query(sensor, -mean_d, np.zeros((4, 120, 120), np.float32), None)
 
 
-def test_a_damaged_scene_is_never_retrieved_not_even_before_scenes_of_negative_similarity(store: FeatureStore) -> None:
+def test_a_damaged_scene_is_not_retrieved_even_if_all_others_have_negative_similarity(store: FeatureStore) -> None:
     for sensor in ("s1", "s2"):
-        found = {found.direction: found for found in search(unlike_all(store, sensor), store, 3)}[
-            f"{sensor}_to_{sensor}"
-        ]
-        assert [store.names[place].decode() for place in sorted(found.places)] == [name_in(store, n) for n in (0, 2, 4)]
-        assert max(found.cosines) < 0
+        by_direction = {ranked.direction: ranked for ranked in search(opposite_query(store, sensor), store, 3)}
+        ranked = by_direction[f"{sensor}_to_{sensor}"]
+        names = [store.names[index].decode() for index in sorted(ranked.indices)]
+        assert names == [name_in(store, number) for number in (0, 2, 4)]
+        assert max(ranked.similarities) < 0
 
 
-def test_more_scenes_than_are_intact_cannot_be_asked_for(store: FeatureStore) -> None:
+def test_retrieving_more_scenes_than_are_intact_is_rejected(store: FeatureStore) -> None:
     with pytest.raises(StoreError, match=r"--k must be between 1 and the 3 intact scenes of .*: found 4"):
-        list(search(unlike_all(store, "s1"), store, 4))
+        list(search(opposite_query(store, "s1"), store, 4))
 
 
-def test_a_store_made_with_damage_skipped_answers_queries_and_draws_them(
+def test_retrieve_prints_and_draws_hits_from_a_store_that_skipped_damage(
     store: FeatureStore, encoder_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = store.folder / "found.png"
-    asked = ["retrieve", "--encoder", str(encoder_dir), "--store", str(store.folder), "--query", name_in(store, 0)]
-    assert main([*asked, "--sensor", "s1", "--k", "3", "--output", str(picture)]) == 0, capsys.readouterr().err
-    said = capsys.readouterr().out
-    assert name_in(store, DAMAGED) not in said and name_in(store, MISSING) not in said
-    assert name_in(store, 2) in said and name_in(store, 4) in said
+    command = ["retrieve", "--encoder", str(encoder_dir), "--store", str(store.folder), "--query", name_in(store, 0)]
+    assert main([*command, "--sensor", "s1", "--k", "3", "--output", str(picture)]) == 0, capsys.readouterr().err
+    output = capsys.readouterr().out
+    assert name_in(store, DAMAGED) not in output and name_in(store, MISSING) not in output
+    assert name_in(store, 2) in output and name_in(store, 4) in output
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_search_leaves_out_zero_features_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "GROUP", 8)
+def test_a_search_skips_zero_features_at_any_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "GROUP", 8)
     g = torch.Generator().manual_seed(0)
     queries, archive = (normalize(torch.randn(n, 8, generator=g), dim=1) for n in (200, 3000))
     archive = normalize(archive - 3 * queries.mean(0), dim=1)
@@ -104,11 +104,11 @@ def test_a_search_leaves_out_zero_features_wherever_they_lie(monkeypatch: pytest
     expected = similarity.topk(5)
     torch.testing.assert_close(hits.scores_qk, expected.values)
     torch.testing.assert_close(similarity.gather(1, hits.indices_qk), expected.values)
-    few = nearest.search(-archive[1:2], [archive[:1], archive[1:3], torch.zeros(2, 8)], 4)
-    assert sorted(few.indices_qk[0].tolist()) == [1, 2], "only two scenes are there"
+    hits = nearest.search(-archive[1:2], [archive[:1], archive[1:3], torch.zeros(2, 8)], 4)
+    assert sorted(hits.indices_qk[0].tolist()) == [1, 2], "only two scenes are intact"
 
 
-def test_a_picture_of_retrieval_asks_with_an_intact_scene_and_shows_no_damaged_one(
+def test_a_snapshot_queries_with_an_intact_scene_and_contains_no_damaged_one(
     tmp_path: Path, encoder: SensorEncoder
 ) -> None:
     folder = write_v2(tmp_path)
@@ -117,9 +117,9 @@ def test_a_picture_of_retrieval_asks_with_an_intact_scene_and_shows_no_damaged_o
     whole = open_folder(write_v2(tmp_path / "whole")).split("train")
     g = torch.Generator().manual_seed(0)
     features = {sensor: normalize(torch.randn(5, 8, generator=g), dim=1) for sensor in ("s1", "s2")}
-    for found in features.values():
-        found[[0, 3]] = 0
-        found[[2, 4]] = -found[1]
+    for features_nd in features.values():
+        features_nd[[0, 3]] = 0
+        features_nd[[2, 4]] = -features_nd[1]
     arrays = _retrieval(validation, features, 2)
     expected = whole.read([1, 2, 4])
     assert np.array_equal(arrays["query_s1"], expected.s1[0].numpy().astype(np.float16))
@@ -129,24 +129,24 @@ def test_a_picture_of_retrieval_asks_with_an_intact_scene_and_shows_no_damaged_o
 
 
 @pytest.mark.parametrize("splits", [("validation", "test"), ("validation",)])
-def test_an_archive_without_labels_is_evaluated_without_them(
+def test_evaluate_prints_partner_scores_for_an_archive_without_labels(
     tmp_path: Path, encoder_dir: Path, capsys: pytest.CaptureFixture[str], splits: tuple[str, ...]
 ) -> None:
     folder = without_labels(write_v2(tmp_path), splits)
     assert main(["evaluate", str(folder), "--encoder", str(encoder_dir), "--k", "2"]) == 0
-    said = capsys.readouterr().out
-    assert f"no labels in the split {splits[0]}" in said.replace("splits", "split"), said
-    assert "F1 cannot be computed" in said and "finding each test scene's image from the other sensor" in said
-    assert "recall@1" in said and "mrr" in said
-    assert "f1" not in said and "Urban fabric" not in said
+    output = capsys.readouterr().out
+    assert f"no labels in the split {splits[0]}" in output.replace("splits", "split"), output
+    assert "F1 cannot be computed" in output and "finding each test scene's image from the other sensor" in output
+    assert "recall@1" in output and "mrr" in output
+    assert "f1" not in output and "Urban fabric" not in output
 
 
-def test_scenes_without_labels_among_labelled_ones_are_counted(
+def test_evaluate_counts_scenes_without_labels(
     tmp_path: Path, encoder_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_v2(tmp_path)
     without_labels(folder, names=(names_of(6)[0],))
     assert main(["evaluate", str(folder), "--encoder", str(encoder_dir), "--k", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "1 of 3 queries and 0 of 2 test scenes carry no label: they count as not found" in said, said
-    assert "f1" in said
+    output = capsys.readouterr().out
+    assert "1 of 3 queries and 0 of 2 test scenes carry no label: they count as not found" in output, output
+    assert "f1" in output

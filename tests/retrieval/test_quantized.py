@@ -1,4 +1,4 @@
-"""Bounds hold, also where everything that rounding takes points the same way."""
+"""Quantized bounds are never too small, even if all rounding errors add up."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,71 +7,71 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from csmae.retrieval import quantized as rough
+from csmae.retrieval import quantized
 from tests.support.processes import run_code
 
-BYTES = pytest.mark.skipif(
-    not rough._is_exact(), reason="here oneDNN's products of bytes overflow, and so they are not used"
+INT8 = pytest.mark.skipif(
+    not quantized._int8_products_are_exact(), reason="oneDNN's int8 products overflow on this CPU, so they are not used"
 )
-KINDS = [pytest.param(torch.int8, marks=BYTES), torch.bfloat16]
+DTYPES = [pytest.param(torch.int8, marks=INT8), torch.bfloat16]
 
 
-def leeway(queries_qd: Tensor, archive_nd: Tensor, kind: torch.dtype) -> Tensor:
-    """How far bounds lie above what they are of (Q, N), as similarities."""
-    mean_d, everything = queries_qd.mean(0), slice(None)
-    with ThreadPoolExecutor(1) as threads:
-        queries, archive = (rough.quantize(features, mean_d, kind, threads) for features in (queries_qd, archive_nd))
-    bounds = rough.Bounds(queries, mean_d, archive)
+def slack(queries_qd: Tensor, archive_nd: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bounds minus exact similarities (N, Q)."""
+    mean_d, every = queries_qd.mean(0), slice(None)
+    with ThreadPoolExecutor(1) as pool:
+        queries, archive = (quantized.quantize(features, mean_d, dtype, pool) for features in (queries_qd, archive_nd))
+    bounds = quantized.Bounds(queries, mean_d, archive)
     bound_qn = torch.empty(len(queries_qd), len(archive_nd))
-    bounds.fill(everything, everything, bound_qn)
+    bounds.write(every, every, bound_qn)
     exact_nq = archive_nd.double() @ queries_qd.double().T
-    least_nq = torch.stack([bounds.least(everything, column.float()) for column in exact_nq])
-    return (bound_qn.T - least_nq) * queries.scale * archive.scale
+    threshold_nq = torch.stack([bounds.threshold(every, row.float()) for row in exact_nq])
+    return (bound_qn.T - threshold_nq) * queries.scale * archive.scale
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("spread", [100.0, 1.0, 0.1, 1e-3, 0.0])
-def test_no_similarity_is_above_its_bound(spread: float, kind: torch.dtype) -> None:
+def test_no_similarity_exceeds_its_bound(spread: float, dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     axis = torch.randn(100, generator=g)
     queries, archive = (normalize(axis + spread * torch.randn(n, 100, generator=g), dim=1) for n in (300, 2000))
     queries[3] = archive[5] = 0
-    above = leeway(queries, archive, kind)
-    assert above.min() > 0
-    if spread >= 1:  # and yet it tells scenes apart
-        assert above.median() < 0.5 * (queries @ archive.T).std()
+    excess = slack(queries, archive, dtype)
+    assert excess.min() > 0
+    if spread >= 1:  # the bounds still separate scenes
+        assert excess.median() < 0.5 * (queries @ archive.T).std()
 
 
-@BYTES
-def test_bytes_that_are_all_too_small_are_allowed_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rough, "_rotation", lambda: torch.eye(rough.SPIN))
-    monkeypatch.setattr(rough, "CUT", rough.LEVELS / 31.25)  # so a byte of 31 stands for 31.25
+@INT8
+def test_bounds_hold_if_all_int8_values_are_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "_rotation", lambda: torch.eye(quantized.ROTATION))
+    monkeypatch.setattr(quantized, "CLIP_RMS", quantized.LEVELS / 31.25)  # the value 31 represents 31.25
     signs = torch.randn(1, 256, generator=torch.Generator().manual_seed(0)).sign() / 16
-    odd = 31.45 / 31.25
-    queries = torch.cat([signs, -signs] * 150 + [odd * signs, -odd * signs])
-    archive = torch.cat([signs, -signs] * 500 + [odd * signs, -odd * signs])
-    above = leeway(queries, archive, torch.int8)
-    assert above.min() > 0
-    assert above.diagonal().max() < 1e-3, "no more than is needed: what rounding takes is 0.016"
+    outlier = 31.45 / 31.25
+    queries = torch.cat([signs, -signs] * 150 + [outlier * signs, -outlier * signs])
+    archive = torch.cat([signs, -signs] * 500 + [outlier * signs, -outlier * signs])
+    excess = slack(queries, archive, torch.int8)
+    assert excess.min() > 0
+    assert excess.diagonal().max() < 1e-3, "the bounds are tight: rounding changes products by 0.016"
 
 
-def test_products_that_are_rounded_down_are_allowed_for() -> None:
+def test_bounds_hold_if_bfloat16_products_are_rounded_down() -> None:
     ones = torch.ones(1, 257)
     both = torch.cat([ones, -ones] * 200)
     assert (ones.bfloat16() @ ones.bfloat16().T).item() == 256
-    above = leeway(both, both, torch.bfloat16)
-    assert above.min() > 0
-    assert above.diagonal().max() < 0.01
+    excess = slack(both, both, torch.bfloat16)
+    assert excess.min() > 0
+    assert excess.diagonal().max() < 0.01
 
 
-def test_bytes_are_not_used_where_their_products_are_wrong() -> None:
-    """As older instructions compute them, on processors that are asked to do so, or that have no others."""
+def test_int8_is_not_used_if_its_products_are_wrong() -> None:
+    """Older instructions overflow; CPUs use them if told so, or if they have no others."""
     command = (
-        "import torch, csmae.retrieval.quantized as rough\n"
+        "import torch\nfrom csmae.retrieval.quantized import fast_dtypes\n"
         "a = torch.randint(-127, 128, (300, 768)).to(torch.int8)\n"
-        "right = torch._int_mm(a, a.T).double().equal(a.double() @ a.double().T)\n"
-        "print(right or torch.int8 not in rough.kinds())"
+        "exact = torch._int_mm(a, a.T).double().equal(a.double() @ a.double().T)\n"
+        "print(exact or torch.int8 not in fast_dtypes())"
     )
     for instructions in ("AVX2", "AVX512_CORE", "ALL"):
-        told = run_code(command, environment={"ONEDNN_MAX_CPU_ISA": instructions})
-        assert told.stdout == "True\n", f"{instructions}: {told.stderr}"
+        result = run_code(command, environment={"ONEDNN_MAX_CPU_ISA": instructions})
+        assert result.stdout == "True\n", f"{instructions}: {result.stderr}"

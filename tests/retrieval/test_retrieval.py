@@ -1,4 +1,4 @@
-"""Retrieval against naive loops and the published figures."""
+"""Search and scores compared with naive loops."""
 
 import math
 from typing import Any
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from csmae.retrieval import nearest, scores
-from csmae.retrieval.scores import label_scores, partner_scores, rank_archive, retrieval_scores
+from csmae.retrieval import nearest, quantized, scores
+from csmae.retrieval.scores import LabelledScenes, label_scores, partner_scores, rank_archive, retrieval_scores
 from csmae.sensors import DIRECTIONS
-from tests.retrieval.test_quantized import BYTES
+from tests.retrieval.test_quantized import INT8
 
 
 def features(seed: int, count: int) -> dict[str, Tensor]:
@@ -39,17 +39,17 @@ def naive_scores(query: Tensor, archive: Tensor, ranked: Tensor) -> dict[str, fl
 
 
 def test_ranking_equals_sorting_every_similarity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "BLOCK", 7)
+    monkeypatch.setattr(nearest, "QUERY_BLOCK", 7)
     queries, archive = features(0, 30)["s1"], features(1, 50)["s2"]
     naive = [sorted(range(50), key=lambda i, q=q: -float(q @ archive[i]))[:10] for q in queries]  # type: ignore[misc]
     assert rank_archive(queries, archive, 10).tolist() == naive
 
 
 @pytest.mark.parametrize("count", [50, 200, 1024, 1100])
-def test_searching_block_by_block_equals_sorting_every_similarity(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "BLOCK", 7)
+def test_block_wise_search_equals_sorting_every_similarity(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "QUERY_BLOCK", 7)
     monkeypatch.setattr(nearest, "ARCHIVE_BLOCK", 300)
-    monkeypatch.setattr(nearest, "GROUP", 8)
+    monkeypatch.setattr(quantized, "GROUP", 8)
     queries, archive = features(0, 30)["s1"], features(1, count)["s2"]
     naive = (queries @ archive.T).sort(dim=1, descending=True)
     hits = nearest.search(queries, archive.split(300), 10)
@@ -58,34 +58,35 @@ def test_searching_block_by_block_equals_sorting_every_similarity(count: int, mo
 
 
 @pytest.mark.parametrize(
-    "kinds",
+    "dtypes",
     [
-        pytest.param((torch.int8,), marks=BYTES),
+        pytest.param((torch.int8,), marks=INT8),
         (torch.bfloat16,),
-        pytest.param((torch.int8, torch.bfloat16), marks=BYTES),
+        pytest.param((torch.int8, torch.bfloat16), marks=INT8),
     ],
     ids=str,
 )
 @pytest.mark.parametrize(
-    ("spread", "pays"),
+    ("spread", "few_candidates"),
     [(100.0, True), (1.0, True), (0.2, True), (1e-3, False), (0.0, False)],
-    ids=["free", "cone", "narrow", "alike", "same"],
+    ids=["uniform", "cone", "narrow cone", "similar", "equal"],
 )
 def test_bounds_lose_no_neighbour(
-    spread: float, pays: bool, kinds: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch
+    spread: float, few_candidates: bool, dtypes: tuple[torch.dtype, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nearest, "kinds", lambda: kinds)
-    monkeypatch.setattr(nearest, "BLOCK", 50)
-    monkeypatch.setattr(nearest, "TILE", 1024)
-    monkeypatch.setattr(nearest, "GROUP", 32)
-    tiles: list[bool] = []
-    compare = nearest.Part._compare_some
+    monkeypatch.setattr(quantized, "fast_dtypes", lambda: dtypes)
+    monkeypatch.setattr(nearest, "QUERY_BLOCK", 50)
+    monkeypatch.setattr(quantized, "TILE", 1024)
+    monkeypatch.setattr(quantized, "GROUP", 32)
+    used: list[bool] = []
+    topk_candidates = quantized.Bounds.topk_candidates
 
-    def watched(part: nearest.Part, *args: Any) -> bool:
-        tiles.append(compare(part, *args))
-        return tiles[-1]
+    def recorded(bounds: quantized.Bounds, *args: Any) -> Any:
+        hits = topk_candidates(bounds, *args)
+        used.append(hits is not None)
+        return hits
 
-    monkeypatch.setattr(nearest.Part, "_compare_some", watched)
+    monkeypatch.setattr(quantized.Bounds, "topk_candidates", recorded)
     g = torch.Generator().manual_seed(0)
     axis, centres = torch.randn(250, generator=g), torch.randn(5, 250, generator=g)
     spreads = torch.full((250,), spread).index_fill(0, torch.tensor([7]), 5 * spread)
@@ -93,25 +94,25 @@ def test_bounds_lose_no_neighbour(
         normalize(axis + spreads * (centres[torch.arange(n) % 5] + torch.randn(n, 250, generator=g)), dim=1)
         for n in (150, 5003)
     )
-    archive[17] = 0  # far from the others, as damaged images are
+    archive[17] = 0  # damaged
     queries[5] = 0
     hits = nearest.search(queries, archive.split(2500), 10)
     exact = queries.double() @ archive.double().T
     torch.testing.assert_close(hits.scores_qk.double(), exact.topk(10).values, atol=1e-6, rtol=0)
     torch.testing.assert_close(exact.gather(1, hits.indices_qk), exact.topk(10).values, atol=1e-6, rtol=0)
     assert all(len(set(row)) == 10 for row in hits.indices_qk.tolist())
-    assert tiles and all(tiles) == pays
+    assert used and all(used) == few_candidates
 
 
-def test_a_feature_that_is_no_number_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nearest, "kinds", lambda: (torch.int8,))
+def test_a_nan_feature_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "fast_dtypes", lambda: (torch.int8,))
     queries, archive = features(0, 200)["s1"], features(1, 3000)["s2"]
     archive[40] = torch.nan
     assert (nearest.search(queries, archive.split(3000), 5).indices_qk == 40).any(1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_searching_within_inference_mode_and_with_empty_blocks(dtype: torch.dtype) -> None:
+def test_search_works_in_inference_mode_and_with_empty_blocks(dtype: torch.dtype) -> None:
     queries, archive = features(0, 200)["s1"].to(dtype), features(1, 4000)["s2"].to(dtype)
     expected = (queries @ archive.T).topk(5).indices
     with torch.inference_mode():
@@ -119,7 +120,7 @@ def test_searching_within_inference_mode_and_with_empty_blocks(dtype: torch.dtyp
     assert torch.equal(hits.indices_qk, expected)
 
 
-def test_an_archive_smaller_than_k_blocks_gives_all_it_has() -> None:
+def test_blocks_smaller_than_k_are_searched_completely() -> None:
     queries, archive = features(0, 3)["s1"], features(1, 5)["s2"]
     assert sorted(nearest.search(queries, archive.split(2), 5).indices_qk[0].tolist()) == [0, 1, 2, 3, 4]
 
@@ -127,13 +128,13 @@ def test_an_archive_smaller_than_k_blocks_gives_all_it_has() -> None:
 def test_label_scores_equal_a_loop_over_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scores, "BLOCK", 7)
     query, archive = labels(0, 30), labels(1, 50)
-    assert not query.any(1).all(), "some scenes carry no label at all"
+    assert not query.any(1).all(), "some scenes have no label"
     ranked = torch.randint(50, (30, 5), generator=torch.Generator().manual_seed(2))
     expected = naive_scores(query, archive, ranked)
-    found = label_scores(query, archive, ranked)
-    assert found.keys() == expected.keys()
+    actual = label_scores(query, archive, ranked)
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert math.isclose(found[name], value, rel_tol=1e-6), name
+        assert math.isclose(actual[name], value, rel_tol=1e-6), name
 
 
 def test_perfect_features_score_1() -> None:
@@ -161,6 +162,6 @@ def test_a_collapsed_encoder_finds_no_partner() -> None:
 
 def test_f1_mean_is_the_mean_over_the_four_directions() -> None:
     queries, archive = features(4, 20), features(5, 30)
-    scores = retrieval_scores(queries, labels(4, 20), archive, labels(5, 30), 3)
-    by_hand = sum(scores[f"f1/{direction}"] for direction in DIRECTIONS) / 4
-    assert math.isclose(scores["f1_mean"], by_hand)
+    scores = retrieval_scores(LabelledScenes(queries, labels(4, 20)), LabelledScenes(archive, labels(5, 30)), 3)
+    expected = sum(scores[f"f1/{direction}"] for direction in DIRECTIONS) / 4
+    assert math.isclose(scores["f1_mean"], expected)

@@ -16,12 +16,13 @@ import pytest
 from safetensors.numpy import save_file
 
 import csmae
+from csmae.encoders import SensorEncoder
+from csmae.model.csmae import build_model
 from csmae.reporting.report import Report
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.outbox import TrackingError
 from csmae.tracking.registry import checksum, study_alias
 from csmae.tracking.tracker import Tracker, upload
-from csmae.training.scoring import encoder_of, seeded_model
 from tests.conftest import small_config
 
 REAL = {"csmae.data": "BigEarthNet v2"}
@@ -107,7 +108,7 @@ def test_load_encoder_accepts_a_folder_a_run_and_registry_uris(
 ) -> None:
     config = small_config()
     files = tmp_path / "files"
-    encoder_of(seeded_model(config), config).save(files)
+    SensorEncoder.from_model(build_model(config), config).save(files)
     tracker = Tracker(tmp_path / "masking", "masking", uri)
     tracker.start({}, {}, "val/f1_mean")
     tracker.trial(0, {})

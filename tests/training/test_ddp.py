@@ -1,4 +1,4 @@
-"""Two workers compute what one computes with the same global batch."""
+"""Two ranks compute the same as one process with the same global batch."""
 
 import ast
 import json
@@ -35,7 +35,7 @@ def work(rank: int, port: int, folder: str) -> None:
     for variant in VARIANTS:
         model = model_of(variant)
         halves = [t[rank * 4 : rank * 4 + 4] for t in batch(size=8)]
-        parallel = DistributedDataParallel(model)  # must outlive the backward pass, which its hooks reduce
+        parallel = DistributedDataParallel(model)  # must outlive the backward pass: its hooks reduce the gradients
         terms = parallel(*halves)
         terms["loss"].backward()
         terms = {name: term.detach() for name, term in terms.items()}
@@ -109,10 +109,10 @@ ARGUMENTS = {
     "gradient_as_bucket_view",
     "static_graph",
 }
-"""Those of ``DistributedDataParallel`` in torch 2.0 and in every torch since."""
+"""Arguments of ``DistributedDataParallel`` in all versions since torch 2.0."""
 
 
-def test_the_network_is_wrapped_with_arguments_that_every_torch_knows() -> None:
+def test_the_network_is_wrapped_with_arguments_of_every_torch_version() -> None:
     used = set()
     for path in (ROOT / "csmae").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -133,7 +133,7 @@ from csmae.config import ConfigError
 def run_epochs(config, output_dir):
     dist.all_reduce(torch.ones(1))
     if os.environ["RANK"] == "0":
-        time.sleep(60)  # never comes to the second
+        time.sleep(60)  # never joins the second collective
     dist.all_reduce(torch.ones(1), async_op=True)  # as a backward pass leaves its first gradients
     raise {error}
 
@@ -149,7 +149,7 @@ sys.exit(main(["train", os.environ["RUN_YAML"]]))
         ("RuntimeError('a bug, say')", 1, "RuntimeError: a bug, say\n"),
     ],
 )
-def test_a_rank_that_raises_leaves_at_once_while_others_wait(
+def test_a_rank_that_raises_exits_immediately_while_others_wait(
     error: str, status: int, text: str, tmp_path: Path
 ) -> None:
     (tmp_path / "run.yaml").write_text(json.dumps(SMALL))
@@ -157,7 +157,7 @@ def test_a_rank_that_raises_leaves_at_once_while_others_wait(
     shared |= {"RUN_YAML": str(tmp_path / "run.yaml"), "PYTHONPATH": str(ROOT)}
     code = RAISING.format(error=error)
     first = TrialStarted(code, environment=shared | {"RANK": "0", "LOCAL_RANK": "0"})
-    second = subprocess.Popen(  # an interpreter, for it is its end that is looked at
+    second = subprocess.Popen(  # a new interpreter, because its exit is tested
         [sys.executable, "-c", code],
         env=os.environ | shared | {"RANK": "1", "LOCAL_RANK": "1"},
         stderr=subprocess.PIPE,
@@ -165,7 +165,7 @@ def test_a_rank_that_raises_leaves_at_once_while_others_wait(
     )
     try:
         assert second.wait(40) == status
-        assert first.wait(0) is None, "the other one still waits"
+        assert first.wait(0) is None, "the other rank still waits"
         assert second.stderr is not None
         assert second.stderr.read().endswith(text)
     finally:

@@ -1,4 +1,4 @@
-"""What only a GPU can show. Needs neither Ray nor Optuna nor MLflow: ``pytest tests/training/test_gpu.py`` on a machine with one GPU."""
+"""Tests that need a GPU, but neither Ray nor Optuna nor MLflow: ``pytest tests/training/test_gpu.py`` on a machine with one."""
 
 import gc
 import logging
@@ -18,12 +18,12 @@ from csmae.config import Config
 from csmae.data.archive import open_archive
 from csmae.data.loader import batches, epoch_rows
 from csmae.encoders import SensorEncoder
+from csmae.model.csmae import build_model
 from csmae.retrieval.embed import embed
 from csmae.training.micro_batch import FILE, MemoryLimitError
-from csmae.training.scoring import encoder_of, seeded_model
-from csmae.training.step import RECOMPILE_LIMIT, autocast_type
+from csmae.training.train_step import RECOMPILE_LIMIT, autocast_dtype
 from csmae.training.trainer import pretrain
-from csmae.training.usage import Usage
+from csmae.training.usage import ResourceUsage
 from tests.conftest import small_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -38,19 +38,19 @@ LARGE: dict[str, Any] = {
     "train__epochs": 2,
     "eval__batch_size": 8,
 }
-"""A step keeps 656 MiB, beside 9 MiB of weights."""
+"""A step keeps 656 MiB of activations; the weights take 9 MiB."""
 
 
 @pytest.fixture
 def device() -> Iterator[torch.device]:
-    """The last GPU, with nothing of ours on it."""
+    """The last GPU, with our memory freed."""
     device = torch.device("cuda", torch.cuda.device_count() - 1)
-    _forget(device)
+    _free_memory(device)
     yield device
-    _forget(device)
+    _free_memory(device)
 
 
-def _forget(device: torch.device) -> None:
+def _free_memory(device: torch.device) -> None:
     gc.collect()
     torch.cuda.init()
     torch.cuda.empty_cache()
@@ -59,8 +59,8 @@ def _forget(device: torch.device) -> None:
 
 @contextmanager
 def at_most(num_bytes: float, device: torch.device) -> Iterator[None]:
-    """Let this process have so much of the GPU's memory, what it holds already included."""
-    _forget(device)
+    """Limit the GPU memory of this process, including what it already holds."""
+    _free_memory(device)
     torch.cuda.set_per_process_memory_fraction(num_bytes / torch.cuda.mem_get_info(device)[1], device)
     try:
         yield
@@ -72,7 +72,7 @@ def losses(config: Config, device: torch.device, folder: Path | None = None) -> 
     return [epoch.metrics["train/loss"] for epoch in pretrain(config, folder, str(device))]
 
 
-def test_the_loaders_thread_waits_on_the_gpu_that_gets_the_batches(
+def test_the_loader_thread_waits_on_the_gpu_that_receives_the_batches(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[tuple[str, int]] = []
@@ -91,13 +91,13 @@ def test_the_loaders_thread_waits_on_the_gpu_that_gets_the_batches(
         assert torch.equal(copy.s1.cpu(), split.read(row).s1)
 
 
-def test_memory_that_an_earlier_trial_took_is_not_counted(device: torch.device) -> None:
-    earlier = Usage(device)
+def test_memory_of_an_earlier_trial_is_not_counted(device: torch.device) -> None:
+    earlier = ResourceUsage(device)
     taken = torch.ones(128 * MIB, device=device)  # 512 MiB
     assert earlier.measure()["system/gpu_mb"] >= 512
     del taken
     torch.cuda.empty_cache()
-    later = Usage(device)
+    later = ResourceUsage(device)
     assert later.measure()["system/gpu_mb"] < 256
     taken = torch.ones(128 * MIB, device=device)
     del taken
@@ -105,12 +105,12 @@ def test_memory_that_an_earlier_trial_took_is_not_counted(device: torch.device) 
     assert later.measure()["system/gpu_mb"] >= 512, "a peak between two measurements counts"
 
 
-def test_each_training_of_a_process_tells_its_own_memory(device: torch.device) -> None:
+def test_each_training_of_a_process_reports_its_own_memory(device: torch.device) -> None:
     small = {**LARGE, "optim__batch_size": 8, "train__epochs": 1, "optim__warmup_epochs": 0}
     peaks = []
     for values in (small, LARGE, small):
         peaks.append(next(pretrain(small_config(**values), None, str(device))).metrics["system/gpu_mb"])
-        _forget(device)
+        _free_memory(device)
     assert peaks[2] < peaks[1] - 300
     assert peaks[2] == pytest.approx(peaks[0], abs=64)
 
@@ -122,10 +122,10 @@ def test_a_step_that_does_not_fit_is_halved_and_gives_the_same_losses(
     expected = losses(config, device)
     peak = torch.cuda.max_memory_reserved(device)
     with at_most(peak / 2, device), caplog.at_level(logging.WARNING):
-        found = losses(config, device, tmp_path)
+        actual = losses(config, device, tmp_path)
     assert int((tmp_path / FILE).read_text()) < 128
     assert "out of memory: repeating the step with micro-batches of 64 pairs" in caplog.text
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert actual == pytest.approx(expected, rel=1e-4)
 
 
 def test_scores_that_do_not_fit_are_computed_in_smaller_batches(
@@ -133,21 +133,21 @@ def test_scores_that_do_not_fit_are_computed_in_smaller_batches(
 ) -> None:
     config = small_config(**LARGE, data__synthetic__num_validation=256)
     split = open_archive(config.data).split("validation")
-    encoder = encoder_of(seeded_model(config).to(device).eval(), config)
+    encoder = SensorEncoder.from_model(build_model(config).to(device).eval(), config)
     expected = embed(encoder, split, 8)
-    _forget(device)
+    _free_memory(device)
     embed(encoder, split, 256)
     peak = torch.cuda.max_memory_reserved(device)
     with at_most(peak / 2, device), caplog.at_level(logging.WARNING):
-        found = embed(encoder, split, 256)
-    assert "out of memory: embedding goes on with 128 at a time" in caplog.text
+        actual = embed(encoder, split, 256)
+    assert "out of memory: embedding continues with batches of 128" in caplog.text
     for sensor, feature in expected.items():
-        torch.testing.assert_close(found[sensor], feature, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(actual[sensor], feature, rtol=1e-3, atol=1e-4)
 
 
 def test_moments_that_do_not_fit_are_one_line_before_any_step(device: torch.device, tmp_path: Path) -> None:
     config = small_config(model__size="small", model__sensor_depth=10, model__cross_depth=2)
-    weights = sum(p.numel() * 4 for p in seeded_model(config).parameters())
+    weights = sum(p.numel() * 4 for p in build_model(config).parameters())
     with (
         at_most(torch.cuda.memory_reserved(device) + 2 * weights, device),
         pytest.raises(MemoryLimitError, match=r"out of memory before the first step: .* M parameters, which take"),
@@ -156,13 +156,13 @@ def test_moments_that_do_not_fit_are_one_line_before_any_step(device: torch.devi
     assert not (tmp_path / FILE).exists()
 
 
-def test_a_training_goes_on_from_its_checkpoint(device: torch.device, tmp_path: Path) -> None:
+def test_a_training_resumes_from_its_checkpoint(device: torch.device, tmp_path: Path) -> None:
     config = small_config(train__precision="fp32")
     expected = losses(config, device)
     parts = pretrain(config, tmp_path, str(device))
-    told = [next(parts).metrics["train/loss"]]
+    first = [next(parts).metrics["train/loss"]]
     parts.close()
-    assert told + losses(config, device, tmp_path) == pytest.approx(expected, rel=1e-4)
+    assert first + losses(config, device, tmp_path) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -172,46 +172,46 @@ def test_sixteen_bit_trains_like_single_precision(device: torch.device, precisio
     assert half[-1] < half[0]
 
 
-def test_auto_is_bf16_where_the_gpu_has_it(device: torch.device) -> None:
-    has_it = torch.cuda.get_device_capability(device) >= (8, 0)
-    assert autocast_type("auto", device) is (torch.bfloat16 if has_it else torch.float16)
+def test_auto_is_bf16_if_the_gpu_supports_it(device: torch.device) -> None:
+    supported = torch.cuda.get_device_capability(device) >= (8, 0)
+    assert autocast_dtype("auto", device) is (torch.bfloat16 if supported else torch.float16)
 
 
 @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="train.compile needs a C++ compiler")
-def test_compiled_trainings_compile_every_shape_once_and_give_the_same_losses(
+def test_compiled_trainings_compile_every_shape_once_and_compute_the_same_losses(
     device: torch.device, tmp_path: Path
 ) -> None:
-    """Sensors of different lengths, micro-batches with a remainder, blocks asked for different tokens; two trials in a row."""
+    """Sensors of different lengths, micro-batches with a remainder, several query slices; two trials in a row."""
     trials: list[dict[str, Any]] = [{"model__pooling": "cls"}, {"model__embed_dim": 60, "model__decoder_depth": 2}]
     for number, more in enumerate(trials):
         shapes = {"masking__strategy": "disjoint", "masking__ratio": 0.7, "optim__micro_batch_size": 3, **more}
         config = small_config(**shapes, train__precision="fp32")
         expected = losses(config, device)
         counters.clear()
-        compiled, found = [], []
+        compiled, actual = [], []
         on = config.model_copy(update={"train": config.train.model_copy(update={"compile": True})})
         for epoch in pretrain(on, tmp_path / str(number), str(device)):
             compiled.append(counters["stats"]["unique_graphs"])
-            found.append(epoch.metrics["train/loss"])
+            actual.append(epoch.metrics["train/loss"])
         assert not counters["unimplemented"], "a shape ran uncompiled"
         assert compiled == [compiled[0]] * 4 and 0 < compiled[0] < RECOMPILE_LIMIT / 2
-        assert found == pytest.approx(expected, rel=1e-3)
+        assert actual == pytest.approx(expected, rel=1e-3)
     torch.compiler.reset()
 
 
 def test_an_encoder_is_fine_tuned_on_the_gpu(device: torch.device, tmp_path: Path) -> None:
     config = small_config()
-    encoder_of(seeded_model(config), config).save(tmp_path)
+    SensorEncoder.from_model(build_model(config), config).save(tmp_path)
     encoder = SensorEncoder.load(tmp_path).to(device).train()
     s2 = torch.rand(4, 10, 120, 120, device=device) * 4000
-    optimizer, told = torch.optim.AdamW(encoder.parameters(), lr=1e-3), []
+    optimizer, values = torch.optim.AdamW(encoder.parameters(), lr=1e-3), []
     for _ in range(5):
         loss = (encoder(s2=s2)["s2"] - 1).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        told.append(loss.item())
-    assert told == sorted(told, reverse=True)
+        values.append(loss.item())
+    assert values == sorted(values, reverse=True)
     smaller = torch.nn.functional.interpolate(s2, 60).requires_grad_()
     encoder(s2=smaller)["s2"][:, 0].sum().backward()
     assert smaller.grad is not None and smaller.grad.abs().sum() > 0

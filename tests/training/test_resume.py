@@ -1,4 +1,4 @@
-"""What ends a training early changes nothing of what it learns."""
+"""An interrupted and resumed training learns the same as an uninterrupted one."""
 
 import multiprocessing
 import os
@@ -14,15 +14,15 @@ import torch.distributed as dist
 
 from csmae.config import Config, ConfigError
 from csmae.training.checkpoint import CHECKPOINT
-from csmae.training.trainer import LOOK_EVERY, StoppedError, pretrain
+from csmae.training.trainer import SYNC_EVERY, StoppedError, pretrain
 from tests.conftest import free_port, small_config
 from tests.support.processes import run_ranks
 
-KILLS, EPOCHS = 20, 80  # more epochs than twenty times a second and a half are good for
+KILLS, EPOCHS = 20, 80  # more epochs than 20 runs of up to 1.5 s can train
 
 
 def losses(metrics: dict[str, float]) -> dict[str, float]:
-    """Everything that is computed, not measured."""
+    """Computed metrics, without measured ones."""
     return {name: v for name, v in metrics.items() if name.startswith(("train/", "val/")) and "pairs_per_s" not in name}
 
 
@@ -33,35 +33,35 @@ def weights(folder: Path) -> dict[str, Any]:
 def change_workers(rank: int, ports: list[int], values: str, folder: str) -> None:
     """Two ranks train two epochs, rank 0 alone the third, both the fourth."""
     torch.set_num_threads(1)
-    config, told = Config.model_validate_json(values), []
+    config, metrics = Config.model_validate_json(values), []
     for port, epochs, together in zip(ports, (2, 1, 1), (True, False, True), strict=True):
         if together:
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             dist.init_process_group("gloo", rank=rank, world_size=2)
         if together or rank == 0:
             training = pretrain(config, Path(folder))
-            told += [losses(next(training).metrics) for _ in range(epochs)]
+            metrics += [losses(next(training).metrics) for _ in range(epochs)]
             training.close()
         if together:
             dist.destroy_process_group()
     if rank == 0:
-        torch.save(told, Path(folder) / "told.pt")
+        torch.save(metrics, Path(folder) / "metrics.pt")
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_number_of_workers(tmp_path: Path) -> None:
     config = small_config(optim__micro_batch_size=3)
     expected = [losses(epoch.metrics) for epoch in pretrain(config)]
     run_ranks(change_workers, [free_port() for _ in range(3)], config.model_dump_json(), str(tmp_path))
-    told = torch.load(tmp_path / "told.pt", weights_only=True)
-    assert len(told) == 4
-    for a, b in zip(expected, told, strict=True):
+    actual = torch.load(tmp_path / "metrics.pt", weights_only=True)
+    assert len(actual) == 4
+    for a, b in zip(expected, actual, strict=True):
         trained = [name for name in a if name.startswith("train/") and name != "train/micro_batch"]
         assert [b[name] for name in trained] == pytest.approx([a[name] for name in trained], rel=1e-5)
 
 
 def stopped_at(step: int) -> Callable[[int, int], bool]:
-    """Ask once, after a step counted over all epochs."""
+    """Request a stop once, after this step, counted over all epochs."""
     taken = 0
 
     def on_step(done: int, total: int) -> bool:
@@ -72,25 +72,25 @@ def stopped_at(step: int) -> Callable[[int, int], bool]:
     return on_step
 
 
-def test_a_run_that_is_asked_to_stop_in_an_epoch_goes_on_from_that_step(tmp_path: Path) -> None:
-    config = small_config(optim__batch_size=1, data__synthetic__num_train=3 * LOOK_EVERY + 5, train__epochs=3)
+def test_a_run_stopped_inside_an_epoch_resumes_at_that_step(tmp_path: Path) -> None:
+    config = small_config(optim__batch_size=1, data__synthetic__num_train=3 * SYNC_EVERY + 5, train__epochs=3)
     expected = [losses(epoch.metrics) for epoch in pretrain(config, tmp_path / "whole")]
-    told: list[dict[str, float]] = []
-    epochs = pretrain(config, tmp_path / "parts", on_step=stopped_at(3 * LOOK_EVERY + 5 + LOOK_EVERY + 1))
-    with pytest.raises(StoppedError, match=f"after step {2 * LOOK_EVERY} of epoch 2"):
-        told.extend(losses(epoch.metrics) for epoch in epochs)
+    actual: list[dict[str, float]] = []
+    epochs = pretrain(config, tmp_path / "parts", on_step=stopped_at(3 * SYNC_EVERY + 5 + SYNC_EVERY + 1))
+    with pytest.raises(StoppedError, match=f"after step {2 * SYNC_EVERY} of epoch 2"):
+        actual.extend(losses(epoch.metrics) for epoch in epochs)
     steps: list[int] = []
     rest = pretrain(config, tmp_path / "parts", on_step=lambda done, total: steps.append(done))
-    told += [losses(next(rest).metrics)]
-    assert steps == list(range(2 * LOOK_EVERY + 1, 3 * LOOK_EVERY + 6))
-    told += [losses(epoch.metrics) for epoch in rest]
-    assert told == expected
+    actual += [losses(next(rest).metrics)]
+    assert steps == list(range(2 * SYNC_EVERY + 1, 3 * SYNC_EVERY + 6))
+    actual += [losses(epoch.metrics) for epoch in rest]
+    assert actual == expected
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
 
 
 def stop_together(rank: int, port: int, values: str, folder: str) -> None:
-    """Two ranks begin, of which one is asked to stop; rank 0 alone ends the epoch."""
+    """Two ranks train until one requests a stop; rank 0 alone completes the epoch."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     config = Config.model_validate_json(values)
@@ -99,21 +99,21 @@ def stop_together(rank: int, port: int, values: str, folder: str) -> None:
         next(pretrain(config, Path(folder), on_step=stopped_at(3) if rank else None))
     dist.destroy_process_group()
     if rank == 0:
-        torch.save(losses(next(pretrain(config, Path(folder))).metrics), Path(folder) / "told.pt")
+        torch.save(losses(next(pretrain(config, Path(folder))).metrics), Path(folder) / "metrics.pt")
 
 
 @pytest.mark.slow
-def test_all_ranks_stop_when_one_is_asked_to_and_their_sums_are_not_lost(tmp_path: Path) -> None:
-    config = small_config(optim__batch_size=2, data__synthetic__num_train=2 * LOOK_EVERY + 6)
+def test_all_ranks_stop_if_one_requests_it_and_their_sums_are_kept(tmp_path: Path) -> None:
+    config = small_config(optim__batch_size=2, data__synthetic__num_train=2 * SYNC_EVERY + 6)
     expected = losses(next(pretrain(config)).metrics)
     run_ranks(stop_together, free_port(), config.model_dump_json(), str(tmp_path))
-    told = torch.load(tmp_path / "told.pt", weights_only=True)
+    actual = torch.load(tmp_path / "metrics.pt", weights_only=True)
     trained = [name for name in expected if name.startswith("train/")]
-    assert [told[name] for name in trained] == pytest.approx([expected[name] for name in trained], rel=1e-5)
+    assert [actual[name] for name in trained] == pytest.approx([expected[name] for name in trained], rel=1e-5)
 
 
-def train_apart(rank: int, port: int, values: str, folder: str) -> None:
-    """Two ranks, each with a folder of its own: rank 0's has a checkpoint."""
+def train_in_separate_folders(rank: int, port: int, values: str, folder: str) -> None:
+    """Two ranks with separate folders; that of rank 0 has a checkpoint."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     with pytest.raises(ConfigError, match="must be one folder for all workers: they find 0 and 1 epochs in it"):
@@ -122,13 +122,13 @@ def train_apart(rank: int, port: int, values: str, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_workers_that_do_not_share_the_folder_are_refused(tmp_path: Path) -> None:
+def test_workers_that_do_not_share_the_folder_are_rejected(tmp_path: Path) -> None:
     config = small_config()
     next(pretrain(config, tmp_path / "0"))
-    run_ranks(train_apart, free_port(), config.model_dump_json(), str(tmp_path))
+    run_ranks(train_in_separate_folders, free_port(), config.model_dump_json(), str(tmp_path))
 
 
-def test_a_run_goes_on_in_another_precision(tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_precision(tmp_path: Path) -> None:
     for number, precision in enumerate(("fp32", "fp16", "fp32", "bf16"), start=1):
         assert next(pretrain(small_config(train__precision=precision), tmp_path)).number == number
 
@@ -140,7 +140,7 @@ def train_in(values: str, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_one_left_alone(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_is_bit_for_bit_equal_to_an_uninterrupted_one(tmp_path: Path) -> None:
     config = small_config(train__epochs=EPOCHS)
     last = [losses(epoch.metrics) for epoch in pretrain(config, tmp_path / "whole")][-1]
     processes = multiprocessing.get_context("forkserver")
@@ -153,16 +153,16 @@ def test_a_run_killed_at_random_moments_ends_bit_for_bit_like_one_left_alone(tmp
         time.sleep(moments.uniform(0.2, 1.5))
         process.kill()
         process.join()
-    again = [losses(epoch.metrics) for epoch in pretrain(config, tmp_path / "killed")]
-    assert 0 < len(again) < EPOCHS, "the kills fell into the training, and its checkpoints were gone on from"
-    assert again[-1] == last
+    rest = [losses(epoch.metrics) for epoch in pretrain(config, tmp_path / "killed")]
+    assert 0 < len(rest) < EPOCHS, "the kills hit the training, and it resumed from its checkpoints"
+    assert rest[-1] == last
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(tensor, killed[name]) for name, tensor in whole.items())
-    left = [{path.relative_to(run) for path in run.rglob("*")} for run in (tmp_path / "whole", tmp_path / "killed")]
-    assert left[0] == left[1], "nothing half written stays"
+    files = [{path.relative_to(run) for path in run.rglob("*")} for run in (tmp_path / "whole", tmp_path / "killed")]
+    assert files[0] == files[1], "no partial file is left"
 
 
-def test_a_full_disk_is_one_error_and_the_last_good_checkpoint_goes_on(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_error_and_the_last_good_checkpoint_resumes(small_disk: Path, tmp_path: Path) -> None:
     config = small_config()
     expected = [losses(epoch.metrics) for epoch in pretrain(config, tmp_path / "whole")]
     run_dir = small_disk / "run"
@@ -175,6 +175,6 @@ def test_a_full_disk_is_one_error_and_the_last_good_checkpoint_goes_on(small_dis
     with pytest.raises(ConfigError, match=r"run: epoch 2 cannot be written \(.*\): the last good checkpoint") as caught:
         next(training)
     assert "\n" not in str(caught.value)
-    assert not list(run_dir.rglob("*.tmp")), "no half file takes what room is left"
+    assert not list(run_dir.rglob("*.tmp")), "no partial file takes the remaining space"
     ballast.unlink()
     assert [losses(epoch.metrics) for epoch in pretrain(config, run_dir)] == expected[1:]

@@ -1,4 +1,4 @@
-"""Scores within a validation split whose pairs may be damaged."""
+"""Validation scores with damaged pairs and without labels."""
 
 from pathlib import Path
 
@@ -7,17 +7,19 @@ import torch
 
 from csmae.config import ConfigError
 from csmae.data.split import Split
+from csmae.encoders import SensorEncoder
+from csmae.model.csmae import build_model
 from csmae.retrieval.embed import embed
-from csmae.training.scoring import encoder_of, seeded_model, validation_scores
+from csmae.training.scoring import validation_scores
 from tests.conftest import small_config
 from tests.support.archives import names_of, open_folder, put, without_labels, write_v2
 
 DAMAGED = (1, 9)
-"""Pairs of the archive: one among the queries, one alone in its batch among the scenes to retrieve from."""
+"""Pairs of the archive: one is a query, the other is alone in its batch and would be retrieved."""
 
 
 def archive_with_damage(folder: Path) -> Split:
-    """All ten pairs of an archive of v2; damaged are the S1 image of one and the S2 image of another."""
+    """All ten pairs of a v2 archive; the S1 image of one and the S2 image of another are damaged."""
     put(write_v2(folder), {names_of(DAMAGED[0])[2]: b"damaged!!", names_of(DAMAGED[1])[0]: b"damaged!!"})
     return every_pair(folder)
 
@@ -31,11 +33,11 @@ def every_pair(folder: Path) -> Split:
 def scores(split: Split, k: int = 3) -> dict[str, float]:
     config = small_config(eval__k=k, eval__batch_size=3)
     with torch.inference_mode():
-        encoder = encoder_of(seeded_model(config).eval(), config)
+        encoder = SensorEncoder.from_model(build_model(config).eval(), config)
         return validation_scores(embed(encoder, split, config.eval.batch_size), split, k)
 
 
-def test_pairs_that_are_damaged_are_left_out_of_every_score(tmp_path: Path) -> None:
+def test_damaged_pairs_are_left_out_of_every_score(tmp_path: Path) -> None:
     damaged = archive_with_damage(tmp_path / "damaged")
     whole = every_pair(write_v2(tmp_path / "whole"))
     intact = whole.take([number for number in range(10) if number not in DAMAGED])
@@ -44,12 +46,12 @@ def test_pairs_that_are_damaged_are_left_out_of_every_score(tmp_path: Path) -> N
     assert damaged.damaged_rows().tolist() == list(DAMAGED)
 
 
-def test_too_few_intact_pairs_to_retrieve_from_are_named(tmp_path: Path) -> None:
+def test_too_few_intact_pairs_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval.k 5 .* without the damaged pairs there are 4 and 4"):
         scores(archive_with_damage(tmp_path), k=5)
 
 
-def test_an_archive_without_labels_is_scored_by_the_partner_alone(tmp_path: Path) -> None:
+def test_an_archive_without_labels_has_only_partner_scores(tmp_path: Path) -> None:
     labelled = scores(every_pair(write_v2(tmp_path / "labelled")))
     bare = scores(every_pair(without_labels(write_v2(tmp_path / "bare"))))
     assert set(bare) == {"val/recall_at_1", "val/mrr"}

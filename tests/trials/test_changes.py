@@ -9,7 +9,7 @@ from csmae.config import ConfigError, MayChange, changeable
 from csmae.settings import field_names
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
-from csmae.training.checkpoint import CheckpointError, Done, load_checkpoint, save_checkpoint
+from csmae.training.checkpoint import CheckpointError, TrainingProgress, load_checkpoint, save_checkpoint
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
@@ -134,7 +134,7 @@ def test_a_field_that_is_new_since_has_its_default_in_old_studies(tmp_path: Path
 
 
 def test_a_training_is_resumed_after_a_change_that_means_nothing_to_it(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, small_config(), Done(2), {})
+    save_checkpoint(tmp_path, small_config(), TrainingProgress(2), {})
     for name, value in {**FREE, **SCORING}.items():
         assert load_checkpoint(tmp_path, small_config(**{name.replace(".", "__"): value}), {}).epochs == 2
     for name, value in MEANT.items():

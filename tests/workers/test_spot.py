@@ -21,12 +21,12 @@ from csmae.__main__ import main
 from csmae.cluster import preemption
 from csmae.cluster.resources import REFRESH_INTERVAL_S
 from csmae.config import Config
-from csmae.training.trainer import LOOK_EVERY, pretrain
+from csmae.training.trainer import SYNC_EVERY, pretrain
 from tests.cluster.test_capacity import start, wait_for
 from tests.conftest import free_port
 from tests.support.own_cluster import OwnCluster, own_cluster, stop
 
-LONG_EPOCHS = ["--set", f"data.synthetic.num_train={80 * LOOK_EVERY}", "--set", "optim.batch_size=2"]
+LONG_EPOCHS = ["--set", f"data.synthetic.num_train={80 * SYNC_EVERY}", "--set", "optim.batch_size=2"]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from csmae.config import ConfigError
 from csmae.storage.manifest import Manifest, RemoteFolder
 from csmae.storage.object_store import ObjectStore
 from csmae.training.checkpoint import FullDiskError
-from csmae.training.trainer import LOOK_EVERY, StoppedError, pretrain
+from csmae.training.trainer import SYNC_EVERY, StoppedError, pretrain
 from csmae.workers.trial_files import config_fingerprint, remove_stale_copies, working_copy, working_copy_dir
 from tests.conftest import small_config
 from tests.support.bucket_server import Server, running
@@ -38,7 +38,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_uploaded_and_another_node_res
     server: Server, tmp_path: Path, one_worker: None
 ) -> None:
     config = small_config(
-        data__synthetic__num_train=4 * LOOK_EVERY, optim__batch_size=2, train__epochs=1, optim__warmup_epochs=0
+        data__synthetic__num_train=4 * SYNC_EVERY, optim__batch_size=2, train__epochs=1, optim__warmup_epochs=0
     )
     remote, fingerprint = (
         RemoteFolder(ObjectStore(server.url("lab/halfway")), "study/trials/0"),
@@ -54,7 +54,7 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_uploaded_and_another_node_res
     with working_copy(remote, tmp_path / "there", fingerprint, True, bool) as (folder, upload):
         for _ in pretrain(config, folder, on_step=lambda done, total: steps.append(done)):
             upload()
-    assert steps[0] == LOOK_EVERY + 1
+    assert steps[0] == SYNC_EVERY + 1
     assert not [path for path in tmp_path.iterdir() if path.is_dir()], "both nodes are clear"
 
 
@@ -62,7 +62,7 @@ def test_the_same_node_resumes_from_a_checkpoint_that_was_never_uploaded(
     server: Server, tmp_path: Path, one_worker: None
 ) -> None:
     """A worker is killed in the middle of an epoch: the bucket has an older checkpoint than the node."""
-    config = small_config(data__synthetic__num_train=4 * LOOK_EVERY, optim__batch_size=2, train__epochs=3)
+    config = small_config(data__synthetic__num_train=4 * SYNC_EVERY, optim__batch_size=2, train__epochs=3)
     bucket, fingerprint, folder = (
         ObjectStore(server.url("lab/unsent")),
         config_fingerprint(config.model_dump()),
@@ -83,7 +83,7 @@ def test_the_same_node_resumes_from_a_checkpoint_that_was_never_uploaded(
         training = pretrain(config, run_dir, on_step=lambda done, total: steps.append(done))
         assert next(training).number == 2
         upload()
-    assert steps[0] == LOOK_EVERY + 1 and not folder.exists()
+    assert steps[0] == SYNC_EVERY + 1 and not folder.exists()
     assert remote.manifest().metadata["epoch"] == 2
 
 

@@ -1,4 +1,4 @@
-"""A step: what precision, compilation and zero weights change, and what they must not."""
+"""The training step: precision, compilation, zero weights, and what they must not change."""
 
 import logging
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from csmae.model.blocks import Block
 from csmae.model.csmae import CSMAE
 from csmae.model.losses import nt_xent
 from csmae.model.masking import draw_masks
-from csmae.training.step import RECOMPILE_LIMIT, Stepper
+from csmae.training.train_step import RECOMPILE_LIMIT, TrainStep
 from csmae.training.trainer import pretrain
 from tests.conftest import small_config
 from tests.model.test_csmae import VARIANTS, batch, tiny
@@ -26,7 +26,7 @@ BATCH = 3
 
 
 def step_flops(variant: str, loss: Loss) -> int:
-    """Of a forward and backward pass; half of the patches are hidden, so every direction decodes equally many."""
+    """FLOPs of a forward and backward pass; half of the patches are removed, so all directions decode equally many."""
     model = CSMAE(tiny(variant), Masking(), loss)
     with FlopCounterMode(display=False) as counter:
         model(*batch(size=BATCH))["loss"].backward()
@@ -41,31 +41,31 @@ def contrast_flops(width: int) -> int:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_loss_of_weight_0_costs_no_operation(variant: str) -> None:
+def test_a_loss_of_weight_0_costs_no_flops(variant: str) -> None:
     model = tiny(variant)
     whole = step_flops(variant, Loss())
     no_mim, no_cmr, no_umr = (step_flops(variant, Loss(**{f"{name}_weight": 0})) for name in ("mim", "cmr", "umr"))
     alone = step_flops(variant, Loss(umr_weight=0, cmr_weight=0))
     assert whole - no_mim == contrast_flops(model.embed_dim)
-    values = model.patch_size**2 * 12  # of a patch of both sensors
+    values = model.patch_size**2 * 12  # per patch, of both sensors
     heads = 3 * 2 * BATCH * (model.num_patches // 2) * model.decoder_embed_dim * values
     if model.common_decoder:
-        assert whole - no_cmr == whole - no_umr == heads, "the trunk's passes serve both losses"
+        assert whole - no_cmr == whole - no_umr == heads, "both losses share the trunk's passes"
     else:
-        assert whole - no_cmr == whole - no_umr == (whole - alone) // 2, "each loss has passes of its own"
+        assert whole - no_cmr == whole - no_umr == (whole - alone) // 2, "each loss has its own passes"
 
 
-def test_a_block_computes_the_tokens_it_is_asked_for_as_in_the_whole() -> None:
+def test_a_block_computes_a_query_slice_as_in_the_full_output() -> None:
     block, table = Block(16, 2, qkv_bias=True), torch.randn(7, 16)
-    which = torch.tensor([[0, 1, 4, 5], [2, 3, 5, 6]])
-    whole = block(table[which])
-    torch.testing.assert_close(block(table[which], asked=slice(1, 3)), whole[:, 1:3])
-    torch.testing.assert_close(block(table, which), whole)
-    torch.testing.assert_close(block(table, which, slice(2, None)), whole[:, 2:])
+    rows = torch.tensor([[0, 1, 4, 5], [2, 3, 5, 6]])
+    full = block(table[rows])
+    torch.testing.assert_close(block(table[rows], query_slice=slice(1, 3)), full[:, 1:3])
+    torch.testing.assert_close(block(table, rows), full)
+    torch.testing.assert_close(block(table, rows, slice(2, None)), full[:, 2:])
 
 
-def test_what_images_have_in_common_is_projected_once() -> None:
-    """Of the decoder's first block: the hidden patches' queries, keys and values."""
+def test_mask_tokens_are_projected_once() -> None:
+    """The decoder's first block computes queries, keys and values of the removed patches once for all images."""
     model = tiny("cecd", decoder_depth=2)
     decoder = CSMAE(model, Masking(), Loss()).decoders["common"]
     flops = []
@@ -75,10 +75,10 @@ def test_what_images_have_in_common_is_projected_once() -> None:
         with FlopCounterMode(display=False) as counter:
             decoder(tokens, masks)
         flops.append(counter.get_total_flops())
-    width, visible, everything = model.decoder_embed_dim, 1 + model.num_patches // 2, 1 + model.num_patches
+    width, visible, num_tokens = model.decoder_embed_dim, 1 + model.num_patches // 2, 1 + model.num_patches
     embedding = 2 * visible * width * model.embed_dim
     projections = 2 * visible * 3 * width**2
-    others = 2 * everything * 9 * width**2 + 4 * everything**2 * width
+    others = 2 * num_tokens * 9 * width**2 + 4 * num_tokens**2 * width
     assert flops[1] - flops[0] == 2 * (embedding + projections + others)
 
 
@@ -107,7 +107,7 @@ def test_compiling_without_a_compiler_is_one_clear_line(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_compiled_trials_of_changing_architecture_compute_the_same_losses() -> None:
+def test_compiled_trials_of_several_architectures_compute_the_same_losses() -> None:
     for more in ({}, {"model__embed_dim": 60, "model__variant": "cecd", "model__sensor_depth": 0}):
         eager, compiled = (list(pretrain(small_config(**more, train__compile=on))) for on in (False, True))
         for a, b in zip(eager, compiled, strict=True):
@@ -116,7 +116,7 @@ def test_compiled_trials_of_changing_architecture_compute_the_same_losses() -> N
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """torch's own counters of what it compiles; the code that it would generate is left out, for that takes half a minute."""
+    """Torch's counters of compiled graphs; generating their code is skipped, because it takes half a minute."""
     monkeypatch.setattr(
         Block, "compile", lambda block, dynamic: nn.Module.compile(block, backend="eager", dynamic=dynamic)
     )
@@ -136,11 +136,11 @@ MANY_SHAPES = {
     "train__epochs": 2,
     "data__synthetic__num_train": 8,
 }
-"""Sensors of different lengths, blocks that are asked for different tokens, passes with and without gradients."""
+"""Sensors of different lengths, several query slices, passes with and without gradients."""
 
 
 def test_every_shape_of_a_training_is_compiled_once(graphs: dict[str, Any]) -> None:
-    """Blocks have one code object, of which torch by itself compiles eight shapes and runs the others uncompiled."""
+    """All blocks share one code object; torch's default compiles eight shapes of it and runs others uncompiled."""
     compiled = [graphs["stats"]["unique_graphs"] for _ in pretrain(small_config(**MANY_SHAPES, train__compile=True))]
     assert not graphs["unimplemented"], "a shape is not compiled"
     assert 8 < compiled[0] < RECOMPILE_LIMIT / 2
@@ -157,17 +157,15 @@ def test_scores_and_pictures_compile_nothing(graphs: dict[str, Any], tmp_path: P
     assert graphs["stats"]["unique_graphs"] == alone > 0
 
 
-def test_running_out_of_memory_is_told_in_the_log(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_running_out_of_memory_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     limit_memory(monkeypatch, 2)
     with caplog.at_level(logging.WARNING):
         assert next(pretrain(small_config())).metrics["train/micro_batch"] == 2
-    told = [f"out of memory: repeating the step with micro-batches of {size} pairs" for size in (4, 2)]
-    assert [record.getMessage() for record in caplog.records] == told
+    messages = [f"out of memory: repeating the step with micro-batches of {size} pairs" for size in (4, 2)]
+    assert [record.getMessage() for record in caplog.records] == messages
 
 
-def test_an_epoch_tells_what_it_and_a_pair_cost() -> None:
+def test_an_epoch_reports_its_time_and_the_cost_of_a_pair() -> None:
     metrics = next(pretrain(small_config())).metrics
     assert metrics["time/worker_s"] >= metrics["time/epoch_s"] + metrics["time/eval_s"]
     assert {"cost/params", "cost/flops", "cost/activation_bytes"} <= set(metrics)
@@ -180,9 +178,9 @@ def test_an_epoch_tells_what_it_and_a_pair_cost() -> None:
     assert cheaper["cost/flops"] < metrics["cost/flops"]
 
 
-def test_scores_are_computed_with_a_torch_that_cannot_pause_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_computed_with_a_torch_without_set_stance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.compiler, "set_stance")  # as before torch 2.6
-    stepper = Stepper.__new__(Stepper)
-    stepper.compiled = True
-    with stepper.eager():
+    train_step = TrainStep.__new__(TrainStep)
+    train_step.compiled = True
+    with train_step.uncompiled():
         assert torch.compiler.is_compiling() is False
