@@ -86,8 +86,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.objectives == 2:
         STUDY["search"] = {"objectives": {"val/f1_mean": "maximize", "cost/flops": "minimize"}}
-    room, start = local_resources(), time.monotonic()
-    with tempfile.TemporaryDirectory() as name, ray_running(None, room, verbose=False):
+    resources, start = local_resources(), time.monotonic()
+    with tempfile.TemporaryDirectory() as name, ray_running(None, resources, verbose=False):
         folder = Path(name)
         (folder / "study.yaml").write_text(yaml.safe_dump(STUDY))
         study = load_study(folder / "study.yaml", assignments=[f"search.num_trials={options.num_trials}"])
@@ -95,7 +95,7 @@ def main() -> None:
         tracker = Tracker(trial_store.folder, study.name, f"sqlite:///{folder}/mlflow.db")
         tracker.start({}, {}, "val/f1_mean", "maximize")
         meter = Meter(tracker)
-        run_search(Budget(trial_store), allocate(study.search, room), meter, "scale:instant")
+        run_search(Budget(trial_store), allocate(study.search, resources), meter, "scale:instant")
         left = tracker.close(120)
     tenth = options.num_trials // 10
     first, last = slice(0, tenth), slice(-tenth, None)

@@ -45,14 +45,14 @@ def main() -> None:
     parser.add_argument("--num-trials", type=int, default=24)
     options = parser.parse_args()
     study = load_study(QUICKSTART, assignments=[f"search.num_trials={options.num_trials}"])
-    room = local_resources()
-    with tempfile.TemporaryDirectory() as name, ray_running(None, room, verbose=False):
-        folder, part = Path(name), allocate(study.search, room)
-        run_search(Budget(TrialStore(study, folder)), part, lambda event: None, "search_overhead:clocked")
+    resources = local_resources()
+    with tempfile.TemporaryDirectory() as name, ray_running(None, resources, verbose=False):
+        folder, allocation = Path(name), allocate(study.search, resources)
+        run_search(Budget(TrialStore(study, folder)), allocation, lambda event: None, "search_overhead:clocked")
         clocks = [json.loads(path.read_text()) for path in folder.glob("*/trials/*/clock.json")]
     wall = max(end for _, end, _ in clocks) - min(start for start, _, _ in clocks)
-    busy = sum(seconds for _, _, seconds in clocks) / part.max_concurrent
-    inside = sum(end - start for start, end, _ in clocks) / part.max_concurrent
+    busy = sum(seconds for _, _, seconds in clocks) / allocation.max_concurrent
+    inside = sum(end - start for start, end, _ in clocks) / allocation.max_concurrent
     figures = {"overhead": wall / busy, "outside_trials": wall / inside, "wall_s": wall, "epochs_s": busy}
     print(json.dumps({key: round(value, 3) for key, value in figures.items()} | {"trials": len(clocks)}))
 

@@ -91,12 +91,12 @@ def search(compiled: bool, trials: int) -> tuple[list[float], list[float]]:
                 memory.append(most[number])
                 taken.append(time.perf_counter() - began[number])
 
-    room = local_resources()
-    with tempfile.TemporaryDirectory() as name, ray_running(None, room, verbose=False):
+    resources = local_resources()
+    with tempfile.TemporaryDirectory() as name, ray_running(None, resources, verbose=False):
         path = Path(name) / "memory.yaml"
         path.write_text(yaml.safe_dump(settings))
         study = load_study(path)
-        run_search(Budget(TrialStore(study, Path(name))), allocate(study.search, room), listen)
+        run_search(Budget(TrialStore(study, Path(name))), allocate(study.search, resources), listen)
     return memory, taken
 
 

@@ -47,7 +47,7 @@ STUDY = {
     "search": {"workers_per_trial": 2, "sampler": "random", "scheduler": "none"},
 }
 
-ROOM = ClusterResources(2, 0, "this machine")
+RESOURCES = ClusterResources(2, 0, "this machine")
 
 
 def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
@@ -66,7 +66,7 @@ def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, in
 def warm(study: Study, folder: Path) -> float:
     """Median wait between the trials of a search."""
     trial_store = TrialStore(study, folder)
-    run_search(Budget(trial_store), allocate(study.search, ROOM), lambda event: None, "turnaround:timed")
+    run_search(Budget(trial_store), allocate(study.search, RESOURCES), lambda event: None, "turnaround:timed")
     return median_wait(trial_store.folder)
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--warm-trials", type=int, default=9)
     parser.add_argument("--stock-trials", type=int, default=4)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, ray_running(None, ROOM, verbose=False):
+    with tempfile.TemporaryDirectory() as name, ray_running(None, RESOURCES, verbose=False):
         figures = {}
         for pattern, count in ((warm, options.warm_trials), (stock, options.stock_trials)):
             folder = Path(name) / pattern.__name__
