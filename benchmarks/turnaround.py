@@ -47,7 +47,7 @@ STUDY = {
     "search": {"workers_per_trial": 2, "sampler": "random", "scheduler": "none"},
 }
 
-RESOURCES = ClusterResources(2, 0, "this machine")
+RESOURCES = ClusterResources(((2, 0),), "this machine")
 
 
 def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
@@ -72,7 +72,7 @@ def warm(study: Study, folder: Path) -> float:
 
 def stock(study: Study, folder: Path) -> float:
     """Median wait between the trials of a Tune function that builds a ``TorchTrainer`` each time."""
-    spec = WorkerGroupSpec(study.search.workers_per_trial, Allocation(1, 1.0, 0.0), 0, math.inf, str(folder / "train"))
+    spec = WorkerGroupSpec(Allocation(1, study.search.workers_per_trial, 1.0, 0.0), 0, math.inf, str(folder / "train"))
     config = study.resolve({}).model_dump(mode="json")
 
     def trial(point: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ CUDA_PROBE = "import torch; torch.cuda.init(); print(torch.cuda.device_count())"
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a process found on its machine."""
+    """What a process found on its machine; the last two fields are the driver's view of it."""
 
     versions: dict[str, str]
     """Versions that must match on every node."""
@@ -51,6 +51,10 @@ class NodeReport:
     """Why the archive cannot be opened."""
     clock: float
     """Seconds since 1970."""
+    clock_offset_s: float = 0.0
+    """The clock minus the driver's."""
+    ray_gpus: int = 0
+    """GPUs that Ray schedules there."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,9 @@ class Node:
     """A node and its report."""
 
     name: str
-    ray_gpus: int
-    """GPUs that Ray schedules there."""
     report: NodeReport | None
     error: str
     """Why there is no report."""
-    clock_offset_s: float = 0.0
-    """Its clock minus the driver's."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,14 @@ def report_nodes(storage: ObjectStore, data: Data | None) -> ClusterReport:
         nodes = []
         # All reports first: reading the storage in between would distort the clock offsets.
         for node_id, report, error, received_at in list(_collect(node_ids)):
-            offset_s = 0.0
             if report:
-                offset_s = report.clock - received_at
-                report = replace(report, storage_error=_storage_error(report, probe, node_id, driver_error))
-            num_gpus = int(alive[node_id]["Resources"].get("GPU", 0))
-            nodes.append(Node(names[node_id], num_gpus, report, error, offset_s))
+                report = replace(
+                    report,
+                    storage_error=_storage_error(report, probe, node_id, driver_error),
+                    clock_offset_s=report.clock - received_at,
+                    ray_gpus=int(alive[node_id]["Resources"].get("GPU", 0)),
+                )
+            nodes.append(Node(names[node_id], report, error))
         driver = report_this_node(probe, "driver again", data)
     return ClusterReport(driver, sorted(nodes, key=lambda node: node.name))
 

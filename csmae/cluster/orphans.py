@@ -18,13 +18,18 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def removing_orphans() -> Iterator[None]:
-    """Remove orphaned placement groups in a thread for as long as the block lasts."""
+    """Remove orphaned placement groups of this job, in a thread, for as long as the block lasts.
+
+    Ray keeps them until the job ends, and Ray Train's own cleaner needs the dashboard. Ray keeps those that an actor creates while
+    it dies even longer than the job, because it recorded the actor's end before.
+    """
     stopped = threading.Event()
 
     def poll() -> None:
         while not stopped.wait(POLL_INTERVAL_S):
             try:
-                remove_orphans()
+                for group in orphaned_placement_groups():
+                    remove_placement_group(group)
             except Exception as error:  # the GCS may be unreachable for a moment; the next round tries again
                 log.warning("cannot look for orphaned placement groups: %s", error)
 
@@ -35,13 +40,3 @@ def removing_orphans() -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
-
-
-def remove_orphans() -> None:
-    """Remove the placement groups of this job whose creator, an actor, is dead.
-
-    Ray keeps them until the job ends, and Ray Train's own cleaner needs the dashboard. Ray keeps those that an actor creates while
-    it dies even longer than the job, because it recorded the actor's end before.
-    """
-    for group in orphaned_placement_groups():
-        remove_placement_group(group)

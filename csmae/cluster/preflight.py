@@ -8,8 +8,8 @@ from functools import partial
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from csmae.cluster.node_report import ClusterReport, Node, NodeReport
-from csmae.cluster.resources import ClusterResources, allocate, resources_text
+from csmae.cluster.node_report import ClusterReport, NodeReport
+from csmae.cluster.resources import ClusterResources, allocate
 from csmae.config import ConfigError
 from csmae.study.options import Search
 
@@ -63,15 +63,15 @@ def required_checks(cluster: ClusterReport) -> Iterator[Check]:
     missing = "; ".join(f"{node.name}: {node.error}" for node in cluster.nodes if node.report is None)
     yield check("nodes", missing, f"{len(cluster.nodes)} answer", INSTALL)
     own = ", ".join(f"{name} {version}" for name, version in cluster.driver.versions.items())
-    yield check("versions", _report_errors(cluster, partial(_version_error, cluster.driver)), own, INSTALL)
+    yield check("versions", _errors(cluster, partial(_version_error, cluster.driver)), own, INSTALL)
     yield check(
         "storage",
-        _report_errors(cluster, lambda report: report.storage_error),
+        _errors(cluster, lambda report: report.storage_error),
         "every node writes, the driver reads",
         "name a folder that all nodes share and this account may write",
     )
     if cluster.driver.data or cluster.driver.data_error:
-        error = cluster.driver.data_error or _report_errors(cluster, partial(_data_error, cluster.driver))
+        error = cluster.driver.data_error or _errors(cluster, partial(_data_error, cluster.driver))
         yield check("data", error, str(cluster.driver.data), "put the same archive under the same path on every node")
 
 
@@ -80,16 +80,14 @@ def advisory_checks(cluster: ClusterReport) -> Iterator[Check]:
     reports = [node.report for node in cluster.nodes if node.report]
     modes = " and ".join(sorted({report.token_mode for report in reports}))
     create = "`ray get-auth-token --generate` on the head, copy it there, `chmod 600 ~/.ray/auth_token`"
-    yield check("token", _report_errors(cluster, _token_error), f"present, {modes}", create)
+    yield check("token", _errors(cluster, _token_error), f"present, {modes}", create)
     gpus = [gpu for report in reports for gpu in report.gpus]
     counts = ", ".join(f"{gpus.count(model)} x {model}" for model in sorted(set(gpus)))
     driver = "install NVIDIA's driver and the torch of constraints.txt, and restart Ray there"
-    yield check("GPUs", _node_errors(cluster, _gpu_error), counts or "none", driver)
+    yield check("GPUs", _errors(cluster, _gpu_error), counts or "none", driver)
     free = min((free for report in reports for free, _ in report.disks.values()), default=0)
-    yield check(
-        "disks", _report_errors(cluster, _disk_error), f"at least {free / 2**30:.0f} GiB free", "free some space"
-    )
-    error = _node_errors(cluster, _clock_error)
+    yield check("disks", _errors(cluster, _disk_error), f"at least {free / 2**30:.0f} GiB free", "free some space")
+    error = _errors(cluster, _clock_error)
     yield check("clocks", error, f"within {MAX_CLOCK_OFFSET_S:g} s", "let chrony or ntpd set the clock")
 
 
@@ -99,24 +97,20 @@ def placement_check(search: Search, resources: ClusterResources) -> Check:
         allocation = allocate(search, resources)
     except ConfigError as error:
         return failed_check("placement", error)
-    group = placement_group([allocation.bundle] * search.workers_per_trial, strategy="PACK")
+    group = placement_group([allocation.bundle] * allocation.workers_per_trial, strategy="PACK")
     try:
         reserved = group.wait(PLACEMENT_TIMEOUT_S)
     finally:
         remove_placement_group(group)
-    trial = f"a trial of {search.workers_per_trial} x {resources_text(allocation.worker_resources)}"
+    trial = f"a trial of {allocation}"
     error = None if reserved else f"the resources for {trial} were not free within {PLACEMENT_TIMEOUT_S:.0f} s"
     lower = "see who uses them (`ray status`), or lower --workers-per-trial or --gpus-per-worker"
     return check("placement", error, f"{trial} fits, {allocation.max_concurrent} at a time", lower)
 
 
-def _report_errors(cluster: ClusterReport, find_error: Callable[[NodeReport], str | None]) -> str:
+def _errors(cluster: ClusterReport, find_error: Callable[[NodeReport], str | None]) -> str:
     """The errors in the nodes' reports, each with its node's name."""
-    return _node_errors(cluster, lambda node: find_error(node.report) if node.report else None)
-
-
-def _node_errors(cluster: ClusterReport, find_error: Callable[[Node], str | None]) -> str:
-    errors = ((node.name, find_error(node)) for node in cluster.nodes)
+    errors = ((node.name, find_error(node.report)) for node in cluster.nodes if node.report)
     return "; ".join(f"{name}: {error}" for name, error in errors if error)
 
 
@@ -140,12 +134,10 @@ def _token_error(report: NodeReport) -> str | None:
     return None if private else f"others may read it ({report.token_mode})"
 
 
-def _gpu_error(node: Node) -> str | None:
-    if node.report is None:
-        return None
-    if len(node.report.gpus) != node.ray_gpus:
-        return f"Ray counts {node.ray_gpus}, nvidia-smi lists {len(node.report.gpus)}"
-    return f"torch cannot use them: {node.report.cuda_error}" if node.report.cuda_error else None
+def _gpu_error(report: NodeReport) -> str | None:
+    if len(report.gpus) != report.ray_gpus:
+        return f"Ray counts {report.ray_gpus}, nvidia-smi lists {len(report.gpus)}"
+    return f"torch cannot use them: {report.cuda_error}" if report.cuda_error else None
 
 
 def _disk_error(report: NodeReport) -> str | None:
@@ -157,7 +149,7 @@ def _disk_error(report: NodeReport) -> str | None:
     return "; ".join(full) or None
 
 
-def _clock_error(node: Node) -> str | None:
-    if node.report is None or abs(node.clock_offset_s) < MAX_CLOCK_OFFSET_S:
+def _clock_error(report: NodeReport) -> str | None:
+    if abs(report.clock_offset_s) < MAX_CLOCK_OFFSET_S:
         return None
-    return f"{abs(node.clock_offset_s):.0f} s {'ahead' if node.clock_offset_s > 0 else 'behind'}"
+    return f"{abs(report.clock_offset_s):.0f} s {'ahead' if report.clock_offset_s > 0 else 'behind'}"

@@ -41,9 +41,6 @@ its own, because Ray reads the authentication mode once per process.
 """
 
 
-# Sessions and authentication
-
-
 def resolve_address(address: str) -> str | None:
     """Resolve ``auto`` or a host name as ``ray.init`` does; None where the address means a new Ray.
 
@@ -88,9 +85,6 @@ def hide_worker_logs() -> None:
     ray._private.worker._worker_logs_enabled = False
 
 
-# Nodes and placement groups
-
-
 def draining_nodes() -> set[str]:
     """Ids of the nodes that will be preempted; ``ray.nodes()`` does not mark them."""
     return set(state.get_draining_nodes())
@@ -113,9 +107,6 @@ def orphaned_placement_groups() -> Iterator[PlacementGroup]:
 def _is_creator_dead(group: PlacementGroupTableData) -> bool:
     actor = state.actor_table(ActorID(group.creator_actor_id).hex())
     return bool(group.creator_actor_dead) or actor.get("State") == "DEAD"
-
-
-# Ray Train
 
 
 def worker_group_callback_class() -> Any:

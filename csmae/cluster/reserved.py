@@ -16,8 +16,6 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from csmae.cluster.resources import resources_text
-
 RESOURCE_TIMEOUT_S = 300.0
 """Time without resources for any call after which they are considered gone."""
 
@@ -89,4 +87,5 @@ def _results(tasks: list[_Task], resources: Mapping[str, float]) -> Iterator[tup
         if done or any(task.is_scheduled() for task in pending.values()):
             scheduled_at = time.monotonic()
         elif time.monotonic() - scheduled_at > RESOURCE_TIMEOUT_S:
-            raise NoResourcesError(f"no node had {resources_text(resources)} free for {RESOURCE_TIMEOUT_S:.0f} s")
+            requested = " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+            raise NoResourcesError(f"no node had {requested} free for {RESOURCE_TIMEOUT_S:.0f} s")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import ray
@@ -31,28 +31,40 @@ REFRESH_INTERVAL_S = 5.0
 class ClusterResources:
     """CPUs and GPUs that a search may use."""
 
-    cpus: float
-    gpus: float
+    nodes: tuple[tuple[float, float], ...]
+    """CPUs and GPUs of each node."""
     where: str
     """Names them in messages, such as ``this machine``."""
-    cpus_per_gpu: float | None = None
-    """The fewest CPUs that a node has for each of its GPUs; None for a single machine."""
-    requires_token: bool = True
-    """Whether Ray rejects clients that have no token."""
     by_accelerator: Mapping[str, ClusterResources] = field(default_factory=dict)
     """By Ray's accelerator type, the resources of the nodes that have it."""
-    nodes: tuple[tuple[float, float], ...] = ()
-    """CPUs and GPUs of each node; empty for a single machine."""
+    requires_token: bool = True
+    """Whether Ray rejects clients that have no token."""
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of all nodes."""
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes."""
+        return sum(gpus for _, gpus in self.nodes)
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """How many trials run at a time, and the resources of each of their workers."""
+    """How many trials run at a time, and the number and resources of their workers."""
 
     max_concurrent: int
+    workers_per_trial: int
     cpus_per_worker: float
     gpus_per_worker: float
     accelerator_type: str | None = None
+
+    def __str__(self) -> str:
+        """A trial's workers in words, such as ``2 x 4 CPU and 1 GPU``."""
+        worker = " and ".join(f"{amount:g} {name}" for name, amount in self.worker_resources.items())
+        return f"{self.workers_per_trial} x {worker}"
 
     @property
     def worker_resources(self) -> dict[str, float]:
@@ -67,16 +79,11 @@ class Allocation:
         return self.worker_resources | kind
 
 
-def resources_text(resources: Mapping[str, float]) -> str:
-    """Resources in words, such as ``4 CPU and 1 GPU``."""
-    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
-
-
 def local_resources() -> ClusterResources:
     """The resources of this machine that this process may use."""
     import torch
 
-    return ClusterResources(usable_cpus(), torch.cuda.device_count(), "this machine")
+    return ClusterResources(((usable_cpus(), torch.cuda.device_count()),), "this machine")
 
 
 def current_resources(where: str) -> ClusterResources:
@@ -89,16 +96,16 @@ def current_resources(where: str) -> ClusterResources:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
     accelerators = sorted({key for node in nodes for key in node if key.startswith(ACCELERATOR_PREFIX)})
     by_accelerator = {
-        key.removeprefix(ACCELERATOR_PREFIX): _total([node for node in nodes if key in node], f"{where}, with {key},")
+        key.removeprefix(ACCELERATOR_PREFIX): ClusterResources(
+            _cpus_and_gpus(node for node in nodes if key in node), f"{where}, with {key},"
+        )
         for key in accelerators
     }
-    return replace(_total(nodes, where), by_accelerator=by_accelerator)
+    return ClusterResources(_cpus_and_gpus(nodes), where, by_accelerator)
 
 
-def _total(nodes: list[Mapping[str, float]], where: str) -> ClusterResources:
-    per_gpu = min((node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU")), default=None)
-    pairs = tuple((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
-    return ClusterResources(sum(cpus for cpus, _ in pairs), sum(gpus for _, gpus in pairs), where, per_gpu, nodes=pairs)
+def _cpus_and_gpus(nodes: Iterable[Mapping[str, float]]) -> tuple[tuple[float, float], ...]:
+    return tuple((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
 
 
 def allocate(search: Search, resources: ClusterResources) -> Allocation:
@@ -125,12 +132,12 @@ def allocate(search: Search, resources: ClusterResources) -> Allocation:
                 "lower --workers-per-trial or --gpus-per-worker"
             )
     cpus = _cpus_per_worker(gpus, resources)
-    num_workers = sum(_workers_on(node, cpus, gpus) for node in resources.nodes or ((resources.cpus, resources.gpus),))
-    allocation = Allocation(min(num_workers // workers, search.num_trials), cpus, gpus, accelerator)
+    num_workers = sum(_workers_on(node, cpus, gpus) for node in resources.nodes)
+    allocation = Allocation(min(num_workers // workers, search.num_trials), workers, cpus, gpus, accelerator)
     if not allocation.max_concurrent:
         raise ConfigError(
-            f"search.workers_per_trial {workers} needs {workers} x {resources_text(allocation.worker_resources)}, each worker on one "
-            f"node; the nodes of {resources.where} hold {num_workers} such workers: lower --workers-per-trial or --gpus-per-worker"
+            f"search.workers_per_trial {workers} needs {allocation}, each worker on one node; "
+            f"the nodes of {resources.where} hold {num_workers} such workers: lower --workers-per-trial or --gpus-per-worker"
         )
     return allocation
 
@@ -152,14 +159,10 @@ def _check_gpus(gpus: float, workers: int) -> None:
 
 
 def _cpus_per_worker(gpus: float, resources: ClusterResources) -> float:
-    """A worker's share of the CPUs that come with its GPU; one CPU for a worker without a GPU."""
+    """A worker's share of the CPUs beside its GPU, on the node that has the fewest per GPU; one CPU without a GPU."""
     if not gpus:
         return 1.0
-    per_gpu = (
-        _exact(resources.cpus_per_gpu)
-        if resources.cpus_per_gpu
-        else _exact(resources.cpus) / _exact(max(resources.gpus, 1))
-    )
+    per_gpu = min(_exact(node_cpus) / _exact(node_gpus) for node_cpus, node_gpus in resources.nodes if node_gpus)
     share = per_gpu * int(gpus) if gpus >= 1 else per_gpu / _workers_per_gpu(gpus)
     return max(1.0, float(math.floor(share)))
 

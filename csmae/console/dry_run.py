@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from itertools import islice
 
-from csmae.cluster.resources import ClusterResources, allocate, resources_text
+from csmae.cluster.resources import ClusterResources, allocate
 from csmae.config import ConfigError
 from csmae.console.format import format_settings
 from csmae.model.cost import cost
@@ -54,9 +54,7 @@ def _samples(study: Study) -> Iterator[str]:
 
 
 def _resources(study: Study, resources: ClusterResources | None) -> str:
-    workers = study.search.workers_per_trial
     if resources is None:
-        return f"a trial needs {workers} workers of the cluster"
+        return f"a trial needs {study.search.workers_per_trial} workers of the cluster"
     allocation = allocate(study.search, resources)
-    worker = resources_text(allocation.worker_resources)
-    return f"a trial needs {workers} x {worker}; {resources.where} runs {allocation.max_concurrent} trials at once"
+    return f"a trial needs {allocation}; {resources.where} runs {allocation.max_concurrent} trials at once"

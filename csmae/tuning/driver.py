@@ -48,7 +48,6 @@ def run_search(budget: Budget, allocation: Allocation, listener: Listener, pretr
         stop_controller = StopController(budget, searcher)
         with tune_dir(None if trial_store.remote else trial_store.folder) as folder, stop_controller.stop_on_signals():
             spec = WorkerGroupSpec(
-                num_workers=search.workers_per_trial,
                 allocation=allocation,
                 retries=search.retries,
                 hang_timeout_s=seconds(search.hang_timeout),

@@ -109,7 +109,7 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
                 if event.number < self._num_fits:
                     continue  # its successor runs already
                 if event.unschedulable:
-                    reason = f"no node has the resources for {self._spec.resources_text}"
+                    reason = f"no node has the resources for {self._spec.allocation}"
                     return AssignmentEnded(Outcome.UNSCHEDULABLE, reason)
                 self._failed_fits += bool(event.reason)
                 if self._failed_fits > 1:
@@ -149,7 +149,7 @@ def make_trainer(
         train_loop,
         train_loop_config=train_loop_config,
         scaling_config=train.ScalingConfig(
-            num_workers=spec.num_workers,
+            num_workers=spec.allocation.workers_per_trial,
             use_gpu=spec.allocation.gpus_per_worker > 0,
             resources_per_worker=spec.allocation.worker_resources,
             accelerator_type=spec.allocation.accelerator_type,

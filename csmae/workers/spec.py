@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from csmae.cluster.resources import Allocation, resources_text
+from csmae.cluster.resources import Allocation
 from csmae.storage.manifest import RemoteStorage
 
 PRETRAIN = "csmae.training.trainer:pretrain"
@@ -14,9 +14,8 @@ PRETRAIN = "csmae.training.trainer:pretrain"
 class WorkerGroupSpec:
     """A worker group of a search."""
 
-    num_workers: int
     allocation: Allocation
-    """Resources of each worker."""
+    """Number and resources of the workers."""
     retries: int
     """Restarts of a trial after a worker died."""
     hang_timeout_s: float
@@ -27,8 +26,3 @@ class WorkerGroupSpec:
     """Object store that holds the trials' files; None where all nodes share their folder."""
     pretrain: str = PRETRAIN
     """Module and name of the generator that trains."""
-
-    @property
-    def resources_text(self) -> str:
-        """The workers' resources in words, such as ``2 x 1 CPU``."""
-        return f"{self.num_workers} x {resources_text(self.allocation.worker_resources)}"

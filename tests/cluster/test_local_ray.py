@@ -15,7 +15,7 @@ START = """
 import json, os, ray
 from csmae.cluster.resources import ClusterResources
 from csmae.cluster.session import ray_running
-with ray_running(None, ClusterResources(1, 0, "this machine"), verbose=False) as resources:
+with ray_running(None, ClusterResources(((1, 0),), "this machine"), verbose=False) as resources:
     read_address = ray.remote(lambda: os.environ.get("RAY_ADDRESS"))
     found = {"cpus": resources.cpus, "address": ray.get_runtime_context().gcs_address, "worker": ray.get(read_address.remote())}
     print(json.dumps(found | {"session": ray._private.worker._global_node.get_session_dir_path()}))

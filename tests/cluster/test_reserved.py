@@ -15,7 +15,7 @@ from tests.conftest import small_config
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ClusterResources]:
-    with ray_running(None, ClusterResources(1, 0, "this machine"), verbose=False) as resources:
+    with ray_running(None, ClusterResources(((1, 0),), "this machine"), verbose=False) as resources:
         yield resources
 
 
@@ -40,6 +40,6 @@ def test_waiting_for_resources_that_no_node_has_times_out(cluster: ClusterResour
 def test_encoders_are_scored_on_cpus_when_the_gpus_are_gone(cluster: ClusterResources, short_timeout: None) -> None:
     lines: list[str] = []
     found = [EncoderToScore("untrained encoder", small_config(), None, None)]
-    (scores,) = score_encoders(found, Allocation(1, 1.0, 1.0), None, lines.append)
+    (scores,) = score_encoders(found, Allocation(1, 1, 1.0, 1.0), None, lines.append)
     assert 0 < scores["test/f1_mean"] < 1
     assert lines == ["no node had 1 CPU and 1 GPU free for 2 s: the encoders are scored on CPUs"]

@@ -89,7 +89,7 @@ def start_and_die(folder: Path, **search: Any) -> None:
 def search_without_time(folder: Path, **search: Any) -> tuple[TrialStore, list[Event]]:
     trial_store, events = TrialStore(make_study(folder, time_limit="1s", **search), folder), list[Event]()
     trial_store.optuna_study.set_user_attr("elapsed_s", 5.0)
-    assert run_search(Budget(trial_store), Allocation(1, 1.0, 0.0), events.append) == SearchEnd(
+    assert run_search(Budget(trial_store), Allocation(1, 1, 1.0, 0.0), events.append) == SearchEnd(
         SearchOutcome.BUDGET_EXHAUSTED, OVER
     )
     return trial_store, events

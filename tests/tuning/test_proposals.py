@@ -248,7 +248,7 @@ def test_an_exhausted_budget_starts_no_trial(tmp_path: Path) -> None:
     trial = trial_store.ask()
     study.space.suggest(trial)
     trial.set_user_attr("worker_s", 99.0)
-    ending = run_search(Budget(TrialStore(study, tmp_path)), Allocation(1, 1.0, 0.0), lambda event: None)
+    ending = run_search(Budget(TrialStore(study, tmp_path)), Allocation(1, 1, 1.0, 0.0), lambda event: None)
     assert (ending.outcome, ending.reason) == (
         SearchOutcome.BUDGET_EXHAUSTED,
         "the budget of 0.001 worker-hours is spent",

@@ -107,7 +107,9 @@ def test_tune_is_stopped_in_seconds_while_it_waits_for_a_trial(tmp_path: Path, n
 
         timer = threading.Timer(8, send)
         timer.start()
-        assert run_search(budget, Allocation(0, 1.0, 0.0), lambda event: None) == SearchEnd(SearchOutcome.INTERRUPTED)
+        assert run_search(budget, Allocation(0, 1, 1.0, 0.0), lambda event: None) == SearchEnd(
+            SearchOutcome.INTERRUPTED
+        )
         assert time.monotonic() - sent_at[0] < 8
     finally:
         ray.shutdown()

@@ -30,7 +30,7 @@ from tests.study.test_study import write
 
 DONE = SearchEnd(SearchOutcome.COMPLETED)
 
-RESOURCES = ClusterResources(2, 0, "this machine")
+RESOURCES = ClusterResources(((2, 0),), "this machine")
 
 
 @pytest.fixture(scope="module")
