@@ -92,7 +92,7 @@ class Median:
 def num_brackets(search: Search, epochs: int) -> int:
     """Number of hyperband's brackets: those whose grace period ends before the training does, and at least one."""
     ends = (search.grace_epochs * search.reduction**bracket for bracket in range(1, MAX_BRACKETS))
-    return 1 + sum(end < epochs for end in ends)
+    return 1 + len([end for end in ends if end < epochs])
 
 
 def make_stopping_rule(
