@@ -1,7 +1,7 @@
-"""How fast pairs are read, on one core: native batches, the whole CPU path, a conventional loader, the bound.
+"""Measures how fast one core reads pairs: native batches, the whole CPU path, a conventional loader, and the upper bound.
 
-Writes its own archives. Prints one JSON line; every figure is pairs a second: the median over passes that take turns, each
-after one that is not timed.
+Writes its own archives. Prints one JSON line; every figure is in pairs per second: the median over passes in turns, each
+after an untimed one.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from torchvision.transforms import v2 as transforms
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from csmae.config import Data, Synthetic
-from csmae.data.archive import Split, open_archive
+from csmae.data.archive import open_archive
 from csmae.data.loader import batches, epoch_rows
+from csmae.data.split import Split
 from csmae.data.synthetic.archive import synthesize
 from csmae.data.synthetic.scenes import draw_scenes
 from csmae.data.transforms import Preprocess
@@ -42,47 +43,47 @@ from tests.support.v1_pickles import patch_interface, pickled, write_v1
 PASSES = 9
 
 NATIVE_BATCH, FULL_BATCH = 128, 32
-"""Pairs a batch: as in training on a GPU, and few enough for the images of a batch to stay near the core."""
+"""Pairs per batch: as in training on a GPU, and few enough for the batch to fit in the cache."""
 
 
 def write_archives(folder: Path, num_pairs: int) -> None:
-    """Synthetic scenes as v2 and as v1."""
+    """Write synthetic scenes as v2 and as v1."""
     synthesize(Synthetic(num_train=num_pairs, num_validation=1, num_test=1), folder / "v2")
     random, patches = np.random.default_rng(0), {}
     for start in range(0, num_pairs, 32):
         scenes, _ = draw_scenes(random.integers(1, 13, 32), random)
         for number in range(32):
-            s1, s2_10m, s2_20m = (images.numpy() for images in scenes.row(number))
+            s1, s2_10m, s2_20m = (images.numpy() for images in scenes.pair(number))
             bands = dict(zip((*S1_BANDS, *S2_10M_BANDS, *S2_20M_BANDS), (*s1, *s2_10m, *s2_20m), strict=True))
             bands |= {band: np.zeros((20, 20), np.uint16) for band in ("B01", "B09")}
-            # In the order in which the published encoder writes them: B01 to B08, B8A, B09, B11, B12.
+            # In the order of BigEarthNet's encoder: B01 to B08, B8A, B09, B11, B12.
             ordered = {name: bands[name] for name in sorted(bands, key=lambda name: name.replace("8A", "085"))}
             patches[f"S2A_MSIL2A_20170613T101031_{start + number}_0"] = pickled(ordered, ["Pastures"])
     write_v1(folder / "v1", patches, {"train.csv": list(patches)[:num_pairs]})
 
 
 def native(split: Split, epoch: int = 0) -> int:
-    """Batches as a GPU takes them."""
+    """Read batches as a GPU consumes them."""
     rows = epoch_rows(len(split), NATIVE_BATCH, 0, epoch)
     return sum(len(batch.s1) for batch in batches(split, rows))
 
 
-def full(split: Split, prepare: Preprocess) -> int:
-    """Batches as the network takes them: normalised, mirrored, (12, 120, 120) a pair."""
+def full(split: Split, preprocess: Preprocess) -> int:
+    """Read batches as the network consumes them: normalised, mirrored, (12, 120, 120) per pair."""
     rows = epoch_rows(len(split), FULL_BATCH, 0, 0)
     flips = torch.rand(len(rows), FULL_BATCH, 2) < 0.5
-    return sum(len(prepare(batch, flip)[0]) for batch, flip in zip(batches(split, rows), flips, strict=True))
+    return sum(len(preprocess(batch, flip)[0]) for batch, flip in zip(batches(split, rows), flips, strict=True))
 
 
 def copied(values: list[np.ndarray[Any, Any]], memory: np.ndarray[Any, Any]) -> int:
-    """The bytes of pairs, brought from where they are into a batch."""
+    """Copy the bytes of pairs into a batch."""
     for number, value in enumerate(values):
         memory[number % len(memory)] = value
     return len(values)
 
 
 def read_v1(transaction: Any, name: str, s1_name: str) -> dict[str, Tensor]:
-    """A pair's bands by unpickling the patch's objects."""
+    """Read a pair's bands by unpickling the patch."""
     patch = pickle.loads(transaction.get(name.encode()))
     bands = {f"B{band}": getattr(patch.s2_patch, f"band{band}") for band in (name[1:] for name in S2_BANDS)}
     bands |= {band: getattr(patch.s1_patch, f"band{band}") for band in S1_BANDS}
@@ -90,13 +91,13 @@ def read_v1(transaction: Any, name: str, s1_name: str) -> dict[str, Tensor]:
 
 
 def read_v2(transaction: Any, name: str, s1_name: str) -> dict[str, Tensor]:
-    """A pair's bands by the safetensors library."""
+    """Read a pair's bands with the safetensors library."""
     bands = load(transaction.get(name.encode())) | load(transaction.get(s1_name.encode()))
     return {name: band.float() for name, band in bands.items()}
 
 
 def conventional(split: Split, read: Callable[..., dict[str, Tensor]], count: int) -> int:
-    """The usual way: one pair at a time, each band interpolated, stacked, transformed, and batches collated."""
+    """Read one pair at a time; interpolate each band, stack, transform and collate."""
     data = Data()
     transform = transforms.Compose(
         [
@@ -106,9 +107,9 @@ def conventional(split: Split, read: Callable[..., dict[str, Tensor]], count: in
         ]
     )
     names = split.names[:count]
-    s1_names = [split.store.key(position) for position in split.sources[-1].positions[:count].tolist()]
+    s1_names = [split.lmdb.key(position) for position in split.sources[-1].positions[:count].tolist()]
     images: list[Tensor] = []
-    with lmdb.open(str(split.store.folder), readonly=True, lock=False, readahead=False) as environment:
+    with lmdb.open(str(split.lmdb.folder), readonly=True, lock=False, readahead=False) as environment:
         for name, s1_name in zip(names, s1_names, strict=True):
             with environment.begin() as transaction:
                 bands = read(transaction, name, s1_name)
@@ -124,7 +125,7 @@ def conventional(split: Split, read: Callable[..., dict[str, Tensor]], count: in
 
 
 def cold(folder: Path) -> float:
-    """Native batches of an archive that is on the disk alone; in a process of its own, for mapped pages stay."""
+    """Read native batches of an uncached archive; in a separate process, because mapped pages stay cached."""
     with next(folder.glob("*/data.mdb")).open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -133,7 +134,7 @@ def cold(folder: Path) -> float:
 
 
 def read(folder: Path, epochs: int) -> dict[str, list[float]]:
-    """Native batches of an archive that is there, and the memory of this process after each epoch."""
+    """Read native batches of an existing archive; report the memory of this process after each epoch."""
     split = open_archive(Data(path=str(folder))).split("train")
     figures: dict[str, list[float]] = {"native": [], "anonymous_mb": []}
     for epoch in range(epochs):
@@ -143,41 +144,41 @@ def read(folder: Path, epochs: int) -> dict[str, list[float]]:
     return figures
 
 
-def rate(passing: Callable[[], int]) -> float:
-    """Pairs a second of one pass."""
+def rate(run_pass: Callable[[], int]) -> float:
+    """Return pairs per second of one pass."""
     start = time.perf_counter()
-    return passing() / (time.perf_counter() - start)
+    return run_pass() / (time.perf_counter() - start)
 
 
-def steady_rate(passing: Callable[[], int]) -> float:
-    """Pairs a second of a pass that follows another one at once, as epochs do.
+def steady_rate(run_pass: Callable[[], int]) -> float:
+    """Return pairs per second of a pass immediately after another one, like epochs.
 
-    Memory that nobody touches for seconds may leave the page tables, and the way back is not the loader's.
+    Memory that is idle for seconds may leave the page tables; mapping it again would be measured, too.
     """
-    passing()
-    return rate(passing)
+    run_pass()
+    return rate(run_pass)
 
 
 def measure(folder: Path, num_pairs: int) -> dict[str, float]:
-    """Medians by name; the passes take turns, so that a slow moment does not hit one figure alone."""
+    """Return medians by name; the passes alternate, so that a slow moment affects all figures."""
     write_archives(folder, num_pairs)
-    # First of all, for what this process has mapped stays in memory.
+    # Uncached reads first: pages that this process has mapped stay in memory.
     colds = [{f"cold_{name}": cold(folder / name) for name in ("v2", "v1")} for _ in range(3)]
     v2, v1 = (open_archive(Data(path=str(folder / name))).split("train") for name in ("v2", "v1"))
-    prepare = Preprocess(Data(), 120)
+    preprocess = Preprocess(Data(), 120)
     pair = sum(tensor[0].nbytes for tensor in v2.read([0]))
     values, memory = list(np.ones((1024, pair), np.uint8)), np.zeros((NATIVE_BATCH, pair), np.uint8)
     passes: dict[str, Callable[[], int]] = {
         "native_v2": partial(native, v2),
         "native_v1": partial(native, v1),
-        "full_v2": partial(full, v2, prepare),
-        "full_v1": partial(full, v1, prepare),
+        "full_v2": partial(full, v2, preprocess),
+        "full_v1": partial(full, v1, preprocess),
         "conventional_v2": partial(conventional, v2, read_v2, 256),
         "conventional_v1": partial(conventional, v1, read_v1, 256),
         "copy_bound": partial(copied, values, memory),
     }
     with patch_interface("pydantic 2"):
-        rounds = [{name: steady_rate(passing) for name, passing in passes.items()} for _ in range(PASSES)]
+        rounds = [{name: steady_rate(run_pass) for name, run_pass in passes.items()} for _ in range(PASSES)]
     return {
         name: round(statistics.median(figures[name] for figures in measured), 1)
         for measured in (rounds, colds)
@@ -186,10 +187,10 @@ def measure(folder: Path, num_pairs: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=2048, help="pairs of each archive")
-    parser.add_argument("--read", type=Path, metavar="FOLDER", help="read this archive, and nothing else")
+    parser.add_argument("--read", type=Path, metavar="FOLDER", help="only read this archive")
     parser.add_argument("--epochs", type=int, default=1, help="how often to read it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

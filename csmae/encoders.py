@@ -1,4 +1,4 @@
-"""The encoder that users take home: raw bands in, features out, one folder on disk.
+"""The trained encoder: raw bands in, features out, one folder on disk; also read from checkpoints of the published code.
 
 B batch, C bands, H W pixels, D width.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from csmae.atomic import atomic_write
 from csmae.config import Config, ConfigError, Data, Loss, Masking, Model
 from csmae.data.pairs import PairBatch
-from csmae.data.transforms import Preprocess, upsample
+from csmae.data.transforms import STATISTICS, Preprocess, upsample
 from csmae.model.csmae import CSMAE
 from csmae.model.encoder import Encoder
 from csmae.model.published import convert_state, infer_model, read_settings
@@ -31,17 +31,18 @@ WEIGHTS, SETTINGS = "encoder.safetensors", "config.json"
 
 FORMAT = "csmae-encoder"
 
-PUBLISHED_SETTINGS = ("cfg.yaml", "args.yaml", "args.json")
+_PUBLISHED_SETTINGS = ("cfg.yaml", "args.yaml", "args.json")
+"""Files beside a published checkpoint that describe its architecture."""
 
-STATISTICS = ("s1_mean", "s1_std", "s2_mean", "s2_std")
+_PUBLISHED_REMEDY = "pass a complete weights.ckpt, or the *.ckpt of a training run of the published code"
 
 
 class EncoderError(ConfigError):
-    """An encoder folder that cannot be used, or images that do not fit."""
+    """An encoder or the images passed to it cannot be used."""
 
 
 class Features(NamedTuple):
-    """Features of scenes by sensor, each (B, D) float32; None for a sensor that was not given."""
+    """Features of each sensor, (B, D) float32; None for a sensor without images."""
 
     s1: Tensor | None
     s2: Tensor | None
@@ -51,76 +52,75 @@ class SensorEncoder(nn.Module):
     """Encodes images of either sensor into one feature space.
 
     Args:
-        network: Weights.
-        model: Their architecture.
-        data: Its statistics normalise the bands.
-        transpose: Whether the weights expect height and width swapped, as the published ones do.
+        network: Holds the weights.
+        model: Architecture of ``network``.
+        data: Statistics that normalise the bands.
+        transpose: Whether the weights expect images with height and width swapped, as the published ones do.
     """
 
     def __init__(self, network: Encoder, model: Model, data: Data, transpose: bool = False) -> None:
         super().__init__()
         self.network, self.model, self.data, self.transpose = network, model, data, transpose
-        self.prepare = Preprocess(data, model.img_size)
+        self.preprocess = Preprocess(data, model.img_size)
 
     @property
     def width(self) -> int:
-        """Width of a feature, D."""
+        """Size of a feature, D."""
         return self.model.embed_dim
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and where the features will be."""
+        """Device of the weights and of the features."""
         return self.network.norm.weight.device
 
     def forward(
         self, s1: np.ndarray | Tensor | None = None, s2: np.ndarray | Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Encode images as ``encode`` does, with gradients.
+        """Encode images like ``encode``, but with gradients.
 
         Returns:
-            By sensor that was given, features (B, D): a dictionary, for an exported program knows no other class of ours.
+            Features (B, D) by sensor, in a dictionary because exported programs do not support our classes.
         """
-        given = {"s1": s1, "s2": s2}
-        images = {s: self._normalise(s, image) for s, image in given.items() if image is not None}
+        images = {s: self._normalise(s, image) for s, image in (("s1", s1), ("s2", s2)) if image is not None}
         if not images:
-            raise EncoderError("encode: give s1=, s2= or both")
+            raise EncoderError("encode: pass s1=, s2= or both")
         return self._features(images)
 
     @torch.no_grad()
     def encode(self, s1: np.ndarray | Tensor | None = None, s2: np.ndarray | Tensor | None = None) -> Features:
-        """Encode upright images as the archives hold them, without gradients; either sensor alone works.
+        """Encode north-up images with the units of the archives, without gradients; either sensor alone works.
+
+        Images are resized to the network's image size. The batches of the two sensors may differ in size.
 
         Args:
-            s1: (B, 2, H, H) backscatter in dB, order VH VV.
-            s2: (B, 10, H, H) reflectance times 10,000, order B02 B03 B04 B08 B05 B06 B07 B11 B12 B8A, all at 10 m.
-
-        Images of another size than the network's are resized to it. The sensors' batches may differ in size.
+            s1: Backscatter in dB (B, 2, H, H), order VH VV.
+            s2: Reflectance times 10,000 (B, 10, H, H), order B02 B03 B04 B08 B05 B06 B07 B11 B12 B8A, all at 10 m.
 
         Returns:
-            Features of the sensors that were given; not L2-normalised.
+            Features of the sensors that were passed; not L2-normalised.
 
         Raises:
-            EncoderError: No image, or one of the wrong shape or with values that are not finite.
+            EncoderError: No image was passed, or one has the wrong shape or values that are not finite.
         """
         for sensor, image in (("s1", s1), ("s2", s2)):
-            given = None if image is None else torch.as_tensor(image)
-            if given is not None and given.is_floating_point() and not given.isfinite().all():
-                raise EncoderError(f"encode: {sensor} holds values that are not finite: give images without gaps")
+            tensor = None if image is None else torch.as_tensor(image)
+            if tensor is not None and tensor.is_floating_point() and not tensor.isfinite().all():
+                raise EncoderError(f"encode: {sensor} holds values that are not finite: pass images without gaps")
         features = self.forward(s1, s2)
         return Features(features.get("s1"), features.get("s2"))
 
     @torch.no_grad()
     def embed(self, batch: PairBatch) -> dict[str, Tensor]:
-        """Encode a batch of the loader: (B, D) under ``s1`` and ``s2``, those of which it has images."""
-        images = dict(zip(SENSORS, self.prepare(batch.to(self.device)), strict=True))
+        """Encode a batch of the loader: features (B, D) of each sensor that the batch has images of."""
+        images = dict(zip(SENSORS, self.preprocess(batch.to(self.device)), strict=True))
         return self._features({s: image for s, image in images.items() if len(image)})
 
     def save(self, folder: str | Path, details: dict[str, Any] | None = None) -> None:
-        """Write ``encoder.safetensors`` and ``config.json``, each under a temporary name and renamed.
+        """Write ``encoder.safetensors`` and ``config.json``, each atomically.
 
         Args:
-            folder: Made where it does not exist.
-            details: Where the encoder comes from: study, trial, scores; anything JSON can hold.
+            folder: Created if it does not exist.
+            details: Origin of the encoder, such as study, trial and scores; must be serialisable as JSON.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,11 +131,11 @@ class SensorEncoder(nn.Module):
             file.write(json.dumps(settings | {"details": details or {}}, indent=2).encode())
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that features depend on: weights, architecture, statistics, orientation."""
+        """Return the SHA-256 of everything that features depend on: weights, architecture, statistics, orientation."""
         return hashlib.sha256(json.dumps(self._content()[1]).encode()).hexdigest()
 
     def _content(self) -> tuple[bytes, dict[str, Any]]:
-        """The weights' file, and what the settings say of it."""
+        """Return the content of the weights file, and the settings that describe it."""
         weights = save({name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()})
         settings = {
             "format": FORMAT,
@@ -150,18 +150,18 @@ class SensorEncoder(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a folder that ``save`` wrote; nothing in it is executed.
+        """Load a folder that ``save`` wrote; nothing in it is executed.
 
         Raises:
-            EncoderError: A file is missing, damaged or not ours.
+            EncoderError: A file is missing or damaged, or not an encoder's.
         """
         settings = _read_settings(folder / SETTINGS)
         try:
             weights = (folder / WEIGHTS).read_bytes()
         except OSError as error:
-            raise EncoderError(f"{folder / WEIGHTS}: cannot be read: {error.strerror}: fetch it again") from None
+            raise EncoderError(f"{folder / WEIGHTS}: cannot be read: {error.strerror}: download it again") from None
         if hashlib.sha256(weights).hexdigest() != settings["sha256"]:
-            raise EncoderError(f"{folder / WEIGHTS}: does not match the checksum in {SETTINGS}: fetch it again")
+            raise EncoderError(f"{folder / WEIGHTS}: does not match the checksum in {SETTINGS}: download it again")
         try:
             model = Model(**settings["model"])
             encoder = cls(Encoder(model), model, Data(**settings["statistics"]), settings["transpose"])
@@ -169,7 +169,7 @@ class SensorEncoder(nn.Module):
         except (ValidationError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise EncoderError(
-                f"{folder}: weights and {SETTINGS} do not fit together: {reason}: fetch the folder again"
+                f"{folder}: weights and {SETTINGS} do not match: {reason}: download the folder again"
             ) from None
         return encoder.eval()
 
@@ -191,63 +191,63 @@ class SensorEncoder(nn.Module):
                 f"encode: {sensor} must be (batch, {len(bands)}, side, side) in the order {' '.join(bands)}, "
                 f"found {tuple(tensor.shape)}"
             )
-        mean, std = self.prepare.get_buffer(f"{sensor}_mean"), self.prepare.get_buffer(f"{sensor}_std")
+        mean, std = self.preprocess.get_buffer(f"{sensor}_mean"), self.preprocess.get_buffer(f"{sensor}_std")
         return upsample((tensor.float() - mean) / std, self.model.img_size)
 
 
 def load_published(weights: Path, settings: Path | None = None) -> SensorEncoder:
-    """Read an encoder from a checkpoint of the published code.
+    """Load an encoder from a checkpoint of the published code; nothing in it is executed.
 
     Args:
-        weights: ``weights.ckpt`` as the authors share it, or the ``*.ckpt`` of a training run; nothing in it is executed.
-        settings: Its ``cfg.yaml`` or ``args.yaml``; the one beside it where None.
+        weights: The authors' ``weights.ckpt``, or the ``*.ckpt`` of a training run.
+        settings: The checkpoint's ``cfg.yaml`` or ``args.yaml``; None uses the one in the same folder.
 
     Raises:
-        EncoderError: A file is missing or damaged, or is not a whole CSMAE, decoders included.
+        EncoderError: A file is missing or damaged, or is not a complete CSMAE including its decoders.
     """
-    named = read_settings(load_yaml(settings or _settings_beside(weights)))
+    architecture = read_settings(load_yaml(settings or _find_published_settings(weights)))
     try:
         content = torch.load(weights, map_location="cpu", weights_only=True)
         state = {str(name): tensor for name, tensor in content["state_dict"].items()}
     except OSError as error:
-        raise EncoderError(f"{weights}: cannot be read: {error.strerror}: {_PUBLISHED_RULE}") from None
-    except Exception as error:  # a damaged file fails in any of torch's, pickle's or zip's ways
-        reason = " ".join(str(error).split())[:120]
-        raise EncoderError(f"{weights}: is no published checkpoint ({reason}): {_PUBLISHED_RULE}") from None
+        raise EncoderError(f"{weights}: cannot be read: {error.strerror}: {_PUBLISHED_REMEDY}") from None
+    except Exception as error:  # torch, pickle and zip raise many kinds of errors for a damaged file
+        raise _not_published(weights, error) from None
     try:
-        model = infer_model(state, named)
+        model = infer_model(state, architecture)
         network = CSMAE(model, Masking(), Loss())
         network.load_state_dict(convert_state(state))
     except (ConfigError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise EncoderError(f"{weights}: is no published checkpoint ({reason}): {_PUBLISHED_RULE}") from None
+        raise _not_published(weights, error) from None
     return SensorEncoder(network.encoder, model, Data(), transpose=True).eval()
 
 
-_PUBLISHED_RULE = "name a whole weights.ckpt, or the *.ckpt of a training run of the published code"
+def _not_published(weights: Path, error: Exception) -> EncoderError:
+    reason = " ".join(str(error).split())[:200]
+    return EncoderError(f"{weights}: is not a published checkpoint ({reason}): {_PUBLISHED_REMEDY}")
 
 
-def _settings_beside(weights: Path) -> Path:
-    for name in PUBLISHED_SETTINGS:
+def _find_published_settings(weights: Path) -> Path:
+    for name in _PUBLISHED_SETTINGS:
         if (path := weights.with_name(name)).exists():
             return path
-    raise EncoderError(f"{weights}: needs one of {', '.join(PUBLISHED_SETTINGS)} beside it")
+    raise EncoderError(f"{weights}: needs one of {', '.join(_PUBLISHED_SETTINGS)} beside it")
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise EncoderError(f"{path}: cannot be read: {error.strerror}: name an encoder's folder") from None
+        raise EncoderError(f"{path}: cannot be read: {error.strerror}: pass an encoder's folder") from None
     except ValueError:
-        raise EncoderError(f"{path}: is not JSON: fetch it again") from None
+        raise EncoderError(f"{path}: is not JSON: download it again") from None
     if not isinstance(settings, dict) or settings.get("format") != FORMAT or settings.get("version") != 1:
-        raise EncoderError(f"{path}: is no {FORMAT} of version 1: export it anew with this version")
+        raise EncoderError(f"{path}: is not a {FORMAT} of version 1: export it again with this version")
     missing = {"model", "bands", "statistics", "transpose", "sha256"} - settings.keys()
     if missing:
-        raise EncoderError(f"{path}: lacks {', '.join(sorted(missing))}: fetch it again")
+        raise EncoderError(f"{path}: lacks {', '.join(sorted(missing))}: download it again")
     if settings["bands"] != {sensor: list(names) for sensor, names in BANDS.items()}:
         raise EncoderError(
-            f"{path}: is for other bands: {settings['bands']}, this version reads {BANDS}: name an encoder of these"
+            f"{path}: is for other bands: found {settings['bands']}, expected {BANDS}: pass an encoder for these"
         )
     return settings

@@ -18,7 +18,7 @@ S2_60M_BANDS = ("B01", "B09")
 S2_BANDS = S2_10M_BANDS + S2_20M_BANDS
 """Reflectance times 10,000; the order is that of the published weights."""
 
-BANDS = {"s1": S1_BANDS, "s2": S2_BANDS}
+BANDS: dict[str, tuple[str, ...]] = {"s1": S1_BANDS, "s2": S2_BANDS}
 """Bands of each sensor in channel order."""
 
 NUM_CHANNELS = {sensor: len(bands) for sensor, bands in BANDS.items()}

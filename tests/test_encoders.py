@@ -1,4 +1,4 @@
-"""The encoder that users take home: what it accepts, and one clear error for what is not it."""
+"""The encoder's inputs, its folder, fine-tuning and export, and one clear error for everything else."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def folder(encoder: SensorEncoder, tmp_path: Path) -> Path:
     return tmp_path / "encoder"
 
 
-def test_both_sensors_together_give_what_each_gives_alone(encoder: SensorEncoder) -> None:
+def test_encoding_both_sensors_equals_encoding_each_alone(encoder: SensorEncoder) -> None:
     s1, s2 = torch.randn(3, 2, 120, 120), torch.rand(3, 10, 120, 120) * 4000
     both, only_s1, only_s2 = encoder.encode(s1=s1, s2=s2), encoder.encode(s1=s1), encoder.encode(s2=s2)
     assert only_s1.s2 is None
@@ -34,7 +34,7 @@ def test_both_sensors_together_give_what_each_gives_alone(encoder: SensorEncoder
     torch.testing.assert_close(both.s2, only_s2.s2)
 
 
-def test_integers_and_arrays_are_as_good_as_tensors(encoder: SensorEncoder) -> None:
+def test_integers_and_arrays_are_accepted_like_tensors(encoder: SensorEncoder) -> None:
     s2 = np.random.default_rng(0).integers(0, 5000, (2, 10, 120, 120), dtype=np.uint16)
     torch.testing.assert_close(encoder.encode(s2=s2).s2, encoder.encode(s2=torch.from_numpy(s2).float()).s2)
 
@@ -45,17 +45,17 @@ def test_images_of_another_size_are_resized(encoder: SensorEncoder) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 120, 120), (1, 10, 120, 120), (1, 2, 120, 60)])
-def test_an_image_of_the_wrong_shape_is_refused(encoder: SensorEncoder, shape: tuple[int, ...]) -> None:
+def test_an_image_of_the_wrong_shape_is_rejected(encoder: SensorEncoder, shape: tuple[int, ...]) -> None:
     with pytest.raises(EncoderError, match=r"s1 must be \(batch, 2, side, side\) in the order VH VV, found"):
         encoder.encode(s1=torch.zeros(shape))
 
 
-def test_no_image_is_refused(encoder: SensorEncoder) -> None:
-    with pytest.raises(EncoderError, match="give s1=, s2= or both"):
+def test_encoding_without_an_image_is_rejected(encoder: SensorEncoder) -> None:
+    with pytest.raises(EncoderError, match="pass s1=, s2= or both"):
         encoder.encode()
 
 
-def test_a_saved_encoder_says_what_it_is(folder: Path) -> None:
+def test_a_saved_encoder_describes_itself(folder: Path) -> None:
     settings = json.loads((folder / SETTINGS).read_text())
     assert settings["bands"] == {
         "s1": ["VH", "VV"],
@@ -71,15 +71,15 @@ def test_a_saved_encoder_says_what_it_is(folder: Path) -> None:
     ("name", "content", "text"),
     [
         (WEIGHTS, b"", "does not match the checksum"),
-        (WEIGHTS, None, "encoder.safetensors: cannot be read: No such file or directory: fetch it again"),
-        (SETTINGS, None, "config.json: cannot be read: No such file or directory: name an encoder's folder"),
+        (WEIGHTS, None, "encoder.safetensors: cannot be read: No such file or directory: download it again"),
+        (SETTINGS, None, "config.json: cannot be read: No such file or directory: pass an encoder's folder"),
         (SETTINGS, b"{", "config.json: is not JSON"),
-        (SETTINGS, b"[]", "is no csmae-encoder of version 1"),
-        (SETTINGS, b'{"format": "csmae-encoder", "version": 2}', "is no csmae-encoder of version 1"),
+        (SETTINGS, b"[]", "is not a csmae-encoder of version 1"),
+        (SETTINGS, b'{"format": "csmae-encoder", "version": 2}', "is not a csmae-encoder of version 1"),
         (SETTINGS, b'{"format": "csmae-encoder", "version": 1}', "lacks bands, model, sha256"),
     ],
 )
-def test_a_damaged_folder_is_refused(folder: Path, name: str, content: bytes | None, text: str) -> None:
+def test_a_damaged_folder_is_rejected(folder: Path, name: str, content: bytes | None, text: str) -> None:
     if content is None:
         (folder / name).unlink()
     else:
@@ -88,29 +88,29 @@ def test_a_damaged_folder_is_refused(folder: Path, name: str, content: bytes | N
         load_encoder(folder)
 
 
-def test_settings_that_do_not_fit_the_weights_are_refused(folder: Path) -> None:
+def test_settings_that_do_not_match_the_weights_are_rejected(folder: Path) -> None:
     settings = json.loads((folder / SETTINGS).read_text())
     settings["model"]["embed_dim"] = 48
     (folder / SETTINGS).write_text(json.dumps(settings))
-    with pytest.raises(EncoderError, match=r"do not fit together: .*: fetch the folder again"):
+    with pytest.raises(EncoderError, match=r"do not match: .*: download the folder again"):
         load_encoder(folder)
 
 
-def test_an_encoder_of_other_bands_is_refused(folder: Path) -> None:
+def test_an_encoder_for_other_bands_is_rejected(folder: Path) -> None:
     settings = json.loads((folder / SETTINGS).read_text())
     settings["bands"]["s1"] = ["VV", "VH"]
     (folder / SETTINGS).write_text(json.dumps(settings))
-    with pytest.raises(EncoderError, match=r"is for other bands: .*: name an encoder of these"):
+    with pytest.raises(EncoderError, match=r"is for other bands: .*: pass an encoder for these"):
         load_encoder(folder)
 
 
-def test_a_file_that_holds_no_published_weights_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_published_weights_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "cfg.yaml").write_text("kwargs: {}\n")
     (tmp_path / "weights.ckpt").write_bytes(b"not a checkpoint")
-    with pytest.raises(EncoderError, match=r"is no published checkpoint \(.+\): name a whole weights\.ckpt"):
+    with pytest.raises(EncoderError, match=r"is not a published checkpoint \(.+\): pass a complete weights\.ckpt"):
         load_published(tmp_path / "weights.ckpt", tmp_path / "cfg.yaml")
     with pytest.raises(
-        EncoderError, match=r"none\.ckpt: cannot be read: No such file or directory: name a whole weights"
+        EncoderError, match=r"none\.ckpt: cannot be read: No such file or directory: pass a complete weights"
     ):
         load_published(tmp_path / "none.ckpt", tmp_path / "cfg.yaml")
 
@@ -120,7 +120,7 @@ def images(num: int, side: int = 120) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(num, 2, side, side) * 5 - 15, torch.rand(num, 10, side, side) * 4000
 
 
-def test_calling_the_encoder_gives_what_encode_gives(encoder: SensorEncoder) -> None:
+def test_calling_the_encoder_returns_what_encode_returns(encoder: SensorEncoder) -> None:
     s1, s2 = images(3)
     called, encoded = encoder(s1=s1, s2=s2), encoder.encode(s1=s1.numpy(), s2=s2.numpy())
     for sensor, feature in encoded._asdict().items():
@@ -138,7 +138,7 @@ def test_batches_of_different_sizes_are_not_mixed_up(encoder: SensorEncoder) -> 
 
 @pytest.mark.parametrize("side", [120, 60])
 @pytest.mark.parametrize("given", [("s1",), ("s1", "s2")])
-def test_an_exported_encoder_takes_batches_of_any_size(
+def test_an_exported_encoder_accepts_batches_of_any_size(
     encoder: SensorEncoder, given: tuple[str, ...], side: int
 ) -> None:
     batch = torch.export.Dim("batch")
@@ -154,7 +154,7 @@ def test_an_exported_encoder_takes_batches_of_any_size(
 
 
 def test_a_loaded_encoder_can_be_fine_tuned(folder: Path) -> None:
-    """A few steps with a linear head on one batch: every weight that the sensor uses learns, and the loss falls."""
+    """In a few steps on one batch, every weight that the sensor uses changes and the loss falls."""
     encoder = load_encoder(folder).train()
     head = torch.nn.Linear(encoder.width, 19)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=1e-3)
@@ -169,10 +169,10 @@ def test_a_loaded_encoder_can_be_fine_tuned(folder: Path) -> None:
         losses.append(loss.item())
     assert losses == sorted(losses, reverse=True)
     same = {name for name, p in encoder.named_parameters() if torch.equal(p, before[name])}
-    assert same and all("s1" in name for name in same), "only what reads radar has learnt nothing"
+    assert same and all("s1" in name for name in same), "only the weights of S1 are unchanged"
 
 
-def radar_features(folder: Path, s1: torch.Tensor) -> torch.Tensor:
+def s1_features(folder: Path, s1: torch.Tensor) -> torch.Tensor:
     feature = load_encoder(folder).encode(s1=s1).s1
     assert feature is not None
     return feature
@@ -184,8 +184,8 @@ def test_a_fine_tuned_encoder_is_saved_and_loaded_like_any_other(folder: Path, t
     torch.nn.functional.mse_loss(encoder(s1=s1)["s1"], torch.zeros(2, encoder.width)).backward()
     torch.optim.SGD(encoder.parameters(), lr=0.1).step()
     encoder.save(tmp_path / "tuned")
-    assert torch.equal(radar_features(tmp_path / "tuned", s1), encoder(s1=s1)["s1"])
-    assert not torch.equal(radar_features(folder, s1), encoder(s1=s1)["s1"])
+    assert torch.equal(s1_features(tmp_path / "tuned", s1), encoder(s1=s1)["s1"])
+    assert not torch.equal(s1_features(folder, s1), encoder(s1=s1)["s1"])
 
 
 @pytest.mark.parametrize("side", [120, 60])

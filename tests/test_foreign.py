@@ -1,4 +1,4 @@
-"""What is no encoder, no feature store or no database of MLflow ends a command in one line with exit code 2."""
+"""Commands reject whatever is not an encoder, a feature store or an MLflow database, in one line with exit code 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import optuna
 import pytest
 
-from csmae.__main__ import main
+from csmae.cli.main import main
 from csmae.data.archive import open_archive
 from csmae.retrieval.store import Source, write_store
 from csmae.sqlite import sqlite_url
@@ -40,13 +40,13 @@ PLACES = {
     "empty.db": "is empty",
     "folder.db": "is a folder",
 }
-"""Files in place of MLflow's database, and what is said of them."""
+"""Files in place of MLflow's database, and the error for each."""
 
 
 @pytest.fixture(scope="module")
 def places(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("places")
-    (folder / "text.db").write_text("This is a file that somebody took for a database.")
+    (folder / "text.db").write_text("This is not a database.")
     (folder / "cut.db").write_bytes(empty_database.read_bytes()[:5000] + bytes(5000))
     (folder / "scrambled.db").write_bytes(empty_database.read_bytes()[:16] + b"scrambled" * 1000)
     (folder / "empty.db").touch()
@@ -61,21 +61,21 @@ def places(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """What a command says that cannot do what it was told: one line."""
+def rejected(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run a command that must fail; return its error, which is one line."""
     assert main([str(argument) for argument in arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_file_that_is_no_database_of_mlflow_is_named_and_left_as_it_is(
+def test_a_file_that_is_not_an_mlflow_database_is_named_and_not_changed(
     places: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = places / name
     before = path.read_bytes() if path.is_file() else None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_url(path))
-    line = refused(capsys, "export", MODEL, tmp_path / "hub")
+    line = rejected(capsys, "export", MODEL, tmp_path / "hub")
     assert PLACES[name] in line
     assert str(path) in line
     assert (path.read_bytes() if path.is_file() else None) == before
@@ -83,25 +83,25 @@ def test_a_file_that_is_no_database_of_mlflow_is_named_and_left_as_it_is(
 
 
 @pytest.mark.parametrize("name", ["foreign.db", "studies.db"])
-def test_the_name_of_a_driver_hides_no_foreign_database(
+def test_a_foreign_database_is_detected_with_a_driver_in_the_uri(
     places: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (places / name).read_bytes()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite+pysqlite:///{places / name}")
-    assert PLACES[name] in refused(capsys, "export", MODEL, tmp_path / "hub")
+    assert PLACES[name] in rejected(capsys, "export", MODEL, tmp_path / "hub")
     assert (places / name).read_bytes() == before
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///srv/mlruns", "nonsense://x", "http://127.0.0.1:9"])
-def test_a_place_that_mlflow_does_not_know_or_that_does_not_answer_is_named(
+def test_an_unknown_or_unreachable_tracking_uri_is_named(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert uri in refused(capsys, "export", MODEL, tmp_path / "hub")
+    assert uri in rejected(capsys, "export", MODEL, tmp_path / "hub")
 
 
 @pytest.mark.parametrize("command", ["embed", "retrieve", "evaluate"])
-def test_every_command_that_takes_an_encoder_says_so(
+def test_every_command_that_takes_an_encoder_rejects_what_is_none(
     command: str,
     places: Path,
     data: Any,
@@ -119,17 +119,17 @@ def test_every_command_that_takes_an_encoder_says_so(
         "retrieve": ["retrieve", "--store", store, "--query", "x", "--sensor", "s1"],
         "evaluate": ["evaluate", data.path],
     }[command]
-    assert "was written by another version of MLflow" in refused(capsys, *words, "--encoder", MODEL)
+    assert "was written by another version of MLflow" in rejected(capsys, *words, "--encoder", MODEL)
     (tmp_path / "plain").mkdir()
-    assert "config.json: cannot be read" in refused(capsys, *words, "--encoder", tmp_path / "plain")
+    assert "config.json: cannot be read" in rejected(capsys, *words, "--encoder", tmp_path / "plain")
     (tmp_path / "file").touch()
-    line = refused(capsys, *words, "--encoder", tmp_path / "file")
+    line = rejected(capsys, *words, "--encoder", tmp_path / "file")
     assert "config.json: cannot be read" in line
     assert not (tmp_path / "store" / "store.json").exists() or command == "retrieve"
 
 
 @pytest.mark.parametrize("name", ["text.db", "foreign.db", "studies.db", "folder.db"])
-def test_a_search_begins_on_no_database_of_another_program(places: Path, name: str, tmp_path: Path) -> None:
+def test_a_search_does_not_start_on_another_programs_database(places: Path, name: str, tmp_path: Path) -> None:
     uri = sqlite_url(places / name)
     before = (places / name).read_bytes() if (places / name).is_file() else None
     with pytest.raises(TrackingError, match=PLACES[name]):
@@ -139,28 +139,28 @@ def test_a_search_begins_on_no_database_of_another_program(places: Path, name: s
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "error"),
     [
         ({"bands": ["VV"]}, "is for other bands"),
         ({"bands": {"s1": 3}}, "is for other bands"),
-        ({"model": []}, "do not fit together"),
-        ({"model": {"size": "nano", "depth": 3}}, "do not fit together"),
-        ({"statistics": 3}, "do not fit together"),
-        ({"statistics": {"s1_mean": "x"}}, "do not fit together"),
+        ({"model": []}, "do not match"),
+        ({"model": {"size": "nano", "depth": 3}}, "do not match"),
+        ({"statistics": 3}, "do not match"),
+        ({"statistics": {"s1_mean": "x"}}, "do not match"),
         ({"sha256": 3}, "does not match the checksum"),
     ],
 )
-def test_settings_that_are_not_an_encoders_are_one_line(
-    encoder_dir: Path, tmp_path: Path, change: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_encoder_settings_are_rejected_in_one_line(
+    encoder_dir: Path, tmp_path: Path, change: dict[str, Any], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = shutil.copytree(encoder_dir, tmp_path / "encoder")
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | change))
-    assert says in refused(capsys, "export", folder, tmp_path / "hub")
+    assert error in rejected(capsys, "export", folder, tmp_path / "hub")
 
 
 @pytest.mark.parametrize("details", [None, [], {"metrics": 3}, {"metrics": {"val/f1_mean": "high"}}, {"study": {}}])
-def test_an_encoder_whose_details_are_odd_is_exported_without_them(
+def test_an_encoder_with_invalid_details_is_exported_without_them(
     encoder_dir: Path, tmp_path: Path, details: Any
 ) -> None:
     folder = shutil.copytree(encoder_dir, tmp_path / "encoder")
@@ -171,7 +171,7 @@ def test_an_encoder_whose_details_are_odd_is_exported_without_them(
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "error"),
     [
         ("store.json", {"num_scenes": "many"}, "num_scenes cannot be 'many'"),
         ("store.json", {"sensors": "s1"}, "sensors cannot be 's1'"),
@@ -183,14 +183,14 @@ def test_an_encoder_whose_details_are_odd_is_exported_without_them(
         ("names.npy", np.zeros(3), "names.npy"),
     ],
 )
-def test_a_store_whose_files_do_not_belong_together_is_one_line(
+def test_a_feature_store_with_inconsistent_files_is_rejected_in_one_line(
     data: Any,
     encoder: Any,
     encoder_dir: Path,
     tmp_path: Path,
     name: str,
     content: Any,
-    says: str,
+    error: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = tmp_path / "store"
@@ -200,10 +200,10 @@ def test_a_store_whose_files_do_not_belong_together_is_one_line(
     else:
         (store / name).write_text(json.dumps(json.loads((store / name).read_text()) | content))
     words = ["retrieve", "--store", store, "--query", "x", "--sensor", "s1", "--encoder", encoder_dir]
-    assert says in refused(capsys, *words)
+    assert error in rejected(capsys, *words)
 
 
-def test_a_store_and_its_archive_may_move_together(
+def test_a_feature_store_and_its_archive_may_move_together(
     data: Any, encoder: Any, encoder_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = tmp_path / "home"
@@ -218,5 +218,5 @@ def test_a_store_and_its_archive_may_move_together(
     assert (tmp_path / "found.png").exists()
     (tmp_path / "moved" / "archive").rename(tmp_path / "elsewhere")
     capsys.readouterr()
-    line = refused(capsys, "retrieve", "--store", tmp_path / "moved" / "store", *options)
+    line = rejected(capsys, "retrieve", "--store", tmp_path / "moved" / "store", *options)
     assert "embed" in line

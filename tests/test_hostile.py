@@ -1,4 +1,4 @@
-"""Files from elsewhere that try to run a program when they are read. Archives and checkpoints have tests of their own."""
+"""Foreign files that try to execute code when they are read; archives and checkpoints are tested elsewhere."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.conftest import small_config
 
 
 class Attack:
-    """Unpickled, it writes a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -40,7 +40,7 @@ def encoder(folder: Path) -> Path:
     return folder
 
 
-def test_the_attack_works_where_it_is_let(marker: Path, tmp_path: Path) -> None:
+def test_the_attack_works_without_protection(marker: Path, tmp_path: Path) -> None:
     torch.save(Attack(marker), tmp_path / "file")
     torch.load(tmp_path / "file", weights_only=False)
     assert marker.exists()
@@ -62,7 +62,7 @@ def test_published_weights_execute_nothing(marker: Path, tmp_path: Path) -> None
     with pytest.raises(ConfigError):
         load_published(tmp_path / "weights.ckpt", tmp_path / "cfg.yaml")
     (tmp_path / "cfg.yaml").write_text("kwargs: {}\n")
-    with pytest.raises(EncoderError, match="is no published checkpoint"):
+    with pytest.raises(EncoderError, match="is not a published checkpoint"):
         load_published(tmp_path / "weights.ckpt", tmp_path / "cfg.yaml")
     assert not marker.exists()
 
@@ -75,7 +75,7 @@ def test_an_encoder_executes_nothing(marker: Path, tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_an_encoders_settings_name_no_code_and_no_file_elsewhere(marker: Path, tmp_path: Path) -> None:
+def test_an_encoders_settings_execute_nothing(marker: Path, tmp_path: Path) -> None:
     folder = encoder(tmp_path / "encoder")
     settings = json.loads((folder / SETTINGS).read_text())
     settings["model"] |= {"size": f"__import__('os').system('touch {marker}')", "_target_": "os.system"}
@@ -85,8 +85,8 @@ def test_an_encoders_settings_name_no_code_and_no_file_elsewhere(marker: Path, t
     assert not marker.exists()
 
 
-def test_a_model_of_a_server_executes_nothing(marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that MLflow itself would load by its pickle and its module, with a sound encoder beside them."""
+def test_a_registered_model_executes_nothing(marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow itself would load this model by its pickle and its module; an intact encoder is beside them."""
     folder = encoder(tmp_path / "model")
     torch.save(Attack(marker), folder / "python_model.pkl")
     (folder / "evil.py").write_text(f"import os\nos.system('touch {marker}')\n")

@@ -81,8 +81,8 @@ def check(
     ] = None,
 ) -> int:
     """Read a whole archive and report what is wrong with it; the exit status is 1 if anything is."""
-    from csmae.data.archive import ArchiveError
     from csmae.data.check import check_archive
+    from csmae.data.errors import ArchiveError
     from csmae.sensors import SENSORS
 
     try:
@@ -93,13 +93,12 @@ def check(
             print_line(str(error))
             return FAILED
         raise
-    index = opened.store.index
+    index = opened.lmdb.index
     with progress_bar("values", len(index.keys)) as advance:
         problems = check_archive(opened, checksums, lambda: advance(1))
     size = f"{len(index.keys):,} values, {index.sizes.sum() / 1e9:.2f} GB"
-    version = f"BigEarthNet {'v1' if opened.is_v1 else 'v2'}"
     only = "" if opened.sensors == SENSORS else f", {opened.sensors[0]} only"
-    print_line(f"{opened.store.folder}: {version}{only}, {size}: {problems.count} problems")
+    print_line(f"{opened.lmdb.folder}: {opened.version}{only}, {size}: {problems.count} problems")
     for line in problems.lines():
         print_line(line)
     return FAILED if problems.count else 0
@@ -116,7 +115,7 @@ def convert(
     from csmae.data.convert import convert as write_pairs
 
     source = _open(archive, splits_dir, on_error)
-    num_pairs = sum(len(source.split(name)) for name in source.described)
+    num_pairs = sum(len(source.split(name)) for name in source.split_names)
     with progress_bar("pairs, written and compared", 2 * num_pairs) as advance:
         num_written = write_pairs(source, target, advance)
     print_line(f"{target}: {num_written} pairs of {num_pairs}, each compared with its source")

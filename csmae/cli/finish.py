@@ -16,7 +16,7 @@ from csmae.cluster.resources import Allocation
 from csmae.console.format import format_settings
 from csmae.console.tables import format_best_trials, format_importances, format_scores
 from csmae.console.terminal import plain_console, print_line
-from csmae.data.archive_name import data_name
+from csmae.data.archive import data_name
 from csmae.tracking.destination import WANDB
 from csmae.tracking.provenance import command
 from csmae.tracking.registry import MODEL, study_alias

@@ -211,7 +211,7 @@ def _disk_usage(folder: Path) -> tuple[int, float]:
 
 def _open(data: Data) -> tuple[str | None, str | None]:
     """The archive's fingerprint, or why it cannot be opened."""
-    from csmae.data.archive_name import fingerprint
+    from csmae.data.archive import fingerprint
 
     try:
         return fingerprint(data), None

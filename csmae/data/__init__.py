@@ -1,1 +1,1 @@
-"""The data room: archives on disk become batches of pairs in memory."""
+"""Archives on disk become batches of Sentinel-1/Sentinel-2 pairs in memory."""

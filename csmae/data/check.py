@@ -1,4 +1,4 @@
-"""Reading an archive from end to end, to find what is wrong with it before a training does."""
+"""Reads a whole archive to find what is wrong with it before a training does."""
 
 from __future__ import annotations
 
@@ -12,56 +12,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.atomic import atomic_write
-from csmae.data.archive import Archive, ArchiveError
-from csmae.data.formats.layout import BandTypeError, DamagedValueError
-from csmae.data.formats.v1 import PickleDecoder, labels
-from csmae.data.formats.v2 import SafetensorsDecoder, header_of, parse_header
+from csmae.data.archive import Archive
+from csmae.data.errors import ArchiveError, BandTypeError, DamagedValueError
+from csmae.data.formats.layout import copy_segments
+from csmae.data.formats.v1 import PickleDecoder, class_names
+from csmae.data.formats.v2 import SafetensorsDecoder, parse_header, read_header
+from csmae.data.metadata import SPLITS
 from csmae.data.pairs import Buffer, allocate
-from csmae.data.split import copy_runs
-from csmae.data.splits import SPLITS
 from csmae.data.write import writing
 from csmae.sensors import BANDS
 
 S1_RANGE = (-100.0, 60.0)
-"""Decibels outside which a value is no backscatter."""
+"""Range of backscatter in dB."""
 
-_EXAMPLES = 3
+_NUM_EXAMPLES = 3
 
 
 class Problems:
-    """What is wrong: alike texts together, with the first examples."""
+    """Problems of an archive, grouped by kind, with the first examples of each."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[int, list[str]]] = {}
-        self._of_archive: dict[str, tuple[int, str]] = {}
+        self._types: dict[str, tuple[int, str]] = {}
 
     @property
     def count(self) -> int:
-        """One for each ``add``, and one for each kind of bands that are of another type."""
-        return len(self._of_archive) + sum(count for count, _ in self._kinds.values())
+        """Number of problems; all values with the same wrong band type are one."""
+        return len(self._types) + sum(count for count, _ in self._kinds.values())
 
     def add_type(self, text: str, where: str) -> None:
-        """Note that a value's bands are of another type: most often those of the whole archive are, which is one problem."""
-        count, first = self._of_archive.get(text, (0, where))
-        self._of_archive[text] = count + 1, first
+        """Add a value whose bands have the wrong type: usually the whole archive has it, which is one problem."""
+        count, first = self._types.get(text, (0, where))
+        self._types[text] = count + 1, first
 
     def add(self, text: str, where: str) -> None:
-        """Note a problem.
+        """Add a problem.
 
         Args:
-            text: What is wrong; texts that differ in numbers alone are alike.
+            text: The fault; texts that differ only in numbers are of one kind.
             where: A key or file.
         """
         kind = re.sub(r"\d+", "#", text)
         count, examples = self._kinds.get(kind, (0, []))
-        if count < _EXAMPLES:
+        if count < _NUM_EXAMPLES:
             examples.append(f"{where}: {text}")
         self._kinds[kind] = count + 1, examples
 
     def lines(self) -> Iterator[str]:
-        """The report, the most frequent kind first."""
-        for text, (values, first) in self._of_archive.items():
-            yield f"{values} values: {text}, first in {first}; write S1 as float32 and S2 as uint16, row by row"
+        """Yield the lines of a report, the most frequent kind first."""
+        for text, (count, first) in self._types.items():
+            yield f"{count} values: {text}, first in {first}; write S1 as float32 and S2 as uint16, in row-major order"
         for count, examples in sorted(self._kinds.values(), key=lambda kind: -kind[0]):
             yield f"{count} ×"
             yield from (f"    {example}" for example in examples)
@@ -70,28 +70,28 @@ class Problems:
 
 
 def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[], object]) -> Problems:
-    """Look at every split and every value.
+    """Check every split and every value.
 
     Args:
-        archive: An open archive: its file's structure is sound already.
-        checksums: A file of CRC-32 sums by key: written if it is not there, else compared with.
+        archive: An open archive; the structure of its file was checked when it was opened.
+        checksums: A file of CRC-32 checksums by key: written if it does not exist, otherwise compared with.
         progress: Called after each value.
 
     Raises:
-        ArchiveError: The file of sums cannot be read or written; that is seen before anything else.
+        ArchiveError: The checksum file cannot be read or written; this is checked first.
     """
     problems = Problems()
-    known = _known_sums(checksums) if checksums else None
+    known = _read_checksums(checksums) if checksums else None
     sensors = archive.sensors
     _check_splits(archive, sensors, problems)
-    store = archive.store
+    lmdb = archive.lmdb
     check = _PickleCheck(sensors) if archive.is_v1 else _SafetensorsCheck()
-    sums: dict[str, int] = {}
-    for position in store.announced(store.in_file_order(np.arange(len(store.index.keys)))):
-        key = store.key(position)
+    computed: dict[str, int] = {}
+    for position in lmdb.iter_prefetched(lmdb.file_order(np.arange(len(lmdb.index.keys)))):
+        key = lmdb.key(position)
         try:
-            value = store.read(position)
-            sums[key] = zlib.crc32(value.data) if checksums else 0
+            value = lmdb.read(position)
+            computed[key] = zlib.crc32(value.data) if checksums else 0
             check(value)
         except BandTypeError as error:
             problems.add_type(str(error), key)
@@ -99,80 +99,80 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
             problems.add(str(error), key)
         progress()
     if known is not None:
-        _compare_sums(known, sums, problems)
+        _compare_checksums(known, computed, problems)
     elif checksums:
-        _write_sums(checksums, sums)
+        _write_checksums(checksums, computed)
     return problems
 
 
 def _check_splits(archive: Archive, sensors: tuple[str, ...], problems: Problems) -> None:
-    """That the splits name patches that are there, of the sensors that the archive holds, and share none."""
-    seen: dict[str, str] = {}
+    """Check that all patches of the splits exist, and that no two splits share one."""
+    split_of: dict[str, str] = {}
     for name in SPLITS:
         try:
-            names = archive.split(name, sensors).names
+            patches = archive.split(name, sensors).names
         except ArchiveError as error:
             problems.add(str(error), f"split {name}")
             continue
-        for patch in names:
-            if seen.setdefault(patch, name) != name:
-                problems.add(f"is in split {seen[patch]} and in split {name}", patch)
+        for patch in patches:
+            if split_of.setdefault(patch, name) != name:
+                problems.add(f"is in split {split_of[patch]} and in split {name}", patch)
 
 
 class _PickleCheck:
-    """A v1 value: every opcode, every band of the sensors that the archive holds, the labels."""
+    """Checks a v1 value: every opcode, every band of the archive's sensors, and the labels."""
 
     def __init__(self, sensors: tuple[str, ...]) -> None:
         self._sensors = sensors
         self._buffer = allocate(1)
 
     def __call__(self, value: NDArray[np.uint8]) -> None:
-        # A new decoder each time: a known skeleton would spare it the opcodes that are to be checked.
+        # A new decoder for each value: a known skeleton would skip the opcodes that are to be checked.
         decode = PickleDecoder(tuple(band for sensor in self._sensors for band in BANDS[sensor]))
-        copy_runs(value, decode(value.data), self._buffer, 0)
-        labels(value.data)
+        copy_segments(value, decode(value.data), self._buffer, 0)
+        class_names(value.data)
         for sensor in self._sensors:
-            check_pixels(self._buffer, sensor)
+            _check_pixels(self._buffer, sensor)
 
 
 class _SafetensorsCheck:
-    """A v2 value: the bands of the sensor whose band it names, or something else that is well formed."""
+    """Checks a v2 value: the bands of the sensor that it holds, or only its header if it holds something else."""
 
     def __init__(self) -> None:
         self._buffer = allocate(1)
         self._decoders = {sensor: SafetensorsDecoder(bands) for sensor, bands in BANDS.items()}
 
     def __call__(self, value: NDArray[np.uint8]) -> None:
-        entries = parse_header(header_of(value.data))
+        entries = parse_header(read_header(value.data))
         for sensor, bands in BANDS.items():
             if not entries.keys().isdisjoint(bands):
-                copy_runs(value, self._decoders[sensor](value.data), self._buffer, 0)
-                check_pixels(self._buffer, sensor)
+                copy_segments(value, self._decoders[sensor](value.data), self._buffer, 0)
+                _check_pixels(self._buffer, sensor)
 
 
-def check_pixels(buffer: Buffer, sensor: str) -> None:
-    """That a pair's pixels can be an image.
+def _check_pixels(buffer: Buffer, sensor: str) -> None:
+    """Check that a pair's pixels are plausible.
 
     Raises:
-        DamagedValueError: S1 is not finite or no backscatter, or a band of S2 is all zero.
+        DamagedValueError: S1 is not finite or not backscatter, or a band of S2 is all zero.
     """
     if sensor == "s1":
         s1 = buffer.batch.s1[0].numpy()
         if not np.isfinite(s1).all():
             raise DamagedValueError("S1 holds values that are not finite")
         if s1.min() < S1_RANGE[0] or s1.max() > S1_RANGE[1]:
-            raise DamagedValueError(f"S1 is no backscatter in dB: from {s1.min():.0f} to {s1.max():.0f}")
+            raise DamagedValueError(f"S1 is not backscatter in dB: from {s1.min():.0f} to {s1.max():.0f}")
         return
     for bands in (buffer.batch.s2_10m[0].numpy(), buffer.batch.s2_20m[0].numpy()):
         if not bands.any(axis=(1, 2)).all():
             raise DamagedValueError("a band of S2 is all zero")
 
 
-def _known_sums(file: Path) -> dict[str, int] | None:
-    """Sums by key; None where they are yet to be written, which must be possible."""
+def _read_checksums(file: Path) -> dict[str, int] | None:
+    """Read checksums by key; return None if the file does not exist, after checking that it can be written."""
     try:
         if not file.exists():
-            _write_sums(file, {})
+            _write_checksums(file, {})
             file.unlink()
             return None
         known = json.loads(file.read_text(encoding="utf-8"))
@@ -182,17 +182,17 @@ def _known_sums(file: Path) -> dict[str, int] | None:
         reason = getattr(error, "strerror", None) or error
         raise ArchiveError(f"{file}: cannot be read as checksums: {reason}") from None
     if not isinstance(known, dict):
-        raise ArchiveError(f"{file}: holds no checksums by key; name another file to write them")
+        raise ArchiveError(f"{file}: does not hold checksums by key; name another file to write them")
     return known
 
 
-def _write_sums(file: Path, sums: dict[str, int]) -> None:
+def _write_checksums(file: Path, checksums: dict[str, int]) -> None:
     with writing(file), atomic_write(file, concurrent=True) as draft:
-        draft.write(json.dumps(sums, indent=0).encode())
+        draft.write(json.dumps(checksums, indent=0).encode())
 
 
-def _compare_sums(known: dict[str, int], sums: dict[str, int], problems: Problems) -> None:
-    for key in sorted(known.keys() | sums.keys()):
-        if known.get(key) != sums.get(key):
-            text = "its checksum changed" if key in known and key in sums else "is in one of archive and checksums only"
-            problems.add(text, key)
+def _compare_checksums(known: dict[str, int], computed: dict[str, int], problems: Problems) -> None:
+    for key in sorted(known.keys() | computed.keys()):
+        if known.get(key) != computed.get(key):
+            in_both = key in known and key in computed
+            problems.add("its checksum changed" if in_both else "is only in the archive or only in the checksums", key)

@@ -1,4 +1,4 @@
-"""A contact sheet: pairs of an archive as pictures, with their names and labels."""
+"""Draws a contact sheet: pairs of an archive as pictures, with their names and labels."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from csmae.data.split import Split
 from csmae.data.write import writing
 from csmae.sensors import CLASSES, IMAGE_SIZE, S2_RGB
 
-_COLUMNS = 4
-_CHARACTERS = 25
-"""Of a line below an image."""
-_MARGIN, _TEXT = 16, 68
+_MAX_COLUMNS = 4
+_LINE_LENGTH = 25
+"""Characters of a line below an image."""
+_MARGIN, _TEXT_HEIGHT = 16, 68
+"""Pixels."""
 
 
 def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
-    """Draw pairs, S2 in natural colours beside S1 in false colours, or the images of one sensor.
+    """Draw pairs: S2 in natural colours beside S1 in false colours, or the images of one sensor.
 
     Args:
-        split: Its sensors are drawn.
-        rows: Its pairs to draw.
-        path: Of the PNG.
+        split: Holds the pairs; the images of its sensors are drawn.
+        rows: Rows of the pairs to draw.
+        path: PNG file to write.
 
     Raises:
         ArchiveError: A pair is damaged, or the picture cannot be written.
@@ -36,8 +37,8 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
     chosen = split.take(rows)
     batch, names, labels = chosen.read(range(len(rows))), chosen.names, chosen.labels()
     damaged = set(chosen.damaged_rows().tolist())
-    cell = (len(split.sensors) * IMAGE_SIZE + _MARGIN, IMAGE_SIZE + _TEXT)
-    columns, width = min(_COLUMNS, len(rows)), _CHARACTERS * len(split.sensors)
+    cell = (len(split.sensors) * IMAGE_SIZE + _MARGIN, IMAGE_SIZE + _TEXT_HEIGHT)
+    columns, width = min(_MAX_COLUMNS, len(rows)), _LINE_LENGTH * len(split.sensors)
     sheet = Image.new("RGB", (columns * cell[0] + _MARGIN, -(-len(rows) // columns) * cell[1] + _MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for number, name in enumerate(names):
@@ -45,8 +46,8 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
         if number in damaged:
             draw.multiline_text((x, y + IMAGE_SIZE + 2), f"{name}\ndamaged", fill="red", font_size=8, spacing=1)
             continue
-        images = [natural_colour(batch.s2_10m[number])] if "s2" in split.sensors else []
-        images += [false_colour(batch.s1[number])] if "s1" in split.sensors else []
+        images = [_natural_colour(batch.s2_10m[number])] if "s2" in split.sensors else []
+        images += [_false_colour(batch.s1[number])] if "s1" in split.sensors else []
         sheet.paste(Image.fromarray(np.concatenate(images, axis=1)), (x, y))
         classes = ", ".join(CLASSES[index] for index in np.flatnonzero(labels[number]))
         text = "\n".join([*textwrap.wrap(name, width + 10), *textwrap.wrap(classes, width, max_lines=5)])
@@ -55,30 +56,26 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
         sheet.save(file, "PNG")
 
 
-def natural_colour(s2_10m: Tensor) -> NDArray[np.uint8]:
-    """Red, green and blue of S2 (120, 120, 3), stretched to the picture's own brightness.
+def _natural_colour(s2_10m: Tensor) -> NDArray[np.uint8]:
+    """Return red, green and blue of S2 (120, 120, 3); the brightest 1 % of the pixels are white.
 
     Args:
-        s2_10m: uint16 (4, 120, 120).
+        s2_10m: Reflectance times 10,000, uint16 (4, 120, 120).
     """
-    return _stretch(s2_10m.float()[list(S2_RGB)], low=0.0)
+    image = s2_10m.float()[list(S2_RGB)]
+    white = max(float(torch.quantile(image, 0.99)), 1000.0)  # without a limit, noise would look like a scene
+    return _as_bytes(image / white)
 
 
-def false_colour(s1: Tensor) -> NDArray[np.uint8]:
-    """VV, VH and their difference as red, green and blue (120, 120, 3).
+def _false_colour(s1: Tensor) -> NDArray[np.uint8]:
+    """Return VV, VH and their difference as red, green and blue (120, 120, 3).
 
     Args:
-        s1: dB (2, 120, 120).
+        s1: Backscatter in dB (2, 120, 120).
     """
     vh, vv = s1
     channels = ((vv, -22.0, 0.0), (vh, -28.0, -6.0), (vv - vh, 2.0, 14.0))
     return _as_bytes(torch.stack([(image - low) / (high - low) for image, low, high in channels]))
-
-
-def _stretch(image: Tensor, low: float) -> NDArray[np.uint8]:
-    """Brightest 1 % of the pixels to white; at least a dark scene's range, or noise would look like a scene."""
-    high = max(float(torch.quantile(image, 0.99)), 1000.0)
-    return _as_bytes((image - low) / (high - low))
 
 
 def _as_bytes(image: Tensor) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""From the layout of BigEarthNet v1 to that of v2: nothing needs to be unpickled again."""
+"""Converts an archive from the layout of BigEarthNet v1 to that of v2, which needs no unpickling."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from numpy.typing import NDArray
 
 from csmae.config import Data
 from csmae.data.archive import Archive, open_archive
-from csmae.data.formats.layout import ArchiveError
+from csmae.data.errors import ArchiveError
 from csmae.data.formats.lmdb_index import read_index
+from csmae.data.metadata import LIST_FILES, METADATA, first_five
 from csmae.data.split import Split
-from csmae.data.splits import LIST_FILES, METADATA, first_five
-from csmae.data.write import LMDB, PAIR_BYTES, Writer, put_pair, require_new, write_metadata, writing
+from csmae.data.write import LMDB_NAME, LmdbWriter, require_new, write_metadata, writing
 from csmae.sensors import CLASSES
 
 _CHUNK = 128
-"""Pairs between commits: what an interruption costs."""
+"""Pairs between commits: an interruption loses at most these."""
 
 
 def convert(source: Archive, target: Path, progress: Callable[[int], object]) -> int:
     """Write the pairs of a v1 archive's splits as a v2 archive.
 
-    An interrupted conversion goes on where it stopped. Until the end it stands beside ``target`` under a hidden name. One
-    that fails, for a pair or a list is not what it must be, leaves nothing.
+    The archive is written to a hidden folder beside ``target`` and renamed at the end. An interrupted conversion resumes; one
+    that fails because of an invalid pair or list leaves nothing behind.
 
     Args:
         source: A v1 archive; if it skips damaged pairs, so does the conversion.
-        target: Folder that appears once every pair has been compared with its source.
-        progress: Told the number of pairs after each chunk, written or compared: twice all of them in the end.
+        target: New folder.
+        progress: Called with the number of pairs after each chunk that is written or compared; the numbers add up to twice
+            the number of pairs.
 
     Returns:
-        Pairs written.
+        Number of pairs written, each compared with its source.
 
     Raises:
-        ArchiveError: The source is no v1 archive, damaged, or nothing says its pairs; or the target is there already or
-            cannot be written.
+        ArchiveError: The source is not a v1 archive, is damaged or defines no splits, or the target exists or cannot be
+            written.
     """
     if not source.is_v1:
-        raise ArchiveError(f"{source.store.folder}: is not of BigEarthNet v1: there is nothing to convert")
+        raise ArchiveError(f"{source.lmdb.folder}: is not a BigEarthNet v1 archive: there is nothing to convert")
     require_new(target)
-    splits = {name: source.split(name) for name in source.described}
+    splits = {name: source.split(name) for name in source.split_names}
     _check_splits(source, splits)
     partial = target.with_name(f".{target.name}.partial")
     with writing(target):
@@ -54,7 +55,7 @@ def convert(source: Archive, target: Path, progress: Callable[[int], object]) ->
             converted = open_archive(Data(path=str(partial)))
             for name, split in written.items():
                 _compare(split, converted.split(name), progress)
-        except ArchiveError:  # a full disk and the like are other errors: then the same command goes on
+        except ArchiveError:  # a full disk and the like raise other errors: then the same command resumes
             shutil.rmtree(partial, ignore_errors=True)
             raise
         partial.replace(target)
@@ -62,46 +63,47 @@ def convert(source: Archive, target: Path, progress: Callable[[int], object]) ->
 
 
 def _check_splits(source: Archive, splits: dict[str, Split]) -> None:
-    """That there is something to convert, and each pair once."""
+    """Check that there is something to convert, and that no pair is in two splits."""
+    folder = source.lmdb.folder.parent
     if not splits:
         raise ArchiveError(
-            f"{source.store.folder.parent}: neither {METADATA} nor a list says which pairs there are; let --splits-dir"
-            f" name a folder with {', '.join(LIST_FILES.values())}"
+            f"{folder}: neither {METADATA} nor a list defines the splits; set --splits-dir to a folder with"
+            f" {', '.join(LIST_FILES.values())}"
         )
     names, counts = np.unique([name for split in splits.values() for name in split.names], return_counts=True)
-    if len(twice := names[counts > 1]):
+    if len(repeated := names[counts > 1]):
         raise ArchiveError(
-            f"{source.store.folder.parent}: {len(twice)} patches are in two splits: {first_five(twice.astype('S'))};"
-            " name each in one"
+            f"{folder}: {len(repeated)} patches are in two splits: {first_five(repeated.astype('S'))};"
+            " list each in one split only"
         )
 
 
 def _write(splits: dict[str, Split], folder: Path, progress: Callable[[int], object]) -> dict[str, Split]:
-    """Write what is not there yet; returns the splits without their damaged pairs."""
+    """Write the pairs that ``folder`` lacks; return the splits without their damaged pairs."""
     for split in splits.values():
-        split.labels()  # kept; damage among them is found before anything is written
-    writer = Writer(folder / LMDB, PAIR_BYTES * sum(len(split) for split in splits.values()))
+        split.labels()  # cached; reports damaged labels before anything is written
+    writer = LmdbWriter(folder / LMDB_NAME, sum(len(split) for split in splits.values()))
     try:
-        there = {key.decode() for key in read_index(folder / LMDB).keys.tolist()}
+        existing = {key.decode() for key in read_index(folder / LMDB_NAME).keys.tolist()}
         for split in splits.values():
             names = split.names
             for rows in _chunks(split):
-                missing = [row for row in rows.tolist() if names[row] not in there]
+                missing = [row for row in rows.tolist() if names[row] not in existing]
                 batch = split.read(missing)
                 for number, row in enumerate(missing):
-                    other = split.bands_60m(row)
+                    bands_60m = split.bands_60m(row)
                     if names[row] not in split.damaged:
-                        put_pair(writer, names[row], _s1_name(names[row]), batch.row(number), other)
+                        writer.put_pair(names[row], _s1_name(names[row]), batch.pair(number), bands_60m)
                 writer.commit()
                 progress(len(rows))
     finally:
         writer.close()
     intact = {name: _without_damaged(split) for name, split in splits.items()}
-    write_metadata(folder, [row for name, split in intact.items() for row in _describe(name, split)])
+    write_metadata(folder, [row for name, split in intact.items() for row in _metadata_rows(name, split)])
     return intact
 
 
-def _chunks(split: Split) -> list[Any]:
+def _chunks(split: Split) -> list[NDArray[np.int64]]:
     return [np.arange(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
 
 
@@ -110,12 +112,11 @@ def _without_damaged(split: Split) -> Split:
 
 
 def _s1_name(name: str) -> str:
-    """A v1 value holds both images under the S2 name: the S1 image gets a name of its own."""
+    """Name the S1 image, which v1 stores under the name of the S2 image."""
     return f"{name}_S1"
 
 
-def _describe(split_name: str, split: Split) -> list[dict[str, Any]]:
-    """Rows of the metadata."""
+def _metadata_rows(split_name: str, split: Split) -> list[dict[str, Any]]:
     return [
         {
             "patch_id": name,
@@ -128,16 +129,16 @@ def _describe(split_name: str, split: Split) -> list[dict[str, Any]]:
     ]
 
 
-def _compare(split: Split, converted: Split, progress: Callable[[int], object]) -> None:
-    if split.names != converted.names:
-        raise ArchiveError(f"{converted.store.folder}: {METADATA} is not what was written; repeat the command")
-    for rows in _chunks(split):
-        pairs = zip(split.read(rows), converted.read(rows), strict=True)
-        same = all(torch.equal(ours, theirs) for ours, theirs in pairs)
-        if not same or any(_differ(split.bands_60m(row), converted.bands_60m(row)) for row in rows.tolist()):
+def _compare(source: Split, converted: Split, progress: Callable[[int], object]) -> None:
+    """Check that the pairs were written as they are in the source."""
+    if source.names != converted.names:
+        raise ArchiveError(f"{converted.lmdb.folder}: {METADATA} does not match the source; repeat the command")
+    for rows in _chunks(source):
+        tensors = zip(source.read(rows), converted.read(rows), strict=True)
+        same = all(torch.equal(ours, theirs) for ours, theirs in tensors)
+        if not same or any(_differ(source.bands_60m(row), converted.bands_60m(row)) for row in rows.tolist()):
             raise ArchiveError(
-                f"{converted.store.folder}: pairs {split.names[rows[0]]} and following are not what was written;"
-                " repeat the command"
+                f"{converted.lmdb.folder}: pairs from {source.names[rows[0]]} on do not match the source; repeat the command"
             )
         progress(len(rows))
 

@@ -1,4 +1,4 @@
-"""BEN-14K, the small subset of the paper: summer scenes of five tiles (arXiv 2401.07782, section IV-A)."""
+"""Derives BEN-14K, the small subset of the paper: summer scenes of five tiles (arXiv 2401.07782, section IV-A)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.atomic import atomic_write
-from csmae.data.formats.layout import ArchiveError
-from csmae.data.splits import LIST_FILES, METADATA, read_metadata, read_names
+from csmae.data.errors import ArchiveError
+from csmae.data.metadata import LIST_FILES, METADATA, read_metadata, read_names
 from csmae.data.write import writing
 
 _TILES = frozenset({"34TCR", "34TCS", "34TEQ", "34TFN", "34TFQ"})
@@ -27,7 +27,7 @@ _V1_ACQUISITIONS = frozenset(
         "S2B_MSIL2A_20170825T093029",
     }
 )
-"""A v1 name does not say its tile, but its time of acquisition does: these are all summer scenes of the five tiles."""
+"""A v1 name has no tile, but its time of acquisition determines it: these are all summer scenes of the five tiles."""
 
 
 def in_ben_14k(name: str) -> bool:
@@ -46,14 +46,14 @@ def write_ben_14k(source: Path, target: Path) -> dict[str, int]:
     """Write the subset's lists, each sorted by name.
 
     Args:
-        source: Folder of the whole archive's lists, or of its metadata.
+        source: Folder with the lists of the whole archive, or with its metadata.
         target: Folder of the new lists.
 
     Returns:
-        Names by split.
+        Number of names by split.
 
     Raises:
-        ArchiveError: The source holds neither, a split has none of the subset, or the target cannot be written.
+        ArchiveError: The source holds neither, a split has no patch of the subset, or the target cannot be written.
     """
     lists = {}
     for split, names in _names(source).items():
@@ -72,7 +72,7 @@ def _names(source: Path) -> dict[str, NDArray[np.bytes_]]:
     try:
         has_metadata = (source / METADATA).exists()
     except OSError as error:
-        raise ArchiveError(f"{source}: cannot be read: {error.strerror}: name BigEarthNet's folder") from None
+        raise ArchiveError(f"{source}: cannot be read: {error.strerror}: pass BigEarthNet's folder") from None
     if has_metadata:
         metadata = read_metadata(source / METADATA)
         return {split: metadata.names[metadata.splits == split.encode()] for split in LIST_FILES}

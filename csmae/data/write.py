@@ -1,4 +1,4 @@
-"""Writing archives in the layout of BigEarthNet v2: an LMDB of safetensors beside ``metadata.parquet``."""
+"""Writes archives in the layout of BigEarthNet v2: an LMDB of safetensors values beside ``metadata.parquet``."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from csmae.atomic import atomic_write
-from csmae.data.formats.layout import ArchiveError
+from csmae.data.errors import ArchiveError
+from csmae.data.metadata import METADATA
 from csmae.data.pairs import PairBatch
-from csmae.data.splits import METADATA
-from csmae.sensors import S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
+from csmae.sensors import S1_BANDS, S2_BANDS
 
-LMDB = "archive.lmdb"
+LMDB_NAME = "archive.lmdb"
 
-PAIR_BYTES = 290_000
-"""Of a pair on disk, with a margin."""
+_PAIR_BYTES = 290_000
+"""Size of a pair on disk, with a margin."""
 
 _SCHEMA = pa.schema(
     [
@@ -39,82 +39,80 @@ _SCHEMA = pa.schema(
 )
 
 
-class Writer:
-    """An LMDB under construction; ``put`` is durable after ``commit``.
+class LmdbWriter:
+    """Writes the values of pairs; they are durable after ``commit``.
 
     Args:
-        folder: Of the LMDB; made where it is missing.
-        capacity: Bytes of values that it must be able to take.
+        folder: Folder of the LMDB; created if it does not exist.
+        num_pairs: Largest number of pairs.
     """
 
-    def __init__(self, folder: Path, capacity: int) -> None:
+    def __init__(self, folder: Path, num_pairs: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # The map is address space, not disk: half as much again leaves room for partly filled pages.
-        self._environment = lmdb.open(str(folder), map_size=capacity * 3 // 2 + (1 << 26), lock=False, readahead=False)
+        # The map is address space, not disk; the margin is for partly filled pages.
+        map_size = num_pairs * _PAIR_BYTES * 3 // 2 + (1 << 26)
+        self._environment = lmdb.open(str(folder), map_size=map_size, lock=False, readahead=False)
         self._values: dict[str, bytes] = {}
 
-    def put(self, key: str, bands: Mapping[str, NDArray[Any]]) -> None:
-        """Add a value: bands by name."""
+    def put_pair(self, name: str, s1_name: str, pair: PairBatch, bands_60m: Mapping[str, NDArray[np.uint16]]) -> None:
+        """Add the two values of a pair.
+
+        Args:
+            name, s1_name: Keys of the S2 and the S1 value.
+            pair: One pair without the batch dimension.
+            bands_60m: S2 bands that no batch holds, by name.
+        """
+        s2 = zip(S2_BANDS, (*pair.s2_10m.numpy(), *pair.s2_20m.numpy()), strict=True)
+        self._put(name, dict(s2) | dict(bands_60m))
+        self._put(s1_name, dict(zip(S1_BANDS, pair.s1.numpy(), strict=True)))
+
+    def _put(self, key: str, bands: Mapping[str, NDArray[Any]]) -> None:
         self._values[key] = save({name: np.ascontiguousarray(pixels) for name, pixels in bands.items()})
 
     def commit(self) -> None:
-        """Bring what was put to the disk, all of it or nothing."""
+        """Write the added values to disk, all or none."""
         with self._environment.begin(write=True) as transaction:
             for key, value in self._values.items():
                 transaction.put(key.encode(), value)
         self._values.clear()
 
     def close(self) -> None:
-        """End the writing; what was not committed is lost."""
+        """Close the LMDB; values that were not committed are lost."""
         self._environment.close()
 
 
-def put_pair(writer: Writer, name: str, s1_name: str, pair: PairBatch, other: Mapping[str, NDArray[Any]]) -> None:
-    """Add the two values of a pair.
-
-    Args:
-        writer: Takes them.
-        name, s1_name: Their keys.
-        pair: Without the batch dimension.
-        other: Further bands of S2, by name.
-    """
-    bands = zip((*S2_10M_BANDS, *S2_20M_BANDS), (*pair.s2_10m.numpy(), *pair.s2_20m.numpy()), strict=True)
-    writer.put(name, dict(bands) | dict(other))
-    writer.put(s1_name, dict(zip(S1_BANDS, pair.s1.numpy(), strict=True)))
-
-
 def write_metadata(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write ``metadata.parquet``, whole or not at all.
+    """Write ``metadata.parquet`` atomically.
 
     Args:
-        folder: Of the archive.
-        rows: One a pair; columns that are missing are null.
+        folder: Folder of the archive.
+        rows: One row per pair; missing columns are null.
     """
     with atomic_write(folder / METADATA, concurrent=True) as file:
         pq.write_table(pa.Table.from_pylist(list(rows), schema=_SCHEMA), file)
 
 
 def require_new(target: Path) -> None:
-    """That nothing stands at a path.
+    """Check that a path does not exist.
 
     Raises:
-        ArchiveError: Something does, or that cannot be seen.
+        ArchiveError: It exists, or its parent cannot be read.
     """
     with writing(target):
         if target.exists():
-            raise ArchiveError(f"{target}: is there already; name a new folder")
+            raise ArchiveError(f"{target}: already exists; name a new folder")
 
 
-REMEDY = "make room or name another folder"
+REMEDY = "free space or name another folder"
 
 
 @contextmanager
 def writing(target: Path, remedy: str = REMEDY) -> Iterator[None]:
-    """Turn what the file system and LMDB refuse into an error of one line.
+    """Turn errors of the file system and of LMDB into one line.
 
     Args:
-        target: Named in the error.
-        remedy: What to do, named there, too.
+        target: What is written; named in the error.
+        remedy: What the user can do; named in the error.
 
     Raises:
         ArchiveError: No permission, no space, or the like.
@@ -123,6 +121,6 @@ def writing(target: Path, remedy: str = REMEDY) -> Iterator[None]:
         yield
     except (OSError, lmdb.Error, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
-        # LMDB calls a write that a full disk cut short an input/output error.
+        # LMDB reports a write that a full disk cut short as an input/output error.
         reason = reason.replace("Input/output error", "Input/output error (a full disk?)")
         raise ArchiveError(f"{target}: cannot be written: {reason}; {remedy}") from error

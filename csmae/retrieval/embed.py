@@ -54,5 +54,5 @@ def embed(
 def _embed_batch(encoder: SensorEncoder, batch: PairBatch, num_pairs: int) -> dict[str, Tensor]:
     """Features of a batch, computed for ``num_pairs`` pairs at a time."""
     total = max(len(tensor) for tensor in batch)
-    parts = [encoder.embed(batch.some(slice(start, start + num_pairs))) for start in range(0, total, num_pairs)]
+    parts = [encoder.embed(batch.select(slice(start, start + num_pairs))) for start in range(0, total, num_pairs)]
     return {sensor: torch.cat([part[sensor] for part in parts]) for sensor in parts[0]}

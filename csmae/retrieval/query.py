@@ -65,7 +65,7 @@ def read_query(text: str, sensor: str, store: FeatureStore, encoder: SensorEncod
         scene = read_scene(Path(text), sensor)
         feature = getattr(encoder.encode(**{sensor: scene[None]}), sensor)
         return Query(sensor, normalize(feature, dim=1)[0].cpu(), scene, None)
-    split = open_archive(store.source.data).named(np.array([text.encode()]), "--query", (sensor,))
+    split = open_archive(store.source.data).select(np.array([text.encode()]), "--query", (sensor,))
     batch = split.read([0])
     feature = encoder.embed(batch)[sensor]
     return Query(sensor, normalize(feature, dim=1)[0].cpu(), _image(batch, sensor, 0), split.labels()[0])
@@ -91,7 +91,7 @@ def panel(query: Query, ranked: RankedScenes, store: FeatureStore) -> Retrieval:
     """The images of a query and its hits, read from the archive."""
     target = ranked.direction[-2:]
     # By name: the split may have had missing pairs, which the store does not contain.
-    split = open_archive(store.source.data).named(store.names[ranked.indices], str(store.folder), (target,))
+    split = open_archive(store.source.data).select(store.names[ranked.indices], str(store.folder), (target,))
     batch = split.read(range(len(ranked.indices)))
     hits = [_image(batch, target, row) for row in range(len(ranked.indices))]
     shared: list[bool] | None = None

@@ -24,8 +24,8 @@ from torch import Tensor
 from csmae.atomic import atomic_write
 from csmae.config import ConfigError, Data
 from csmae.data.archive import open_archive
+from csmae.data.metadata import SPLITS
 from csmae.data.split import Split
-from csmae.data.splits import SPLITS
 from csmae.encoders import SensorEncoder
 from csmae.retrieval import nearest
 from csmae.retrieval.embed import embed
@@ -167,7 +167,7 @@ def write_store(
 
 
 def _build_metadata(encoder: SensorEncoder, split: Split, source: Source, folder: Path) -> Metadata:
-    index, positions = split.store.index, split.sources[0].positions
+    index, positions = split.lmdb.index, split.sources[0].positions
     digest = hashlib.sha256("\n".join(split.names).encode())
     digest.update(np.ascontiguousarray(index.sizes[positions]).tobytes())
     path = Path(source.data.path).absolute() if source.data.path != "synthetic" else None

@@ -272,7 +272,7 @@ class Trainer:
         flips_r2 = torch.from_numpy(flips_b2[local])
 
         def images(rows: slice) -> tuple[Tensor, Tensor]:
-            s1, s2 = self.preprocess(batch.some(rows).to(self.device), flips_r2[rows].to(self.device))
+            s1, s2 = self.preprocess(batch.select(rows).to(self.device), flips_r2[rows].to(self.device))
             return s1, s2
 
         return images, torch.from_numpy(noise_2bl[:, local])

@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import Config, ConfigError, MayChange, changeable
-from csmae.data.archive_name import data_name
+from csmae.data.archive import data_name
 from csmae.settings import flatten, merge, parse_config
 from csmae.study.metrics import COSTS
 from csmae.study.study import Study

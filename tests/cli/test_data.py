@@ -24,7 +24,7 @@ from tests.support.v1_pickles import pickled
 ROOT = Path(__file__).resolve().parents[2]
 BEN_14K = Path(os.environ.get("CSMAE_REAL_DATA", ROOT / "../shared/data")) / "splits/ben-14k"
 S2_NAME, V1_NAME, S1_NAME = names_of(1)
-REMEDY = "make room or name another folder"
+REMEDY = "free space or name another folder"
 
 
 def run(*arguments: object) -> int:
@@ -230,7 +230,7 @@ def test_check_counts_problems_and_gives_examples(tmp_path: Path, capsys: pytest
     assert lines[0].endswith("8 problems")
     assert lines[1] == "4 ×" and lines[5] == "    …"
     text = "\n".join(lines)
-    assert "S1 is no backscatter in dB: from 400 to 400" in text and names_of(5)[2] in text
+    assert "S1 is not backscatter in dB: from 400 to 400" in text and names_of(5)[2] in text
     assert f"{names_of(2)[0]}: a band of S2 is all zero" in text
     assert f"{S2_NAME}: is in split train and in split validation" in text
     assert "1 of 1 names are not in metadata.parquet: nowhere" in text
@@ -239,14 +239,14 @@ def test_check_counts_problems_and_gives_examples(tmp_path: Path, capsys: pytest
 def test_check_names_a_header_of_impossible_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(write_v2(tmp_path), {S1_NAME: (2**63).to_bytes(8, "little") + bytes(100)})
     assert run("check", tmp_path) == 1
-    assert f"{S1_NAME}: no safetensors: 108 bytes with a header of {2**63}" in capsys.readouterr().out
+    assert f"{S1_NAME}: not safetensors: 108 bytes with a header of {2**63}" in capsys.readouterr().out
 
 
 def test_check_finds_an_attack_without_executing_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pickles(tmp_path)
     put(tmp_path, {V1_NAME: pickled(bands_of(1), labels_of(1), extra=print)})
     assert run("check", tmp_path) == 1
-    assert f"{V1_NAME}: the pickle names the foreign global 'builtins.print'" in capsys.readouterr().out
+    assert f"{V1_NAME}: the pickle refers to the foreign global 'builtins.print'" in capsys.readouterr().out
 
 
 def test_check_compares_the_checksums_that_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,9 +336,9 @@ def test_convert_rejects_existing_targets_and_archives_of_v2(
     write_pickles(tmp_path / "v1")
     write_v2(tmp_path / "v2")
     assert run("convert", tmp_path / "v1", tmp_path / "v2") == 2
-    assert "v2: is there already" in capsys.readouterr().err
+    assert "v2: already exists" in capsys.readouterr().err
     assert run("convert", tmp_path / "v2", tmp_path / "v3") == 2
-    assert "is not of BigEarthNet v1" in capsys.readouterr().err
+    assert "is not a BigEarthNet v1 archive" in capsys.readouterr().err
 
 
 def test_convert_names_or_skips_a_damaged_patch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Every source of pairs keeps the same contract."""
+"""All archives keep the contract of ``Split``."""
 
 import os
 import shutil
@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from csmae.config import Data, Synthetic
-from csmae.data.archive import ArchiveError, open_archive
-from csmae.data.formats.layout import DamagedValueError
-from csmae.data.formats.lmdb_values import Store
+from csmae.data.archive import open_archive
+from csmae.data.errors import ArchiveError, DamagedValueError
+from csmae.data.formats.lmdb_reader import LmdbReader
 from csmae.data.loader import batches, sequential_rows
 from csmae.sensors import CLASSES, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
 from tests.support.archives import (
@@ -45,7 +45,7 @@ def numbers_of(split: str) -> list[int]:
 
 
 @pytest.mark.parametrize("name", list(SPLITS))
-def test_a_split_gives_each_pair_as_it_was_written(folder: Path, name: str) -> None:
+def test_a_split_returns_each_pair_as_it_was_written(folder: Path, name: str) -> None:
     split = open_folder(folder).split(name)
     assert len(split) == SPLITS[name]
     batch = split.read(range(len(split)))
@@ -58,7 +58,7 @@ def test_a_split_gives_each_pair_as_it_was_written(folder: Path, name: str) -> N
         assert split.names[row] in names_of(number)
 
 
-def test_taken_pairs_come_in_the_order_they_were_asked_for(folder: Path) -> None:
+def test_take_returns_pairs_in_the_requested_order(folder: Path) -> None:
     split = open_folder(folder).split("train")
     part = split.take([3, 0, 3])
     assert part.names == [split.names[3], split.names[0], split.names[3]]
@@ -66,7 +66,7 @@ def test_taken_pairs_come_in_the_order_they_were_asked_for(folder: Path) -> None
     assert torch.equal(part.read([0, 1, 2]).s1, split.read([3, 0, 3]).s1)
 
 
-def test_the_loader_gives_what_reading_gives(folder: Path) -> None:
+def test_the_loader_yields_what_read_returns(folder: Path) -> None:
     split = open_folder(folder).split("train")
     rows = sequential_rows(len(split), 2)
     for row, batch in zip(rows, batches(split, rows), strict=True):
@@ -74,7 +74,7 @@ def test_the_loader_gives_what_reading_gives(folder: Path) -> None:
             assert torch.equal(loaded, read)
 
 
-def test_one_sensor_can_be_read_alone(folder: Path) -> None:
+def test_a_single_sensor_can_be_read(folder: Path) -> None:
     archive = open_folder(folder)
     both = archive.split("train").read([0, 1])
     s1, s2 = (archive.split("train", sensors=(sensor,)).read([0, 1]) for sensor in ("s1", "s2"))
@@ -102,29 +102,29 @@ def test_pickles_of_one_sensor_work_for_that_sensor(tmp_path: Path) -> None:
     write_v1(tmp_path, {"patch": pickled(bands, labels_of(0))}, {"train.csv": ["patch"]})
     archive = open_folder(tmp_path)
     assert torch.equal(archive.split("train", sensors=("s2",)).read([0]).s2_10m[0, 0], torch.from_numpy(bands["B02"]))
-    with pytest.raises(DamagedValueError, match=r"patch: band VH is missing \(there are B02"):
+    with pytest.raises(DamagedValueError, match=r"patch: band VH is missing \(found B02"):
         archive.split("train").read([0])
 
 
 @pytest.mark.parametrize("version", [0, 1])
-def test_lists_may_name_patches_of_v2_by_either_version(tmp_path: Path, version: int) -> None:
+def test_lists_of_a_v2_archive_may_use_names_of_either_version(tmp_path: Path, version: int) -> None:
     lists = tmp_path / "lists"
     lists.mkdir()
     for number, file in enumerate(FILES.values()):
         (lists / file).write_text(f"{names_of(number + 4)[version]}\n")
     archive = open_folder(write_v2(tmp_path / "archive"), splits_dir=str(lists))
-    assert archive.split("test").names == [names_of(6)[0]]
+    assert archive.split("test").names == [names_of(6).v2]
 
 
-def test_lists_may_name_patches_of_v1_by_v2_names_where_there_is_metadata(tmp_path: Path) -> None:
+def test_lists_of_a_v1_archive_may_use_v2_names_if_there_is_metadata(tmp_path: Path) -> None:
     write_pickles(tmp_path / "v1")
     shutil.copy(write_v2(tmp_path / "v2") / "metadata.parquet", tmp_path / "v1")
     for file in FILES.values():
-        (tmp_path / "v1" / file).write_text(f"{names_of(8)[0]}\n")
-    assert open_folder(tmp_path / "v1").split("validation").names == [names_of(8)[1]]
+        (tmp_path / "v1" / file).write_text(f"{names_of(8).v2}\n")
+    assert open_folder(tmp_path / "v1").split("validation").names == [names_of(8).v1]
 
 
-def test_the_synthetic_archive_keeps_the_contract_and_is_the_same_for_the_same_seed(
+def test_the_synthetic_archive_keeps_the_contract_and_depends_only_on_its_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"num_train": 33, "num_validation": 4, "num_test": 4}
@@ -140,7 +140,7 @@ def test_the_synthetic_archive_keeps_the_contract_and_is_the_same_for_the_same_s
     assert len(list((tmp_path / "a").iterdir())) == 1
 
 
-def test_processes_that_race_for_the_synthetic_archive_see_one_result(tmp_path: Path) -> None:
+def test_processes_that_race_for_the_synthetic_archive_read_the_same_one(tmp_path: Path) -> None:
     code = "from csmae.config import *; from csmae.data.archive import open_archive as o;"
     code += "s = o(Data(synthetic=Synthetic(num_train=8, num_validation=2, num_test=2))).split('train'); print(s.read([0]).s1.sum())"
     racers = [TrialStarted(code, environment={"CSMAE_CACHE": str(tmp_path)}) for _ in range(3)]
@@ -159,37 +159,37 @@ needs_real_data = pytest.mark.skipif(not REAL_DATA.exists(), reason=f"no real pa
 def test_the_real_archives_of_both_versions_hold_the_same_pixels() -> None:
     v1, v2 = (open_folder(REAL_DATA / f"bigearthnet-v{version}") for version in (1, 2))
     names = v1.split("train").names
-    a, b = (archive.named(np.array(names, "S"), "names").read(range(len(names))) for archive in (v1, v2))
+    a, b = (archive.select(np.array(names, "S"), "names").read(range(len(names))) for archive in (v1, v2))
     assert all(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
     assert v2.split("test").labels().sum() > 6
 
 
 @pytest.fixture
-def looked_up(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of keys whenever a store looks for some."""
-    asked: list[int] = []
-    find = Store.find
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Records the number of keys of each look-up in an LMDB."""
+    num_keys: list[int] = []
+    find = LmdbReader.find
 
-    def counted(self: Store, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        asked.append(len(keys))
+    def counted(self: LmdbReader, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+        num_keys.append(len(keys))
         return find(self, keys)
 
-    monkeypatch.setattr(Store, "find", counted)
-    return asked
+    monkeypatch.setattr(LmdbReader, "find", counted)
+    return num_keys
 
 
-def test_a_worker_finds_the_splits_of_its_archive_once(folder: Path, looked_up: list[int]) -> None:
+def test_splits_are_cached_for_all_trials_of_a_worker(folder: Path, lookups: list[int]) -> None:
     first = {name: open_folder(folder).split(name) for name in SPLITS}
-    assert looked_up
-    looked_up.clear()
+    assert lookups
+    lookups.clear()
     for name, split in first.items():
         again = open_folder(folder).split(name)
         assert again.names == split.names
         assert np.array_equal(again.labels(), split.labels())
-    assert looked_up == []
+    assert lookups == []
 
 
-def test_a_split_is_found_again_when_what_decides_it_has_changed(folder: Path, looked_up: list[int]) -> None:
+def test_a_split_is_read_again_when_its_list_or_options_change(folder: Path, lookups: list[int]) -> None:
     names = open_folder(folder).split("test").names
     (folder / "test.csv").write_text(f"{names[1]}\n")
     assert open_folder(folder).split("test").names == names[1:]
@@ -200,8 +200,8 @@ def test_a_split_is_found_again_when_what_decides_it_has_changed(folder: Path, l
     assert open_folder(folder, on_error="skip").split("test").on_error == "skip"
 
 
-def test_what_was_found_damaged_in_one_training_is_not_known_to_the_next(folder: Path) -> None:
-    put(folder, {names_of(2)[0]: b"damaged", names_of(2)[1]: b"damaged"})
+def test_damage_recorded_by_one_reader_is_not_passed_to_the_next(folder: Path) -> None:
+    put(folder, {names_of(2).v2: b"damaged", names_of(2).v1: b"damaged"})
     archive = open_folder(folder, on_error="skip")
     split = archive.split("train")
     split.read(range(len(split)))

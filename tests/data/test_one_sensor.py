@@ -1,4 +1,4 @@
-"""Archives that hold one sensor alone, and archives whose bands are stored in another type."""
+"""Archives with only one sensor, and archives whose bands have another type."""
 
 import logging
 from pathlib import Path
@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save
 
-from csmae.__main__ import main
-from csmae.data.archive import ArchiveError
+from csmae.cli.main import main
+from csmae.data.errors import ArchiveError
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import build_model
 from csmae.sensors import S1_BANDS, S2_BANDS
@@ -47,7 +47,7 @@ def one_sensor_v1(folder: Path, sensor: str) -> Path:
     lists: dict[str, list[str]] = {file: [] for file in FILES.values()}
     patches = {}
     for number, split in enumerate(splits_of()):
-        name = names_of(number)[1]
+        name = names_of(number).v1
         bands = {key: band for key, band in bands_of(number).items() if (key[0] == "V") == (sensor == "s1")}
         patches[name] = pickled(bands, labels_of(number))
         lists[FILES[split]].append(name)
@@ -56,24 +56,24 @@ def one_sensor_v1(folder: Path, sensor: str) -> Path:
 
 
 @pytest.fixture(params=[(w, s) for w in (one_sensor_v2, one_sensor_v1) for s in ("s1", "s2")], ids=str)
-def alone(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
-    """A sound archive of one sensor, and the sensor."""
+def single(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+    """An intact archive of one sensor, and the sensor."""
     write, sensor = request.param
     return write(tmp_path / "archive", sensor), sensor
 
 
-def test_check_finds_nothing_wrong_with_a_sound_archive_of_one_sensor(
-    alone: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+def test_check_accepts_an_intact_archive_of_one_sensor(
+    single: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, sensor = alone
+    folder, sensor = single
     code = main(["data", "check", str(folder)])
-    said = capsys.readouterr().out
-    assert code == 0, said
-    assert f", {sensor} only, " in said and said.endswith(": 0 problems\n")
+    text = capsys.readouterr().out
+    assert code == 0, text
+    assert f", {sensor} only, " in text and text.endswith(": 0 problems\n")
 
 
-def test_stats_and_show_take_one_sensor(alone: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    folder, sensor = alone
+def test_stats_and_show_take_one_sensor(single: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder, sensor = single
     assert main(["data", "stats", str(folder), "--sensor", sensor]) == 0
     found = yaml.safe_load(capsys.readouterr().out)["data"]
     assert found.keys() == {f"{sensor}_mean", f"{sensor}_std"}
@@ -87,27 +87,27 @@ def test_stats_and_show_take_one_sensor(alone: tuple[Path, str], capsys: pytest.
         assert len(image.getcolors(1 << 20) or []) > 1000
 
 
-def test_an_archive_that_lacks_a_sensor_says_how_the_other_is_read(
+def test_the_error_for_a_missing_sensor_says_how_to_read_the_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "stats", str(one_sensor_v2(tmp_path, "s2"))]) == 2
-    said = capsys.readouterr().err
-    assert "5 of 5 patches are not in" in said and "--sensor s2" in said and said.count("\n") == 1
+    text = capsys.readouterr().err
+    assert "5 of 5 patches are not in" in text and "--sensor s2" in text and text.count("\n") == 1
 
 
-def test_a_store_of_s1_alone_is_asked_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_feature_store_of_s1_is_queried_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, store, config = one_sensor_v2(tmp_path / "archive", "s1"), str(tmp_path / "store"), small_config()
     SensorEncoder.from_model(build_model(config), config).eval().save(tmp_path / "encoder")
     encoder = ["--encoder", str(tmp_path / "encoder")]
     assert main(["embed", str(folder), store, *encoder, "--sensor", "s1", "--split", "train"]) == 0
     for name in names_of(2):
-        asked = ["retrieve", *encoder, "--store", store, "--query", name, "--sensor", "s1", "--k", "2"]
-        assert main([*asked, "--output", str(tmp_path / "found.png")]) == 0, capsys.readouterr().err
-        assert names_of(2)[2] in capsys.readouterr().out
+        command = ["retrieve", *encoder, "--store", store, "--query", name, "--sensor", "s1", "--k", "2"]
+        assert main([*command, "--output", str(tmp_path / "found.png")]) == 0, capsys.readouterr().err
+        assert names_of(2).s1 in capsys.readouterr().out
 
 
-def of_another_type(folder: Path, version: str, numbers: range) -> Path:
-    """An archive in which the S2 images of these pairs are int16 and their S1 images float64."""
+def with_wrong_types(folder: Path, version: str, numbers: range) -> Path:
+    """Write an archive in which the S2 images of these pairs are int16 and their S1 images float64."""
     (write_v2 if version == "v2" else write_pickles)(folder)
     values: dict[str, bytes] = {}
     for number in numbers:
@@ -123,15 +123,15 @@ def of_another_type(folder: Path, version: str, numbers: range) -> Path:
 
 FOUND: dict[str, tuple[str, ...]] = {
     "v2": ("band B02 must have dtype U16: found I16", "band VH must have dtype F32: found F64"),
-    "v1": ("band VH must be <f4 in row order: found <f8",),
+    "v1": ("band VH must be <f4 in row-major order: found <f8",),
 }
 
 
 @pytest.mark.parametrize("version", list(FOUND))
-def test_check_names_bands_of_another_type_once_with_their_count(
+def test_check_reports_a_wrong_band_type_once_with_its_count(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str
 ) -> None:
-    assert main(["data", "check", str(of_another_type(tmp_path, version, range(10)))]) == 1
+    assert main(["data", "check", str(with_wrong_types(tmp_path, version, range(10)))]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(f": {len(FOUND[version])} problems")
     assert len(lines) == 1 + len(FOUND[version]), lines
@@ -141,24 +141,24 @@ def test_check_names_bands_of_another_type_once_with_their_count(
 
 @pytest.mark.parametrize("on_error", ["raise", "skip"])
 @pytest.mark.parametrize("version", list(FOUND))
-def test_an_archive_of_another_type_is_told_as_such_and_not_as_a_damaged_patch(
+def test_wrong_types_in_the_whole_archive_are_not_reported_as_a_damaged_patch(
     tmp_path: Path, version: str, on_error: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    split = open_folder(of_another_type(tmp_path, version, range(10)), on_error=on_error).split("train")
+    split = open_folder(with_wrong_types(tmp_path, version, range(10)), on_error=on_error).split("train")
     with pytest.raises(ArchiveError) as error:
         split.read([0, 1, 2])
     text = str(error.value)
     assert text.endswith(
-        f"{FOUND[version][0]}, in 5 of 5 patches looked at; write S1 as float32 and S2 as uint16, row by row"
+        f"{FOUND[version][0]}, in 5 of 5 patches checked; write S1 as float32 and S2 as uint16, in row-major order"
     )
-    assert names_of(0)[0] not in text and not caplog.records
+    assert names_of(0).v2 not in text and not caplog.records
 
 
-def test_patches_of_another_type_among_sound_ones_are_skipped_with_one_line(
+def test_a_few_patches_with_wrong_types_are_skipped_with_one_log_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    split = open_folder(of_another_type(tmp_path, "v1", range(2)), on_error="skip").split("train")
+    split = open_folder(with_wrong_types(tmp_path, "v1", range(2)), on_error="skip").split("train")
     with caplog.at_level(logging.WARNING):
         split.read(range(5))
-    assert split.damaged.keys() == {names_of(0)[1], names_of(1)[1]}
-    assert len(caplog.records) == 1 and "further ones are counted, not named" in caplog.text
+    assert split.damaged.keys() == {names_of(0).v1, names_of(1).v1}
+    assert len(caplog.records) == 1 and "further pairs with this fault are counted, not logged" in caplog.text

@@ -1,4 +1,4 @@
-"""Images come out as the published preparation makes them: upsampled, normalised, mirrored together."""
+"""Images are preprocessed as in the published code: upsampled, normalised, mirrored together."""
 
 import pytest
 import torch
@@ -22,13 +22,13 @@ def random_batch(num_pairs: int, seed: int = 0) -> PairBatch:
 
 
 def smooth_images(channels: int, size: int) -> Tensor:
-    """Images like real ones: neighbours are alike, and values reach 10,000."""
+    """Return realistic images: neighbouring pixels are similar, and values reach 10,000."""
     coarse = torch.rand(2, channels, 9, 9, generator=torch.Generator().manual_seed(0)) * 10_000
     return interpolate(coarse, size=(size, size), mode="bilinear")
 
 
 def naive(batch: PairBatch, flips: list[tuple[bool, bool]], size: int) -> Tensor:
-    """Each image by itself, by torch's own interpolation; S1 before S2."""
+    """Process each image separately with torch's interpolation; S1 before S2."""
     data = Data()
     mean, std = (
         torch.tensor(a + b).double()[:, None, None]
@@ -46,7 +46,7 @@ def naive(batch: PairBatch, flips: list[tuple[bool, bool]], size: int) -> Tensor
 
 
 @pytest.mark.parametrize("size", [120, 96, 64])
-def test_preparing_is_interpolating_normalising_and_mirroring_each_image(size: int) -> None:
+def test_preprocessing_interpolates_normalises_and_mirrors_each_image(size: int) -> None:
     batch = random_batch(4)
     flips = [(False, False), (True, False), (False, True), (True, True)]
     s1, s2 = Preprocess(Data(), size)(batch, torch.tensor(flips))
@@ -54,20 +54,20 @@ def test_preparing_is_interpolating_normalising_and_mirroring_each_image(size: i
     assert (torch.cat([s1, s2], dim=1) - naive(batch, flips, size)).abs().max() < 5e-6
 
 
-def test_preparing_without_flips_mirrors_nothing_and_leaves_the_batch_as_it_was() -> None:
+def test_preprocessing_without_flips_mirrors_nothing_and_does_not_change_the_batch() -> None:
     batch = random_batch(3)
     before = [tensor.clone() for tensor in batch]
-    prepare = Preprocess(Data(), 120)
-    plain = prepare(batch)
-    unflipped = prepare(batch, torch.zeros(3, 2, dtype=torch.bool))
+    preprocess = Preprocess(Data(), 120)
+    plain = preprocess(batch)
+    unflipped = preprocess(batch, torch.zeros(3, 2, dtype=torch.bool))
     assert all(torch.equal(a, b) for a, b in zip(plain, unflipped, strict=True))
-    prepare(batch, torch.ones(3, 2, dtype=torch.bool))
+    preprocess(batch, torch.ones(3, 2, dtype=torch.bool))
     assert all(torch.equal(a, b) for a, b in zip(before, batch, strict=True))
 
 
 @pytest.mark.parametrize("size", [120, 96])
 @pytest.mark.parametrize(("sensor", "fields"), [("s1", ["s1"]), ("s2", ["s2_10m", "s2_20m"])])
-def test_a_sensor_without_rows_stays_without(size: int, sensor: str, fields: list[str]) -> None:
+def test_a_sensor_without_rows_yields_none(size: int, sensor: str, fields: list[str]) -> None:
     batch = random_batch(2)
     batch = batch._replace(**{field: getattr(batch, field)[:0] for field in fields})
     s1, s2 = Preprocess(Data(), size)(batch, torch.ones(2, 2, dtype=torch.bool))
@@ -82,7 +82,7 @@ def test_upsampling_is_bicubic_with_aligned_corners(source: int, target: int, br
     assert (Resize(source, target)(images.round()) - expected).abs().max() < tolerance
 
 
-def test_an_even_image_stays_even() -> None:
+def test_a_constant_image_stays_constant() -> None:
     assert torch.equal(
         Resize(60, 120)(torch.full((1, 1, 60, 60), 10_000.0).double()), torch.full((1, 1, 120, 120), 1e4)
     )
@@ -105,5 +105,5 @@ def test_the_statistics_of_the_configuration_are_used() -> None:
     assert torch.allclose(s2[0, 3], (batch.s2_10m[0, 3].float() - 5) / 4)
 
 
-def test_preparing_adds_nothing_to_the_weights_of_an_encoder() -> None:
+def test_preprocessing_adds_nothing_to_the_weights_of_an_encoder() -> None:
     assert not Preprocess(Data(), 120).state_dict()

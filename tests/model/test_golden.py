@@ -231,7 +231,7 @@ def test_a_published_checkpoint_is_read_completely_or_rejected(
     state = case.part("state.")
     change(state)
     path = write_run(tmp_path, state, case.settings)
-    with pytest.raises(EncoderError, match=rf"{path.name}: is no published checkpoint \(.*{text}") as caught:
+    with pytest.raises(EncoderError, match=rf"{path.name}: is not a published checkpoint \(.*{text}") as caught:
         load_published(path)
     assert "\n" not in str(caught.value)
 
@@ -241,7 +241,7 @@ def test_a_truncated_published_checkpoint_and_one_without_settings_are_rejected(
     case = Case(CASES[0])
     path = write_run(tmp_path, case.part("state."), case.settings)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(EncoderError, match="is no published checkpoint"):
+    with pytest.raises(EncoderError, match="is not a published checkpoint"):
         load_published(path)
     (tmp_path / "args.yaml").unlink()
     with pytest.raises(EncoderError, match=r"needs one of cfg.yaml, args.yaml, args.json beside it"):
@@ -261,7 +261,7 @@ def test_the_v1_reader_stacks_the_published_images_and_labels() -> None:
         bands = file.metadata()["bands"].split(",")
     expected = load_file(path)
     names = [name for name in expected if not name.endswith(".labels")]
-    split = open_archive(Data(path=str(REAL_V1))).named(np.array(names, dtype=np.bytes_), str(path))
+    split = open_archive(Data(path=str(REAL_V1))).select(np.array(names, dtype=np.bytes_), str(path))
     with closing(batches(split, [np.arange(len(names))])) as loaded:
         batch = next(loaded)
         s2 = torch.cat([batch.s2_10m.float(), upsample(batch.s2_20m.float(), 120)], dim=1)

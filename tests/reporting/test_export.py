@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from csmae import load_encoder
-from csmae.__main__ import main
+from csmae.cli.main import main
 from csmae.encoders import SETTINGS, WEIGHTS, SensorEncoder
 from csmae.model.csmae import build_model
 from tests.conftest import small_config

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from csmae.__main__ import main
+from csmae.cli.main import main
 from csmae.config import Data
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import build_model

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from csmae.__main__ import main
+from csmae.cli.main import main
 from csmae.config import Data
-from csmae.data.archive import ArchiveError, open_archive
+from csmae.data.archive import open_archive
+from csmae.data.errors import ArchiveError
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import build_model
 from csmae.retrieval import store as store_module

@@ -1,9 +1,9 @@
-"""Small archives of both versions, written as their own tools write them."""
+"""Writes small archives of both versions as BigEarthNet's tools write them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
@@ -23,9 +23,16 @@ SPLITS = {"train": 5, "validation": 3, "test": 2}
 FILES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 
 
-def names_of(number: int) -> tuple[str, str, str]:
-    """Names of a pair: S2 under v2 and v1, and S1."""
-    return (
+class PairNames(NamedTuple):
+    """Names of a pair's images: S2 in v2, S2 in v1, and S1."""
+
+    v2: str
+    v1: str
+    s1: str
+
+
+def names_of(number: int) -> PairNames:
+    return PairNames(
         f"S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_{number:02}_05",
         f"S2A_MSIL2A_20170613T101031_{number}_5",
         f"S1A_IW_GRDH_1SDV_20170613T165043_33UUP_{number}_5",
@@ -33,7 +40,7 @@ def names_of(number: int) -> tuple[str, str, str]:
 
 
 def bands_of(number: int) -> Bands:
-    """A pair's pixels, those of the 60 m bands among them."""
+    """Return a pair's bands including those at 60 m."""
     random = np.random.default_rng(number)
     bands: Bands = {
         name: random.normal(-15, 5, (band.size, band.size)).astype("<f4")
@@ -78,7 +85,7 @@ def write_v2(folder: Path) -> Path:
 
 
 def without_labels(folder: Path, splits: tuple[str, ...] = tuple(SPLITS), names: tuple[str, ...] = ()) -> Path:
-    """The archive of v2 in a folder, without the labels of these splits or else names; of all splits without the column."""
+    """Remove the labels of these names, or of these splits; for all splits remove the column."""
     path = folder / "metadata.parquet"
     table = pq.read_table(path)
     if splits == tuple(SPLITS) and not names:

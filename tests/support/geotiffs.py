@@ -1,4 +1,4 @@
-"""Writes GeoTIFFs: good scenes but for what is said."""
+"""Writes GeoTIFFs: valid scenes unless the arguments make them invalid."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ SIDE = 120
 
 
 def write_geotiff(path: Path, pixels: Any, crs: str | None = "EPSG:32631", size: float = 10, **options: Any) -> Path:
-    """A GeoTIFF of pixels (bands, rows, columns).
+    """Write pixels (bands, rows, columns) as a GeoTIFF.
 
     Args:
-        path: Of the file.
-        pixels: In the type that the file has.
+        path: File to write.
+        pixels: Pixels in the file's type.
         crs, size: Projection, and side of a pixel in its unit.
-        options: ``names``, ``scales`` and ``offsets`` of the bands, and what rasterio takes.
+        options: ``names``, ``scales`` and ``offsets`` of the bands, and options of rasterio.
     """
     rasterio = pytest.importorskip("rasterio", reason="GeoTIFFs are an extra")
     from rasterio.transform import from_origin
@@ -24,8 +24,8 @@ def write_geotiff(path: Path, pixels: Any, crs: str | None = "EPSG:32631", size:
     tags = {tag: options.pop(tag) for tag in ("scales", "offsets") if tag in options}
     names = options.pop("names", None)
     shape = {"count": len(pixels), "height": pixels.shape[1], "width": pixels.shape[2], "dtype": pixels.dtype}
-    place = from_origin(500_000, 5_000_000, size, size)
-    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=place, **shape, **options) as file:
+    transform = from_origin(500_000, 5_000_000, size, size)
+    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **shape, **options) as file:
         file.write(pixels)
         for tag, values in tags.items():
             setattr(file, tag, values)

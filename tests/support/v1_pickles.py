@@ -1,7 +1,7 @@
-"""Writes what BigEarthNet v1 holds: pickles of patch objects, as each generation of its encoder made them.
+"""Writes the pickled patch objects of BigEarthNet v1 as each generation of its encoder wrote them.
 
-The classes stand under the names that the pickles give; they exist only while a pickle is written or, for comparison,
-read by Python's own ``pickle``.
+Their classes exist under the names in the pickles only while a pickle is written or, for comparison, read by Python's
+``pickle``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 Bands = Mapping[str, NDArray[Any]]
 
 STYLES = ("plain", "pydantic 1", "pydantic 2")
-"""Generations: plain classes, and models of either pydantic."""
+"""Generations: plain classes, and models of pydantic 1 and 2."""
 
 _PACKAGE = "bigearthnet_patch_interface"
 
@@ -56,9 +56,9 @@ _BASES: dict[str, type] = {"plain": _Plain, "pydantic 1": _Pydantic1, "pydantic 
 
 @contextmanager
 def patch_interface(style: str) -> Iterator[dict[str, type]]:
-    """The package of the pickles' classes, importable, its band classes of one generation."""
+    """Make the package of the pickles' classes importable, with band classes of one generation."""
     bands = ("BenS1_Band", "BenS2_10mBand", "BenS2_20mBand", "BenS2_60mBand")
-    homes: dict[str, dict[str, type]] = {
+    members_of: dict[str, dict[str, type]] = {
         "band_interface": dict.fromkeys(bands, _BASES[style]),
         "merged_interface": {"BigEarthNet_S1_S2_Patch": _Plain},
         "s1_interface": {"BigEarthNet_S1_Patch": _Plain},
@@ -66,10 +66,10 @@ def patch_interface(style: str) -> Iterator[dict[str, type]]:
     }
     package, classes = types.ModuleType(_PACKAGE), {}
     modules = {_PACKAGE: package}
-    for home, members in homes.items():
-        module = modules[f"{_PACKAGE}.{home}"] = types.ModuleType(f"{_PACKAGE}.{home}")
+    for submodule, members in members_of.items():
+        module = modules[f"{_PACKAGE}.{submodule}"] = types.ModuleType(f"{_PACKAGE}.{submodule}")
         for name, parent in members.items():
-            # A model's annotations must not be evaluated again in a module that does not hold their names.
+            # A subclass must not evaluate its model's annotations in a module without their names.
             classes[name] = type(name, (parent,), {"__module__": module.__name__, "__qualname__": name})
             setattr(module, name, classes[name])
     sys.modules.update(modules)
@@ -81,30 +81,32 @@ def patch_interface(style: str) -> Iterator[dict[str, type]]:
 
 
 def pickled(bands: Bands, labels: list[str], style: str = "pydantic 2", protocol: int = 4, **changes: Any) -> bytes:
-    """A patch as its generation pickled it.
+    """Pickle a patch.
 
     Args:
-        bands: By name; a sensor without bands makes a patch of the other alone.
-        labels: Names among the 19.
-        style: Of ``STYLES``.
-        protocol: Of the pickle.
+        bands: Bands by name; if a sensor has none, the patch is of the other sensor only.
+        labels: Names of classes among the 19.
+        style: One of ``STYLES``.
+        protocol: Protocol of the pickle.
         changes: Attributes of the patch to add or replace.
     """
     with patch_interface(style) as classes:
-        made = {name: _band(classes, name, data) for name, data in bands.items()}
-        s1 = {f"band{name}": band for name, band in made.items() if name[0] == "V"}
-        s2 = {f"band{name[1:]}": band for name, band in made.items() if name[0] == "B"}
-        listed = "bands" if style == "plain" else "_bands"
+        created = {name: _band(classes, name, data) for name, data in bands.items()}
+        s1 = {f"band{name}": band for name, band in created.items() if name[0] == "V"}
+        s2 = {f"band{name[1:]}": band for name, band in created.items() if name[0] == "B"}
+        bands_field = "bands" if style == "plain" else "_bands"
         patches = {
-            f"s{number}_patch": classes[f"BigEarthNet_S{number}_Patch"](**own, **{listed: list(own.values())})
-            for number, own in ((1, s1), (2, s2))
-            if own
+            f"s{number}_patch": classes[f"BigEarthNet_S{number}_Patch"](
+                **members, **{bands_field: list(members.values())}
+            )
+            for number, members in ((1, s1), (2, s2))
+            if members
         }
-        known: dict[str, Any] = {"labels": ["some class of the 43"], "new_labels": labels} | changes
-        patch = classes["BigEarthNet_S1_S2_Patch"](**patches, **known) if len(patches) == 2 else None
+        attributes: dict[str, Any] = {"labels": ["some class of the 43"], "new_labels": labels} | changes
+        patch = classes["BigEarthNet_S1_S2_Patch"](**patches, **attributes) if len(patches) == 2 else None
         if patch is None:
             patch = next(iter(patches.values()))
-            patch.__dict__.update(known)
+            patch.__dict__.update(attributes)
         return pickle.dumps(patch, protocol=protocol)
 
 
@@ -116,7 +118,7 @@ def _band(classes: dict[str, type], name: str, data: NDArray[Any]) -> Any:
 
 
 def write_v1(folder: Path, patches: Mapping[str, bytes], splits: Mapping[str, list[str]]) -> None:
-    """An archive of v1: pickles by name, and lists of names with the line ends of the published ones."""
+    """Write a v1 archive: pickles by name, and lists of names with the line endings of the published lists."""
     lmdb_dir = folder / "BigEarthNetEncoded.lmdb"
     lmdb_dir.mkdir(parents=True)
     capacity = 2 * sum(len(value) + 8192 for value in patches.values()) + (1 << 20)

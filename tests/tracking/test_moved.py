@@ -16,7 +16,7 @@ import pytest
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 from safetensors.numpy import save_file
 
-from csmae.__main__ import main
+from csmae.cli.main import main
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.mlflow_database import moved_locations, update_locations
 from csmae.tracking.outbox import Event, Outbox

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from csmae.__main__ import main
+from csmae.cli.main import main
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.tracker import Tracker, upload
 from tests.support.tracking_server import Server

@@ -265,5 +265,5 @@ def test_two_ranks_resume_with_the_micro_batch_that_fits_both(tmp_path: Path) ->
 
 def test_a_slice_of_a_batch_has_the_same_pairs() -> None:
     batch = PairBatch(torch.rand(4, 2, 3, 3), torch.rand(4, 4, 3, 3), torch.rand(0, 6, 2, 2))
-    assert torch.equal(batch.some(slice(1, 3)).s1, batch.s1[1:3])
-    assert len(batch.some(slice(1, 3)).s2_20m) == 0
+    assert torch.equal(batch.select(slice(1, 3)).s1, batch.s1[1:3])
+    assert len(batch.select(slice(1, 3)).s2_20m) == 0

@@ -12,7 +12,7 @@ import optuna
 import pytest
 from rich.console import Console
 
-from csmae.__main__ import main
+from csmae.cli.main import main
 from csmae.console.tables import format_best_trials
 from csmae.reporting.report import Report, study_figures, write_report
 from csmae.reporting.study_plots import history_figure, pareto_figure

@@ -17,7 +17,7 @@ import optuna
 import pytest
 import torch
 
-from csmae.__main__ import main
+from csmae.cli.main import main
 from csmae.cluster import preemption
 from csmae.cluster.resources import REFRESH_INTERVAL_S
 from csmae.config import Config

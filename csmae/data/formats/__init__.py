@@ -1,1 +1,1 @@
-"""BigEarthNet's file formats, read without trusting a byte of them."""
+"""BigEarthNet's file formats; nothing in a file is trusted or executed."""

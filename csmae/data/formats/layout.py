@@ -1,11 +1,14 @@
-"""Where the bands' bytes lie in a stored value, and where they go in a batch."""
+"""How bands are stored in a value, and how their bytes get into a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from csmae.config import ConfigError
+import numpy as np
+from numpy.typing import NDArray
+
+from csmae.data.pairs import Buffer
 from csmae.sensors import (
     IMAGE_SIZE,
     IMAGE_SIZE_20M,
@@ -17,24 +20,13 @@ from csmae.sensors import (
 )
 
 
-class ArchiveError(ConfigError):
-    """An archive that cannot be used: the text says which file, what was found and what to do."""
-
-
-class DamagedValueError(ArchiveError):
-    """A stored value that does not hold what it must."""
-
-
-class BandTypeError(DamagedValueError):
-    """A stored value whose pixels are of another type: where all are, it is the archive that is another one."""
-
-
 class Band(NamedTuple):
     """How one band is stored."""
 
     field: str
-    """The batch's tensor that takes it."""
+    """The batch's tensor that holds the band."""
     channel: int
+    """The band's channel in that tensor."""
     dtype: str
     """numpy's name of the type on disk."""
     size: int
@@ -53,40 +45,47 @@ STORED_BANDS = (
 )
 
 STORED_60M_BANDS = {name: Band("", i, "<u2", IMAGE_SIZE_60M) for i, name in enumerate(S2_60M_BANDS)}
-"""No batch holds them; a conversion copies them."""
+"""Bands that no batch holds; a conversion copies them."""
 
 
-class Run(NamedTuple):
-    """Bytes that are copied in one go."""
+class Segment(NamedTuple):
+    """Contiguous bytes of a value that are copied into a batch."""
 
     field: str
+    """The batch's tensor that receives them."""
     source: int
     """First byte in the value."""
     target: int
-    """First byte in the batch's row."""
+    """First byte in the tensor's row."""
     num_bytes: int
 
 
-Layout = tuple[Run, ...]
+Segments = tuple[Segment, ...]
 
 
-def plan(offsets: Mapping[str, int]) -> Layout:
-    """The copies that bring bands from a value into a batch's row.
+def plan_copies(offsets: Mapping[str, int]) -> Segments:
+    """Plan the copies of bands from a value into a row of a batch.
 
     Args:
         offsets: First byte of each band in the value.
 
     Returns:
-        As few runs as possible: bands that are neighbours in the value and in the batch are one.
+        As few segments as possible: bands that are adjacent in the value and in the batch share one.
     """
-    runs: list[Run] = []
+    segments: list[Segment] = []
     for name, band in STORED_BANDS.items():
         if name not in offsets:
             continue
-        run = Run(band.field, offsets[name], band.channel * band.num_bytes, band.num_bytes)
-        last = runs[-1] if runs else None
-        if last and last.field == run.field and last.source + last.num_bytes == run.source:
-            runs[-1] = last._replace(num_bytes=last.num_bytes + run.num_bytes)
+        segment = Segment(band.field, offsets[name], band.channel * band.num_bytes, band.num_bytes)
+        last = segments[-1] if segments else None
+        if last and last.field == segment.field and last.source + last.num_bytes == segment.source:
+            segments[-1] = last._replace(num_bytes=last.num_bytes + segment.num_bytes)
         else:
-            runs.append(run)
-    return tuple(runs)
+            segments.append(segment)
+    return tuple(segments)
+
+
+def copy_segments(value: NDArray[np.uint8], segments: Segments, buffer: Buffer, row: int) -> None:
+    """Copy a value's bands into a row of a buffer."""
+    for field, source, target, num_bytes in segments:
+        buffer.row_bytes[field][row, target : target + num_bytes] = value[source : source + num_bytes]

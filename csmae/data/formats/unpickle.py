@@ -1,9 +1,10 @@
-"""A machine for the pickles of BigEarthNet v1 that cannot execute anything: it has no way to call.
+"""An inert unpickler for the values of BigEarthNet v1: it has no way to import or call anything.
 
-It knows the opcodes that such pickles are made of and the eleven globals that they name; objects become inert stand-ins,
-and the pixels are not copied but pointed at. Whatever else a value holds is refused. Time and memory are linear in the
-value's size: containers hold references, keys are strings (hashing nested tuples can take for ever), sets are kept as
-lists, and no opcode allocates by a number it names. Source: the opcode descriptions of Python's ``pickletools``.
+It implements the opcodes that such pickles consist of and accepts the eleven globals that they refer to. Objects become
+``InertObject``; pixels are not copied but referenced by their offset. Everything else is rejected. Time and memory are
+linear in the value's size: containers hold references, keys are strings (hashing nested tuples can take forever), sets
+are lists, and no opcode allocates memory by a number in the value. Source: the opcode descriptions of Python's
+``pickletools``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from csmae.data.formats.layout import DamagedValueError
+from csmae.data.errors import DamagedValueError
 
 _PACKAGE = "bigearthnet_patch_interface"
 
@@ -28,58 +29,58 @@ _NUMPY = {("numpy", "ndarray"), ("numpy", "dtype")} | {
     for core in ("core", "_core")
     for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
 }
-_KNOWN = _CLASSES | _NUMPY
+_ALLOWED_GLOBALS = _CLASSES | _NUMPY
 
-_NEW = frozenset(name for _, name in _CLASSES)
-_REDUCED = frozenset({"_reconstruct", "_frombuffer", "dtype"})
+_NEWOBJ_NAMES = frozenset(name for _, name in _CLASSES)
+_REDUCE_NAMES = frozenset({"_reconstruct", "_frombuffer", "dtype"})
 
 
-class Bytes(NamedTuple):
-    """Bytes within the value."""
+class ByteRange(NamedTuple):
+    """Stands for a bytes object: where its content is in the value."""
 
     start: int
     size: int
 
 
-class Global(NamedTuple):
-    """The name of a class or function, and nothing else of it."""
+class GlobalName(NamedTuple):
+    """Stands for a class or function: its name only."""
 
     name: str
 
 
-class Thing:
-    """Stand-in for an object: what it is called, what it was made from, what it was filled with."""
+class InertObject:
+    """Stands for an object: the name of its class or function, its arguments and its state."""
 
-    __slots__ = ("args", "kind", "state")
+    __slots__ = ("args", "name", "state")
 
-    def __init__(self, kind: str, args: tuple[Any, ...]) -> None:
-        self.kind = kind
+    def __init__(self, name: str, args: tuple[Any, ...]) -> None:
+        self.name = name
         self.args = args
         self.state: Any = None
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What the object's ``__dict__`` would be, under plain classes, pydantic 1 and pydantic 2."""
+        """The object's ``__dict__``, whether its class is plain or a model of pydantic 1 or 2."""
         state = self.state if isinstance(self.state, dict) else {}
         inner = state.get("__dict__", state)
         return inner if isinstance(inner, dict) else {}
 
 
 class Unpickled(NamedTuple):
-    """What a value holds."""
+    """Content of a value."""
 
     root: Any
-    bands: list[Thing]
-    """Stand-ins of band objects, wherever they hang."""
-    variable: list[tuple[int, int]]
-    """Ranges of the value (start, end) that do not change how the rest is read: contents of bytes, frame lengths."""
-    made: int
-    """First byte after the last object was made."""
+    bands: list[InertObject]
+    """All band objects of the value."""
+    content_ranges: list[tuple[int, int]]
+    """Ranges of the value (start, end) that do not affect how the rest is read: contents of bytes, frame lengths."""
+    objects_end: int
+    """First byte after the last object was created."""
 
 
-def names_nothing(value: memoryview, start: int) -> bool:
-    """Whether what is left of a pickle, from a byte on, makes texts, numbers and containers only, and no object."""
-    return _PLAIN.fullmatch(value, start) is not None
+def is_plain_data(value: memoryview, start: int) -> bool:
+    """Whether a pickle creates only texts, numbers and containers, but no object, from a byte on."""
+    return _PLAIN_DATA.fullmatch(value, start) is not None
 
 
 def unpickle(value: memoryview) -> Unpickled:
@@ -89,70 +90,70 @@ def unpickle(value: memoryview) -> Unpickled:
         value: A pickle of protocol 2 to 5.
 
     Raises:
-        DamagedValueError: The value is no pickle, or not one of BigEarthNet v1.
+        DamagedValueError: The value is not a pickle, or not one of BigEarthNet v1.
     """
-    machine = _Machine(value)
+    unpickler = _InertUnpickler(value)
     try:
-        while (opcode := machine.number(1)) != _STOP:
-            _OPCODES.get(opcode, _refuse)(machine)
-        return Unpickled(machine.stack.pop(), machine.bands, machine.variable, machine.made)
+        while (opcode := unpickler.read_uint(1)) != _STOP:
+            _OPCODES.get(opcode, _reject)(unpickler)
+        return Unpickled(unpickler.stack.pop(), unpickler.bands, unpickler.content_ranges, unpickler.objects_end)
     except DamagedValueError:
         raise
     except (IndexError, KeyError, TypeError, ValueError):
-        raise DamagedValueError(f"damaged pickle: what is before byte {machine.at} cannot be there") from None
+        raise DamagedValueError(f"damaged pickle: invalid content before byte {unpickler.position}") from None
 
 
-class _Machine:
+class _InertUnpickler:
     def __init__(self, value: memoryview) -> None:
         self.value = value
-        self.at = 0
+        self.position = 0
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []
+        self.outer_stacks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.bands: list[Thing] = []
-        self.variable: list[tuple[int, int]] = []
-        self.made = 0
+        self.bands: list[InertObject] = []
+        self.content_ranges: list[tuple[int, int]] = []
+        self.objects_end = 0
 
-    def take(self, num_bytes: int) -> bytes:
-        start, self.at = self.at, self.at + num_bytes
-        if self.at > len(self.value):
+    def read(self, num_bytes: int) -> bytes:
+        start, self.position = self.position, self.position + num_bytes
+        if self.position > len(self.value):
             raise IndexError
-        return bytes(self.value[start : self.at])
+        return bytes(self.value[start : self.position])
 
-    def number(self, num_bytes: int) -> int:
-        return int.from_bytes(self.take(num_bytes), "little")
+    def read_uint(self, num_bytes: int) -> int:
+        return int.from_bytes(self.read(num_bytes), "little")
 
-    def integer(self) -> None:
-        self.stack.append(int.from_bytes(self.take(4), "little", signed=True))
+    def push_int32(self) -> None:
+        self.stack.append(int.from_bytes(self.read(4), "little", signed=True))
 
-    def text(self, length_bytes: int) -> None:
-        self.stack.append(self.take(self.number(length_bytes)).decode())
+    def push_text(self, length_bytes: int) -> None:
+        self.stack.append(self.read(self.read_uint(length_bytes)).decode())
 
-    def content(self, length_bytes: int) -> None:
-        size = self.number(length_bytes)
-        start, self.at = self.at, self.at + size
-        if self.at > len(self.value):
+    def push_bytes(self, length_bytes: int) -> None:
+        size = self.read_uint(length_bytes)
+        start, self.position = self.position, self.position + size
+        if self.position > len(self.value):
             raise IndexError
-        self.stack.append(Bytes(start, size))
-        self.variable.append((start, self.at))
+        self.stack.append(ByteRange(start, size))
+        self.content_ranges.append((start, self.position))
 
-    def frame(self) -> None:
-        self.variable.append((self.at, self.at + 8))
-        self.take(8)
+    def skip_frame_length(self) -> None:
+        self.content_ranges.append((self.position, self.position + 8))
+        self.read(8)
 
     def mark(self) -> None:
-        self.below.append(self.stack)
+        self.outer_stacks.append(self.stack)
         self.stack = []
 
-    def above_mark(self) -> list[Any]:
-        items, self.stack = self.stack, self.below.pop()
+    def pop_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.outer_stacks.pop()
         return items
 
-    def close_tuple(self) -> None:
-        items = tuple(self.above_mark())
+    def push_marked_tuple(self) -> None:
+        items = tuple(self.pop_mark())
         self.stack.append(items)
 
-    def join(self, length: int) -> None:
+    def push_tuple(self, length: int) -> None:
         start = len(self.stack) - length
         if start < 0:
             raise IndexError
@@ -169,96 +170,96 @@ class _Machine:
             raise TypeError
         self.stack[-1].extend(items)
 
-    def name_lines(self) -> None:
+    def push_global_from_lines(self) -> None:
         for _ in range(2):
-            line = bytes(self.value[self.at : self.at + 200]).split(b"\n")[0]
-            self.at += len(line) + 1
+            line = bytes(self.value[self.position : self.position + 200]).split(b"\n")[0]
+            self.position += len(line) + 1
             self.stack.append(line.decode())
-        self.name()
+        self.push_global()
 
-    def name(self) -> None:
+    def push_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError
-        if (module, name) not in _KNOWN:
+        if (module, name) not in _ALLOWED_GLOBALS:
             raise DamagedValueError(
-                f"the pickle names the foreign global {f'{module}.{name}'[:100]!r}; it was refused, nothing was executed"
+                f"the pickle refers to the foreign global {f'{module}.{name}'[:100]!r}; it was rejected and nothing was executed"
             )
-        self.stack.append(Global(name))
+        self.stack.append(GlobalName(name))
 
-    def make(self, names: frozenset[str]) -> None:
-        args, made = self.stack.pop(), self.stack.pop()
-        if not (isinstance(made, Global) and made.name in names and isinstance(args, tuple)):
+    def push_object(self, allowed: frozenset[str]) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        if not (isinstance(function, GlobalName) and function.name in allowed and isinstance(args, tuple)):
             raise TypeError
-        thing = Thing(made.name, args)
-        if thing.kind in BAND_CLASSES:
-            self.bands.append(thing)
-        self.stack.append(thing)
-        self.made = self.at
+        instance = InertObject(function.name, args)
+        if instance.name in BAND_CLASSES:
+            self.bands.append(instance)
+        self.stack.append(instance)
+        self.objects_end = self.position
 
-    def build(self) -> None:
+    def set_state(self) -> None:
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], Thing):
+        if not isinstance(self.stack[-1], InertObject):
             raise TypeError
         self.stack[-1].state = state
 
-    def put(self, position: int) -> None:
-        self.memo[position] = self.stack[-1]
+    def memoize(self, number: int) -> None:
+        self.memo[number] = self.stack[-1]
 
-    def get(self, position: int) -> None:
-        self.stack.append(self.memo[position])
+    def push_memo(self, number: int) -> None:
+        self.stack.append(self.memo[number])
 
 
-def _refuse(machine: _Machine) -> None:
-    raise DamagedValueError(f"no v1 pickle: the opcode at byte {machine.at - 1} is none that such a pickle uses")
+def _reject(unpickler: _InertUnpickler) -> None:
+    raise DamagedValueError(f"not a v1 pickle: unexpected opcode at byte {unpickler.position - 1}")
 
 
 _STOP = ord(".")
 
-_OPCODES: dict[int, Callable[[_Machine], object]] = {
-    0x80: lambda m: m.number(1),  # PROTO
-    0x95: _Machine.frame,  # FRAME
-    ord("("): _Machine.mark,  # MARK
-    ord("N"): lambda m: m.stack.append(None),  # NONE
-    0x88: lambda m: m.stack.append(True),  # NEWTRUE
-    0x89: lambda m: m.stack.append(False),  # NEWFALSE
-    ord("K"): lambda m: m.stack.append(m.number(1)),  # BININT1
-    ord("M"): lambda m: m.stack.append(m.number(2)),  # BININT2
-    ord("J"): _Machine.integer,  # BININT
-    0x8C: lambda m: m.text(1),  # SHORT_BINUNICODE
-    ord("X"): lambda m: m.text(4),  # BINUNICODE
-    ord("C"): lambda m: m.content(1),  # SHORT_BINBYTES
-    ord("B"): lambda m: m.content(4),  # BINBYTES
-    0x96: lambda m: m.content(8),  # BYTEARRAY8
-    ord("}"): lambda m: m.stack.append({}),  # EMPTY_DICT
-    ord("s"): lambda m: m.set_items([m.stack.pop(-2), m.stack.pop()]),  # SETITEM
-    ord("u"): lambda m: m.set_items(m.above_mark()),  # SETITEMS
-    ord("]"): lambda m: m.stack.append([]),  # EMPTY_LIST
-    0x8F: lambda m: m.stack.append([]),  # EMPTY_SET
-    ord("a"): lambda m: m.extend([m.stack.pop()]),  # APPEND
-    ord("e"): lambda m: m.extend(m.above_mark()),  # APPENDS
-    0x90: lambda m: m.extend(m.above_mark()),  # ADDITEMS
-    ord(")"): lambda m: m.stack.append(()),  # EMPTY_TUPLE
-    0x85: lambda m: m.join(1),  # TUPLE1
-    0x86: lambda m: m.join(2),  # TUPLE2
-    0x87: lambda m: m.join(3),  # TUPLE3
-    ord("t"): _Machine.close_tuple,  # TUPLE
-    0x94: lambda m: m.put(len(m.memo)),  # MEMOIZE
-    ord("q"): lambda m: m.put(m.number(1)),  # BINPUT
-    ord("r"): lambda m: m.put(m.number(4)),  # LONG_BINPUT
-    ord("h"): lambda m: m.get(m.number(1)),  # BINGET
-    ord("j"): lambda m: m.get(m.number(4)),  # LONG_BINGET
-    ord("c"): _Machine.name_lines,  # GLOBAL
-    0x93: _Machine.name,  # STACK_GLOBAL
-    0x81: lambda m: m.make(_NEW),  # NEWOBJ
-    ord("R"): lambda m: m.make(_REDUCED),  # REDUCE
-    ord("b"): _Machine.build,  # BUILD
+_OPCODES: dict[int, Callable[[_InertUnpickler], object]] = {
+    0x80: lambda u: u.read_uint(1),  # PROTO
+    0x95: _InertUnpickler.skip_frame_length,  # FRAME
+    ord("("): _InertUnpickler.mark,  # MARK
+    ord("N"): lambda u: u.stack.append(None),  # NONE
+    0x88: lambda u: u.stack.append(True),  # NEWTRUE
+    0x89: lambda u: u.stack.append(False),  # NEWFALSE
+    ord("K"): lambda u: u.stack.append(u.read_uint(1)),  # BININT1
+    ord("M"): lambda u: u.stack.append(u.read_uint(2)),  # BININT2
+    ord("J"): _InertUnpickler.push_int32,  # BININT
+    0x8C: lambda u: u.push_text(1),  # SHORT_BINUNICODE
+    ord("X"): lambda u: u.push_text(4),  # BINUNICODE
+    ord("C"): lambda u: u.push_bytes(1),  # SHORT_BINBYTES
+    ord("B"): lambda u: u.push_bytes(4),  # BINBYTES
+    0x96: lambda u: u.push_bytes(8),  # BYTEARRAY8
+    ord("}"): lambda u: u.stack.append({}),  # EMPTY_DICT
+    ord("s"): lambda u: u.set_items([u.stack.pop(-2), u.stack.pop()]),  # SETITEM
+    ord("u"): lambda u: u.set_items(u.pop_mark()),  # SETITEMS
+    ord("]"): lambda u: u.stack.append([]),  # EMPTY_LIST
+    0x8F: lambda u: u.stack.append([]),  # EMPTY_SET
+    ord("a"): lambda u: u.extend([u.stack.pop()]),  # APPEND
+    ord("e"): lambda u: u.extend(u.pop_mark()),  # APPENDS
+    0x90: lambda u: u.extend(u.pop_mark()),  # ADDITEMS
+    ord(")"): lambda u: u.stack.append(()),  # EMPTY_TUPLE
+    0x85: lambda u: u.push_tuple(1),  # TUPLE1
+    0x86: lambda u: u.push_tuple(2),  # TUPLE2
+    0x87: lambda u: u.push_tuple(3),  # TUPLE3
+    ord("t"): _InertUnpickler.push_marked_tuple,  # TUPLE
+    0x94: lambda u: u.memoize(len(u.memo)),  # MEMOIZE
+    ord("q"): lambda u: u.memoize(u.read_uint(1)),  # BINPUT
+    ord("r"): lambda u: u.memoize(u.read_uint(4)),  # LONG_BINPUT
+    ord("h"): lambda u: u.push_memo(u.read_uint(1)),  # BINGET
+    ord("j"): lambda u: u.push_memo(u.read_uint(4)),  # LONG_BINGET
+    ord("c"): _InertUnpickler.push_global_from_lines,  # GLOBAL
+    0x93: _InertUnpickler.push_global,  # STACK_GLOBAL
+    0x81: lambda u: u.push_object(_NEWOBJ_NAMES),  # NEWOBJ
+    ord("R"): lambda u: u.push_object(_REDUCE_NAMES),  # REDUCE
+    ord("b"): _InertUnpickler.set_state,  # BUILD
 }
-"""What each opcode does; those that are not here are refused."""
+"""What each opcode does; all others are rejected."""
 
 
-_TEXTS = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(256))
-_PLAIN = re.compile(
-    b"(?:[]N(saeubt})\x85-\x89\x8f\x90\x94]|[Khq].|M..|[Jrj].{4}|\x8c(?:" + _TEXTS + b"))*+\\.", re.DOTALL
+_SHORT_TEXTS = b"|".join(re.escape(bytes([length])) + b".{%d}" % length for length in range(256))
+_PLAIN_DATA = re.compile(
+    b"(?:[]N(saeubt})\x85-\x89\x8f\x90\x94]|[Khq].|M..|[Jrj].{4}|\x8c(?:" + _SHORT_TEXTS + b"))*+\\.", re.DOTALL
 )
-"""Opcodes that name nothing, with their arguments. Possessive: a value that does not fit costs no search."""
+"""Opcodes that create no object, with their arguments. Possessive: a value that does not match is not backtracked."""

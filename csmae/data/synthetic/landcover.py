@@ -1,7 +1,7 @@
-"""What the 19 classes look like to each sensor: surfaces, their spectra and backscatter, and how classes mix them.
+"""Appearance of the 19 classes: surfaces with spectra and backscatter, and how each class mixes two of them.
 
-Figures are rounded from what BigEarthNet and spectral libraries show for such surfaces; they need to be plausible, not
-exact. Sources: Sumbul et al., "BigEarthNet-MM" (arXiv 2105.07921); ESA's Sentinel-1 and -2 user guides.
+The figures are rounded from BigEarthNet and spectral libraries; they are plausible, not exact. Sources: Sumbul et al.,
+"BigEarthNet-MM" (arXiv 2105.07921); ESA's Sentinel-1 and -2 user guides.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 SURFACES = {
-    # B02 B03 B04 B08 B05 B06 B07 B11 B12 B8A (reflectance times 10,000), then VH VV (dB)
+    # bands of S2 (reflectance times 10,000), then of S1 (dB), in the order of csmae.sensors
     "deep water": (340, 310, 190, 110, 170, 130, 120, 60, 40, 100, -27.0, -19.0),
     "turbid water": (480, 680, 560, 280, 560, 350, 330, 110, 80, 260, -25.0, -16.5),
     "needle trees": (200, 350, 230, 2000, 560, 1550, 1850, 820, 400, 2100, -14.5, -9.0),
@@ -28,55 +28,57 @@ SURFACES = {
     "concrete": (2150, 2350, 2450, 2750, 2500, 2560, 2650, 2650, 2400, 2750, -13.5, -5.0),
 }
 
-SENESCENT = {"crop": "bright soil", "grass": "dry grass", "leaf trees": "shrub", "marsh": "dry grass"}
-"""What a surface turns to out of season."""
+OUT_OF_SEASON_SURFACES = {"crop": "bright soil", "grass": "dry grass", "leaf trees": "shrub", "marsh": "dry grass"}
+"""Surfaces that look like another one out of season."""
 
 
-class Cover(NamedTuple):
-    """How a class mixes two surfaces; its texture is the share of the second, between 0 and 1 at each pixel."""
+class Texture(NamedTuple):
+    """How a class mixes two surfaces: the share of the second one, between 0 and 1, at each pixel."""
 
     first: str
     second: str
     share: float
     """Mean share of the second surface."""
     grain: float
-    """Pixels of the noise's grain: 1, 2, 4, 8 or 16."""
+    """Feature size of the noise in pixels, one of ``GRAINS``."""
     noise: float
     """Amplitude of the noise."""
-    field: float = 16.0
+    parcel_size: float = 16.0
     """Pixels along a side of a parcel or block."""
     parcels: float = 0.0
-    """Amplitude of what differs between parcels."""
+    """Amplitude of the differences between parcels."""
     rows: float = 0.0
     """Amplitude of planted rows or waves."""
     streets: float = 0.0
-    """Width of the lines between parcels over a parcel's side; lines are all second surface."""
+    """Width of the streets between parcels, relative to a parcel's side; streets consist of the second surface."""
 
 
-COVERS = (
-    Cover("dry grass", "leaf trees", 0.25, 2, 0.45),
-    Cover("crop", "dark soil", 0.45, 8, 0.05, field=26, parcels=0.55),
-    Cover("sand", "turbid water", 0.15, 16, 0.20),
-    Cover("leaf trees", "shrub", 0.20, 2, 0.20),
-    Cover("marsh", "turbid water", 0.40, 8, 0.60),
-    Cover("crop", "bright soil", 0.45, 2, 0.10, field=9, parcels=0.55),
-    Cover("needle trees", "dark soil", 0.12, 1, 0.16),
-    Cover("concrete", "dark soil", 0.10, 4, 0.05, field=17, parcels=0.30, streets=0.16),
-    Cover("turbid water", "deep water", 0.30, 16, 0.20),
-    Cover("marsh", "grass", 0.40, 4, 0.35),
-    Cover("crop", "leaf trees", 0.40, 8, 0.45, field=13, parcels=0.35),
-    Cover("deep water", "turbid water", 0.12, 8, 0.06, field=7, rows=0.08),
-    Cover("needle trees", "leaf trees", 0.50, 4, 0.50),
-    Cover("shrub", "dark soil", 0.35, 4, 0.25),
-    Cover("dry grass", "bright soil", 0.45, 16, 0.35),
-    Cover("grass", "dry grass", 0.20, 4, 0.05, field=30, parcels=0.20),
-    Cover("shrub", "bright soil", 0.45, 1, 0.05, field=22, parcels=0.10, rows=0.45),
-    Cover("shrub", "needle trees", 0.40, 2, 0.55),
-    Cover("roofs", "grass", 0.30, 2, 0.15, field=8, parcels=0.25, streets=0.20),
+GRAINS = (1, 2, 4, 8, 16)
+
+TEXTURES = (
+    Texture("dry grass", "leaf trees", 0.25, 2, 0.45),
+    Texture("crop", "dark soil", 0.45, 8, 0.05, parcel_size=26, parcels=0.55),
+    Texture("sand", "turbid water", 0.15, 16, 0.20),
+    Texture("leaf trees", "shrub", 0.20, 2, 0.20),
+    Texture("marsh", "turbid water", 0.40, 8, 0.60),
+    Texture("crop", "bright soil", 0.45, 2, 0.10, parcel_size=9, parcels=0.55),
+    Texture("needle trees", "dark soil", 0.12, 1, 0.16),
+    Texture("concrete", "dark soil", 0.10, 4, 0.05, parcel_size=17, parcels=0.30, streets=0.16),
+    Texture("turbid water", "deep water", 0.30, 16, 0.20),
+    Texture("marsh", "grass", 0.40, 4, 0.35),
+    Texture("crop", "leaf trees", 0.40, 8, 0.45, parcel_size=13, parcels=0.35),
+    Texture("deep water", "turbid water", 0.12, 8, 0.06, parcel_size=7, rows=0.08),
+    Texture("needle trees", "leaf trees", 0.50, 4, 0.50),
+    Texture("shrub", "dark soil", 0.35, 4, 0.25),
+    Texture("dry grass", "bright soil", 0.45, 16, 0.35),
+    Texture("grass", "dry grass", 0.20, 4, 0.05, parcel_size=30, parcels=0.20),
+    Texture("shrub", "bright soil", 0.45, 1, 0.05, parcel_size=22, parcels=0.10, rows=0.45),
+    Texture("shrub", "needle trees", 0.40, 2, 0.55),
+    Texture("roofs", "grass", 0.30, 2, 0.15, parcel_size=8, parcels=0.25, streets=0.20),
 )
-"""The classes, in the order of ``csmae.sensors.CLASSES``."""
+"""One for each of ``csmae.sensors.CLASSES``."""
 
-THEMES = (
+LANDSCAPES = (
     (1, 5, 10, 15, 18, 8, 3),
     (3, 6, 12, 17, 9, 8, 10),
     (11, 2, 4, 18, 13, 7),
@@ -84,35 +86,31 @@ THEMES = (
     (6, 13, 9, 14, 17, 15),
     (18, 7, 15, 1, 8),
 )
-"""Classes that are found together in a landscape."""
+"""Classes that occur together."""
 
-GRAINS = (1, 2, 4, 8, 16)
+_SURFACE_NAMES = tuple(SURFACES)
 
-NAMES = tuple(SURFACES)
+SPECTRA = np.array([SURFACES[name][:10] for name in _SURFACE_NAMES], np.float32)
+"""Reflectance times 10,000 in season (surfaces, 10)."""
 
-SPECTRA = np.array([SURFACES[name][:10] for name in NAMES], np.float32)
-"""(surfaces, 10), in season."""
+OUT_OF_SEASON_SPECTRA = np.array(
+    [SURFACES[OUT_OF_SEASON_SURFACES.get(name, name)][:10] for name in _SURFACE_NAMES], np.float32
+)
 
-OUT_OF_SEASON = np.array([SURFACES[SENESCENT.get(name, name)][:10] for name in NAMES], np.float32)
+BACKSCATTER = np.array([SURFACES[name][10:] for name in _SURFACE_NAMES], np.float32)
+"""Backscatter in dB (surfaces, 2)."""
 
-BACKSCATTER = np.array([SURFACES[name][10:] for name in NAMES], np.float32)
-"""(surfaces, 2), dB."""
-
-TRAITS = np.array(
+TEXTURE_TABLE = np.array(
     [
         (
-            NAMES.index(cover.first),
-            NAMES.index(cover.second),
-            cover.share,
-            GRAINS.index(int(cover.grain)),
-            cover.noise,
-            cover.field,
-            cover.parcels,
-            cover.rows,
-            cover.streets,
+            _SURFACE_NAMES.index(texture.first),
+            _SURFACE_NAMES.index(texture.second),
+            texture.share,
+            GRAINS.index(int(texture.grain)),
+            *texture[4:],
         )
-        for cover in COVERS
+        for texture in TEXTURES
     ],
     np.float32,
 )
-"""(classes, 9): the covers as a table."""
+"""The fields of ``TEXTURES`` (classes, 9); surfaces and grains are indices."""

@@ -1,4 +1,4 @@
-"""Drawing synthetic scenes: what both sensors share are the classes and their regions, not the pixels.
+"""Draws synthetic scenes: both sensors see the same classes in the same regions, but draw their pixels independently.
 
 N scenes, R regions of all scenes together, P = 120 pixels along a side.
 """
@@ -12,7 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from csmae.data.pairs import PairBatch
-from csmae.data.synthetic.landcover import BACKSCATTER, GRAINS, OUT_OF_SEASON, SPECTRA, THEMES, TRAITS
+from csmae.data.synthetic.landcover import (
+    BACKSCATTER,
+    GRAINS,
+    LANDSCAPES,
+    OUT_OF_SEASON_SPECTRA,
+    SPECTRA,
+    TEXTURE_TABLE,
+)
 from csmae.data.transforms import resize_matrix
 from csmae.sensors import CLASSES, IMAGE_SIZE
 
@@ -21,41 +28,40 @@ Floats = NDArray[np.float32]
 _P = IMAGE_SIZE
 _MAX_REGIONS = 4
 _MIN_SHARE = 0.05
-"""Of a scene's area, for a class to be one of its labels."""
+"""Smallest share of a scene's area for which a class is one of its labels."""
 _LOOKS = 8.0
-"""Looks of the radar images: the shape of the speckle's gamma distribution."""
+"""Looks of the S1 images: the shape of the speckle's gamma distribution."""
 _HAZE = np.array([1000, 750, 550, 150, 450, 350, 250, 30, 10, 120], np.float32)
-"""Reflectance that a thick haze adds, by band."""
+"""Reflectance that thick haze adds, by band."""
 
-# What differs between scenes and is not land cover, as standard deviations: each sensor draws its own. Together they
-# make a scene's mean colour a poor guide, which an untrained encoder follows, and a small network learns past in
-# minutes.
+# Standard deviations of what differs between scenes and is not land cover; each sensor draws its own. Together they make
+# a scene's mean colour uninformative: an untrained encoder relies on it, a small network learns to ignore it in minutes.
 _GAIN, _BAND_GAIN = 0.12, 0.03
-"""Logarithm of S2's illumination, of all bands and of each."""
+"""Logarithm of the illumination of S2: of all bands together, and of each band."""
 _HAZE_DEPTH, _SEASON, _RELIEF = 0.15, 0.08, 0.05
-"""Thickness of the haze, time within the season, light on the slopes."""
+"""Thickness of the haze, time within the season, illumination of slopes."""
 _MOISTURE, _OFFSET, _BAND_OFFSET, _TILT = 0.25, 0.7, 0.25, 0.5
-"""dB of each surface, of S1's calibration in all bands and in each, and from edge to edge."""
+"""S1 in dB: of each surface, of all bands together, of each band, and from edge to edge."""
 
 
 class _Regions(NamedTuple):
     of_pixel: NDArray[np.intp]
-    """The region that each pixel belongs to (N, P, P), of R."""
+    """Region of each pixel (N, P, P)."""
     classes: NDArray[np.intp]
-    """(R,)"""
+    """Class of each region (R,)."""
     scene: NDArray[np.intp]
-    """(R,)"""
+    """Scene of each region (R,)."""
 
 
 def draw_scenes(months: NDArray[np.int64], random: np.random.Generator) -> tuple[PairBatch, NDArray[np.bool_]]:
-    """Draw scenes; takes about 2 MB of memory a scene.
+    """Draw scenes; uses about 2 MB of memory per scene.
 
     Args:
-        months: Of the acquisitions, 1 to 12 (N,).
-        random: All randomness.
+        months: Months of the acquisitions, 1 to 12 (N,).
+        random: Source of all randomness.
 
     Returns:
-        The pairs, and their classes (N, 19).
+        The pairs, and their multi-hot classes (N, 19).
     """
     num_scenes = len(months)
     regions = _draw_regions(num_scenes, random)
@@ -65,11 +71,11 @@ def draw_scenes(months: NDArray[np.int64], random: np.random.Generator) -> tuple
 
 
 def _draw_regions(num_scenes: int, random: np.random.Generator) -> _Regions:
-    """One to four classes of one landscape; borders are where smooth noise fields cross."""
+    """Draw one to four classes of one landscape for each scene; the largest of their smooth noise fields wins a pixel."""
     counts = random.integers(1, _MAX_REGIONS + 1, num_scenes)
     classes = np.zeros((num_scenes, _MAX_REGIONS), np.intp)
-    for scene, theme in enumerate(random.integers(len(THEMES), size=num_scenes)):
-        classes[scene] = random.choice(THEMES[theme], _MAX_REGIONS, replace=False)
+    for scene, landscape in enumerate(random.integers(len(LANDSCAPES), size=num_scenes)):
+        classes[scene] = random.choice(LANDSCAPES[landscape], _MAX_REGIONS, replace=False)
     fields = _noise(random, num_scenes * _MAX_REGIONS, 32) + 0.25 * _noise(random, num_scenes * _MAX_REGIONS, 8)
     fields = fields.reshape(num_scenes, _MAX_REGIONS, _P, _P)
     fields += 0.5 * random.standard_normal((num_scenes, _MAX_REGIONS, 1, 1), np.float32)
@@ -90,7 +96,7 @@ def _labels(regions: _Regions, num_scenes: int) -> NDArray[np.bool_]:
 
 
 def _noise(random: np.random.Generator, count: int, grain: int) -> Floats:
-    """Smooth noise of about unit variance (count, P, P) whose features measure ``grain`` pixels."""
+    """Draw smooth noise of about unit variance (count, P, P) with features of ``grain`` pixels."""
     if grain == 1:
         return random.standard_normal((count, _P, _P), np.float32)
     side = _P // grain + 3
@@ -102,8 +108,8 @@ def _noise(random: np.random.Generator, count: int, grain: int) -> Floats:
 
 
 def _shares(regions: _Regions, random: np.random.Generator) -> Floats:
-    """The share of each pixel's second surface (N, P, P), drawn anew for each sensor."""
-    _, _, share, grain, noise, _, parcels, rows, streets = TRAITS[regions.classes].T[:, :, None, None]
+    """Draw the share of each pixel's second surface (N, P, P); each sensor draws its own."""
+    _, _, share, grain, noise, _, parcels, rows, streets = TEXTURE_TABLE[regions.classes].T[:, :, None, None]
     textures = np.empty((len(regions.classes), _P, _P), np.float32)
     for number, size in enumerate(GRAINS):
         chosen = np.flatnonzero(grain[:, 0, 0] == number)
@@ -112,16 +118,16 @@ def _shares(regions: _Regions, random: np.random.Generator) -> Floats:
     patterned = np.flatnonzero((parcels + rows + streets)[:, 0, 0])
     textures[patterned] += _pattern(regions.classes[patterned], random)
     textures += share
-    own = textures.reshape(len(textures), -1)[
+    sampled = textures.reshape(len(textures), -1)[
         regions.of_pixel.reshape(-1), np.tile(np.arange(_P * _P), len(regions.of_pixel))
     ]
-    return np.clip(own, 0, 1).reshape(regions.of_pixel.shape)
+    return np.clip(sampled, 0, 1).reshape(regions.of_pixel.shape)
 
 
 def _pattern(classes: NDArray[np.intp], random: np.random.Generator) -> Floats:
-    """Parcels, rows and streets of regions (R, P, P), each region turned by its own angle."""
+    """Draw parcels, rows and streets of regions (R, P, P), each region rotated by a random angle."""
     count = len(classes)
-    _, _, _, _, _, side, parcels, rows, streets = TRAITS[classes].T[:, :, None, None]
+    _, _, _, _, _, side, parcels, rows, streets = TEXTURE_TABLE[classes].T[:, :, None, None]
     angle = random.uniform(0, np.pi, (count, 1, 1)).astype(np.float32)
     side = side * random.uniform(0.8, 1.25, (count, 1, 1)).astype(np.float32)
     x, y = np.arange(_P, dtype=np.float32)[None, None, :], np.arange(_P, dtype=np.float32)[None, :, None]
@@ -140,48 +146,48 @@ def _pattern(classes: NDArray[np.intp], random: np.random.Generator) -> Floats:
 def _draw_s2(
     regions: _Regions, months: NDArray[np.int64], random: np.random.Generator
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Reflectance under each scene's season, light, haze and relief."""
+    """Draw reflectance at 10 m and 20 m with each scene's season, illumination, haze and relief."""
     num_scenes = len(months)
     winter = 0.5 - 0.5 * np.cos((months - 7) * (2 * np.pi / 12))
     season = (
         0.5 * np.clip(winter + _SEASON * random.standard_normal(num_scenes), 0, 1).astype(np.float32)[:, None, None]
     )
-    surfaces = SPECTRA + season * (OUT_OF_SEASON - SPECTRA)
+    surfaces = SPECTRA + season * (OUT_OF_SEASON_SPECTRA - SPECTRA)
     gain = np.exp(_GAIN * random.standard_normal((num_scenes, 1), np.float32))
     gain = gain * np.exp(_BAND_GAIN * random.standard_normal((num_scenes, 10), np.float32))
     haze = np.abs(random.standard_normal((num_scenes, 1), np.float32)) * _HAZE * _HAZE_DEPTH
     relief = 1 + _RELIEF * _noise(random, num_scenes, 32)
     share = _shares(regions, random)
-    share_20m = _halve(share)
+    share_20m = _average_2x2(share)
     bands = surfaces * gain[:, None]
     s2_10m = _mix(regions, bands[..., :4], share, regions.of_pixel) * relief[:, None] + haze[:, :4, None, None]
     s2_20m = _mix(regions, bands[..., 4:], share_20m, regions.of_pixel[:, ::2, ::2])
-    s2_20m = s2_20m * _halve(relief)[:, None] + haze[:, 4:, None, None]
+    s2_20m = s2_20m * _average_2x2(relief)[:, None] + haze[:, 4:, None, None]
     return _as_reflectance(s2_10m, random), _as_reflectance(s2_20m, random)
 
 
 def _mix(regions: _Regions, surfaces: Floats, share: Floats, of_pixel: NDArray[np.intp]) -> Floats:
-    """Each pixel's two surfaces, mixed.
+    """Mix the two surfaces of each pixel.
 
     Args:
-        regions: What is where.
-        surfaces: Of each scene (N, surfaces, bands).
-        share: Of the second surface (N, p, p).
+        regions: Classes and scenes of the regions.
+        surfaces: Values of each scene's surfaces (N, surfaces, bands).
+        share: Share of the second surface (N, p, p).
         of_pixel: Region of each pixel (N, p, p).
 
     Returns:
         (N, bands, p, p).
     """
-    pair = TRAITS[regions.classes, :2].astype(np.intp)
+    pair = TEXTURE_TABLE[regions.classes, :2].astype(np.intp)
     first, second = (surfaces[regions.scene, pair[:, i]] for i in (0, 1))
     mixed = [a[of_pixel] + share * (b - a)[of_pixel] for a, b in zip(first.T, second.T, strict=True)]
     return np.stack(mixed, axis=1)
 
 
-def _halve(images: Floats) -> Floats:
-    """Mean of each 2×2 pixels."""
-    halved: Floats = images.reshape(len(images), _P // 2, 2, _P // 2, 2).mean((2, 4))
-    return halved
+def _average_2x2(images: Floats) -> Floats:
+    """Average each 2×2 pixels."""
+    averages: Floats = images.reshape(len(images), _P // 2, 2, _P // 2, 2).mean((2, 4))
+    return averages
 
 
 def _as_reflectance(images: Floats, random: np.random.Generator) -> NDArray[np.uint16]:
@@ -190,7 +196,7 @@ def _as_reflectance(images: Floats, random: np.random.Generator) -> NDArray[np.u
 
 
 def _draw_s1(regions: _Regions, random: np.random.Generator) -> Floats:
-    """Backscatter in dB under each scene's calibration, moisture and incidence, with speckle."""
+    """Draw backscatter in dB with each scene's calibration, moisture, incidence and speckle."""
     num_scenes = len(regions.of_pixel)
     surfaces = BACKSCATTER + _MOISTURE * random.standard_normal((num_scenes, len(BACKSCATTER), 1), np.float32)
     surfaces = surfaces + _OFFSET * random.standard_normal((num_scenes, 1, 1), np.float32)
