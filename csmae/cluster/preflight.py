@@ -103,9 +103,9 @@ def placement_check(search: Search, resources: ClusterResources) -> Check:
     finally:
         remove_placement_group(group)
     trial = f"a trial of {allocation}"
-    error = None if reserved else f"the resources for {trial} were not free within {PLACEMENT_TIMEOUT_S:.0f} s"
+    missing = None if reserved else f"the resources for {trial} were not free within {PLACEMENT_TIMEOUT_S:.0f} s"
     lower = "see who uses them (`ray status`), or lower --workers-per-trial or --gpus-per-worker"
-    return check("placement", error, f"{trial} fits, {allocation.max_concurrent} at a time", lower)
+    return check("placement", missing, f"{trial} fits, {allocation.max_concurrent} at a time", lower)
 
 
 def _errors(cluster: ClusterReport, find_error: Callable[[NodeReport], str | None]) -> str:
