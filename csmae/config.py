@@ -1,4 +1,4 @@
-"""Every knob of one training run: typed, frozen, checked.
+"""The configuration of one training run: typed, frozen and validated.
 
 The defaults are the published SESD (arXiv 2401.07782). A dotted name such as ``masking.ratio`` is the YAML key, the
 Optuna and MLflow parameter and the ``--set`` option alike.
@@ -16,7 +16,7 @@ from csmae import sensors
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be: the text says which field, what was found and what to do."""
+    """An invalid setting, or another error that a user can fix: the text says what, where and what to do."""
 
 
 class MayChange(Enum):
@@ -39,10 +39,10 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _reject_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, bool) and field.annotation is not bool:
-            raise ValueError(f"{info.field_name} must not be true or false: found {str(value).lower()}")
+            raise ValueError("must not be true or false")
         if isinstance(value, str) and field.annotation in (int, int | None):
             return _whole(value)
         return value
@@ -75,7 +75,7 @@ def completed(written: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _whole(text: str) -> str | int:
-    """Text as a whole number where it is one: YAML reads 1e3 as text."""
+    """Convert text to a whole number if it is one: YAML reads 1e3 as text."""
     try:
         return int(number) if (number := float(text)).is_integer() else text
     except (ValueError, OverflowError):
@@ -96,20 +96,20 @@ class Synthetic(Section):
 
 
 class Data(Section):
-    """Where the pairs come from and how they are prepared."""
+    """Where the pairs come from, and their augmentation."""
 
     path: Annotated[str, MayChange.IN_STUDY] = Field("synthetic", min_length=1)
-    """Folder of a BigEarthNet archive (v1 or v2, told apart by its files), or ``synthetic``."""
+    """Folder of a BigEarthNet archive (v1 or v2; the version is detected), or ``synthetic``."""
     splits_dir: Annotated[str | None, MayChange.IN_STUDY] = None
-    """Folder of ``train.csv``, ``val.csv``, ``test.csv`` (one S2 patch name a line) to use instead of the archive's."""
+    """Folder of ``train.csv``, ``val.csv``, ``test.csv`` (one S2 patch name per line) to use instead of the archive's."""
     on_error: Annotated[Literal["raise", "skip"], MayChange.IN_STUDY] = "raise"
-    """What a damaged pair does: end the run, or be reported and replaced by another of its batch."""
+    """What happens to a damaged pair: it ends the run, or it is reported and replaced by another one of its batch."""
     max_train_pairs: int | None = Field(None, ge=1)
-    """Pairs of the training split to use, drawn by ``train.seed``; null means all."""
+    """Pairs of the training split to use, drawn with ``train.seed``; null means all."""
     horizontal_flip: float = Field(0.5, ge=0, le=1)
-    """Probability that both images of a pair are mirrored left to right."""
+    """Probability of mirroring both images of a pair left to right."""
     vertical_flip: float = Field(0.5, ge=0, le=1)
-    """Probability that both images of a pair are mirrored top to bottom."""
+    """Probability of mirroring both images of a pair top to bottom."""
     s1_mean: tuple[float, ...] = sensors.S1_MEAN
     """Mean of each S1 band, dB, order VH VV."""
     s1_std: tuple[float, ...] = sensors.S1_STD
@@ -119,14 +119,14 @@ class Data(Section):
     s2_std: tuple[float, ...] = sensors.S2_STD
     """Standard deviation of each S2 band, > 0."""
     synthetic: Synthetic = Synthetic()
-    """Size and seed of the synthetic archive; used where ``path`` is ``synthetic``."""
+    """Size and seed of the synthetic archive; used if ``path`` is ``synthetic``."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, length in (("s1_mean", 2), ("s1_std", 2), ("s2_mean", 10), ("s2_std", 10)):
             values = getattr(self, name)
             if len(values) != length:
-                raise ValueError(f"data.{name} must have {length} values, one a band: found {len(values)}")
+                raise ValueError(f"data.{name} must have {length} values, one per band: found {len(values)}")
             if name.endswith("std") and min(values) <= 0:
                 raise ValueError(f"data.{name} must be positive: found {min(values)}")
         return self
@@ -142,7 +142,7 @@ SIZES: dict[str, dict[str, int]] = {
     "base": {"embed_dim": 768, "num_heads": 12},
     "large": {"embed_dim": 1024, "num_heads": 16},
 }
-"""What a size stands for; ``nano`` is for CPUs, the others are the ViT sizes of the field."""
+"""Widths and heads by size; ``nano`` is for CPUs, the others are the usual ViT sizes."""
 
 DEPTHS = {"nano": 4, "tiny": 12, "small": 12, "base": 12, "large": 24}
 """Encoder blocks that a token passes, by size."""
@@ -152,7 +152,7 @@ CROSS_DEPTH = 2
 
 
 class Model(Section):
-    """The network. ``variant`` and ``size`` fill in what is not said; every number may be said."""
+    """The network. ``variant`` and ``size`` fill in the numbers that are omitted."""
 
     variant: Variant = "sesd"
     """Common (c) or specific (s) encoder (e) and decoder (d)."""
@@ -169,9 +169,9 @@ class Model(Section):
     mlp_ratio: float = Field(4.0, gt=0)
     """Width of a block's hidden layer over its token width."""
     sensor_depth: int = Field(10, ge=0)
-    """Blocks of each sensor's own; 0 exactly where the encoder is common."""
+    """Sensor-specific blocks; 0 exactly if the encoder is common."""
     cross_depth: int = Field(2, ge=0)
-    """Blocks shared by both sensors, after their own."""
+    """Blocks shared by both sensors, after the sensor-specific ones."""
     pooling: Literal["avg", "cls"] = "avg"
     """Feature of an image: mean of its patch tokens, or its class token."""
     decoder_embed_dim: int = Field(512, ge=4)
@@ -213,15 +213,15 @@ class Model(Section):
                 )
         common = self.variant.startswith("ce")
         if common != (self.sensor_depth == 0):
-            want = "0 (a common encoder has no blocks of its own)" if common else "at least 1"
+            want = "0 (a common encoder has no sensor-specific blocks)" if common else "at least 1"
             raise ValueError(f"model.sensor_depth must be {want} for variant {self.variant}: found {self.sensor_depth}")
         if self.sensor_depth + self.cross_depth == 0:
-            raise ValueError("model.cross_depth must be at least 1 where model.sensor_depth is 0: found 0")
+            raise ValueError("model.cross_depth must be at least 1 if model.sensor_depth is 0: found 0")
         return self
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image, L."""
+        """Number of patches of an image, L."""
         return (self.img_size // self.patch_size) ** 2
 
     @property
@@ -234,11 +234,11 @@ class Masking(Section):
     """Which patches the encoder sees."""
 
     ratio: float = Field(0.5, gt=0, lt=1)
-    """Allocation of the patches hidden from the encoder."""
+    """Share of the patches hidden from the encoder."""
     strategy: Literal["identical", "random", "disjoint"] = "random"
-    """How S2's patches correspond to S1's: the same, drawn anew, or exactly those that S1 lacks."""
+    """Which patches S2 keeps, compared with S1: the same ones, an independent draw, or exactly those that S1 lacks."""
     reconstruction: Literal["disjoint", "identical"] = "disjoint"
-    """Patches in the cross-modal loss: those removed in the source, or those visible in it."""
+    """Patches in the cross-modal loss: those hidden in the source image, or those visible in it."""
 
 
 class Loss(Section):
@@ -253,7 +253,7 @@ class Loss(Section):
     mde_weight: float = Field(0.0, ge=0)
     """Modality-discrepancy elimination: the features' cosine similarity."""
     s1_weight: float = Field(1.0, ge=0)
-    """Factor on the terms that reconstruct S1 (s1 to s1 and s2 to s1), beside the weights above."""
+    """Factor on the terms that reconstruct S1 (s1 to s1 and s2 to s1), in addition to the weights above."""
     temperature: float = Field(0.5, gt=0)
     """Temperature of NT-Xent."""
     norm_pix: bool = False
@@ -278,26 +278,26 @@ class Loss(Section):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Sensors that are reconstructed."""
+        """Sensors whose images are reconstructed."""
         if not (self.umr_weight or self.cmr_weight):
             return ()
         return sensors.SENSORS if self.s1_weight else ("s2",)
 
 
 class Optim(Section):
-    """AdamW with linear warm-up and a cosine to zero, per step."""
+    """AdamW with a linear warm-up and a cosine decay to zero, per step."""
 
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.05, ge=0)
-    """Decoupled weight decay; biases, norms and tokens are left out."""
+    """Decoupled weight decay; not applied to biases, norms and tokens."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of AdamW's moments, each in [0, 1)."""
     batch_size: int = Field(128, ge=1)
-    """Pairs a step over all workers; the number of workers divides it."""
+    """Pairs per step over all workers; a multiple of the number of workers."""
     micro_batch_size: Annotated[int | None, MayChange.IN_STUDY] = Field(None, ge=1)
-    """Pairs that go through the network at once on each worker; null is the worker's whole share. Nothing but memory and
-    time depends on it: gradients add up to those of the whole batch, and NT-Xent contrasts all of it."""
+    """Pairs in one pass through the network on each worker; null is the worker's whole part of the batch. Only memory and
+    time depend on it: gradients add up to those of the whole batch, and NT-Xent contrasts all of it."""
     warmup_epochs: int = Field(10, ge=0)
     """Epochs of linear warm-up from 0."""
 
@@ -309,31 +309,31 @@ class Optim(Section):
 
 
 class Train(Section):
-    """The course of the training."""
+    """Length, precision and seed of the training."""
 
     epochs: int = Field(150, ge=1)
     """Passes over the training split."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MayChange.IN_STUDY] = "auto"
-    """Autocast type; auto is bf16 on a GPU that has it, fp16 on an older one, fp32 on a CPU."""
+    """Autocast type; auto is bf16 on a GPU that supports it, fp16 on an older one, fp32 on a CPU."""
     compile: Annotated[bool, MayChange.IN_STUDY] = False
-    """Fuse the transformer blocks by ``torch.compile``: each trial starts tens of seconds later; needs a C++ compiler."""
+    """Compile the transformer blocks with ``torch.compile``; each trial starts tens of seconds later. Needs a C++ compiler."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order, flips and masks."""
     checkpoint_every: Annotated[int, MayChange.IN_STUDY] = Field(1, ge=1)
-    """Epochs between checkpoints; the last epoch always writes one."""
+    """Epochs between checkpoints; the last epoch always saves one."""
 
 
 class Eval(Section):
     """The retrieval score of an epoch, within the validation split."""
 
     every: Annotated[int, MayChange.IN_TRAINING] = Field(1, ge=1)
-    """Epochs between scores; the last epoch always has one."""
+    """Epochs between scores; the last epoch is always scored."""
     k: Annotated[int, MayChange.IN_TRAINING] = Field(10, ge=1)
-    """Retrieved scenes a query."""
+    """Retrieved scenes per query."""
     batch_size: Annotated[int, MayChange.IN_STUDY] = Field(256, ge=1)
-    """Pairs a batch when embedding."""
+    """Pairs per batch when embedding."""
     max_pairs: Annotated[int | None, MayChange.IN_TRAINING] = Field(4096, ge=4)
-    """Validation pairs to use, drawn once by a fixed seed; null means all."""
+    """Validation pairs to use, drawn once with a fixed seed; null means all."""
 
 
 class Config(Section):

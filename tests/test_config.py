@@ -50,9 +50,12 @@ def test_a_written_configuration_reads_back_the_same() -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"masking": {"rato": 0.5}}, "'masking.rato' is no field of the configuration; did you mean 'masking.ratio'?"),
+        (
+            {"masking": {"rato": 0.5}},
+            "'masking.rato' is not a field of the configuration; did you mean 'masking.ratio'?",
+        ),
         ({"masking": {"ratio": "half"}}, "masking.ratio: input should be a valid number"),
-        ({"train": {"epochs": True}}, "epochs must not be true or false: found true"),
+        ({"train": {"epochs": True}}, "train.epochs: must not be true or false, found True"),
         ({"masking": {"ratio": 1.0}}, "masking.ratio: input should be less than 1"),
         ({"masking": {"ratio": 0.995}}, "keeps 0 of 64"),
         ({"model": {"patch_size": 16}}, "16 does not divide 120 (divisors: 8, 10, 12, 15, 20, 24, 30, 40, 60)"),
@@ -69,7 +72,7 @@ def test_a_written_configuration_reads_back_the_same() -> None:
         ({"optim": {"lr": 0}}, "optim.lr: input should be greater than 0"),
         ({"optim": {"betas": [0.9, 1.0]}}, "optim.betas must lie in [0, 1)"),
         ({"train": {"epochs": 5}}, "optim.warmup_epochs must be smaller than train.epochs: found 10 of 5"),
-        ({"data": {"s2_mean": [1, 2]}}, "data.s2_mean must have 10 values, one a band: found 2"),
+        ({"data": {"s2_mean": [1, 2]}}, "data.s2_mean must have 10 values, one per band: found 2"),
         ({"data": {"s1_std": [1, 0]}}, "data.s1_std must be positive"),
         ({"model": 3}, "model: input should be a valid dictionary"),
     ],

@@ -1,115 +1,113 @@
-"""What one field of the configuration may be in a search, and under which conditions it is varied at all."""
+"""Domains: the values that a field takes in a search, and the conditions under which it is varied."""
 
 from __future__ import annotations
 
 import json
 import math
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any, Self
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    StrictBool,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from csmae.config import ConfigError
-from csmae.settings import did_you_mean
-from csmae.study.values import Scalar, Value, field_types, finite, packed, plain, same, takes_lists, unpacked
+from csmae.settings import error_lines
+from csmae.study import condition
+from csmae.study.condition import Condition, as_condition
+from csmae.study.values import (
+    Scalar,
+    Value,
+    as_field_value,
+    decode_value,
+    encode_value,
+    field_types,
+    finite_number,
+    means_same,
+)
 
-KINDS = ("float", "int", "choice")
-
-COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">": operator.gt,
-    "<": operator.lt,
-}
+STEP_TOLERANCE = 1e-8
+"""Rounding error, in steps, up to which a value belongs to a stepped range; as in Optuna."""
 
 
-@dataclass(frozen=True)
-class Condition:
-    """What another field's value must be, such as ``> 0`` or one of ``[secd, sesd]``."""
+def _number(value: Any) -> float:
+    """Convert a value to a number; YAML reads 1e-5 as text."""
+    number = finite_number(value)
+    if number is None:
+        raise ValueError("takes numbers")
+    return number
 
-    name: str
-    test: Callable[[Any], bool]
-    text: str
-    named: tuple[Any, ...]
-    """Values that it names: those it wants, or the number it compares with."""
-    compares: bool = False
-    """Whether the other field must be a number."""
 
+def _pair(value: Any) -> Any:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("must be [low, high]")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+WholeNumber = Annotated[int, BeforeValidator(_number)]
+
+
+class _Domain(BaseModel):
+    """The values of one field. Validation takes the field's dotted name as its context."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    when: dict[str, Condition] = Field({})
+    """What other fields must be; if they are not, this field keeps the value of ``base``."""
+
+    _name: str = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the field's name."""
+        self._name = context
+
+    @field_validator("when", mode="before")
     @classmethod
-    def parse(cls, name: str, wanted: Any) -> Condition:
-        """Read a list (any of), a comparison such as ``"> 0"``, or a value (equal to).
+    def _convert_conditions(cls, conditions: Any) -> Any:
+        if conditions is None:
+            return {}
+        if not isinstance(conditions, dict):
+            raise ValueError("must map fields to what they must be, such as {loss.mim_weight: '> 0'}")
+        return {str(name): as_condition(str(name), wanted) for name, wanted in conditions.items()}
 
-        A field whose values are lists is compared with one list, or with any of a list of lists.
+    @property
+    def name(self) -> str:
+        """Dotted name of the field."""
+        return self._name
 
-        Raises:
-            ConfigError: A comparison with something that is no number.
-        """
-        wanted = plain(name, wanted)
-        if isinstance(wanted, list) and (not takes_lists(name) or any(isinstance(item, list) for item in wanted)):
-            return cls(name, lambda value: value in wanted, f"{name} in {wanted}", tuple(wanted))
-        sign = next((s for s in COMPARISONS if isinstance(wanted, str) and wanted.startswith(s)), None)
-        if sign is None:
-            return cls(name, lambda value: bool(value == wanted), f"{name} == {wanted}", (wanted,))
-        try:
-            bound = float(wanted.removeprefix(sign))
-        except ValueError:
-            raise ConfigError(f"condition {name}: {wanted!r} must compare with a number, such as '> 0'") from None
-        compare = COMPARISONS[sign]
+    @cached_property
+    def distribution(self) -> FloatDistribution | IntDistribution | CategoricalDistribution:
+        """The domain as Optuna knows it."""
+        raise NotImplementedError
 
-        def test(value: Any) -> bool:
-            return value is not None and compare(float(value), bound)
-
-        return cls(name, test, f"{name} {sign} {_short(bound)}", (bound,), compares=True)
-
-
-@dataclass(frozen=True)
-class Domain:
-    """What one field may be."""
-
-    name: str
-    distribution: BaseDistribution
-    when: tuple[Condition, ...] = ()
-
-    @classmethod
-    def parse(cls, name: str, entry: Any) -> Domain:
-        """Read an entry such as ``{float: [1e-5, 1e-3], log: true}``.
-
-        Raises:
-            ConfigError: The entry is none, or the field cannot take it.
-        """
-        if not isinstance(entry, dict) or sum(kind in entry for kind in KINDS) != 1:
-            raise ConfigError("must be {float: [low, high]}, {int: [low, high]} or {choice: [...]}")
-        kind = next(kind for kind in KINDS if kind in entry)
-        known = [kind, "when"] + ([] if kind == "choice" else ["log", "step"])
-        for key in entry:
-            if key not in known:
-                raise ConfigError(f"{key!r} is not an option of {kind}{did_you_mean(str(key), known)}")
-        when = entry.get("when") or {}
-        if not isinstance(when, dict):
-            raise ConfigError("when must map fields to what they must be, such as {loss.mim_weight: '> 0'}")
-        conditions = tuple(Condition.parse(str(other), wanted) for other, wanted in when.items())
-        if kind == "choice":
-            choices = _choices(name, entry["choice"])
-            return cls(name, CategoricalDistribution([packed(choice) for choice in choices]), conditions)
-        distribution = _range(kind, entry)
-        if kind == "float" and float not in field_types(name):
-            raise ConfigError("takes no fractions: use int: [low, high] or choice: [...]")
-        return cls(name, distribution, conditions)
+    @property
+    def conditions(self) -> str:
+        """The conditions as text."""
+        return " and ".join(condition.describe(name, wanted) for name, wanted in self.when.items())
 
     @property
     def ends(self) -> list[Value]:
         """Both ends of a range, or every choice."""
-        if isinstance(self.distribution, CategoricalDistribution):
-            return [self.decode(choice) for choice in self.distribution.choices]
-        assert isinstance(self.distribution, FloatDistribution | IntDistribution)
-        return [self.decode(self.distribution.low), self.decode(self.distribution.high)]
+        domain = self.distribution
+        stored = domain.choices if isinstance(domain, CategoricalDistribution) else (domain.low, domain.high)
+        return [self.decode(value) for value in stored]
 
     @property
     def values(self) -> list[Value]:
@@ -117,8 +115,8 @@ class Domain:
         domain = self.distribution
         if isinstance(domain, CategoricalDistribution):
             return self.ends
-        assert isinstance(domain, FloatDistribution | IntDistribution) and domain.step is not None
-        return [self.decode(domain.low + step * domain.step) for step in range(int(self.size))]
+        assert domain.step is not None
+        return [self.decode(domain.low + index * domain.step) for index in range(int(self.size))]
 
     @property
     def size(self) -> float:
@@ -126,7 +124,6 @@ class Domain:
         domain = self.distribution
         if isinstance(domain, CategoricalDistribution):
             return len(domain.choices)
-        assert isinstance(domain, FloatDistribution | IntDistribution)
         return math.inf if domain.step is None else round((domain.high - domain.low) / domain.step) + 1
 
     def __contains__(self, value: Any) -> bool:
@@ -137,99 +134,172 @@ class Domain:
         return True
 
     def fit(self, value: Any) -> Value:
-        """The domain's own value that a given one means: ``"1e-3"`` is 0.001, and a stepped value has the step's digits.
+        """Convert a value to the domain's own: ``"1e-3"`` to 0.001, and a stepped value to one with the step's digits.
 
         Raises:
-            ValueError: It lies outside.
+            ValueError: The value is outside the domain.
         """
-        value = plain(self.name, value)
-        domain = self.distribution
+        value, domain = as_field_value(self.name, value), self.distribution
         if isinstance(domain, CategoricalDistribution):
             for choice in self.ends:
-                if same(choice, value):
+                if means_same(choice, value):
                     return choice
-        elif finite(value) is not None and domain._contains(domain.to_internal_repr(value)):
-            return self.decode(value)
+        elif (number := finite_number(value)) is not None and domain.low <= number <= domain.high:
+            steps = (number - domain.low) / domain.step if domain.step else 0.0
+            if abs(steps - round(steps)) < STEP_TOLERANCE:
+                return self.decode(number)
         raise ValueError(f"{self.name} {value} is outside its domain: {self}")
 
     def decode(self, stored: Any) -> Value:
-        """A value from Optuna's record, where lists stand as text and sums of steps with their rounding errors."""
+        """Convert a value that Optuna stored: a list as text, a sum of steps with its rounding error."""
         domain = self.distribution
         if isinstance(domain, CategoricalDistribution):
-            return unpacked(self.name, stored)
+            return decode_value(self.name, stored)
         if isinstance(domain, IntDistribution):
-            return int(stored)
-        assert isinstance(domain, FloatDistribution)
+            return round(stored)
         if domain.step is None:
             return float(stored)
         low, step = Decimal(repr(domain.low)), Decimal(repr(domain.step))
         return min(domain.high, float(low + round((stored - domain.low) / domain.step) * step))
 
     def suggest(self, trial: optuna.Trial) -> Value:
-        """The trial's value, drawn by the study's sampler."""
+        """Draw a value with the study's sampler."""
         domain = self.distribution
         if isinstance(domain, CategoricalDistribution):
-            value: Scalar = trial.suggest_categorical(self.name, domain.choices)
-        elif isinstance(domain, IntDistribution):
-            value = trial.suggest_int(self.name, domain.low, domain.high, step=domain.step, log=domain.log)
-        else:
-            assert isinstance(domain, FloatDistribution)
-            value = trial.suggest_float(self.name, domain.low, domain.high, step=domain.step, log=domain.log)
-        return self.decode(value)
+            return self.decode(trial.suggest_categorical(self.name, domain.choices))
+        if isinstance(domain, IntDistribution):
+            return trial.suggest_int(self.name, domain.low, domain.high, step=domain.step, log=domain.log)
+        return self.decode(trial.suggest_float(self.name, domain.low, domain.high, step=domain.step, log=domain.log))
 
     def __str__(self) -> str:
         domain = self.distribution
         if isinstance(domain, CategoricalDistribution):
             text = f"one of {', '.join(map(json.dumps, self.ends))}"
         else:
-            assert isinstance(domain, FloatDistribution | IntDistribution)
-            kind = "int" if isinstance(domain, IntDistribution) else "float"
-            plain = domain.step is None or (kind == "int" and domain.step == 1)
-            step = "" if plain else f", step {_short(domain.step)}"
+            kind, unstepped = ("int", 1) if isinstance(domain, IntDistribution) else ("float", None)
+            step = "" if domain.step == unstepped else f", step {_short(domain.step)}"
             text = f"{kind} {_short(domain.low)} to {_short(domain.high)}{', log' if domain.log else ''}{step}"
-        return text + (f", when {' and '.join(c.text for c in self.when)}" if self.when else "")
+        return text + (f", when {self.conditions}" if self.when else "")
 
 
-def _choices(name: str, choices: Any) -> list[Value]:
-    if not isinstance(choices, list) or not choices:
-        raise ConfigError("choice must list at least one value")
-    choices = plain(name, choices)
-    if not all(_is_scalar(item) for choice in choices for item in (choice if isinstance(choice, list) else [choice])):
-        raise ConfigError(f"choice must list numbers, words, true, false or null, or lists of them, found {choices}")
-    if any(same(one, other) or same(packed(one), packed(other)) for one, other in combinations(choices, 2)):
-        raise ConfigError(f"choice names a value twice: {choices}")
-    return list(choices)
+class ChoiceDomain(_Domain):
+    """One of several values."""
+
+    choice: list[Value] = Field(min_length=1)
+    """Numbers, words, true, false, null, or lists of them."""
+
+    @field_validator("choice", mode="before")
+    @classmethod
+    def _convert_choices(cls, choices: Any, info: ValidationInfo) -> Any:
+        if not isinstance(choices, list) or not choices:
+            raise ValueError("must list at least one value")
+        choices = as_field_value(str(info.context), choices)
+        items = (item for choice in choices for item in (choice if isinstance(choice, list) else [choice]))
+        if not all(isinstance(item, Scalar) for item in items):
+            raise ValueError("must list numbers, words, true, false or null, or lists of them")
+        pairs = combinations(choices, 2)
+        if any(means_same(one, other) or means_same(encode_value(one), encode_value(other)) for one, other in pairs):
+            raise ValueError("names a value twice")
+        return choices
+
+    @cached_property
+    def distribution(self) -> CategoricalDistribution:
+        """The domain as Optuna knows it."""
+        return CategoricalDistribution([encode_value(choice) for choice in self.choice])
 
 
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, str | bool | int | float)
+class _Range(_Domain):
+    """What both kinds of ranges have in common."""
+
+    bounds: tuple[float, float]
+    log: StrictBool = False
+    """Draw the value on a logarithmic scale."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.bounds[0] < self.bounds[1]:
+            raise ValueError(f"low must be smaller than high, found {list(self.bounds)}")
+        try:
+            _ = self.distribution  # Optuna checks the options together
+        except ValueError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+        return self
 
 
-def _range(kind: str, entry: Mapping[str, Any]) -> FloatDistribution | IntDistribution:
-    ends, log, step = entry[kind], entry.get("log", False), entry.get("step")
-    if not isinstance(ends, list) or len(ends) != 2:
-        raise ConfigError(f"{kind} must be [low, high], found {ends}")
-    if not isinstance(log, bool):
-        raise ConfigError(f"log must be true or false, found {log!r}")
-    low, high = (_number(kind, end) for end in ends)
-    if not low < high:
-        raise ConfigError(f"low must be smaller than high, found {ends}")
-    try:
-        if kind == "int":
-            return IntDistribution(int(low), int(high), log, 1 if step is None else int(_number(kind, step)))
-        return FloatDistribution(low, high, log, None if step is None else _number(kind, step))
-    except ValueError as error:
-        raise ConfigError(" ".join(str(error).split())) from None
+class FloatDomain(_Range):
+    """A range of numbers."""
+
+    bounds: Annotated[tuple[Number, Number], BeforeValidator(_pair)] = Field(alias="float")
+    """[low, high]; both belong to the range."""
+    step: Number | None = None
+    """Distance between the values; null is a continuous range."""
+
+    @model_validator(mode="after")
+    def _check_field(self) -> Self:
+        if float not in field_types(self.name):
+            raise ValueError("takes no fractions: use int: [low, high] or choice: [...]")
+        return self
+
+    @cached_property
+    def distribution(self) -> FloatDistribution:
+        """The domain as Optuna knows it."""
+        return FloatDistribution(*self.bounds, self.log, self.step)
 
 
-def _number(kind: str, value: Any) -> float:
-    """A finite number; YAML reads 1e-5 as a word, which is taken for what it means."""
-    number = finite(value)
-    if number is None or (kind == "int" and number != int(number)):
-        raise ConfigError(f"{kind} takes {'whole ' if kind == 'int' else ''}numbers, found {value!r}")
-    return number
+class IntDomain(_Range):
+    """A range of whole numbers."""
+
+    bounds: Annotated[tuple[WholeNumber, WholeNumber], BeforeValidator(_pair)] = Field(alias="int")
+    """[low, high]; both belong to the range."""
+    step: WholeNumber = 1
+    """Distance between the values."""
+
+    @cached_property
+    def distribution(self) -> IntDistribution:
+        """The domain as Optuna knows it."""
+        return IntDistribution(*self.bounds, self.log, self.step)
 
 
 def _short(value: float | None) -> str:
-    """A number with all its digits, and no more."""
+    """Write a number with all of its digits, and no more."""
     return repr(value).removesuffix(".0")
+
+
+DOMAINS = {"float": FloatDomain, "int": IntDomain, "choice": ChoiceDomain}
+"""By the key of which an entry of the space has exactly one."""
+
+
+def _kind(entry: Any) -> str | None:
+    kinds = [kind for kind in DOMAINS if kind in entry] if isinstance(entry, dict) else []
+    return kinds[0] if len(kinds) == 1 else None
+
+
+Domain = Annotated[
+    Annotated[FloatDomain, Tag("float")] | Annotated[IntDomain, Tag("int")] | Annotated[ChoiceDomain, Tag("choice")],
+    Discriminator(
+        _kind,
+        custom_error_type="domain",
+        custom_error_message="must be {float: [low, high]}, {int: [low, high]} or {choice: [...]}",
+    ),
+]
+
+ADAPTER: TypeAdapter[Domain] = TypeAdapter(Domain)
+
+
+def parse_domain(name: str, entry: Any) -> Domain:
+    """Read an entry of the space, such as ``{float: [1e-5, 1e-3], log: true}``.
+
+    Args:
+        name: Dotted name of the field.
+        entry: The entry in the study file.
+
+    Raises:
+        ConfigError: The entry is not a domain, or the field cannot take it; one line a mistake.
+    """
+    try:
+        return ADAPTER.validate_python(entry, context=name)
+    except ValidationError as error:
+        kind = _kind(entry) or "float"
+        known = [field.alias or option for option, field in DOMAINS[kind].model_fields.items()]
+        items = [{**i, "loc": [part for part in i["loc"][1:] if part not in condition.TAGS]} for i in error.errors()]
+        raise ConfigError("\n".join(error_lines(items, f"an option of {kind}", known))) from None

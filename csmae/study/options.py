@@ -1,11 +1,11 @@
-"""The section ``search`` of a study file: how the space is explored, for what, and how long."""
+"""The section ``search`` of a study file: how the space is explored, for which objectives, and for how long."""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from csmae.config import MayChange, Section, changeable
 from csmae.settings import did_you_mean
@@ -17,10 +17,10 @@ Direction = Literal["maximize", "minimize"]
 
 
 def seconds(text: str) -> float:
-    """A duration such as ``90s``, ``30m``, ``1.5h`` or ``2d``.
+    """Convert a duration such as ``90s``, ``30m``, ``1.5h`` or ``2d``.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a duration.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip())
     if not match:
@@ -28,22 +28,26 @@ def seconds(text: str) -> float:
     return float(match[1]) * UNITS[match[2]]
 
 
-def _checked(text: str) -> str:
+def _check_duration(text: str) -> str:
     if seconds(text) == 0:
         raise ValueError("must be longer than 0")
     return text
 
 
-Duration = Annotated[str, AfterValidator(_checked)]
+Duration = Annotated[
+    str,
+    AfterValidator(_check_duration),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*[smhd]\s*$"}),
+]
 
 
-def bound(text: str) -> tuple[str, float]:
-    """Sign and number of a constraint such as ``<= 30e6``.
+def bound(constraint: str) -> tuple[str, float]:
+    """Split a constraint such as ``<= 30e6`` into its sign and its number.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a constraint.
     """
-    sign, number = text.strip()[:2], text.strip()[2:]
+    sign, number = constraint.strip()[:2], constraint.strip()[2:]
     try:
         if sign in ("<=", ">="):
             return sign, float(number)
@@ -52,87 +56,95 @@ def bound(text: str) -> tuple[str, float]:
     raise ValueError("must be '<= number' or '>= number'")
 
 
-def _bounded(text: str) -> str:
+def _check_constraint(text: str) -> str:
     bound(text)
     return text
 
 
-Constraint = Annotated[str, AfterValidator(_bounded)]
+Constraint = Annotated[
+    str,
+    AfterValidator(_check_constraint),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*[<>]=\s*[-+.\d]"}),
+]
 
 
 class Confirm(Section):
-    """The best configurations, trained again with other seeds: the champion is the best mean."""
+    """Confirmation: the best trials are repeated with other seeds, and the champion has the best mean."""
 
     top: int = Field(3, ge=1)
-    """Configurations to train again."""
+    """Trials to confirm."""
     seeds: int = Field(3, ge=1)
     """Further seeds for each."""
 
 
 class Search(Section):
-    """How the space is explored."""
+    """How the space is explored. Most settings may change when the study is resumed."""
 
     may_change: ClassVar[MayChange] = MayChange.IN_STUDY
 
-    objectives: Annotated[dict[str, Direction], MayChange.NEVER] = Field({"val/f1_mean": "maximize"}, min_length=1)
+    objectives: Annotated[dict[str, Direction], MayChange.NEVER] = Field(
+        {"val/f1_mean": "maximize"}, min_length=1, json_schema_extra={"propertyNames": {"enum": [*SCORES, *COSTS]}}
+    )
     """Metrics that decide, each with its direction. The first one orders the trials where one order is needed;
     several make a Pareto front. ``val/recall_at_1`` needs no labels; ``cost/params`` and ``cost/flops`` are
     known before any training."""
-    constraints: Annotated[dict[str, Constraint], MayChange.NEVER] = Field({})
-    """What a metric must keep to, such as ``cost/params: "<= 30e6"``. A configuration whose cost breaks one is not
-    trained; one whose measured metrics break one cannot win. A loss term that a configuration does not compute, its weight
-    being 0, breaks none."""
+    constraints: Annotated[dict[str, Constraint], MayChange.NEVER] = Field(
+        {}, json_schema_extra={"propertyNames": {"enum": list(METRICS)}}
+    )
+    """Bounds on metrics, such as ``cost/params: "<= 30e6"``. A configuration whose cost violates one is not trained; one
+    whose measured metrics violate one cannot win. A loss term that a configuration does not compute, because its weight
+    is 0, violates none."""
     num_trials: int = Field(32, ge=1)
-    """Trials of the whole study, those of earlier runs included."""
+    """Trials of the whole study, including those of earlier runs."""
     time_limit: Duration | None = None
-    """Time that the study may take over all its runs, such as ``12h``."""
+    """Time limit of the study over all its runs, such as ``12h``."""
     gpu_hours: float | None = Field(None, gt=0)
-    """Hours that all workers together may take over all runs: of GPUs, or of CPU workers where there are none."""
+    """GPU-hours of all workers together over all runs; hours of CPU workers if there are no GPUs."""
     sampler: Literal["tpe", "gp", "random", "qmc", "nsga2", "grid"] = "tpe"
-    """How configurations are proposed: tpe learns from the trials before, gp suits few and expensive trials, grid
-    takes every point of a finite space in a random order."""
+    """How configurations are proposed: tpe learns from earlier trials, gp suits few and expensive trials, grid
+    takes every point of a finite space in random order."""
     startup_trials: int = Field(8, ge=1)
     """Random configurations before tpe and gp start to learn."""
     seed: int = Field(0, ge=0)
     """Seed of the sampler."""
     scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
-    """How bad trials are stopped early; none trains every trial to its end."""
+    """How bad trials are stopped early; none trains every trial to its last epoch."""
     grace_epochs: int = Field(1, ge=1)
-    """Epochs that every trial gets before it may be stopped; not more than ``train.epochs``."""
+    """Epochs that every trial trains before it can be stopped; at most ``train.epochs``."""
     reduction: int = Field(3, ge=2)
-    """asha and hyperband: one of so many trials goes on at each rung; the rungs are grace_epochs times its powers."""
+    """asha and hyperband: at each rung one of this many trials continues; the rungs are grace_epochs times its powers."""
     workers_per_trial: int = Field(1, ge=1)
     """DDP workers that train one trial together; divides ``optim.batch_size``."""
     gpus_per_worker: float | None = Field(None, ge=0)
-    """GPUs of a worker; null is one where the machine has GPUs, else none."""
+    """GPUs of a worker; null is one if the machine has GPUs, else none."""
     accelerator_type: str | None = None
-    """Kind of GPU that all workers must have where a cluster has several, as Ray names it: ``A10G``, ``H100``."""
+    """Kind of GPU that all workers must have if a cluster has several, as Ray names it: ``A10G``, ``H100``."""
     retries: int = Field(2, ge=0)
-    """Restarts of a trial whose worker died, each from its last checkpoint and none with a further epoch, before it counts as failed."""
+    """Restarts of a trial whose worker died, each from its last checkpoint and none with a further epoch, before it fails."""
     hang_timeout: Duration = "15m"
-    """HeartbeatTimeout of a trial's workers after which they are taken for dead; longer than the scoring of an epoch."""
+    """Time without a heartbeat after which a trial's workers count as dead; longer than the scoring of an epoch."""
     keep: int = Field(3, ge=1)
-    """Best trials whose checkpoint and encoder stay on disk."""
+    """Best trials whose checkpoint and encoder are kept."""
     start_from: list[dict[str, Any]] = Field([{}])
-    """Points to try first, as dotted names and values; what a point does not say has the base's value. The default is
-    the base itself. They are never stopped early, so that what comes after compares with them."""
+    """Points to try first, by dotted name; omitted fields have the base's value. The default is the base itself. These
+    trials are never stopped early, so that later ones can be compared with them."""
     confirm: Confirm | None = None
-    """Training the best again with other seeds; null is not at all."""
+    """Confirmation of the best trials with other seeds; null is none."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        odd = [name for name in self.objectives if name not in (*SCORES, *COSTS)]
-        if odd or not any(name in SCORES for name in self.objectives):
+        invalid = [name for name in self.objectives if name not in (*SCORES, *COSTS)]
+        if invalid or not any(name in SCORES for name in self.objectives):
             raise ValueError(
                 "search.objectives must be scores of an epoch, such as val/f1_mean, val/f1/s1_to_s2 or "
-                f"val/recall_at_1, beside them costs ({', '.join(COSTS)}): found {', '.join(odd or self.objectives)}"
-                f"{did_you_mean(odd[0], [*SCORES, *COSTS]) if odd else ''}"
+                f"val/recall_at_1, beside them costs ({', '.join(COSTS)}): found {', '.join(invalid or self.objectives)}"
+                f"{did_you_mean(invalid[0], [*SCORES, *COSTS]) if invalid else ''}"
             )
         for name in self.constraints:
             if name not in METRICS:
                 raise ValueError(
                     f"search.constraints: no epoch reports {name!r}: name a score such as val/f1_mean, a cost such as "
-                    f"cost/params, or what an epoch measures, such as time/epoch_s or train/loss{did_you_mean(name, [*METRICS])}"
+                    f"cost/params, or what an epoch measures, such as time/epoch_s or train/loss{did_you_mean(name, METRICS)}"
                 )
         if self.scheduler == "median" and len(self.objectives) > 1:
             raise ValueError("search.scheduler median compares one objective: use asha or hyperband for several")
@@ -151,5 +163,5 @@ class Search(Section):
 
     @property
     def signs(self) -> list[int]:
-        """For each objective, 1 where larger is better, else -1."""
+        """For each objective, 1 if larger is better, else -1."""
         return [1 if direction == "maximize" else -1 for direction in self.objectives.values()]

@@ -1,4 +1,4 @@
-"""A search space: domains of configuration fields, and the conditions under which each is explored."""
+"""A search space: domains of configuration fields, and the conditions under which each is varied."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from itertools import chain, pairwise
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
 
 from csmae.config import ConfigError
 from csmae.engine_logs import quiet_optuna
 from csmae.settings import did_you_mean, field_names
-from csmae.study.domain import Domain
-from csmae.study.values import Value, packed
+from csmae.study.condition import Comparison, describe, holds, named_values
+from csmae.study.domain import ChoiceDomain, Domain, parse_domain
+from csmae.study.values import Value, encode_value
 
 MAX_CANDIDATES = 20
-"""Values of a domain that are all tried to make a condition on it hold."""
+"""Size of a domain up to which all of its values are tried to satisfy a condition."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """Domains in an order in which every condition looks back.
+    """Domains, ordered such that every condition names an earlier one.
 
     Args:
         domains: By name.
@@ -36,117 +36,119 @@ class Space:
 
     @classmethod
     def parse(cls, entries: Mapping[str, Any], base: Mapping[str, Any]) -> Space:
-        """Read the section ``space`` of a study.
+        """Read the section ``space`` of a study file.
 
         Raises:
-            ConfigError: An unknown field, an entry that is none, a condition on an unknown field, or a cycle.
+            ConfigError: A field is unknown, an entry is not a domain, or a condition names an unknown field, compares what
+                is not a number, or is circular.
         """
         domains: dict[str, Domain] = {}
         for name, entry in entries.items():
             if name not in field_names():
                 hint = did_you_mean(str(name), field_names())
-                raise ConfigError(f"space key {name!r} is no field of the configuration{hint}")
+                raise ConfigError(f"space key {name!r} is not a field of the configuration{hint}")
             try:
-                domains[name] = Domain.parse(name, entry)
+                domains[name] = parse_domain(name, entry)
             except ConfigError as error:
-                raise ConfigError(f"space key {name!r}: {error}") from None
+                lines = str(error).splitlines()
+                raise ConfigError("\n".join(f"space key {name!r}: {line}" for line in lines)) from None
         for name, domain in domains.items():
-            for condition in domain.when:
-                if condition.name not in base:
-                    hint = did_you_mean(condition.name, list(base))
-                    raise ConfigError(f"space key {name!r}: condition on unknown field {condition.name!r}{hint}")
-                others = domains[condition.name].ends if condition.name in domains else [base[condition.name]]
-                if condition.compares and any(isinstance(other, str | list) for other in others):
+            for other, condition in domain.when.items():
+                if other not in base:
+                    hint = did_you_mean(other, base)
+                    raise ConfigError(f"space key {name!r}: condition on unknown field {other!r}{hint}")
+                values = domains[other].ends if other in domains else [base[other]]
+                if isinstance(condition, Comparison) and any(isinstance(value, str | list) for value in values):
                     raise ConfigError(
-                        f"space key {name!r}: condition {condition.text}: {condition.name} is not a number"
+                        f"space key {name!r}: condition {describe(other, condition)}: {other} is not a number"
                     )
-        return cls(_in_order(domains), base)
+        return cls(_sort(domains), base)
 
-    def active(self, domain: Domain, values: Mapping[str, Any]) -> bool:
-        """Whether the conditions of a domain hold, where ``values`` has what stands before it."""
-        return all(c.test(values.get(c.name, self.base[c.name])) for c in domain.when)
+    def is_active(self, domain: Domain, values: Mapping[str, Any]) -> bool:
+        """Whether the conditions of a domain hold at a point that has the values of all earlier domains."""
+        return all(holds(condition, values.get(name, self.base[name])) for name, condition in domain.when.items())
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
-        """Values of the active domains, drawn by the study's sampler."""
+        """Draw the values of the active domains with the study's sampler."""
         return self._fill(lambda domain: domain.suggest(trial))
 
     def encode(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """A point as Optuna holds it."""
-        return {name: packed(value) for name, value in values.items()}
+        """Convert a point to what Optuna stores."""
+        return {name: encode_value(value) for name, value in values.items()}
 
     def decode(self, params: Mapping[str, Any]) -> dict[str, Value]:
-        """A point from Optuna's record."""
+        """Convert a point that Optuna stored."""
         return {name: self.domains[name].decode(stored) for name, stored in params.items()}
 
     def samples(self, seed: int) -> Iterator[dict[str, Value]]:
-        """Points at random, without end."""
+        """Draw random points without end."""
         quiet_optuna()
-        chance = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         while True:
-            yield self.suggest(chance.ask())
+            yield self.suggest(study.ask())
 
     def point(self, fixed: Mapping[str, Any]) -> dict[str, Value]:
-        """A point with the given values; the other active domains take the base's value, or an end of theirs."""
+        """Complete a point: active domains without a fixed value take the base's value, or their first end."""
 
         def choose(domain: Domain) -> Value:
-            own: Value = fixed.get(domain.name, self.base[domain.name])
-            if own in domain:
-                return domain.fit(own)
-            return own if domain.name in fixed else domain.ends[0]
+            value: Value = fixed.get(domain.name, self.base[domain.name])
+            if value in domain:
+                return domain.fit(value)
+            return value if domain.name in fixed else domain.ends[0]
 
         return self._fill(choose)
 
     def _fill(self, choose: Callable[[Domain], Value]) -> dict[str, Value]:
         values: dict[str, Value] = {}
         for name, domain in self.domains.items():
-            if self.active(domain, values):
+            if self.is_active(domain, values):
                 values[name] = choose(domain)
         return values
 
     def grid(self) -> Iterator[dict[str, Value]]:
-        """Every point of a space of finite size, in the order of the file."""
+        """Yield every point of a space of finite size."""
         yield from self._grid(list(self.domains.values()), {}, lambda domain: domain.values)
 
     def _grid(
-        self, domains: list[Domain], values: dict[str, Value], of: Callable[[Domain], list[Value]]
+        self, domains: list[Domain], values: dict[str, Value], candidates: Callable[[Domain], list[Value]]
     ) -> Iterator[dict[str, Value]]:
         if not domains:
             yield values
-        elif not self.active(domains[0], values):
-            yield from self._grid(domains[1:], values, of)
+        elif not self.is_active(domains[0], values):
+            yield from self._grid(domains[1:], values, candidates)
         else:
-            for value in of(domains[0]):
-                yield from self._grid(domains[1:], values | {domains[0].name: value}, of)
+            for value in candidates(domains[0]):
+                yield from self._grid(domains[1:], values | {domains[0].name: value}, candidates)
 
-    def reaching(self, name: str, value: Value) -> dict[str, Value]:
-        """A point in which one domain is active and has the given value.
+    def point_with(self, name: str, value: Value) -> dict[str, Value]:
+        """Find a point in which a domain is active and has the given value.
 
         Raises:
-            ConfigError: Its conditions hold nowhere.
+            ConfigError: The domain's conditions never hold.
         """
-        domain, before = self.domains[name], self._behind(name)
-        found = (values for values in self._grid(before, {}, self._candidates) if self.active(domain, values))
-        values = next(found, None)
+        domain = self.domains[name]
+        points = self._grid(self._dependencies(name), {}, self._candidates)
+        values = next((values for values in points if self.is_active(domain, values)), None)
         if values is None:
-            conditions = " and ".join(condition.text for condition in domain.when)
             raise ConfigError(
-                f"space key {name!r}: its condition {conditions} never holds: remove the key, or widen what the condition names"
+                f"space key {name!r}: its condition {domain.conditions} never holds: "
+                "remove the key, or widen what the condition names"
             )
         return self.point({**values, name: value})
 
-    def _behind(self, name: str) -> list[Domain]:
-        """Domains on which conditions of one depend, and theirs, in order."""
+    def _dependencies(self, name: str) -> list[Domain]:
+        """Domains that a domain's conditions name, directly or through others, in order."""
         needed = {name}
         for other in reversed(self.domains):
             if other in needed:
-                needed.update(_needs(self.domains[other]))
+                needed.update(self.domains[other].when)
         return [domain for other, domain in self.domains.items() if other in needed and other != name]
 
     def _candidates(self, domain: Domain) -> list[Value]:
-        """Values of a domain among which are some for each condition on it: all, or of many its landmarks."""
-        if domain.size <= MAX_CANDIDATES or isinstance(domain.distribution, CategoricalDistribution):
+        """Values of a domain that include some for each condition on it: all, or those around the values it is compared with."""
+        if isinstance(domain, ChoiceDomain) or domain.size <= MAX_CANDIDATES:
             return domain.values
-        named = [v for d in self.domains.values() for c in d.when if c.name == domain.name for v in c.named]
+        named = [v for d in self.domains.values() if domain.name in d.when for v in named_values(d.when[domain.name])]
         marks = sorted({float(mark) for mark in (*domain.ends, *named) if isinstance(mark, int | float)})
         if math.isfinite(domain.size):  # each mark, and a step before and after it
             near = [heapq.nsmallest(3, domain.values, key=lambda value: abs(value - mark)) for mark in marks]  # type: ignore[operator]
@@ -156,19 +158,19 @@ class Space:
 
     @property
     def size(self) -> float:
-        """Number of points, conditions left aside; infinite with a continuous domain."""
+        """Number of points if all conditions held; infinite with a continuous domain."""
         return math.prod(domain.size for domain in self.domains.values())
 
 
-def _in_order(domains: dict[str, Domain]) -> dict[str, Domain]:
-    """Domains sorted so that each stands after those in its conditions, else as written."""
+def _sort(domains: dict[str, Domain]) -> dict[str, Domain]:
+    """Put each domain after those that its conditions name, and otherwise keep the order of the file."""
     ordered: dict[str, Domain] = {}
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             circle = " -> ".join((*path[path.index(name) :], name))
             raise ConfigError(f"space key {name!r}: its conditions are circular: {circle}: remove one of them")
-        for other in _needs(domains[name]):
+        for other in domains[name].when:
             if other in domains and other not in ordered:
                 visit(other, (*path, name))
         ordered.setdefault(name, domains[name])
@@ -176,7 +178,3 @@ def _in_order(domains: dict[str, Domain]) -> dict[str, Domain]:
     for name in domains:
         visit(name, ())
     return ordered
-
-
-def _needs(domain: Domain) -> Iterator[str]:
-    return (condition.name for condition in domain.when)

@@ -1,4 +1,4 @@
-"""A study: what to explore, from what base, and how. The one place where a search meets a training."""
+"""A study: what to explore, from which base configuration, and how."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from csmae.config import Config, ConfigError
-from csmae.settings import did_you_mean, flatten, load_yaml, merge, parse_assignments, parse_config
+from csmae.settings import did_you_mean, error_lines, flatten, load_yaml, merge, parse_assignments, parse_config
 from csmae.storage.layout import DATABASES, RESERVED
 from csmae.study.metrics import TERMS
 from csmae.study.options import Search
@@ -20,26 +19,30 @@ from csmae.study.space import Space
 from csmae.study.values import Value
 
 PARTS = ("base", "space", "search")
+"""Sections of a study file."""
 
-MAX_GRID = 10_000
-"""Points that a grid may have."""
-
-MAX_NAME = 128
-"""Bytes of a study's name: a folder takes 255, an alias in MLflow, which the name is a part of, too."""
+SEARCH = "search."
+"""Prefix of the dotted names of the section ``search``."""
 
 FIXED = ("eval.", "data.")
-"""Fields that a space must not vary: they decide what a score means."""
+"""Prefixes of the fields that a space must not vary: they decide what a score means."""
+
+MAX_GRID = 10_000
+"""Maximum number of points of a grid."""
+
+MAX_NAME = 128
+"""Maximum number of bytes of a study's name: a folder's name has at most 255, and so has the alias in MLflow that contains it."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, checked.
+    """A validated study file.
 
     Args:
-        name: Of the study in Optuna and MLflow, and of its folder.
-        base: Nested sections, as written; what they leave out has the configuration's defaults.
+        name: Names the study in Optuna and MLflow, and its folder.
+        base: Nested sections, as written; what they omit has the configuration's defaults.
         space: What varies.
-        search: How.
+        search: How the space is explored.
     """
 
     name: str
@@ -48,10 +51,10 @@ class Study:
     search: Search
 
     def resolve(self, values: Mapping[str, Any]) -> Config:
-        """The configuration of a point of the space.
+        """Build the configuration of a point of the space.
 
         Raises:
-            ConfigError: The values do not go together; one line a mistake.
+            ConfigError: The combination of values is invalid; one line a mistake.
         """
         point = ", ".join(f"{name}={value}" for name, value in values.items())
         config = parse_config(merge(self.base, values), point or "base")
@@ -64,18 +67,18 @@ class Study:
         return config
 
     def starts(self) -> Iterator[dict[str, Value]]:
-        """Points to try before the sampler's own; where the base lies outside a domain, an end of it stands in."""
+        """Yield the starting points; where the base's value is outside a domain, they have the domain's first end."""
         yield from (self.space.point(entry) for entry in self.search.start_from)
 
     @property
     def longest(self) -> int:
-        """Epochs of the longest training that the space has."""
+        """Epochs of the longest training in the space."""
         name = "train.epochs"
         ends = self.space.domains[name].ends if name in self.space.domains else [self.space.base[name]]
         return max(int(end) for end in ends if isinstance(end, int | float))
 
     def first(self) -> Config:
-        """The configuration to try first; the base where no point is named."""
+        """The configuration of the first starting point; without any, the base."""
         return self.resolve(next(self.starts(), {}))
 
     def definition(self) -> dict[str, Any]:
@@ -85,11 +88,11 @@ class Study:
 
 
 def load_study(path: Path, name: str | None = None, assignments: list[str] | None = None) -> Study:
-    """Read a study file and check all of it: base, every key, both ends of every domain, the starting points.
+    """Read a study file and validate all of it: base, every key, both ends of every domain, the starting points.
 
     Args:
-        path: YAML with sections ``base``, ``space``, ``search``.
-        name: Of the study; the file's own where None.
+        path: YAML file with the sections ``base``, ``space`` and ``search``.
+        name: The study's name; by default the file's.
         assignments: ``--set`` options. A field of the configuration is fixed at its value and leaves the space;
             ``search.…`` overrides that section.
 
@@ -99,12 +102,14 @@ def load_study(path: Path, name: str | None = None, assignments: list[str] | Non
     content = load_yaml(path)
     try:
         _check_parts(content)
-        fields, search = _split(assignments or [])
+        values = parse_assignments(assignments or [], [SEARCH + setting for setting in Search.model_fields])
+        settings = {key.removeprefix(SEARCH): value for key, value in values.items() if key.startswith(SEARCH)}
+        fields = {key: value for key, value in values.items() if not key.startswith(SEARCH)}
+        search = _parse_search({**(content.get("search") or {}), **settings})
         base = merge({}, dict(flatten(content.get("base") or {})) | fields)
-        settings = _parse_search({**(content.get("search") or {}), **search})
-        values = dict(flatten(parse_config(base, "base").model_dump(mode="json")))
+        base_values = dict(flatten(parse_config(base, "base").model_dump(mode="json")))
         entries = {key: entry for key, entry in (content.get("space") or {}).items() if key not in fields}
-        study = Study(name or path.stem, base, Space.parse(entries, values), settings)
+        study = Study(name or path.stem, base, Space.parse(entries, base_values), search)
         _check_name(study.name)
         _check_space(study)
         _check_grid(study)
@@ -119,16 +124,25 @@ def load_study(path: Path, name: str | None = None, assignments: list[str] | Non
 def _check_parts(content: Mapping[str, Any]) -> None:
     for key, part in content.items():
         if key not in PARTS:
-            raise ConfigError(f"{key!r} is no section of a study{did_you_mean(str(key), list(PARTS))}")
+            raise ConfigError(f"{key!r} is not a section of a study{did_you_mean(str(key), PARTS)}")
         if part is not None and not isinstance(part, dict):
             raise ConfigError(f"section {key!r} must hold names and values, found {type(part).__name__}")
 
 
+def _parse_search(values: Mapping[str, Any]) -> Search:
+    try:
+        return Search.model_validate(dict(values))
+    except ValidationError as error:
+        known = [SEARCH + setting for setting in Search.model_fields]
+        lines = error_lines(error.errors(), "a setting of the search", known, SEARCH)
+        raise ConfigError("\n".join(lines)) from None
+
+
 def _check_name(name: str) -> None:
-    """A study's name is that of its folder, its experiment in MLflow, and a word of the commands that are printed."""
+    """Reject a name that cannot be that of a folder and of an MLflow experiment, or needs quotes in a shell."""
     if not name or name[0] in "-." or not all(c.isalnum() or c in "-_." for c in name):
         raise ConfigError(
-            "the study's name must be of letters, digits, '-', '_' and '.', and begin with none of '-' and '.', "
+            "the study's name must consist of letters, digits, '-', '_' and '.', and not begin with '-' or '.', "
             f"found {name!r}: use --name"
         )
     if len(name.encode()) > MAX_NAME:
@@ -136,40 +150,7 @@ def _check_name(name: str) -> None:
             f"the study's name must have at most {MAX_NAME} bytes, found {len(name.encode())}: use --name"
         )
     if name.casefold().startswith(DATABASES) or name.casefold() in RESERVED:
-        raise ConfigError(
-            f"a study cannot be named {name!r}: the storage has a file or folder of its own there: use --name"
-        )
-
-
-def _split(assignments: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the configuration, and options of the section ``search``."""
-    search: dict[str, Any] = {}
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        if name.startswith("search.") and equals:
-            try:
-                search[name.removeprefix("search.")] = yaml.safe_load(value)
-            except yaml.YAMLError:
-                raise ConfigError(f"--set {text}: the value is no YAML: quote it, as in --set 'key=[1, 2]'") from None
-    return parse_assignments([text for text in assignments if not text.startswith("search.")]), search
-
-
-def _parse_search(values: Mapping[str, Any]) -> Search:
-    known = list(Search.model_fields)
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"search key {key!r} is no setting of a search{did_you_mean(str(key), known)}")
-    try:
-        return Search.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError("\n".join(map(_explain, error.errors()))) from None
-
-
-def _explain(item: Mapping[str, Any]) -> str:
-    message = item["msg"].removeprefix("Value error, ")
-    if not item["loc"]:
-        return str(message)
-    return f"search.{'.'.join(map(str, item['loc']))}: {message[:1].lower()}{message[1:]}, found {item['input']!r}"
+        raise ConfigError(f"a study cannot be named {name!r}, as a file of the storage has this name: use --name")
 
 
 def _check_space(study: Study) -> None:
@@ -179,13 +160,13 @@ def _check_space(study: Study) -> None:
         if name.startswith(FIXED):
             raise ConfigError(f"space key {name!r}: scores do not compare across it: set it in 'base'")
         for end in domain.ends:
-            _check_point(study, study.space.reaching(name, end), f"space key {name!r} at {end}")
+            _check_point(study, study.space.point_with(name, end), f"space key {name!r} at {end}")
 
 
 def _check_grid(study: Study) -> None:
     if study.search.sampler == "grid" and study.space.size > MAX_GRID:
-        endless = [name for name, domain in study.space.domains.items() if math.isinf(domain.size)]
-        why = f"{endless[0]} has no step" if endless else f"found {study.space.size:,.0f} points"
+        continuous = [name for name, domain in study.space.domains.items() if math.isinf(domain.size)]
+        why = f"{continuous[0]} has no step" if continuous else f"found {study.space.size:,.0f} points"
         raise ConfigError(f"search.sampler grid needs a space of at most {MAX_GRID:,} points: {why}")
 
 
@@ -193,7 +174,7 @@ def _check_starts(study: Study) -> None:
     for entry in study.search.start_from:
         for name, value in entry.items():
             if name not in study.space.domains:
-                hint = did_you_mean(name, list(study.space.domains))
+                hint = did_you_mean(name, study.space.domains)
                 raise ConfigError(f"search.start_from: {name!r} is not in the space{hint}")
             if value not in study.space.domains[name]:
                 raise ConfigError(
@@ -206,13 +187,13 @@ def _check_grace(study: Study) -> None:
     search = study.search
     if search.scheduler != "none" and search.grace_epochs > study.longest:
         raise ConfigError(
-            f"search.grace_epochs {search.grace_epochs} is more than train.epochs {study.longest}, so that no trial could be "
+            f"search.grace_epochs {search.grace_epochs} is more than train.epochs {study.longest}, so no trial could be "
             "stopped early: lower it, or set search.scheduler to none"
         )
 
 
 def _check_constraints(study: Study) -> None:
-    """Refuse a constraint on a loss term that no configuration of the study computes."""
+    """Reject a constraint on a loss term that no configuration of the study computes."""
     for name in study.search.constraints:
         for weight in TERMS.get(name, ()):
             domain = study.space.domains.get(weight)

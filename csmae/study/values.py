@@ -1,4 +1,4 @@
-"""Values of configuration fields as a study file writes them: numbers that YAML reads as text, and lists."""
+"""Values of configuration fields: as a study file writes them, as a field takes them, and as Optuna stores them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pydantic import BaseModel
 from csmae.config import Config
 
 Scalar = str | bool | int | float | None
-"""What Optuna can hold as a choice."""
+"""A value that Optuna can store as a choice."""
 
 Value = Scalar | list[Any]
-"""What a field can be."""
+"""A value of a field."""
 
 
 def field_types(name: str) -> tuple[Any, ...]:
-    """The types that a field of the configuration takes, those of its items included; none for an unknown field."""
+    """The types that a field takes, with those of its items; empty for an unknown field."""
     annotation = _annotation(name)
     return () if annotation is None else (annotation, *get_args(annotation))
 
@@ -38,21 +38,21 @@ def _annotation(name: str) -> Any:
     return field.annotation if field else None
 
 
-def plain(name: str, value: Any) -> Any:
-    """A value as the field means it: text that is a number (YAML reads ``1e-3`` as text) becomes one, a tuple a list."""
+def as_field_value(name: str, value: Any) -> Any:
+    """Convert a value to what the field takes: text to a number (YAML reads ``1e-3`` as text), a tuple to a list."""
     if isinstance(value, list | tuple):
-        return [plain(name, item) for item in value]
+        return [as_field_value(name, item) for item in value]
     types = field_types(name)
     if not isinstance(value, str) or str in types or not (float in types or int in types):
         return value
-    number = finite(value)
+    number = finite_number(value)
     if number is None:
         return value
     return int(number) if float not in types and number == int(number) else number
 
 
-def finite(value: Any) -> float | None:
-    """A value as a finite number; None where it is none."""
+def finite_number(value: Any) -> float | None:
+    """Convert a value to a finite number; None if it is not one."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -60,25 +60,25 @@ def finite(value: Any) -> float | None:
     return number if math.isfinite(number) and not isinstance(value, bool) else None
 
 
-def same(one: Any, other: Any) -> bool:
+def means_same(one: Any, other: Any) -> bool:
     """Whether two values mean the same: 1 and 1.0 do, 1 and true do not."""
     if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
+        return len(one) == len(other) and all(map(means_same, one, other))
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
-def packed(value: Any) -> Scalar:
-    """A value as Optuna holds it: a list as text, anything else as it is."""
+def encode_value(value: Any) -> Scalar:
+    """Convert a value to what Optuna stores: a list to text."""
     scalar: Scalar = json.dumps(value) if isinstance(value, list | tuple) else value
     return scalar
 
 
-def unpacked(name: str, stored: Scalar) -> Value:
-    """A field's value from Optuna's record."""
+def decode_value(name: str, stored: Scalar) -> Value:
+    """Convert a stored value to the field's."""
     if not (takes_lists(name) and isinstance(stored, str)):
         return stored
     try:
         value: Value = json.loads(stored)
     except ValueError:
-        return stored  # text that a study file has where a list should be, refused with the other values
+        return stored  # text that a study file has in place of a list: the configuration rejects it
     return value

@@ -13,7 +13,7 @@ from csmae.data.archive import data_name
 from csmae.settings import flatten, merge, parse_config
 from csmae.study.metrics import COSTS
 from csmae.study.study import Study
-from csmae.study.values import unpacked
+from csmae.study.values import decode_value
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import BASE, DEFINITION, EPOCH_VALUES, TRANSFERRED_FROM
 from csmae.trials.constraints import known_metrics, violation
@@ -107,7 +107,7 @@ def _copy(study: Study, source: optuna.Study, trial: FrozenTrial, origin: list[A
 
 def _value(study: Study, name: str, stored: Any) -> Any:
     """A source trial's value with the digits of the new study's steps."""
-    value, domain = unpacked(name, stored), study.space.domains.get(name)
+    value, domain = decode_value(name, stored), study.space.domains.get(name)
     return domain.fit(value) if domain and value in domain else value
 
 

@@ -35,7 +35,7 @@ def test_train_prints_a_line_per_epoch_and_saves_an_encoder(run_yaml: Path, caps
 @pytest.mark.parametrize(
     ("option", "text"),
     [
-        ("masking.rato=0.5", "'masking.rato' is no field of the configuration; did you mean 'masking.ratio'?"),
+        ("masking.rato=0.5", "'masking.rato' is not a field of the configuration; did you mean 'masking.ratio'?"),
         ("model.patch_size=16", "16 does not divide 120"),
         ("data.path=/nowhere", "/nowhere"),
         ("optim.batch_size=33", "optim.batch_size 33 is larger than the training split: 32 pairs"),
