@@ -13,7 +13,6 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.atomic import atomic_write
-from csmae.atomic import atomic_write
 from csmae.config import ConfigError, MayChange, changeable, completed
 from csmae.settings import flatten
 from csmae.study.options import Search
