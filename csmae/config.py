@@ -56,8 +56,8 @@ def changeable(when: MayChange, section: type[Section] | None = None, prefix: st
         section: Whose fields; the whole configuration by default.
         prefix: Of the names.
     """
-    section, found = section or Config, set()
-    marks = {MayChange.IN_STUDY, when}
+    section, marks = section or Config, {MayChange.IN_STUDY, when}
+    found: set[str] = set()
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             found |= changeable(when, field.annotation, f"{prefix}{name}.")

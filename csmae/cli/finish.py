@@ -24,6 +24,7 @@ from csmae.tracking.tracker import Tracker
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
+from csmae.trials.trial import params_of
 from csmae.tuning.champion import EncoderToScore, download_trials, encoders_to_score, saved_metrics, score_encoders
 
 DEFAULT_MLFLOW_URI = "sqlite:///runs/mlflow.db"
@@ -100,7 +101,7 @@ def _register(
 
 def _next_steps(trial_store: TrialStore, champion: EncoderToScore, shown_uri: str) -> Iterator[str]:
     assert champion.trial is not None and champion.encoder_dir is not None
-    yield f"champion: trial {champion.trial.number} with {format_settings(trial_store.params(champion.trial))}"
+    yield f"champion: trial {champion.trial.number} with {format_settings(params_of(champion.trial))}"
     yield f"encoder:  {champion.encoder_dir}"
     yield f"report:   {trial_store.folder / 'report.html'}"
     yield from usage_lines(shown_uri, trial_store.folder, champion.encoder_dir)

@@ -12,7 +12,7 @@ from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
 from csmae.trials.leaderboard import entries
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import status_of
+from csmae.trials.trial import params_of, status_of
 from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted, TrialWaiting
 
 NUM_ENDED = 8
@@ -145,6 +145,4 @@ def _best(trial_store: TrialStore) -> TrialProgress | None:
     best = next(iter(entries(trial_store)), None)
     if best is None:
         return None
-    return TrialProgress(
-        best.trial.number, trial_store.params(best.trial), 0, state=TrialStatus.COMPLETE, value=best.mean
-    )
+    return TrialProgress(best.trial.number, params_of(best.trial), 0, state=TrialStatus.COMPLETE, value=best.mean)

@@ -19,7 +19,7 @@ from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.redefinition import check_format
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import last_values, status_of
+from csmae.trials.trial import last_values, params_of, status_of
 
 NUM_BEST = 5
 
@@ -66,7 +66,7 @@ def format_best_trials(trial_store: TrialStore) -> Table:
         elif entry.is_finalist:
             score = f"{score} (1 seed)"
         mark = "*" if has_front and trial.number in board.front else ""
-        settings = Text(format_settings(trial_store.params(trial)))
+        settings = Text(format_settings(params_of(trial)))
         table.add_row(f"{mark}{trial.number}", score, *map(format_number, others), settings)
     return table
 

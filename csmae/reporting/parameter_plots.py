@@ -18,14 +18,14 @@ from optuna.trial import FrozenTrial
 from csmae.reporting.plots import DPI, style_axes
 from csmae.reporting.study_plots import objective_of, scatter
 from csmae.trials.leaderboard import Leaderboard
-from csmae.trials.trial import last_value, params_of
+from csmae.trials.trial import last_value, trained_params
 
 COLOR_MAP = "viridis"
 
 
 def explored(trials: Sequence[FrozenTrial]) -> list[str]:
     """Parameters for which more than one value was tried, in the order of the space."""
-    points = [params_of(trial) for trial in trials]
+    points = [trained_params(trial) for trial in trials]
     names = dict.fromkeys(name for point in points for name in point)
     return [name for name in names if len({repr(point.get(name)) for point in points}) > 1]
 
@@ -48,7 +48,7 @@ def scale_of(trials: Sequence[FrozenTrial], name: str) -> Scale:
     Numbers keep their order. Their axis is logarithmic if the space says so, or if choices span more than a factor of 10.
     Other values get one position each.
     """
-    values = [value for trial in trials if (value := params_of(trial).get(name)) is not None]
+    values = [value for trial in trials if (value := trained_params(trial).get(name)) is not None]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         domain = next((trial.distributions[name] for trial in trials if name in trial.distributions), None)
         is_choice = domain is None or isinstance(domain, CategoricalDistribution)
@@ -114,7 +114,7 @@ def parallel_figure(board: Leaderboard) -> Figure:
 
 
 def _position(scale: Scale, trial: FrozenTrial) -> float:
-    return scale.position(params_of(trial).get(scale.name))
+    return scale.position(trained_params(trial).get(scale.name))
 
 
 def _heights(scale: Scale, trials: Sequence[FrozenTrial]) -> list[float]:
@@ -129,7 +129,7 @@ def _heights(scale: Scale, trials: Sequence[FrozenTrial]) -> list[float]:
 def _tick_texts(scale: Scale, trials: Sequence[FrozenTrial]) -> list[tuple[float, str]]:
     """Heights and texts: every value of names, both ends of numbers."""
     pairs = [
-        (height, params_of(trial).get(scale.name))
+        (height, trained_params(trial).get(scale.name))
         for height, trial in zip(_heights(scale, trials), trials, strict=True)
         if math.isfinite(height)
     ]

@@ -26,7 +26,7 @@ from csmae.trial_status import STATUS_NAMES
 from csmae.trials.attributes import CHAMPION, DEFINITION, GPU_S, INTERRUPTED, PROVENANCE, REASON, SCORES, WORKER_S
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import Leaderboard, leaderboard
-from csmae.trials.trial import last_value, num_epochs, params_of, status_of, used_seconds
+from csmae.trials.trial import last_value, num_epochs, status_of, trained_params, used_seconds
 
 NUM_BEST = 3
 """Trials of which plots are made."""
@@ -211,7 +211,7 @@ class Report:
         header = ["trial", "state", *board.objectives, *note, "epochs", "time", *names]
         rows = []
         for trial in trials:
-            params, further = params_of(trial), range(1, len(board.objectives))
+            params, further = trained_params(trial), range(1, len(board.objectives))
             rows.append(
                 [
                     str(trial.number),

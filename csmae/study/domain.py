@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from decimal import Decimal
 from functools import cached_property
 from itertools import combinations
 from typing import Annotated, Any, Self
@@ -35,7 +34,7 @@ from csmae.study.values import (
     Scalar,
     Value,
     as_field_value,
-    decode_value,
+    decode_param,
     encode_value,
     field_types,
     finite_number,
@@ -151,16 +150,8 @@ class _Domain(BaseModel):
         raise ValueError(f"{self.name} {value} is outside its domain: {self}")
 
     def decode(self, stored: Any) -> Value:
-        """Convert a value that Optuna stored: a list as text, a sum of steps with its rounding error."""
-        domain = self.distribution
-        if isinstance(domain, CategoricalDistribution):
-            return decode_value(self.name, stored)
-        if isinstance(domain, IntDistribution):
-            return round(stored)
-        if domain.step is None:
-            return float(stored)
-        low, step = Decimal(repr(domain.low)), Decimal(repr(domain.step))
-        return min(domain.high, float(low + round((stored - domain.low) / domain.step) * step))
+        """Convert a value that Optuna stored."""
+        return decode_param(self.name, self.distribution, stored)
 
     def suggest(self, trial: optuna.Trial) -> Value:
         """Draw a value with the study's sampler."""
@@ -265,7 +256,7 @@ def _short(value: float | None) -> str:
     return repr(value).removesuffix(".0")
 
 
-DOMAINS = {"float": FloatDomain, "int": IntDomain, "choice": ChoiceDomain}
+DOMAINS: dict[str, type[_Domain]] = {"float": FloatDomain, "int": IntDomain, "choice": ChoiceDomain}
 """By the key of which an entry of the space has exactly one."""
 
 

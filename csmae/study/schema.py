@@ -60,7 +60,7 @@ def _field(name: str) -> dict[str, Any]:
 def _domain(name: str) -> dict[str, Any]:
     """Describe the domains that a field can have; choices are values of the field."""
     types = () if takes_lists(name) else field_types(name)
-    ranges = [FloatDomain, IntDomain] if float in types else [IntDomain] if int in types else []
+    ranges: list[type[BaseModel]] = [FloatDomain, IntDomain] if float in types else [IntDomain] if int in types else []
     choices = {"properties": {"choice": {"items": _field(name)}}}
     return {"oneOf": [*map(_reference, ranges), {"allOf": [_reference(ChoiceDomain), choices]}]}
 

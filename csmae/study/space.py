@@ -76,10 +76,6 @@ class Space:
         """Convert a point to what Optuna stores."""
         return {name: encode_value(value) for name, value in values.items()}
 
-    def decode(self, params: Mapping[str, Any]) -> dict[str, Value]:
-        """Convert a point that Optuna stored."""
-        return {name: self.domains[name].decode(stored) for name, stored in params.items()}
-
     def samples(self, seed: int) -> Iterator[dict[str, Value]]:
         """Draw random points without end."""
         quiet_optuna()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal
 from typing import Any, get_args, get_origin
 
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel
 
 from csmae.config import Config
@@ -73,8 +75,22 @@ def encode_value(value: Any) -> Scalar:
     return scalar
 
 
+def decode_param(name: str, distribution: BaseDistribution, stored: Any) -> Value:
+    """Convert a parameter that Optuna stored: a list as text, a sum of steps with its rounding error."""
+    if not isinstance(distribution, FloatDistribution | IntDistribution):
+        return decode_value(name, stored)
+    number = float(stored)
+    if isinstance(distribution, IntDistribution):
+        return round(number)
+    if distribution.step is None:
+        return number
+    low, step = Decimal(repr(distribution.low)), Decimal(repr(distribution.step))
+    steps = round((number - distribution.low) / distribution.step)
+    return min(distribution.high, float(low + steps * step))
+
+
 def decode_value(name: str, stored: Scalar) -> Value:
-    """Convert a stored value to the field's."""
+    """Convert a choice that Optuna stored."""
     if not (takes_lists(name) and isinstance(stored, str)):
         return stored
     try:

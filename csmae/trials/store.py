@@ -15,7 +15,6 @@ from csmae.storage.layout import DATABASE
 from csmae.storage.manifest import RemoteStorage
 from csmae.storage.object_store import describe_error, retry
 from csmae.study.study import Study
-from csmae.study.values import Value
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import (
     CHAMPION,
@@ -37,7 +36,7 @@ from csmae.trials.attributes import (
 from csmae.trials.database import usable
 from csmae.trials.optuna_private import frozen_trial, put_on_hold, start_trial
 from csmae.trials.redefinition import open_study
-from csmae.trials.trial import Values, confirmed_number, curve, is_cut_short, num_epochs, status_of
+from csmae.trials.trial import Values, confirmed_number, curve, is_cut_short, num_epochs, params_of, status_of
 
 
 class TrialStore:
@@ -126,10 +125,6 @@ class TrialStore:
             if confirmed_number(trial) is None:
                 yield trial.number, curve(trial)
 
-    def params(self, trial: FrozenTrial) -> dict[str, Value]:
-        """A trial's parameters as the study file writes them."""
-        return self.study.space.decode(trial.params)
-
     def last_metrics(self, trial: optuna.Trial) -> Mapping[str, float]:
         """The metrics that ``record_last_metrics`` wrote last; empty if it wrote none."""
         found: Mapping[str, float] = frozen_trial(trial).user_attrs.get(LAST_METRICS, {})
@@ -165,7 +160,7 @@ class TrialStore:
 
     def start_confirmation(self, trial: FrozenTrial, seed: int) -> optuna.Trial:
         """Start a trial at another one's point with another seed."""
-        self.enqueue(self.params(trial), **{CONFIRMS: trial.number, SEED: seed})
+        self.enqueue(params_of(trial), **{CONFIRMS: trial.number, SEED: seed})
         return start_trial(self.optuna_study, self._enqueued()[-1])  # the first may be a starting point
 
     @property

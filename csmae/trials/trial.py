@@ -10,8 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from csmae.study.domain import Domain
-from csmae.study.values import Value
+from csmae.study.values import Value, decode_param
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import (
     CONFIRMS,
@@ -68,7 +67,7 @@ def last_value(trial: FrozenTrial, objective: int = 0) -> float:
 
 def num_epochs(trial: FrozenTrial) -> int:
     """Epochs of a trial; of a running one, those up to its last score."""
-    return max(trial.user_attrs.get(NUM_EPOCHS, 0), max(curve(trial), default=0))
+    return max(int(trial.user_attrs.get(NUM_EPOCHS, 0)), max(curve(trial), default=0))
 
 
 def used_seconds(trial: FrozenTrial) -> float:
@@ -80,9 +79,13 @@ def used_seconds(trial: FrozenTrial) -> float:
 
 
 def params_of(trial: FrozenTrial) -> dict[str, Value]:
-    """A trial's parameters as the study file writes them, and the seed of a confirmation."""
-    params = {name: Domain(name, trial.distributions[name]).decode(value) for name, value in trial.params.items()}
-    return with_seed(trial, params)
+    """A trial's parameters as the study file writes them."""
+    return {name: decode_param(name, trial.distributions[name], stored) for name, stored in trial.params.items()}
+
+
+def trained_params(trial: FrozenTrial) -> dict[str, Value]:
+    """A trial's parameters, and the seed if it is a confirmation."""
+    return with_seed(trial, params_of(trial))
 
 
 def result_of(trial: FrozenTrial) -> Values | None:
@@ -109,6 +112,6 @@ def is_never_stopped(trial: optuna.Trial | FrozenTrial) -> bool:
 
 
 def with_seed(trial: optuna.Trial | FrozenTrial, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's parameters, and the seed if it is a confirmation."""
+    """Add a confirmation's seed to the values of a trial."""
     seed = {"train.seed": trial.user_attrs[SEED]} if SEED in trial.user_attrs else {}
     return {**values, **seed}

@@ -20,7 +20,7 @@ from csmae.storage.object_store import describe_error, retry
 from csmae.trial_status import TrialStatus
 from csmae.trials.leaderboard import entries
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import status_of
+from csmae.trials.trial import params_of, status_of
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -53,10 +53,10 @@ def encoders_to_score(trial_store: TrialStore) -> list[EncoderToScore]:
     encoders = [EncoderToScore("untrained encoder", study.resolve({}), None, None)]
     base = study.space.point({})
     complete = (trial for trial in trial_store.explored() if status_of(trial) is TrialStatus.COMPLETE)
-    default = next((trial for trial in complete if trial_store.params(trial) == base), None)
+    default = next((trial for trial in complete if params_of(trial) == base), None)
     for name, trial in (("default configuration", default), ("champion", champion.trial)):
         if trial is not None and (encoder_dir := trial_store.encoder_dir(trial.number)).exists():
-            encoders.append(EncoderToScore(name, study.resolve(trial_store.params(trial)), trial, encoder_dir))
+            encoders.append(EncoderToScore(name, study.resolve(params_of(trial)), trial, encoder_dir))
     return encoders
 
 

@@ -20,7 +20,7 @@ from csmae.trials.constraints import known_metrics, violation
 from csmae.trials.leaderboard import ranked
 from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import is_never_stopped, status_of, with_seed
+from csmae.trials.trial import is_never_stopped, params_of, status_of, with_seed
 from csmae.tuning.draft import Draft, Rejection
 from csmae.tuning.samplers import make_sampler
 
@@ -68,7 +68,7 @@ class Proposals:
         status = status_of(trial)
         if status in (TrialStatus.ENQUEUED, TrialStatus.REJECTED):
             return
-        values = self._trial_store.params(trial)
+        values = params_of(trial)
         if not trial.state.is_finished() and values != self._study.space.point(values):
             return
         known = self._transferred if status is TrialStatus.TRANSFERRED else self._own
@@ -124,7 +124,7 @@ class Proposals:
 
     def _confirm(self, finalist: FrozenTrial) -> Proposal | None:
         """Train a configuration with the next seed that it has not had; the space may vary the seed itself."""
-        point = self._trial_store.params(finalist)
+        point = params_of(finalist)
         seed = point.get("train.seed", self._study.space.base["train.seed"])
         duplicate: int | None = finalist.number
         try:

@@ -10,7 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState
 
-from csmae.study.values import packed
+from csmae.study.values import encode_value
 from csmae.trials.attributes import NUM_EPOCHS
 
 OBJECTIVE = "val/f1_mean"
@@ -33,7 +33,7 @@ def add_trial(
     """Add a trial of two epochs; NaN is a failed one. A parameter is a choice unless ``distributions`` has it."""
     failed = math.isnan(value)
     state = state or (TrialState.FAIL if failed else TrialState.COMPLETE)
-    stored = {name: packed(param) for name, param in params.items()}
+    stored = {name: encode_value(param) for name, param in params.items()}
     choices: dict[str, BaseDistribution] = {name: CategoricalDistribution([param]) for name, param in stored.items()}
     study.add_trial(
         optuna.create_trial(
@@ -56,7 +56,7 @@ def study_of(values: list[float], direction: str = "maximize", **params: list[An
         **params: The trials' parameters by name, with ``__`` for the dot.
     """
     study = empty_study(direction)
-    columns = {name.replace("__", "."): [packed(param) for param in column] for name, column in params.items()}
+    columns = {name.replace("__", "."): [encode_value(param) for param in column] for name, column in params.items()}
     distributions = {name: CategoricalDistribution(list(dict.fromkeys(column))) for name, column in columns.items()}
     for number, value in enumerate(values):
         add_trial(study, value, {name: column[number] for name, column in columns.items()}, distributions)

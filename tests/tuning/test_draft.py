@@ -6,6 +6,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.distributions import BaseDistribution
 from optuna.trial import TrialState
 
 from csmae.model.cost import cost
@@ -92,7 +93,7 @@ def test_a_study_whose_stored_steps_have_rounding_errors_resumes(tmp_path: Path)
     space = {"masking.ratio": {"float": [0.25, 0.65], "step": 0.05}}
     study = make_study(tmp_path, space, num_trials=20, sampler="random", start_from=[{"masking.ratio": 0.6}])
     trial_store = TrialStore(study, tmp_path)
-    domains = {name: domain.distribution for name, domain in study.space.domains.items()}
+    domains: dict[str, BaseDistribution] = {name: domain.distribution for name, domain in study.space.domains.items()}
     for off, state, values in ((0.6000000000000001, TrialState.COMPLETE, [0.5]), (0.35000000000000003, None, None)):
         trial = optuna.create_trial(
             state=state or TrialState.RUNNING, values=values, params={"masking.ratio": off}, distributions=domains
