@@ -21,7 +21,7 @@ from csmae.tracking.destination import unreachable
 from csmae.tracking.outbox import TrackingError
 from csmae.tracking.tracker import Tracker
 from csmae.trials.database import open_storage
-from tests.retrieval.test_stores_and_queries import data, encoder, encoder_dir, nothing
+from tests.retrieval.test_stores_and_queries import data, encoder, encoder_dir, ignore
 from tests.tracking.test_registry import empty_database
 
 __all__ = ["data", "empty_database", "encoder", "encoder_dir"]
@@ -113,7 +113,7 @@ def test_every_command_that_takes_an_encoder_rejects_what_is_none(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", sqlite_url(places / "old.db"))
     store = tmp_path / "store"
     if command == "retrieve":
-        write_store(store, encoder, Source(data, "validation", ("s1", "s2")), "float16", nothing)
+        write_store(store, encoder, Source(data, "validation", ("s1", "s2")), "float16", ignore)
     words = {
         "embed": ["embed", data.path, store],
         "retrieve": ["retrieve", "--store", store, "--query", "x", "--sensor", "s1"],
@@ -194,7 +194,7 @@ def test_a_feature_store_with_inconsistent_files_is_rejected_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = tmp_path / "store"
-    write_store(store, encoder, Source(data, "validation", ("s1",)), "float16", nothing)
+    write_store(store, encoder, Source(data, "validation", ("s1",)), "float16", ignore)
     if name.endswith(".npy"):
         np.save(store / name, content)
     else:
@@ -209,7 +209,7 @@ def test_a_feature_store_and_its_archive_may_move_together(
     home = tmp_path / "home"
     archive = shutil.copytree(data.path, home / "archive")
     here = data.model_copy(update={"path": str(archive)})
-    write_store(home / "store", encoder, Source(here, "validation", ("s1",)), "float16", nothing)
+    write_store(home / "store", encoder, Source(here, "validation", ("s1",)), "float16", ignore)
     name = open_archive(here).split("validation").names[0]
     home.rename(tmp_path / "moved")
     options = ["--query", name, "--sensor", "s1", "--encoder", str(encoder_dir), "--k", "2"]

@@ -182,7 +182,7 @@ def _read_checksums(file: Path) -> dict[str, int] | None:
         reason = getattr(error, "strerror", None) or error
         raise ArchiveError(f"{file}: cannot be read as checksums: {reason}") from None
     if not isinstance(known, dict):
-        raise ArchiveError(f"{file}: does not hold checksums by key; name another file to write them")
+        raise ArchiveError(f"{file}: does not hold checksums by key; choose another file to write them")
     return known
 
 

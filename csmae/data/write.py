@@ -100,10 +100,10 @@ def require_new(target: Path) -> None:
     """
     with writing(target):
         if target.exists():
-            raise ArchiveError(f"{target}: already exists; name a new folder")
+            raise ArchiveError(f"{target}: already exists; choose a new folder")
 
 
-REMEDY = "free space or name another folder"
+REMEDY = "free some space or choose another folder"
 
 
 @contextmanager

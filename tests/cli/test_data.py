@@ -24,7 +24,7 @@ from tests.support.v1_pickles import pickled
 ROOT = Path(__file__).resolve().parents[2]
 BEN_14K = Path(os.environ.get("CSMAE_REAL_DATA", ROOT / "../shared/data")) / "splits/ben-14k"
 S2_NAME, V1_NAME, S1_NAME = names_of(1)
-REMEDY = "free space or name another folder"
+REMEDY = "free some space or choose another folder"
 
 
 def run(*arguments: object) -> int:

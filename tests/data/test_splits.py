@@ -177,5 +177,5 @@ def test_the_error_for_an_empty_split_shows_the_names_in_the_metadata(tmp_path: 
 
 def test_the_error_for_an_unwritable_cache_names_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CSMAE_CACHE", "/dev/null/cache")
-    with pytest.raises(ArchiveError, match="Not a directory; free space, or set CSMAE_CACHE to a folder"):
+    with pytest.raises(ArchiveError, match="Not a directory; free some space, or set CSMAE_CACHE to a folder"):
         ensure_synthetic(Synthetic(num_train=2, num_validation=2, num_test=2))

@@ -35,7 +35,7 @@ _TILES = (
     ("31UES", "Belgium"),
 )
 
-_CACHE_REMEDY = "free space, or set CSMAE_CACHE to a folder that this account may write"
+_CACHE_REMEDY = "free some space, or set CSMAE_CACHE to a folder that this account may write"
 
 
 def cache_dir() -> Path:
