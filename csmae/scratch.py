@@ -83,7 +83,7 @@ def _new_folder(root: Path, prefix: str) -> tuple[Path, FileLock]:
     """Choose a name and lock it."""
     while True:
         folder = root / f"{prefix}-{secrets.token_hex(4)}"
-        with suppress(Timeout):  # another process was looking for unused folders
+        with suppress(Timeout):  # another process is removing unused folders
             return folder, _lock(folder)
 
 

@@ -13,8 +13,8 @@ A writer first creates its claim; every upload replaces the manifest of this cla
 of the folder**, and a manifest whose claim is gone does not count. Therefore:
 
 - A reader gets one state of all files, whatever is being written at the same time.
-- A writer that was presumed dead cannot overwrite its successor's state, whenever it continues: its token is older. It looks
-  for newer claims before and after every upload, and stops when it finds one (``SupersededError``).
+- A writer that was presumed dead cannot overwrite its successor's state, whenever it continues: its token is older. It
+  checks for newer claims before and after every upload, and stops if there is one (``SupersededError``).
 - Deleted files stay deleted: a manifest that arrives after the deletion has no claim any more.
 
 A writer's uploads remove older claims and manifests, and objects that are no longer named; ``csmae.storage.unreferenced``

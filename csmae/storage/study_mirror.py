@@ -52,7 +52,7 @@ COPIES = Path("runs")
 """Folder of the local copies of buckets."""
 
 COPY_ID = ".copy-id"
-"""File in a local copy with a random name, which tells it from copies on other machines."""
+"""File in a local copy with a random name, which distinguishes it from copies on other machines."""
 
 log = logging.getLogger(__name__)
 
