@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def slices_figure(board: Leaderboard) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, name in zip(grid, names, strict=False):
         scale = scale_of(board.trials, name)
-        scatter(axes, board, lambda trial, scale=scale: _position(scale, trial))  # type: ignore[misc]
+        scatter(axes, board, partial(_position, scale))
         axes.set_xlabel(name, fontsize=9)
         if scale.log:
             axes.set_xscale("log")

@@ -22,7 +22,7 @@ from csmae.sensors import DIRECTIONS
 from csmae.settings import flatten
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import Tracker
-from csmae.trial_status import STATUS_NAMES
+from csmae.trial_status import STATUS_NAMES, TrialStatus
 from csmae.trials.attributes import CHAMPION, DEFINITION, GPU_S, INTERRUPTED, PROVENANCE, REASON, SCORES, WORKER_S
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import Leaderboard, leaderboard
@@ -38,7 +38,7 @@ CITATION = (
     "Retrieval in Remote Sensing. IEEE Transactions on Geoscience and Remote Sensing, 2024. arXiv 2401.07782."
 )
 
-STYLE = """
+CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; font-size: 0.9rem; display: block; overflow-x: auto; }
@@ -140,7 +140,9 @@ class Report:
         body += ["<h2>How to reproduce</h2>", f"<pre>{html.escape(self.reproduction())}</pre>"]
         body += ["<h2>Citation</h2>", f"<p>{html.escape(CITATION)}</p>"]
         head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>'
-        return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+        return (
+            f"<!doctype html><html lang=en><head>{head}<style>{CSS}</style></head><body>{''.join(body)}</body></html>\n"
+        )
 
     def overview(self) -> str:
         """The study in two sentences."""
@@ -162,7 +164,7 @@ class Report:
     def reproduction(self) -> str:
         """Commands that run this study again, and that load its champion."""
         name = self.board.study_name
-        command = self._provenance.get("csmae.command", f"python search.py spaces/{name}.yaml")
+        command = self._provenance.get("csmae.command", f"csmae search spaces/{name}.yaml")
         commit, *changes = self._provenance.get("csmae.git_commit", "").split(" ", 1)
         lines = [f"git checkout {commit}{'  # ' if changes else ''}{''.join(changes)}"] if commit else []
         encoder = f"models:/{MODEL}@{study_alias(name)}"
@@ -181,8 +183,7 @@ class Report:
                 scores,
             )
         yield self._trials_table()
-        reasons = ((t, t.user_attrs.get(REASON, t.user_attrs.get(INTERRUPTED))) for t in self.board.trials)
-        if rows := [[str(trial.number), str(reason)] for trial, reason in reasons if reason]:
+        if rows := [[str(trial.number), reason] for trial in self.board.trials if (reason := _reason(trial))]:
             yield "Reasons", ["trial", "reason"], rows
         if self.importances:
             rows = [[name, f"{share:.0%}"] for name, share in self.importances.items()]
@@ -240,6 +241,12 @@ class Report:
         if violated := self.board.violated_constraints.get(trial.number):
             return f"violates {', '.join(violated)}"
         return "Pareto front" if len(self.board.objectives) > 1 and trial.number in self.board.front else ""
+
+
+def _reason(trial: FrozenTrial) -> str:
+    """Why a trial failed, was cut short or waits."""
+    name = INTERRUPTED if status_of(trial) is TrialStatus.WAITING else REASON
+    return str(trial.user_attrs.get(name, ""))
 
 
 def _number(value: object) -> str:

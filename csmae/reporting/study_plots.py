@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -73,7 +74,7 @@ def pareto_figure(board: Leaderboard) -> Figure:
     panels = figure.subplots(1, len(others), squeeze=False, sharey=True)[0]
     front = [entry.trial for entry in board.entries if entry.trial.number in board.front]
     for index, (axes, name) in enumerate(zip(panels, others, strict=True), start=1):
-        scatter(axes, board, lambda trial, index=index: last_value(trial, index))  # type: ignore[misc]
+        scatter(axes, board, partial(last_value, objective=index))
         points = sorted((last_value(trial, index), last_value(trial), trial.number) for trial in front)
         axes.plot(
             [x for x, _, _ in points],

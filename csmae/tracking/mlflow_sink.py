@@ -23,9 +23,9 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
 from mlflow.utils.rest_utils import http_request  # noqa: E402
 
-STUDY = run_name(None)
-"""Name of the parent run in the tag ``RUN``."""
 RUN, STATE, REASON = "csmae.run", "csmae.state", "csmae.reason"
+STUDY = run_name(None)
+"""Tag ``RUN`` of the parent run."""
 CHAMPION = "csmae.champion"
 """Tag of the champion's run, and of the parent run, where it names the champion's."""
 PRIMARY_METRIC = "mlflow.experiment.primaryMetric"
@@ -35,8 +35,7 @@ STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING
 MAX_VALUE = 6000
 """Characters of a parameter or tag; MLflow accepts 6,000 and 8,000."""
 MAX_METRICS, MAX_PARAMS = 1000, 100
-"""Per call."""
-
+"""Per request."""
 OLDEST_SERVER = (3, 11)
 """Older servers have known security holes: CVE-2026-2614, CVE-2026-2652, CVE-2026-0545."""
 
@@ -71,10 +70,7 @@ def ping(uri: str) -> None:
 
 
 def view(metric: str, larger_is_better: bool) -> dict[str, Any]:
-    """State of MLflow's table of runs: best first, the metric beside the explored parameters.
-
-    MLflow's pages read it from a tag of the experiment. The experiment's primary metric alone only chooses the charts.
-    """
+    """State of MLflow's table of runs, which its pages read from a tag: best first, the metric beside the parameters."""
     column = f"metrics.`{metric}`"
     return {
         "searchFilter": "",

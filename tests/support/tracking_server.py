@@ -16,7 +16,7 @@ from tests.conftest import free_port
 
 
 class Server:
-    """An ``mlflow server`` of its own process group, with its database and files in a folder."""
+    """An ``mlflow server`` in its own process group, with its database and files in a folder."""
 
     def __init__(self, folder: Path, *options: str, **environment: str) -> None:
         self.port = free_port()
@@ -35,12 +35,12 @@ class Server:
                 self._command, stdout=log, stderr=log, env=self._environment, start_new_session=True
             )
         deadline = time.monotonic() + 120
-        while not self._is_well():
+        while not self._is_healthy():
             assert self._process.poll() is None, self._log.read_text()[-2000:]
             assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.2)
 
-    def _is_well(self) -> bool:
+    def _is_healthy(self) -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
             return True
         return False
