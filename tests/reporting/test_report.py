@@ -23,10 +23,7 @@ from tests.support.optuna_studies import add_trial, empty_study, study_of
 @pytest.fixture
 def study(tmp_path: Path) -> optuna.Study:
     """A study as a search leaves it, in the storage folder ``tmp_path``."""
-    study = optuna.create_study(
-        study_name="masking", storage=open_storage(tmp_path / DATABASE), direction="maximize", load_if_exists=True
-    )
-    study.set_metric_names(["val/f1_mean"])
+    study = empty_study(storage=open_storage(tmp_path / DATABASE))
     for value, attributes in ((0.3, {}), (0.6, {}), (math.nan, {REASON: "train/loss is nan"})):
         add_trial(study, value, {"masking.ratio": value if math.isfinite(value) else 0.7}, **attributes)
     study.set_user_attr(FORMAT, STUDY_FORMAT)

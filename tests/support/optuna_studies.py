@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 
+from csmae.engine_logs import quiet_optuna
 from csmae.study.values import encode_value
 from csmae.trials.attributes import NUM_EPOCHS
 
 OBJECTIVE = "val/f1_mean"
 
 
-def empty_study(direction: str = "maximize", storage: str | None = None) -> optuna.Study:
+def empty_study(direction: str = "maximize", storage: optuna.storages.BaseStorage | None = None) -> optuna.Study:
+    quiet_optuna()
     study = optuna.create_study(study_name="masking", direction=direction, storage=storage)
     study.set_metric_names([OBJECTIVE])
     return study
@@ -30,17 +32,16 @@ def add_trial(
     state: TrialState | None = None,
     **attributes: Any,
 ) -> None:
-    """Add a trial of two epochs; NaN is a failed one. A parameter is a choice unless ``distributions`` has it."""
+    """Add a trial of two epochs; NaN is a failed one. Parameters are numbers from 0 to 10 unless ``distributions`` has them."""
     failed = math.isnan(value)
     state = state or (TrialState.FAIL if failed else TrialState.COMPLETE)
-    stored = {name: encode_value(param) for name, param in params.items()}
-    choices: dict[str, BaseDistribution] = {name: CategoricalDistribution([param]) for name, param in stored.items()}
+    numbers: dict[str, BaseDistribution] = {name: FloatDistribution(0, 10) for name in params}
     study.add_trial(
         optuna.create_trial(
             state=state,
             value=value if state is TrialState.COMPLETE else None,
-            params=stored,
-            distributions=choices | dict(distributions or {}),
+            params=dict(params),
+            distributions=numbers | dict(distributions or {}),
             intermediate_values={} if failed else {1: value / 2, 2: value},
             user_attrs={NUM_EPOCHS: 2, **attributes},
         )
