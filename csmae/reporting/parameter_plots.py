@@ -50,13 +50,13 @@ def scale_of(trials: Sequence[FrozenTrial], name: str) -> Scale:
     Other values get one position each.
     """
     values = [value for trial in trials if (value := trained_params(trial).get(name)) is not None]
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) == len(values):
         domain = next((trial.distributions[name] for trial in trials if name in trial.distributions), None)
         is_choice = domain is None or isinstance(domain, CategoricalDistribution)
-        wide = is_choice and min(values) > 0 and max(values) / min(values) > 10
-        return Scale(
-            name, {}, wide or bool(getattr(domain, "log", False)), lambda v: math.nan if v is None else float(v)
-        )
+        wide = is_choice and min(numbers) > 0 and max(numbers) / min(numbers) > 10
+        log = wide or bool(getattr(domain, "log", False))
+        return Scale(name, {}, log, lambda value: math.nan if value is None else float(value))
     positions = {text: float(index) for index, text in enumerate(sorted({str(value) for value in values}))}
     ticks = {position: text for text, position in positions.items()}
     return Scale(name, ticks, False, lambda value: positions.get(str(value), math.nan))

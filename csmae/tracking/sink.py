@@ -20,8 +20,6 @@ class Sink(Protocol):
 
     is_new: bool
     """Whether the server held nothing of this study when the sink was made."""
-    page: str
-    """The study's page on the server's site."""
 
     def send(self, events: Sequence[Event]) -> None:
         """Store the events.

@@ -32,6 +32,7 @@ from csmae.reporting.study_plots import budget_figure, history_figure
 from csmae.reporting.trial_plots import save_trial_plots
 from csmae.retrieval.panel import Retrieval
 from csmae.sensors import DIRECTIONS
+from csmae.tracking.tracker import Direction
 from csmae.training.history import append_metrics
 from csmae.trials.leaderboard import leaderboard
 from tests.support.optuna_studies import add_trial, empty_study, study_of
@@ -101,7 +102,7 @@ def test_the_four_directions_and_their_mean_are_lines_of_one_figure() -> None:
 @pytest.mark.parametrize(
     ("direction", "best"), [("maximize", [0.3, 0.3, 0.5, 0.5]), ("minimize", [0.3, 0.2, 0.2, 0.2])]
 )
-def test_the_best_so_far_never_gets_worse(direction: str, best: list[float]) -> None:
+def test_the_best_so_far_never_gets_worse(direction: Direction, best: list[float]) -> None:
     board = leaderboard(study_of([0.3, 0.2, 0.5, math.nan], direction))
     line = next(line for line in history_figure(board).axes[0].lines if line.get_label() == "best so far")
     assert np.asarray(line.get_ydata()).tolist() == best

@@ -25,7 +25,7 @@ def study(tmp_path: Path) -> optuna.Study:
     """A study as a search leaves it, in the storage folder ``tmp_path``."""
     study = empty_study(storage=open_storage(tmp_path / DATABASE))
     for value, attributes in ((0.3, {}), (0.6, {}), (math.nan, {REASON: "train/loss is nan"})):
-        add_trial(study, value, {"masking.ratio": value if math.isfinite(value) else 0.7}, **attributes)
+        add_trial(study, value, {"masking.ratio": value if math.isfinite(value) else 0.7}, attributes=attributes)
     study.set_user_attr(FORMAT, STUDY_FORMAT)
     study.set_user_attr(DEFINITION, {"base": {"data": {"path": "<b>&"}}})
     study.set_user_attr(
@@ -98,8 +98,8 @@ def test_a_study_of_another_version_is_reported_in_one_line(
 
 def test_time_and_hours_come_from_the_recorded_resources(tmp_path: Path) -> None:
     study = empty_study()
-    add_trial(study, 0.3, {"masking.ratio": 0.5}, gpu_s=5400.0)
-    add_trial(study, 0.4, {"masking.ratio": 0.6}, gpu_s=1800.0)
+    add_trial(study, 0.3, {"masking.ratio": 0.5}, attributes={"gpu_s": 5400.0})
+    add_trial(study, 0.4, {"masking.ratio": 0.6}, attributes={"gpu_s": 1800.0})
     text = Report(study, tmp_path).markdown()
     assert "2 trials (2 completed), 4 epochs, 2 GPU-hours in total." in text
     assert "| 0 | completed | 0.3 | 2 | 5400 s | 0.5 |" in text

@@ -12,12 +12,13 @@ from optuna.trial import TrialState
 
 from csmae.engine_logs import quiet_optuna
 from csmae.study.values import encode_value
+from csmae.tracking.tracker import Direction
 from csmae.trials.attributes import NUM_EPOCHS
 
 OBJECTIVE = "val/f1_mean"
 
 
-def empty_study(direction: str = "maximize", storage: optuna.storages.BaseStorage | None = None) -> optuna.Study:
+def empty_study(direction: Direction = "maximize", storage: optuna.storages.BaseStorage | None = None) -> optuna.Study:
     quiet_optuna()
     study = optuna.create_study(study_name="masking", direction=direction, storage=storage)
     study.set_metric_names([OBJECTIVE])
@@ -30,7 +31,7 @@ def add_trial(
     params: Mapping[str, Any],
     distributions: Mapping[str, BaseDistribution] | None = None,
     state: TrialState | None = None,
-    **attributes: Any,
+    attributes: Mapping[str, Any] | None = None,
 ) -> None:
     """Add a trial of two epochs; NaN is a failed one. Parameters are numbers from 0 to 10 unless ``distributions`` has them."""
     failed = math.isnan(value)
@@ -43,12 +44,12 @@ def add_trial(
             params=dict(params),
             distributions=numbers | dict(distributions or {}),
             intermediate_values={} if failed else {1: value / 2, 2: value},
-            user_attrs={NUM_EPOCHS: 2, **attributes},
+            user_attrs={NUM_EPOCHS: 2, **(attributes or {})},
         )
     )
 
 
-def study_of(values: list[float], direction: str = "maximize", **params: list[Any]) -> optuna.Study:
+def study_of(values: list[float], direction: Direction = "maximize", **params: list[Any]) -> optuna.Study:
     """A study with a trial for each value.
 
     Args:
