@@ -175,7 +175,7 @@ class SensorEncoder(nn.Module):
 
     @classmethod
     def from_model(cls, model: CSMAE, config: Config) -> Self:
-        """The encoder of a network that is trained with a configuration; shares the network's weights."""
+        """Create an encoder that shares the weights of a network in training."""
         return cls(model.encoder, config.model, config.data).to(model.encoder.norm.weight.device)
 
     def _features(self, images: dict[str, Tensor]) -> dict[str, Tensor]:

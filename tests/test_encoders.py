@@ -199,7 +199,7 @@ def test_a_gradient_reaches_the_image(encoder: SensorEncoder, side: int) -> None
 def test_the_documented_fine_tuning_and_export_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+    text = (Path(__file__).parent.parent / "docs" / "how-to" / "use-an-encoder.md").read_text()
     (block,) = (part.partition("```")[0] for part in text.split("```python\n")[1:] if "fine-tuned" in part)
     block = block.replace("models:/csmae-encoder@champion", str(folder))
     monkeypatch.chdir(tmp_path)

@@ -98,17 +98,15 @@ def _write(splits: dict[str, Split], folder: Path, progress: Callable[[int], obj
                 progress(len(rows))
     finally:
         writer.close()
-    intact = {name: _without_damaged(split) for name, split in splits.items()}
+    intact = {
+        name: split.take(np.delete(np.arange(len(split)), split.damaged_rows())) for name, split in splits.items()
+    }
     write_metadata(folder, [row for name, split in intact.items() for row in _metadata_rows(name, split)])
     return intact
 
 
 def _chunks(split: Split) -> list[NDArray[np.int64]]:
     return [np.arange(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
-
-
-def _without_damaged(split: Split) -> Split:
-    return split.take(np.delete(np.arange(len(split)), split.damaged_rows()))
 
 
 def _s1_name(name: str) -> str:

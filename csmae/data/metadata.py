@@ -31,24 +31,8 @@ _IS_LIST = (pa.types.is_list, pa.types.is_large_list, pa.types.is_list_view, pa.
 
 _LIST_RULE = "it must hold one S2 patch name per line, in the first column"
 
-_HEADERS = frozenset(
-    [
-        "patch",
-        "patches",
-        "patchid",
-        "patchname",
-        "name",
-        "names",
-        "key",
-        "keys",
-        "id",
-        "s2",
-        "s2name",
-        "s2patch",
-        "s2v1name",
-    ]
-)
-"""Names of a first column, in lower case and without characters other than letters and digits."""
+_HEADER = re.compile("patch(es|id|name)?|names?|keys?|id|s2(name|patch|v1name)?")
+"""Name of a first column, in lower case and without characters other than letters and digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +192,7 @@ def _first_column(path: Path, text: str) -> list[str]:
             raise ArchiveError(f"{path}: line {reader.line_num} has no name in its first column; {_LIST_RULE}")
     # A list of one column and one line has no header: its only name is a patch's.
     may_have_header = len(names) > 1 or num_columns > 1
-    if names and may_have_header and re.sub(r"[^a-z0-9]", "", names[0].lower()) in _HEADERS:
+    if names and may_have_header and _HEADER.fullmatch(re.sub(r"[^a-z0-9]", "", names[0].lower())):
         del names[0]
     return names
 

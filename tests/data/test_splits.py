@@ -138,7 +138,7 @@ def test_invalid_metadata_is_rejected(tmp_path: Path) -> None:
 
 
 def test_statistics_of_the_wrong_length_are_rejected() -> None:
-    with pytest.raises(ValueError, match=r"data.s2_mean must have 10 values, one a band: found 2"):
+    with pytest.raises(ValueError, match=r"data.s2_mean must have 10 values, one per band: found 2"):
         open_folder(Path(), s2_mean=(1, 2))
     assert issubclass(ArchiveError, ConfigError)
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from csmae.data.errors import ArchiveError
 
-_PAGE_HEADER_BYTES = 16
-_NODE_HEADER_BYTES = 8
+_PAGE_HEADER = np.dtype([("pgno", "<u8"), ("pad", "<u2"), ("flags", "<u2"), ("lower", "<u2"), ("upper", "<u2")])
+_NODE_HEADER = np.dtype([("low", "<u4"), ("flags", "<u2"), ("key_size", "<u2")])
+_PAGE_HEADER_BYTES, _NODE_HEADER_BYTES = _PAGE_HEADER.itemsize, _NODE_HEADER.itemsize
 _P_BRANCH, _P_LEAF, _P_META = 1, 2, 8
 """Page flags, named as in ``mdb.c``."""
 _F_BIGDATA = 1
@@ -34,16 +35,6 @@ _MAX_KEY_BYTES = 511
 """LMDB's default limit."""
 _PAGES_AT_ONCE = 128
 """Pages that are parsed at a time; bounds the memory."""
-
-_PAGE_HEADER = np.dtype(
-    {
-        "names": ["pgno", "flags", "lower"],
-        "formats": ["<u8", "<u2", "<u2"],
-        "offsets": [0, 10, 12],
-        "itemsize": _PAGE_HEADER_BYTES,
-    }
-)
-_NODE_HEADER = np.dtype([("low", "<u4"), ("flags", "<u2"), ("key_size", "<u2")])
 
 
 class Index(NamedTuple):
