@@ -29,7 +29,7 @@ from tests.support.archives import (
     write_pickles,
     write_v2,
 )
-from tests.support.processes import TrialStarted
+from tests.support.processes import PythonProcess
 from tests.support.v1_pickles import pickled, write_v1
 
 SOURCES: dict[str, Callable[[Path], Path]] = {"v1": write_pickles, "v2": write_v2}
@@ -143,7 +143,7 @@ def test_the_synthetic_archive_keeps_the_contract_and_depends_only_on_its_settin
 def test_processes_that_race_for_the_synthetic_archive_read_the_same_one(tmp_path: Path) -> None:
     code = "from csmae.config import *; from csmae.data.archive import open_archive as o;"
     code += "s = o(Data(synthetic=Synthetic(num_train=8, num_validation=2, num_test=2))).split('train'); print(s.read([0]).s1.sum())"
-    racers = [TrialStarted(code, environment={"CSMAE_CACHE": str(tmp_path)}) for _ in range(3)]
+    racers = [PythonProcess(code, environment={"CSMAE_CACHE": str(tmp_path)}) for _ in range(3)]
     done = [racer.done() for racer in racers]
     results = {racer.stdout for racer in done}
     assert [racer.returncode for racer in done] == [0, 0, 0]

@@ -24,14 +24,14 @@ def run_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int = 2) ->
     start_processes(work, arguments, num_ranks, start_method="forkserver")
 
 
-class TrialStarted:
-    """Python code that runs in a process of its own, as of ``python -c``.
+class PythonProcess:
+    """Python code that runs in a separate process, like ``python -c``.
 
     Args:
         code: The program.
-        arguments: Its ``sys.argv``.
-        environment: Beyond this process's.
-        file_bytes: What a file of it may grow to.
+        arguments: The program's ``sys.argv``.
+        environment: Variables in addition to this process's.
+        file_bytes: Largest size of a file that the process writes; -1 for no limit.
     """
 
     def __init__(self, code: str, *arguments: object, environment: Mapping[str, str], file_bytes: int = -1) -> None:
@@ -64,8 +64,8 @@ class TrialStarted:
 def run_code(
     code: str, *arguments: object, environment: Mapping[str, str] | None = None, file_bytes: int = -1
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python code to its end; arguments as of ``TrialStarted``."""
-    return TrialStarted(code, *arguments, environment=environment or {}, file_bytes=file_bytes).done()
+    """Run Python code to its end; arguments as of ``PythonProcess``."""
+    return PythonProcess(code, *arguments, environment=environment or {}, file_bytes=file_bytes).done()
 
 
 def _run(

@@ -17,7 +17,7 @@ from csmae.config import Loss, Masking
 from csmae.model.csmae import CSMAE
 from tests.conftest import SMALL, free_port
 from tests.model.test_csmae import VARIANTS, batch, tiny
-from tests.support.processes import TrialStarted, run_ranks
+from tests.support.processes import PythonProcess, run_ranks
 
 LOSS = Loss(mde_weight=0.5)
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,7 +156,7 @@ def test_a_rank_that_raises_exits_immediately_while_others_wait(
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     shared |= {"RUN_YAML": str(tmp_path / "run.yaml"), "PYTHONPATH": str(ROOT)}
     code = RAISING.format(error=error)
-    first = TrialStarted(code, environment=shared | {"RANK": "0", "LOCAL_RANK": "0"})
+    first = PythonProcess(code, environment=shared | {"RANK": "0", "LOCAL_RANK": "0"})
     second = subprocess.Popen(  # a new interpreter, because its exit is tested
         [sys.executable, "-c", code],
         env=os.environ | shared | {"RANK": "1", "LOCAL_RANK": "1"},
