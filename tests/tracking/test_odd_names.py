@@ -68,16 +68,16 @@ def test_the_url_of_an_sqlite_file_is_parsed_to_its_path(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("-rf", "begin with none of '-' and '.'"),
-        (".hidden", "begin with none of '-' and '.'"),
+        ("-rf", "not begin with '-' or '.'"),
+        (".hidden", "not begin with '-' or '.'"),
         ("two words", "letters, digits"),
         ("a/b", "letters, digits"),
         ("x" * 129, "at most 128 bytes, found 129"),
-        ("studies.db", "a file or folder of its own"),
-        ("Studies.DB-journal", "a file or folder of its own"),
-        ("mlflow.db", "a file or folder of its own"),
-        ("mlartifacts", "a file or folder of its own"),
-        ("mlruns", "a file or folder of its own"),
+        ("studies.db", "a file of the storage has this name"),
+        ("Studies.DB-journal", "a file of the storage has this name"),
+        ("mlflow.db", "a file of the storage has this name"),
+        ("mlartifacts", "a file of the storage has this name"),
+        ("mlruns", "a file of the storage has this name"),
     ],
 )
 def test_a_study_cannot_be_named_like_an_option_or_a_file_of_the_storage(
