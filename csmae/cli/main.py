@@ -13,7 +13,7 @@ import csmae
 from csmae.cli import cluster, data, export, retrieval, schema, search, tracking, train
 from csmae.cli.exit_status import BAD_INPUT
 from csmae.config import ConfigError
-from csmae.console.terminal import tolerate_closed_terminal, tolerate_encoding_errors
+from csmae.console.terminal import print_line, tolerate_closed_terminal, tolerate_encoding_errors
 
 PROGRAM = "csmae"
 
@@ -42,7 +42,7 @@ app.command(rich_help_panel="Cluster")(cluster.preemption_notice)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"{PROGRAM} {csmae.__version__}")
+        print_line(f"{PROGRAM} {csmae.__version__}")
         raise typer.Exit
 
 
