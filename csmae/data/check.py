@@ -19,7 +19,7 @@ from csmae.data.formats.v1 import PickleDecoder, class_names
 from csmae.data.formats.v2 import SafetensorsDecoder, parse_header, read_header
 from csmae.data.metadata import SPLITS
 from csmae.data.pairs import Buffer, allocate
-from csmae.data.write import writing
+from csmae.data.write import report_write_errors
 from csmae.sensors import BANDS
 
 S1_RANGE = (-100.0, 60.0)
@@ -187,7 +187,7 @@ def _read_checksums(file: Path) -> dict[str, int] | None:
 
 
 def _write_checksums(file: Path, checksums: dict[str, int]) -> None:
-    with writing(file), atomic_write(file, concurrent=True) as draft:
+    with report_write_errors(file), atomic_write(file, concurrent=True) as draft:
         draft.write(json.dumps(checksums, indent=0).encode())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from csmae.atomic import atomic_write
 from csmae.data.split import Split
-from csmae.data.write import writing
+from csmae.data.write import report_write_errors
 from csmae.sensors import CLASSES, IMAGE_SIZE, S2_RGB
 
 _MAX_COLUMNS = 4
@@ -52,7 +52,7 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
         classes = ", ".join(CLASSES[index] for index in np.flatnonzero(labels[number]))
         text = "\n".join([*textwrap.wrap(name, width + 10), *textwrap.wrap(classes, width, max_lines=5)])
         draw.multiline_text((x, y + IMAGE_SIZE + 2), text, fill="black", font_size=8, spacing=1)
-    with writing(path), atomic_write(path, concurrent=True) as file:
+    with report_write_errors(path), atomic_write(path, concurrent=True) as file:
         sheet.save(file, "PNG")
 
 

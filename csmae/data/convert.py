@@ -17,7 +17,7 @@ from csmae.data.errors import ArchiveError
 from csmae.data.formats.lmdb_index import read_index
 from csmae.data.metadata import LIST_FILES, METADATA, first_five
 from csmae.data.split import Split
-from csmae.data.write import LMDB_NAME, LmdbWriter, require_new, write_metadata, writing
+from csmae.data.write import LMDB_NAME, LmdbWriter, report_write_errors, require_new, write_metadata
 from csmae.sensors import CLASSES
 
 _CHUNK = 128
@@ -49,7 +49,7 @@ def convert(source: Archive, target: Path, progress: Callable[[int], object]) ->
     splits = {name: source.split(name) for name in source.split_names}
     _check_splits(source, splits)
     partial = target.with_name(f".{target.name}.partial")
-    with writing(target):
+    with report_write_errors(target):
         try:
             written = _write(splits, partial, progress)
             converted = open_archive(Data(path=str(partial)))

@@ -42,7 +42,7 @@ class Split:
 
     ``names`` and ``labels()`` describe the N pairs, ``take()`` selects some of them as a new split, ``read()`` returns pairs
     as a batch. To read without allocating memory, announce rows with ``prefetch()`` and copy them into a buffer with
-    ``fill()``. Rows are indices into the split, pixels arrive as they are stored.
+    ``fill()``. Rows are indices into the split; pixels are those of the archive, unchanged.
 
     Damage: with ``on_error="raise"`` a damaged pair raises an ``ArchiveError``; with ``"skip"`` it is logged, recorded in
     ``damaged``, and replaced by an intact pair, so that the batches of all ranks keep their size.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from csmae.atomic import atomic_write
 from csmae.data.errors import ArchiveError
 from csmae.data.metadata import LIST_FILES, METADATA, read_metadata, read_names
-from csmae.data.write import writing
+from csmae.data.write import report_write_errors
 
 _TILES = frozenset({"34TCR", "34TCS", "34TEQ", "34TFN", "34TFQ"})
 _MONTHS = frozenset({6, 7, 8})
@@ -60,7 +60,7 @@ def write_ben_14k(source: Path, target: Path) -> dict[str, int]:
         lists[split] = sorted(name for name in (name.decode() for name in names.tolist()) if in_ben_14k(name))
         if not lists[split]:
             raise ArchiveError(f"{source}: split {split!r} has no patch of BEN-14K among its {len(names)} names")
-    with writing(target):
+    with report_write_errors(target):
         target.mkdir(parents=True, exist_ok=True)
         for split, chosen in lists.items():
             with atomic_write(target / LIST_FILES[split], concurrent=True) as file:

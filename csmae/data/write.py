@@ -98,16 +98,16 @@ def require_new(target: Path) -> None:
     Raises:
         ArchiveError: It exists, or its parent cannot be read.
     """
-    with writing(target):
+    with report_write_errors(target):
         if target.exists():
             raise ArchiveError(f"{target}: already exists; choose a new folder")
 
 
-REMEDY = "free some space or choose another folder"
+_REMEDY = "free some space or choose another folder"
 
 
 @contextmanager
-def writing(target: Path, remedy: str = REMEDY) -> Iterator[None]:
+def report_write_errors(target: Path, remedy: str = _REMEDY) -> Iterator[None]:
     """Turn errors of the file system and of LMDB into one line.
 
     Args:

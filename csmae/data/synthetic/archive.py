@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from csmae.config import Synthetic
 from csmae.data.metadata import METADATA
 from csmae.data.synthetic.scenes import draw_scenes
-from csmae.data.write import LMDB_NAME, LmdbWriter, write_metadata, writing
+from csmae.data.write import LMDB_NAME, LmdbWriter, report_write_errors, write_metadata
 from csmae.scratch import scratch
 from csmae.sensors import CLASSES
 
@@ -53,7 +53,7 @@ def ensure_synthetic(settings: Synthetic) -> Path:
     """
     digest = hashlib.sha256(f"{GENERATOR_VERSION} {settings.model_dump_json()}".encode()).hexdigest()[:12]
     target = cache_dir() / f"synthetic-{digest}"
-    with writing(target, _CACHE_REMEDY):
+    with report_write_errors(target, _CACHE_REMEDY):
         exists = (target / METADATA).exists()
     if not exists:
         synthesize(settings, target)
@@ -71,7 +71,7 @@ def synthesize(settings: Synthetic, target: Path, progress: Callable[[int], obje
     Raises:
         ArchiveError: It cannot be written.
     """
-    with writing(target, *([_CACHE_REMEDY] if target.parent == cache_dir() else [])):
+    with report_write_errors(target, *([_CACHE_REMEDY] if target.parent == cache_dir() else [])):
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch(f".{target.name}", target.parent) as temporary:
             try:
