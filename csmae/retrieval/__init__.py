@@ -1,1 +1,1 @@
-"""Sensor-agnostic image retrieval: embed an archive, search it, score what was found."""
+"""Sensor-agnostic image retrieval: embed an archive, search it, score the results."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,7 +49,7 @@ def torchrun_process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _rendezvous(cuda: bool) -> tuple[dist.Store, int, int]:
+def _rendezvous(cuda: bool) -> tuple[Any, int, int]:
     """Meet the other processes; returns the shared store, this process's rank and the number of ranks."""
     if missing := [name for name in (*VARIABLES, *(["LOCAL_RANK"] * cuda)) if not os.environ.get(name)]:
         raise ConfigError(f"RANK is set in the environment, but {' and '.join(missing)} is not: {REMEDY}")

@@ -65,7 +65,7 @@ def test_bounds_hold_if_bfloat16_products_are_rounded_down() -> None:
 
 
 def test_int8_is_not_used_if_its_products_are_wrong() -> None:
-    """Older instructions overflow; CPUs use them if told so, or if they have no others."""
+    """Older instructions overflow; oneDNN uses them if the CPU has no others, or if its environment variable limits it."""
     command = (
         "import torch\nfrom csmae.retrieval.quantized import fast_dtypes\n"
         "a = torch.randint(-127, 128, (300, 768)).to(torch.int8)\n"
