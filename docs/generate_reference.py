@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -73,8 +73,8 @@ reported only if its weight is not 0. Costs are known before a training starts.
 COMMANDS = f"""\
 # Commands
 
-`{PROGRAM} COMMAND --help` prints the same. `{PROGRAM} --install-completion` installs completion for your shell.
-Exit status: 0 for success, 1 when a command found something wrong, 2 for bad input, 130 when interrupted.
+`--help` after a command prints the same. `{PROGRAM} --install-completion` installs completion for your shell. Exit status: 0
+for success, 1 when a command found something wrong, 2 for bad input, 130 when interrupted.
 """
 
 
@@ -88,7 +88,7 @@ def main() -> int:
     }
     outdated = []
     for name, text in pages.items():
-        path, content = REFERENCE / name, f"{NOTICE}\n\n{text.rstrip()}\n"
+        path, content = REFERENCE / name, re.sub(r"\n{3,}", "\n\n", f"{NOTICE}\n\n{text.rstrip()}\n")
         if not path.exists() or path.read_text(encoding="utf-8") != content:
             outdated.append(name)
             if "--check" not in sys.argv:
@@ -106,7 +106,7 @@ def configuration() -> str:
     for name, field in Config.model_fields.items():
         section = field.annotation
         assert isinstance(section, type) and issubclass(section, Section)
-        text = textwrap.fill(markdown(section.__doc__), WIDTH, break_on_hyphens=False)
+        text = wrapped(markdown(section.__doc__))
         lines += [f"## {name}", "", text, "", *fields(section, f"{name}."), ""]
     return "\n".join(lines)
 
@@ -135,9 +135,10 @@ def change_note(section: type[Section], field: FieldInfo) -> str:
 def description(field: FieldInfo) -> str:
     """Type, range and default of a field."""
     limits = [f"{sign} {value:g}" for name, sign in BOUNDS.items() for value in bounds(field, name)]
-    kind = " or ".join(dict.fromkeys(kinds(field.annotation)))
-    default = field.get_default(call_default_factory=True)
-    return f"{' '.join([kind, ' and '.join(limits)]).strip()}, default: {shown(default)}"
+    first, *others = dict.fromkeys(kinds(field.annotation))
+    bounded = f"{first} {' and '.join(limits)}" if limits else first
+    kind = " or ".join([bounded, *others])
+    return f"{kind}, default: {shown(field.get_default(call_default_factory=True))}"
 
 
 def bounds(field: FieldInfo, name: str) -> list[float]:
@@ -161,7 +162,7 @@ def kinds(annotation: Any) -> Iterator[str]:
     for part in flat(annotation):
         origin = get_origin(part)
         if origin is Literal:
-            yield from (f"`{value}`" for value in get_args(part))
+            yield f"one of {', '.join(f'`{value}`' for value in get_args(part))}"
         elif origin in (list, tuple):
             yield f"list of {next(kinds(get_args(part)[0]))}s"
         elif part is dict or origin is dict:
@@ -181,14 +182,15 @@ def shown(value: Any) -> str:
 
 
 def item(name: str, details: str, text: str | None) -> str:
-    """An item of a list, wrapped."""
-    return textwrap.fill(
-        f"- `{name}`{details}: {markdown(text)}",
-        WIDTH,
-        subsequent_indent="  ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    """An item of a list."""
+    return wrapped(f"- `{name}`{details}: {markdown(text)}", indent="  ")
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """Wrap a paragraph, but no code in it."""
+    whole = re.sub(r"`.+?`", lambda code: code[0].replace(" ", "\0"), text)
+    lines = textwrap.fill(whole, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")
 
 
 def markdown(text: str | None) -> str:
@@ -227,20 +229,27 @@ def section(command: Any, path: str) -> Iterator[str]:
         return
     yield f"### {path}"
     yield ""
-    yield f"```text\n{' '.join([path, *map(argument_name, arguments), '[OPTIONS]'])}\n```"
+    words = [path, *(argument_name(command, argument) for argument in arguments), "[OPTIONS]"]
+    yield f"```text\n{' '.join(words)}\n```"
     yield ""
-    yield textwrap.fill(markdown(command.help), WIDTH, break_on_hyphens=False)
+    yield wrapped(markdown(command.help))
     yield ""
     for argument in arguments:
-        yield item(argument_name(argument), "", argument.help)
+        yield item(argument_name(command, argument), "", argument.help)
     yield from options(command)
     yield ""
 
 
-def argument_name(argument: Any) -> str:
-    """How an argument stands in the command line."""
-    choices = getattr(argument.type, "choices", None)
-    name = "|".join(choices) if choices else argument.metavar or argument.name.upper()
+def value_name(command: Any, parameter: Any) -> str:
+    """The value of a parameter in a command line: its choices, or a placeholder."""
+    hints = get_type_hints(inspect.unwrap(command.callback))
+    choices = [value for part in flat(hints[parameter.name]) if get_origin(part) is Literal for value in get_args(part)]
+    return "|".join(choices) or str(parameter.metavar)
+
+
+def argument_name(command: Any, argument: Any) -> str:
+    """An argument in a command line; an optional one is in brackets."""
+    name = value_name(command, argument)
     return name if argument.required else f"[{name}]"
 
 
@@ -249,8 +258,7 @@ def options(command: Any) -> Iterator[str]:
     for option in command.params:
         if option.param_type_name != "option" or option.name == "help":
             continue
-        choices = getattr(option.type, "choices", None)
-        value = "" if option.is_flag else f" {'|'.join(choices) if choices else option.metavar or option.name.upper()}"
+        value = "" if option.is_flag else f" {value_name(command, option)}"
         notes = ["required"] if option.required else []
         if option.default not in (None, False) and not option.is_flag:
             default = " ".join(map(str, option.default)) if isinstance(option.default, tuple) else option.default

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from typer.exceptions import TyperException
+from typer import TyperException
 from typer.main import get_command
 
 from csmae.cli.main import app

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from typer.exceptions import TyperException
 
 import csmae
 from csmae.cli import cluster, data, export, retrieval, schema, search, tracking, train
@@ -70,12 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(app(args=arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
-    except TyperException as error:
+    except typer.TyperException as error:
         sys.stderr.write(_usage_error(error))
     return BAD_INPUT
 
 
-def _usage_error(error: TyperException) -> str:
+def _usage_error(error: typer.TyperException) -> str:
     """One line, or nothing where Typer has shown the help instead."""
     context = getattr(error, "ctx", None)
     program = context.command_path if context else PROGRAM

@@ -26,7 +26,7 @@ Assignments = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override one field, such as optim.lr=1e-4 or search.sampler=gp. Repeat it for several fields.",
+        help="Override one field, such as optim.lr=1e-4 or, in a study, search.sampler=gp. Repeat it for several fields.",
     ),
 ]
 
@@ -82,7 +82,7 @@ Encoder = Annotated[
     typer.Option(
         "--encoder",
         metavar="ENCODER",
-        help="Folder of an encoder, an MLflow model such as models:/csmae-encoder@champion, or the id of a run.",
+        help="Folder of an encoder, an MLflow model such as models:/csmae-encoder@champion, or the ID of a run.",
     ),
 ]
 
