@@ -34,7 +34,7 @@ class ClusterResources:
     nodes: tuple[tuple[float, float], ...]
     """CPUs and GPUs of each node."""
     where: str
-    """Names them in messages, such as ``this machine``."""
+    """Name of the machine or cluster in messages, such as ``this machine``."""
     by_accelerator: Mapping[str, ClusterResources] = field(default_factory=dict)
     """By Ray's accelerator type, the resources of the nodes that have it."""
     requires_token: bool = True
@@ -90,7 +90,7 @@ def current_resources(where: str) -> ClusterResources:
     """The resources that the connected Ray has now, without nodes that will be preempted.
 
     Args:
-        where: Names them in messages.
+        where: Name of the cluster in messages.
     """
     draining = draining_nodes()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]

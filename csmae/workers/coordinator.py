@@ -1,6 +1,6 @@
-"""The part of a worker group through which its other processes talk: none of them waits for another one directly.
+"""The coordinator of a worker group: the group's other processes exchange messages only through it.
 
-One assignment, in the order of its calls:
+The sequence of an assignment:
 
 1. The trainable calls ``assign``, then ``next_event`` in a loop, which returns one event per call, ``ResourcesHeld`` first.
 2. The controller calls ``workers_started`` once the ranks' processes hold their resources: event ``ResourcesHeld`` again.
@@ -86,7 +86,7 @@ class Coordinator:
     # Called by the trainable.
 
     async def assign(self, config: dict[str, Any], run_dir: str) -> None:
-        """Assign a trial to the workers. Those that wait in ``report`` of the trial before stop it. Returns immediately."""
+        """Assign a trial to the workers; those that still wait in ``report`` stop their trial. Returns immediately."""
         self._num_assignments += 1
         self._assignment, self._state = Assignment(self._num_assignments, config, run_dir), _AssignmentState()
         self._events = asyncio.Queue()
@@ -138,8 +138,8 @@ class Coordinator:
         """Wait for an assignment.
 
         Args:
-            group: Common to the ranks of a group, new after each restart.
-            last_id: Id of the rank's last assignment.
+            group: Id that the ranks of a group share, new after each restart.
+            last_id: Id of the rank's last assignment; 0 before the first.
             worker: The rank's actor.
 
         Returns:
@@ -164,8 +164,8 @@ class Coordinator:
         """Report an epoch and wait for the decision.
 
         Args:
-            assignment_id: Of the rank's assignment.
-            group: Of the rank.
+            assignment_id: Id of the rank's assignment.
+            group: Id of the rank's group.
             epoch: Number of trained epochs.
             metrics: From rank 0; None from the others.
 

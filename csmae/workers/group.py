@@ -127,9 +127,8 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
         except Exception as error:  # any error must reach the trial; in this thread it would be lost
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             ended = FitEnded(number, reason, unschedulable=is_startup_timeout(error))
-        self._last_ended_fit = (
-            number  # before the coordinator knows: an assignment in between starts the successor itself
-        )
+        # Before the coordinator knows: an assignment in between starts the successor itself.
+        self._last_ended_fit = number
         if not self._closing:
             ray.get(self._coordinator.fit_ended.remote(ended))
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,9 @@ class TrainWorker:
             yield Path(assignment.run_dir), lambda: None
             return
         remote = self.spec.remote.remote_folder(Path(assignment.run_dir))
-        folder = working_copy_dir(remote, self.rank)
-
-        def heartbeat() -> None:
-            self.coordinator.heartbeat.remote(assignment.id, self.group)
-
-        with working_copy(remote, folder, config_fingerprint(assignment.config), self.rank == 0, heartbeat) as copy:
+        folder, fingerprint = working_copy_dir(remote, self.rank), config_fingerprint(assignment.config)
+        heartbeat = partial(self._send_heartbeat, assignment)
+        with working_copy(remote, folder, fingerprint, self.rank == 0, heartbeat) as copy:
             yield copy
 
     def _epochs(self, assignment: Assignment, run_dir: Path) -> Iterator[Any]:
@@ -156,10 +154,13 @@ class TrainWorker:
             nonlocal last_heartbeat
             if time.monotonic() - last_heartbeat > self.spec.hang_timeout_s / HEARTBEATS_PER_TIMEOUT:
                 last_heartbeat = time.monotonic()
-                self.coordinator.heartbeat.remote(assignment.id, self.group)
+                self._send_heartbeat(assignment)
             return is_preempted()
 
         return on_step
+
+    def _send_heartbeat(self, assignment: Assignment) -> None:
+        self.coordinator.heartbeat.remote(assignment.id, self.group)
 
     def _end(self, assignment: Assignment, outcome: Outcome, reason: str = "") -> None:
         ray.get(self.coordinator.end.remote(assignment.id, self.group, outcome, reason))
