@@ -175,11 +175,11 @@ class Bounds:
     def topk_candidates(
         self, rows: slice, tile: slice, k: int, kth_best_q: Tensor | None, buffer: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        """Compute the similarities of the candidates of a tile.
+        """Compute the similarities of a tile's candidates.
 
         Args:
             rows: Queries.
-            tile: Scenes of the block, a multiple of ``GROUP``.
+            tile: Scenes of the block.
             k: Scenes to retrieve.
             kth_best_q: Similarity of each query's k-th best scene so far; None if there are fewer.
             buffer: Memory for the bounds.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -116,16 +116,12 @@ def weights_must_fit(config: Config) -> AbstractContextManager[None]:
     Raises:
         MemoryLimitError: The memory is too small.
     """
-
-    def explain() -> str:
-        params = cost(config).params
-        mib = params * FLOAT32_BYTES * FLOATS_PER_PARAMETER / 2**20
-        return (
-            f"out of memory before the first step: the configuration has {params / 1e6:.1f} M parameters, which take"
-            f" {mib:.0f} MiB with gradients and AdamW's moments: choose a smaller model"
-        )
-
-    return _explain_out_of_memory(explain)
+    params = cost(config).params
+    mib = params * FLOAT32_BYTES * FLOATS_PER_PARAMETER / 2**20
+    return _explain_out_of_memory(
+        f"out of memory before the first step: the configuration has {params / 1e6:.1f} M parameters, which take"
+        f" {mib:.0f} MiB with gradients and AdamW's moments: choose a smaller model"
+    )
 
 
 def scores_must_fit(num_pairs: int) -> AbstractContextManager[None]:
@@ -135,18 +131,16 @@ def scores_must_fit(num_pairs: int) -> AbstractContextManager[None]:
         MemoryLimitError: The memory is too small.
     """
     return _explain_out_of_memory(
-        lambda: (
-            f"out of memory while scoring {num_pairs} validation pairs, one pair at a time: lower eval.max_pairs, or"
-            " choose a smaller model"
-        )
+        f"out of memory while scoring {num_pairs} validation pairs, one pair at a time: lower eval.max_pairs, or choose a"
+        " smaller model"
     )
 
 
 @contextmanager
-def _explain_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
+def _explain_out_of_memory(message: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryLimitError(explain()) from error
+        raise MemoryLimitError(message) from error
