@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from csmae.config import Config
 
@@ -30,14 +31,20 @@ def takes_lists(name: str) -> bool:
     return get_origin(_annotation(name)) in (tuple, list)
 
 
+def find_field(name: str) -> tuple[type[BaseModel], FieldInfo] | None:
+    """Find a field of the configuration with the section that has it; None for an unknown name."""
+    section: Any = Config
+    *outer, last = name.split(".")
+    for part in outer:
+        field = getattr(section, "model_fields", {}).get(part)
+        section = field.annotation if field else None
+    field = getattr(section, "model_fields", {}).get(last)
+    return (section, field) if field else None
+
+
 def _annotation(name: str) -> Any:
-    model: Any = Config
-    *sections, last = name.split(".")
-    for section in sections:
-        field = getattr(model, "model_fields", {}).get(section)
-        model = field.annotation if field else None
-    field = model.model_fields.get(last) if isinstance(model, type) and issubclass(model, BaseModel) else None
-    return field.annotation if field else None
+    found = find_field(name)
+    return found[1].annotation if found else None
 
 
 def as_field_value(name: str, value: Any) -> Any:
