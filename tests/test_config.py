@@ -35,7 +35,7 @@ def test_a_variant_fills_in_the_published_depths(variant: str, depths: tuple[int
 @pytest.mark.parametrize(
     ("size", "width", "heads"), [("tiny", 192, 3), ("small", 384, 6), ("base", 768, 12), ("large", 1024, 16)]
 )
-def test_a_size_fills_in_width_and_heads_and_every_number_is_free(size: str, width: int, heads: int) -> None:
+def test_a_size_fills_in_width_and_heads_that_are_omitted(size: str, width: int, heads: int) -> None:
     model = parse_config({"model": {"size": size}}, "test").model
     assert (model.embed_dim, model.num_heads) == (width, heads)
     free = parse_config({"model": {"size": size, "embed_dim": 64, "num_heads": 4, "sensor_depth": 1}}, "test").model
@@ -77,7 +77,7 @@ def test_a_written_configuration_reads_back_the_same() -> None:
         ({"model": 3}, "model: input should be a valid dictionary"),
     ],
 )
-def test_what_cannot_be_is_one_line_that_names_it(values: dict[str, object], text: str) -> None:
+def test_an_invalid_value_is_rejected_with_one_line_that_names_it(values: dict[str, object], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_config(values, "run.yaml")
     lines = str(caught.value).splitlines()
@@ -86,7 +86,7 @@ def test_what_cannot_be_is_one_line_that_names_it(values: dict[str, object], tex
     assert text in lines[0]
 
 
-def test_dotted_names_and_nested_sections_are_the_same_thing() -> None:
+def test_dotted_names_and_nested_sections_are_equivalent() -> None:
     nested = merge({"masking": {"ratio": 0.5}}, {"masking.strategy": "random", "data.synthetic.seed": 3})
     assert dict(flatten(nested)) == {"masking.ratio": 0.5, "masking.strategy": "random", "data.synthetic.seed": 3}
     assert "data.synthetic.num_train" in field_names()
@@ -102,7 +102,7 @@ def test_set_options_are_read_as_yaml() -> None:
 
 
 @pytest.mark.parametrize("text", ["masking.ratio", "masking.rato=1", "masking.ratio={"])
-def test_a_wrong_set_option_is_refused(text: str) -> None:
+def test_a_wrong_set_option_is_rejected(text: str) -> None:
     with pytest.raises(ConfigError, match=f"^--set {text.split('{')[0]}"):
         parse_assignments([text])
 
@@ -110,7 +110,7 @@ def test_a_wrong_set_option_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "text"), [(b"a: [", "is not YAML"), (b"- 1", "must hold sections"), (b"\xff", "is not YAML")]
 )
-def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: bytes, text: str) -> None:
+def test_a_file_that_is_not_a_configuration_is_rejected(tmp_path: Path, content: bytes, text: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=text):

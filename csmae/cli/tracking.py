@@ -17,12 +17,10 @@ def report(study: StudyName, storage: Storage = "runs") -> int:
     from csmae.storage.layout import DATABASE
     from csmae.storage.study_mirror import fetch_studies
     from csmae.trials.database import load_stored_study, usable
-    from csmae.trials.redefinition import check_format
 
     folder = fetch_studies(storage)
     stored = load_stored_study(folder / DATABASE, study)
     with usable(folder / DATABASE):
-        check_format(stored, folder / DATABASE)
         content = Report(stored, folder / study)
     page, summary, *_ = write_report(content)
     print_line(f"{page} and {summary}")

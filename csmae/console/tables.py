@@ -6,18 +6,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import optuna
 from rich.table import Table
 from rich.text import Text
 
-from csmae.config import ConfigError
 from csmae.console.format import format_number, format_settings
 from csmae.sensors import DIRECTIONS
 from csmae.trial_status import STATUS_NAMES
-from csmae.trials.database import open_storage, study_names, usable
+from csmae.trials.database import OtherVersionError, load_stored_study, study_names, usable
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
-from csmae.trials.redefinition import check_format
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import last_values, params_of, status_of
 
@@ -90,13 +87,12 @@ def format_studies(path: Path) -> Table:
     for column in ("study", *STATUS_NAMES.values(), "best", "objective"):
         table.add_column(column, justify="left" if column in ("study", "objective") else "right", no_wrap=True)
     for name in study_names(path):
+        try:
+            study = load_stored_study(path, name)
+        except OtherVersionError:
+            table.add_row(Text(name), *6 * ("",), "(other version)")
+            continue
         with usable(path):
-            study = optuna.load_study(study_name=name, storage=open_storage(path))
-            try:
-                check_format(study, path)
-            except ConfigError:
-                table.add_row(Text(name), *6 * ("",), "another version of csmae")
-                continue
             board = leaderboard(study)
             counts = Counter(map(status_of, study.get_trials(deepcopy=False)))
         best = board.entries[0].mean if board.entries else None

@@ -15,6 +15,12 @@ from csmae.engine_logs import quiet_optuna
 from csmae.lock import database_lock
 from csmae.settings import did_you_mean
 from csmae.sqlite import sqlite_url
+from csmae.trials.attributes import DEFINITION, FORMAT, STUDY_FORMAT
+
+
+class OtherVersionError(ConfigError):
+    """Another version of csmae created the study."""
+
 
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 """Errors of a database that is locked, damaged or on a full disk. An ``OSError`` has other causes: a terminal, a file."""
@@ -43,13 +49,34 @@ def load_stored_study(path: Path, name: str) -> optuna.Study:
     """Load a study from a database.
 
     Raises:
-        ConfigError: There is no such study, or the database cannot be used.
+        ConfigError: There is no such study, another version created it, or the database cannot be used.
     """
     names = study_names(path)
     if name not in names:
         raise ConfigError(f"there is no study {name!r} in {path}{did_you_mean(name, names)}")
     with usable(path):
-        return optuna.load_study(study_name=name, storage=open_storage(path))
+        study = optuna.load_study(study_name=name, storage=open_storage(path))
+        check_format(study, path)
+        return study
+
+
+def check_format(study: optuna.Study, path: Path) -> None:
+    """Reject a study whose attributes this version does not read.
+
+    Args:
+        study: May have been created by another program.
+        path: The database.
+
+    Raises:
+        OtherVersionError: Another version created the study.
+    """
+    attributes = study.user_attrs
+    if DEFINITION in attributes and attributes.get(FORMAT) != STUDY_FORMAT:
+        version = "an incompatible version of csmae" if FORMAT in attributes else "csmae 0.1.0"
+        raise OtherVersionError(
+            f"study {study.study_name!r} in {path} was created by {version}: "
+            "use that version for it, or start a new study with --name"
+        )
 
 
 @contextmanager

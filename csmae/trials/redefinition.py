@@ -32,7 +32,7 @@ from csmae.trials.attributes import (
     TRANSFERRED_FROM,
     WORKER_S,
 )
-from csmae.trials.database import open_storage
+from csmae.trials.database import check_format, open_storage
 from csmae.trials.trial import curve, status_of
 
 
@@ -70,21 +70,6 @@ def open_study(study: Study, database: Path, has_checkpoint: Callable[[int], boo
         path.unlink()
     _write_definition(opened, study)
     return opened
-
-
-def check_format(opened: optuna.Study, database: Path) -> None:
-    """Reject a study whose attributes this version does not read.
-
-    Raises:
-        ConfigError: Another version created the study.
-    """
-    attributes = opened.user_attrs
-    if DEFINITION in attributes and attributes.get(FORMAT) != STUDY_FORMAT:
-        version = "an incompatible version of csmae" if FORMAT in attributes else "csmae 0.1.0"
-        raise ConfigError(
-            f"study {opened.study_name!r} in {database} was created by {version}: "
-            "use that version for it, or start a new study with --name"
-        )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -18,7 +18,6 @@ from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import BASE, DEFINITION, EPOCH_VALUES, TRANSFERRED_FROM
 from csmae.trials.constraints import known_metrics, violation
 from csmae.trials.database import load_stored_study, usable
-from csmae.trials.redefinition import check_format
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import result_of, status_of, with_seed
 
@@ -42,7 +41,6 @@ def load_source_study(path: Path, name: str, study: Study) -> optuna.Study:
             f"study {name!r} in {path} was not created by this program, so no trial can be transferred: "
             "name a study of this program (--list)"
         )
-    check_format(source, path)
     if attributes[DEFINITION]["search"]["objectives"] != study.definition()["search"]["objectives"]:
         raise ConfigError(
             f"study {name!r} had other objectives, so no trial can be transferred: "

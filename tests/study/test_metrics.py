@@ -1,4 +1,4 @@
-"""Objectives and constraints: names that are checked before and at the first epoch, and metrics that not every configuration has."""
+"""Objectives and constraints: their names are checked before the search and at the first epoch; some metrics are optional."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.events import SearchEnd, SearchOutcome
 from tests.conftest import small_config
-from tests.study.test_study import BASE, refuse, write
+from tests.study.test_study import BASE, assert_rejected, write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
 
@@ -39,25 +39,27 @@ def test_the_names_of_metrics_are_those_that_a_training_reports() -> None:
         ({"constraints": {"train/mde": "<= 1"}}, ["no configuration computes 'train/mde'", "loss.mde_weight is 0"]),
     ],
 )
-def test_a_metric_that_no_configuration_reports_is_refused(
+def test_a_metric_that_no_configuration_reports_is_rejected(
     tmp_path: Path, search: dict[str, Any], texts: list[str]
 ) -> None:
-    refuse(write(tmp_path, SPACE, **search), *texts)
+    assert_rejected(write(tmp_path, SPACE, **search), *texts)
 
 
-def every_second(folder: Path, **search: Any) -> Study:
+def scored_every_second_epoch(folder: Path, **search: Any) -> Study:
     return load_study(write(folder, SPACE, base={**BASE, "eval": {"every": 2}}, **search))
 
 
-def test_a_metric_that_is_not_reported_here_ends_the_search_at_the_first_epoch(tmp_path: Path) -> None:
+def test_a_metric_that_this_machine_does_not_report_ends_the_search_at_the_first_epoch(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, constraints={"time/gpu_s": "<= 9"}), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_result("a", result(1, 0.5) | {"metrics/time/worker_s": 2.0})
     assert searcher.search_end == SearchEnd(SearchOutcome.ABORTED, "no epoch reports 'time/gpu_s'")
 
 
-def test_scores_are_looked_for_in_epochs_that_have_some(tmp_path: Path) -> None:
-    study = every_second(tmp_path, objectives={"val/recall_at_1": "maximize"}, constraints={"val/mrr": ">= 0.1"})
+def test_scores_are_expected_only_in_epochs_that_are_scored(tmp_path: Path) -> None:
+    study = scored_every_second_epoch(
+        tmp_path, objectives={"val/recall_at_1": "maximize"}, constraints={"val/mrr": ">= 0.1"}
+    )
     searcher, _ = make_searcher(study, tmp_path)
     searcher.suggest("a")
     searcher.on_trial_result("a", result(1, None))
@@ -69,7 +71,7 @@ def test_scores_are_looked_for_in_epochs_that_have_some(tmp_path: Path) -> None:
 MIM = {"loss.mim_weight": {"choice": [0.0, 1.0]}, "masking.ratio": {"float": [0.3, 0.9]}}
 
 
-def test_a_configuration_without_a_loss_term_cannot_break_a_constraint_on_it(tmp_path: Path) -> None:
+def test_a_configuration_without_a_loss_term_cannot_violate_a_constraint_on_it(tmp_path: Path) -> None:
     search: dict[str, Any] = {"constraints": {"train/mim": "<= 3"}, "num_trials": 3}
     start = [{"loss.mim_weight": 0.0}, {"loss.mim_weight": 1.0}, {"loss.mim_weight": 1.0, "masking.ratio": 0.6}]
     study = load_study(write(tmp_path, MIM, start_from=start, **search), "old")
@@ -87,17 +89,19 @@ def test_a_configuration_without_a_loss_term_cannot_break_a_constraint_on_it(tmp
     assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)) == 3
 
 
-def test_a_trial_that_is_cut_between_two_scores_is_judged_by_the_last_one(tmp_path: Path) -> None:
-    searcher, told = make_searcher(every_second(tmp_path, constraints={"val/mrr": ">= 0.5"}, num_trials=1), tmp_path)
+def test_a_trial_that_is_cut_short_between_two_scores_counts_with_the_last_one(tmp_path: Path) -> None:
+    searcher, events = make_searcher(
+        scored_every_second_epoch(tmp_path, constraints={"val/mrr": ">= 0.5"}, num_trials=1), tmp_path
+    )
     searcher.suggest("a")
     searcher.on_trial_result("a", result(2, 0.7) | {"metrics/val/mrr": 0.1})
     searcher.on_trial_result("a", result(3, None))
     searcher.cut_short_trials("the time limit of 1s is reached")
     assert ranked(searcher._trial_store) == []
-    assert told[-1].value == 0.7  # type: ignore[union-attr]
+    assert events[-1].value == 0.7  # type: ignore[union-attr]
 
 
-def test_a_trial_that_alone_lacks_a_metric_fails_alone(tmp_path: Path) -> None:
+def test_a_metric_that_one_trial_lacks_fails_only_this_trial(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path), tmp_path)
     for name, score in (("a", 0.5), ("b", None)):
         searcher.suggest(name)

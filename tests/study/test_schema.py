@@ -57,7 +57,7 @@ SPACE = {"masking.ratio": {"float": [0.3, 0.9]}}
         {"space": SPACE, "search": {"constraints": {"cost/params": "<= 30e6"}, "time_limit": "1.5h"}},
     ],
 )
-def test_what_a_study_may_say_fits(validator: jsonschema.Draft202012Validator, content: dict[str, Any]) -> None:
+def test_valid_study_files_fit(validator: jsonschema.Draft202012Validator, content: dict[str, Any]) -> None:
     validator.validate(content)
 
 
@@ -86,7 +86,5 @@ def test_what_a_study_may_say_fits(validator: jsonschema.Draft202012Validator, c
         {"space": SPACE, "search": {"hang_timeout": "soon"}},
     ],
 )
-def test_what_a_study_must_not_say_does_not_fit(
-    validator: jsonschema.Draft202012Validator, content: dict[str, Any]
-) -> None:
+def test_invalid_study_files_do_not_fit(validator: jsonschema.Draft202012Validator, content: dict[str, Any]) -> None:
     assert not validator.is_valid(content)

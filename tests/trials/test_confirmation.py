@@ -1,4 +1,4 @@
-"""Which trial a search ends with: the best are trained again with other seeds, and a budget may end that at any time."""
+"""Confirmation: the best trials are repeated with other seeds, and a budget may end that at any time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def train(searcher: StudySearcher, scores: list[float | None]) -> list[dict[str,
 def confirmed(
     folder: Path, scores: list[float | None], num_trials: int = 3, top: int = 2, seeds: int = 2
 ) -> TrialStore:
-    """A study after so many trainings, of which those after ``num_trials`` are repetitions; then its budget ends."""
+    """A study after these trainings, of which those after ``num_trials`` are confirmations; then its budget ends."""
     study = make_study(folder, num_trials=num_trials, confirm={"top": top, "seeds": seeds}, **SETTINGS)
     searcher, _ = make_searcher(study, folder)
     train(searcher, scores)
@@ -61,32 +61,32 @@ def champion(trial_store: TrialStore) -> int:
 
 
 @pytest.mark.parametrize(
-    ("repetitions", "best"),
+    ("confirmations", "best"),
     [
         ([], 1),
-        ([0.2], 0),  # the repetition disproves trial 1, trial 0 is not repeated yet
+        ([0.2], 0),  # the confirmation disproves trial 1, trial 0 is not confirmed yet
         ([0.59], 1),
         ([0.2, 0.1], 1),  # both disappoint, trial 1 less
         ([0.45, 0.55, 0.46], 0),  # the first again, which makes it worse still
         ([0.55, 0.2], 1),
-        ([None, 0.2], 1),  # a repetition that failed says nothing
+        ([None, 0.2], 1),  # a confirmation that failed does not count
         ([0.4, 0.55, 0.4, 0.54], 0),
     ],
 )
-def test_a_budget_that_ends_in_a_confirmation_crowns_the_best_mean_of_what_is_known(
-    tmp_path: Path, repetitions: list[float | None], best: int
+def test_a_budget_that_ends_the_confirmation_leaves_the_best_mean_so_far_as_champion(
+    tmp_path: Path, confirmations: list[float | None], best: int
 ) -> None:
-    trial_store = confirmed(tmp_path, [0.55, 0.6, 0.3, *repetitions])
+    trial_store = confirmed(tmp_path, [0.55, 0.6, 0.3, *confirmations])
     assert champion(trial_store) == best
 
 
-def test_one_that_was_never_to_be_confirmed_is_not_crowned_by_a_single_score(tmp_path: Path) -> None:
+def test_a_trial_that_is_not_a_finalist_does_not_win_by_a_single_score(tmp_path: Path) -> None:
     trial_store = confirmed(tmp_path, [0.5, 0.6, 0.49, 0.3, 0.3, 0.3, 0.3])
     assert [s.trial.number for s in entries(trial_store)] == [1, 0, 2]
 
 
 @pytest.mark.parametrize(("later", "best"), [({}, 0), ({"confirm": None}, 4)])
-def test_a_finalist_stands_before_better_trials_only_while_the_study_confirms(
+def test_finalists_come_before_better_trials_only_while_the_study_confirms(
     tmp_path: Path, later: dict[str, Any], best: int
 ) -> None:
     confirmed(tmp_path, [0.5, 0.45, 0.5, 0.3], num_trials=2, top=2, seeds=1)
@@ -122,7 +122,7 @@ def test_every_finalist_is_repeated_once_before_one_is_repeated_twice(tmp_path: 
     assert ratios[2:] == [ratios[1], ratios[0]] * 2
 
 
-def test_a_repetition_that_a_budget_cut_is_made_up_for_when_the_study_goes_on(tmp_path: Path) -> None:
+def test_a_confirmation_that_a_budget_cut_short_is_repeated_when_the_study_resumes(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"num_trials": 1, "confirm": {"top": 1, "seeds": 1}, **SETTINGS}
     study = make_study(tmp_path, **settings)
     searcher, _ = make_searcher(study, tmp_path)
@@ -140,7 +140,7 @@ def test_a_repetition_that_a_budget_cut_is_made_up_for_when_the_study_goes_on(tm
 # What others make of it
 
 
-def test_optunas_own_best_trial_is_never_a_repetition(tmp_path: Path) -> None:
+def test_optunas_own_best_trial_is_never_a_confirmation(tmp_path: Path) -> None:
     trial_store = confirmed(tmp_path, [0.5, 0.6, 0.3, 0.9, 0.2])
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/{DATABASE}")
     assert (study.best_trial.number, study.best_value) == (1, 0.6)
@@ -148,7 +148,7 @@ def test_optunas_own_best_trial_is_never_a_repetition(tmp_path: Path) -> None:
     assert entries(trial_store)[0].scores == (0.6, 0.9)
 
 
-def test_samplers_do_not_take_repetitions_for_further_points(tmp_path: Path) -> None:
+def test_samplers_do_not_see_confirmations(tmp_path: Path) -> None:
     trial_store = confirmed(tmp_path, [0.5, 0.6, 0.3, 0.9, 0.2])
     seen = Draft(trial_store.study, trial_store.optuna_study, trial_store.all_trials())._observations()
     assert [trial.number for trial in seen] == [0, 1, 2]
@@ -175,7 +175,7 @@ def test_the_live_view_and_the_list_of_studies_name_the_champion(tmp_path: Path)
     assert console.export_text().splitlines()[-1].split() == ["study", "5", "0", "0", "0", "0", "0.525", "val/f1_mean"]
 
 
-def test_a_fork_takes_over_a_repetition_as_the_trial_that_it_is_there(tmp_path: Path) -> None:
+def test_a_fork_transfers_a_confirmation_as_an_ordinary_trial(tmp_path: Path) -> None:
     old = confirmed(tmp_path, [0.5, 0.6, 0.3, 0.9], top=1, seeds=1).optuna_study
     space = {"masking.ratio": {"float": [0.1, 0.95]}, "train.seed": {"int": [0, 5]}}
     base = {**BASE, "masking": {"strategy": old.trials[1].params["masking.strategy"]}}
@@ -196,7 +196,7 @@ def seeded(folder: Path, num_trials: int, seeds: int) -> Study:
     return make_study(folder, space, num_trials=num_trials, **settings)
 
 
-def test_repetitions_take_seeds_that_no_trial_had_where_the_space_varies_the_seed(tmp_path: Path) -> None:
+def test_confirmations_have_unused_seeds_if_the_space_varies_the_seed(tmp_path: Path) -> None:
     study = seeded(tmp_path, num_trials=3, seeds=2)
     searcher, _ = make_searcher(study, tmp_path)
     trained = train(searcher, [0.6, 0.5, 0.4, 0.55, 0.57])
@@ -204,7 +204,7 @@ def test_repetitions_take_seeds_that_no_trial_had_where_the_space_varies_the_see
     assert entries(TrialStore(study, tmp_path))[0].scores == (0.6, 0.55, 0.57)
 
 
-def test_a_confirmation_that_is_over_adds_no_trial_however_often_it_is_asked(tmp_path: Path) -> None:
+def test_a_completed_confirmation_proposes_no_further_trial(tmp_path: Path) -> None:
     study = seeded(tmp_path, num_trials=3, seeds=1)
     searcher, _ = make_searcher(study, tmp_path)
     train(searcher, [0.6, 0.5, 0.4, 0.55])

@@ -1,5 +1,6 @@
 """The database of studies: shared, copied, damaged, locked, of another version, on a full disk."""
 
+import io
 import shutil
 import sqlite3
 from contextlib import closing
@@ -8,11 +9,15 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
+from rich.console import Console
 
 from csmae.config import ConfigError
+from csmae.console.tables import format_studies
 from csmae.storage.layout import DATABASE
-from csmae.study.study import load_study
+from csmae.study.study import Study, load_study
+from csmae.trials.database import load_stored_study
 from csmae.trials.store import TrialStore
+from csmae.trials.transfer import load_source_study
 from csmae.tuning.events import SearchOutcome
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
@@ -20,7 +25,7 @@ from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 pytestmark = pytest.mark.usefixtures("copied_database")
 
 
-def test_a_changed_study_is_refused_with_the_difference(tmp_path: Path) -> None:
+def test_a_changed_study_is_rejected_with_the_difference(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.4, finished=True))
@@ -64,7 +69,7 @@ def test_a_locked_database_is_named(tmp_path: Path) -> None:
             TrialStore(study, tmp_path)
 
 
-def test_what_cannot_be_written_down_ends_the_search_and_loses_no_trial(small_disk: Path) -> None:
+def test_a_full_disk_ends_the_search_and_loses_no_trial(small_disk: Path) -> None:
     study = make_study(small_disk)
     searcher, _ = make_searcher(study, small_disk)
     searcher.suggest("a")
@@ -87,7 +92,7 @@ def test_what_cannot_be_written_down_ends_the_search_and_loses_no_trial(small_di
     assert [trial.state for trial in trial_store.trials()] == [TrialState.RUNNING] and trial_store.num_interrupted == 1
 
 
-def test_a_database_may_be_copied_and_goes_on(tmp_path: Path) -> None:
+def test_a_study_resumes_from_a_copy_of_the_database(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     searcher, _ = make_searcher(study, tmp_path)
     first = searcher.suggest("a")
@@ -97,3 +102,36 @@ def test_a_database_may_be_copied_and_goes_on(tmp_path: Path) -> None:
     again, _ = make_searcher(study, other)
     suggestion = again.suggest("a")
     assert isinstance(first, dict) and isinstance(suggestion, dict) and suggestion["config"] == first["config"]
+
+
+@pytest.fixture
+def study_of_0_1_0(tmp_path: Path) -> Study:
+    """A study in the database without the format that this version writes."""
+    study = make_study(tmp_path)
+    TrialStore(study, tmp_path)
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
+        database.execute("DELETE FROM study_user_attributes WHERE key = 'format'")
+    return study
+
+
+REASON = "was created by csmae 0.1.0: use that version for it, or start a new study with --name"
+
+
+def test_a_study_of_version_0_1_0_is_rejected_with_one_line(tmp_path: Path, study_of_0_1_0: Study) -> None:
+    rejections = (
+        lambda: TrialStore(study_of_0_1_0, tmp_path),
+        lambda: load_source_study(tmp_path / DATABASE, "study", study_of_0_1_0),
+        lambda: load_stored_study(tmp_path / DATABASE, "study"),
+    )
+    for reject in rejections:
+        with pytest.raises(ConfigError) as caught:
+            reject()
+        assert str(caught.value) == f"study 'study' in {tmp_path / DATABASE} {REASON}"
+
+
+def test_the_list_of_studies_shows_a_study_of_version_0_1_0_by_its_name(tmp_path: Path, study_of_0_1_0: Study) -> None:
+    TrialStore(load_study(write(tmp_path, SPACE), "other"), tmp_path)
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(format_studies(tmp_path / DATABASE))
+    old, new = console.export_text().splitlines()[-2:]
+    assert old.split() == ["study", "(other", "version)"] and new.split()[0] == "other"

@@ -39,7 +39,7 @@ def filled(folder: Path, outcome: Callable[[float, float], tuple[TrialState, flo
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])
-def test_what_mattered_is_what_made_trials_good(tmp_path: Path, direction: str) -> None:
+def test_the_important_parameter_is_the_one_that_makes_trials_good(tmp_path: Path, direction: str) -> None:
     sign = 1 if direction == "maximize" else -1
 
     def outcome(ratio: float, lr: float) -> tuple[TrialState, float]:
@@ -53,7 +53,7 @@ def test_what_mattered_is_what_made_trials_good(tmp_path: Path, direction: str) 
     assert list(shares) == ["masking.ratio", "optim.lr"] and sum(shares.values()) == pytest.approx(1)
 
 
-def test_trials_that_were_stopped_early_say_what_mattered(tmp_path: Path) -> None:
+def test_trials_that_were_stopped_early_count(tmp_path: Path) -> None:
     def outcome(ratio: float, lr: float) -> tuple[TrialState, float]:
         stopped = abs(ratio - 0.6) > 0.06
         return (TrialState.PRUNED, 0.3 + lr) if stopped else (TrialState.COMPLETE, 0.8 + lr)
@@ -61,5 +61,5 @@ def test_trials_that_were_stopped_early_say_what_mattered(tmp_path: Path) -> Non
     assert importances(filled(tmp_path, outcome).optuna_study)["masking.ratio"] > 0.6
 
 
-def test_equal_scores_say_nothing_about_what_mattered(tmp_path: Path) -> None:
+def test_equal_scores_give_no_importance(tmp_path: Path) -> None:
     assert importances(filled(tmp_path, lambda ratio, lr: (TrialState.COMPLETE, 0.5)).optuna_study) == {}

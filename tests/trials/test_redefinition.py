@@ -1,4 +1,4 @@
-"""Studies that are defined anew before anything was trained: numbers, costs and sources stay, whenever the driver is killed."""
+"""Changes of a study's definition before a trial was trained keep numbers, resources and sources, even if the driver is killed."""
 
 import shutil
 import sqlite3
@@ -28,7 +28,7 @@ from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
 pytestmark = pytest.mark.usefixtures("copied_database")
 
-OVER = "the time limit of 1s is reached"
+REASON = "the time limit of 1s is reached"
 
 
 @pytest.fixture(scope="module")
@@ -40,40 +40,40 @@ def narrower(folder: Path, smallest: float) -> Study:
     return make_study(folder, {**SPACE, "masking.ratio": {"float": [smallest, 0.9]}})
 
 
-def cut_before_anything(folder: Path, **search: Any) -> None:
-    """A trial that cost an hour and has no checkpoint yet, cut by its budget."""
+def cut_short_untrained_trial(folder: Path, **search: Any) -> None:
+    """A trial that used an hour, has no checkpoint yet, and is cut short by its budget."""
     searcher, _ = make_searcher(make_study(folder, **search), folder)
     searcher.suggest("a")
     searcher._running["a"].trial.set_user_attr("worker_s", 3600.0)
-    searcher.cut_short_trials(OVER)
+    searcher.cut_short_trials(REASON)
     searcher._budget.write()
 
 
-def kept(trial_store: TrialStore, costs: list[float]) -> None:
-    """These trials, none of which was trained, cost so much, and their numbers are not used again."""
+def assert_kept(trial_store: TrialStore, costs: list[float]) -> None:
+    """These untrained trials keep the seconds that they used, and their numbers are not used again."""
     trials = trial_store.all_trials()
     assert [trial.user_attrs.get("worker_s", 0.0) for trial in trials if trial.state.is_finished()] == costs
     assert [trial.number for trial in trials if trial.state is TrialState.WAITING] == [len(costs)]
     assert trial_store.optuna_study.user_attrs["elapsed_s"] > 0 and Budget(trial_store).hours >= sum(costs) / 3600
 
 
-def test_a_cut_trial_keeps_its_number_and_cost_when_the_study_is_defined_anew(tmp_path: Path) -> None:
-    cut_before_anything(tmp_path)
-    kept(TrialStore(narrower(tmp_path, 0.4), tmp_path), [3600.0])
+def test_a_trial_cut_short_keeps_its_number_and_its_resources_when_the_definition_changes(tmp_path: Path) -> None:
+    cut_short_untrained_trial(tmp_path)
+    assert_kept(TrialStore(narrower(tmp_path, 0.4), tmp_path), [3600.0])
 
 
-def test_trials_keep_their_numbers_and_costs_however_often_the_study_is_defined_anew(tmp_path: Path) -> None:
-    cut_before_anything(tmp_path)
+def test_trials_keep_their_numbers_and_resources_however_often_the_definition_changes(tmp_path: Path) -> None:
+    cut_short_untrained_trial(tmp_path)
     for smallest in (0.4, 0.45, 0.5):
         trial_store = TrialStore(narrower(tmp_path, smallest), tmp_path)
-    kept(trial_store, [3600.0])
+    assert_kept(trial_store, [3600.0])
     trial = trial_store.ask()
     trial.set_user_attr("worker_s", 60.0)
     trial_store.fail(trial, "out of memory")
-    kept(TrialStore(narrower(tmp_path, 0.35), tmp_path), [3600.0, 60.0])
+    assert_kept(TrialStore(narrower(tmp_path, 0.35), tmp_path), [3600.0, 60.0])
 
 
-def test_trials_taken_over_take_no_numbers_of_a_study_that_is_defined_anew(tmp_path: Path) -> None:
+def test_transferred_trials_reserve_no_numbers_when_the_definition_changes(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.4, finished=True))
@@ -82,7 +82,7 @@ def test_trials_taken_over_take_no_numbers_of_a_study_that_is_defined_anew(tmp_p
 
 
 def forked(folder: Path, smallest: float) -> TrialStore:
-    """A study that takes over from another one, and again where it is defined anew."""
+    """A study with the trials of another one, transferred again after each change of its definition."""
     space = {**SPACE, "masking.ratio": {"float": [smallest, 0.9]}}
     trial_store = TrialStore(load_study(write(folder, space), "fork"), folder)
     for name in {"study", *trial_store.sources}:
@@ -90,9 +90,9 @@ def forked(folder: Path, smallest: float) -> TrialStore:
     return trial_store
 
 
-def states_while_defined_anew(folder: Path) -> list[Path]:
-    """What a kill leaves of a study that is being defined anew, at each commit to the database."""
-    cut_before_anything(folder)
+def states_during_change(folder: Path) -> list[Path]:
+    """What a kill leaves at each commit to the database while a definition changes."""
+    cut_short_untrained_trial(folder)
     states: list[Path] = []
 
     def keep(connection: object) -> None:
@@ -116,21 +116,21 @@ def num_rows(folder: Path, table: str) -> int:
 
 
 @pytest.mark.slow
-def test_a_study_that_is_being_defined_anew_survives_a_kill_at_any_commit(tmp_path: Path) -> None:
-    states = states_while_defined_anew(tmp_path)
+def test_a_change_of_definition_survives_a_kill_at_any_commit(tmp_path: Path) -> None:
+    states = states_during_change(tmp_path)
     for state, smallest in zip(states, cycle((0.4, 0.5)), strict=False):
-        kept(TrialStore(narrower(state, smallest), state), [3600.0])
+        assert_kept(TrialStore(narrower(state, smallest), state), [3600.0])
 
 
-def test_a_study_that_is_being_defined_anew_survives_a_kill_while_it_is_deleted(tmp_path: Path) -> None:
-    states = states_while_defined_anew(tmp_path)
+def test_a_change_of_definition_survives_a_kill_between_deletion_and_creation(tmp_path: Path) -> None:
+    states = states_during_change(tmp_path)
     deleted = next(state for state in states if not num_rows(state, "studies"))
     defined = [state for state in states if num_rows(state, "studies") and not num_rows(state, "trials")][-1]
     for state, smallest in ((deleted, 0.4), (defined, 0.5)):
-        kept(TrialStore(narrower(state, smallest), state), [3600.0])
+        assert_kept(TrialStore(narrower(state, smallest), state), [3600.0])
 
 
-def test_a_kill_between_the_redefinition_and_the_take_over_loses_no_source(tmp_path: Path) -> None:
+def test_a_kill_between_the_change_of_definition_and_the_transfer_loses_no_source(tmp_path: Path) -> None:
     searcher, _ = make_searcher(make_study(tmp_path), tmp_path)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.4, finished=True))
@@ -143,9 +143,7 @@ def test_a_kill_between_the_redefinition_and_the_take_over_loses_no_source(tmp_p
     assert TrialStore(wider, tmp_path).sources == []
 
 
-def test_with_a_bucket_a_study_may_change_until_the_bucket_has_a_state_of_a_trial(
-    server: Server, tmp_path: Path
-) -> None:
+def test_with_a_bucket_a_study_may_change_until_the_bucket_has_a_checkpoint(server: Server, tmp_path: Path) -> None:
     remote = RemoteStorage(ObjectStore(server.url("lab/runs")), tmp_path)
     for smallest in (0.3, 0.4):
         study = narrower(tmp_path, smallest)
@@ -160,7 +158,7 @@ def test_with_a_bucket_a_study_may_change_until_the_bucket_has_a_state_of_a_tria
 
 
 @pytest.mark.slow
-def test_a_bucket_that_does_not_answer_is_named_where_a_study_changes(
+def test_a_change_of_definition_names_a_bucket_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket, "RETRY_FOR_S", 0.0)

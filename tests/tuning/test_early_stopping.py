@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from csmae.study.study import load_study
 from csmae.trials.pareto import pareto_ranks
 from csmae.trials.store import TrialStore
 from csmae.tuning.early_stopping import Asha, Median, make_stopping_rule
-from tests.tuning.test_searcher import make_study
+from tests.study.test_study import BASE, write
+from tests.tuning.test_searcher import SPACE, make_study
 
 pytestmark = pytest.mark.usefixtures("copied_database")
 
@@ -120,3 +122,25 @@ def test_a_rule_made_from_the_trial_store_decides_like_one_that_saw_all_epochs(t
     assert restored is not None
     for number, (epoch, score) in enumerate(((1, 0.2), (1, 0.5), (1, 0.9), (3, 0.6), (9, 0.9)), start=100):
         assert seen.should_continue(number, epoch, (score,)) == restored.should_continue(number, epoch, (score,))
+
+
+@pytest.mark.parametrize(("epochs", "grace", "judged"), [(9, 3, {3}), (9, 1, {1, 3}), (28, 1, {1, 3, 9}), (3, 3, {3})])
+def test_every_bracket_of_hyperband_can_stop_trials(tmp_path: Path, epochs: int, grace: int, judged: set[int]) -> None:
+    base = {**BASE, "train": {"epochs": epochs}}
+    study = load_study(write(tmp_path, SPACE, base=base, scheduler="hyperband", grace_epochs=grace))
+    rule = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.longest)
+    assert rule is not None
+    for number in range(6):
+        assert all(rule.should_continue(number, epoch, (0.9,)) for epoch in range(1, epochs + 1))
+    stopped = [
+        next(epoch for epoch in range(1, epochs + 1) if not rule.should_continue(number, epoch, (0.1,)))
+        for number in (6, 7, 8)
+    ]
+    assert set(stopped) == judged
+
+
+def test_median_stops_no_trial_before_three_others_have_reached_the_same_epoch() -> None:
+    median = Median(1)
+    for number in range(3):
+        assert median.should_continue(number, 1, (0.9 - 0.1 * number,))
+    assert not median.should_continue(3, 1, (0.5,))

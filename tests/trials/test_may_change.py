@@ -1,4 +1,4 @@
-"""What may change in a study that goes on, in a training that is resumed, and before anything was trained."""
+"""What may change in a resumed study, in a resumed training, and before a trial was trained."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.training.checkpoint import CheckpointError, TrainingProgress, load_checkpoint, save_checkpoint
 from csmae.trials.budget import Budget
+from csmae.trials.redefinition import differences
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.workers.trial_files import config_fingerprint
@@ -41,27 +42,25 @@ def test_what_may_change_is_marked_on_the_fields() -> None:
     assert changeable(MayChange.IN_TRAINING) == FREE.keys() | SCORING.keys() < set(field_names())
 
 
-def trained(folder: Path) -> None:
+def train_one_trial(folder: Path) -> None:
     searcher, _ = make_searcher(make_study(folder), folder)
     searcher.suggest("a")
     searcher.on_trial_complete("a", result(4, 0.4, finished=True))
 
 
-def test_a_study_goes_on_after_a_change_that_means_nothing_to_a_trial(tmp_path: Path) -> None:
-    trained(tmp_path)
+def test_a_study_resumes_after_a_change_that_does_not_affect_its_trials(tmp_path: Path) -> None:
+    train_one_trial(tmp_path)
     for name, value in FREE.items():
         trial_store = TrialStore(changed(tmp_path, name, value), tmp_path)
         assert [trial.state.name for trial in trial_store.trials()] == ["COMPLETE"]
-    assert (
-        trial_store.optuna_study.user_attrs["base"]["eval"]["batch_size"] == 32
-    )  # a fork reads there what a trial was trained with
+    assert trial_store.optuna_study.user_attrs["base"]["eval"]["batch_size"] == 32  # a fork resolves the trials from it
     for name, value in {**MEANT, **SCORING}.items():
         with pytest.raises(ConfigError, match=f"base.{name} was"):
             TrialStore(changed(tmp_path, name, value), tmp_path)
 
 
-def test_a_fork_takes_over_trials_that_mean_the_same(tmp_path: Path) -> None:
-    trained(tmp_path)
+def test_a_fork_transfers_trials_that_differ_only_in_changeable_fields(tmp_path: Path) -> None:
+    train_one_trial(tmp_path)
     for name, value in FREE.items():
         if name.startswith("data.") and name != "data.on_error":
             continue  # no archive is there to compare with
@@ -70,7 +69,7 @@ def test_a_fork_takes_over_trials_that_mean_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ends", [None, "failed", "left"])
-def test_before_anything_was_trained_every_change_is_accepted(tmp_path: Path, ends: str | None) -> None:
+def test_before_a_trial_was_trained_every_change_is_accepted(tmp_path: Path, ends: str | None) -> None:
     searcher, _ = make_searcher(make_study(tmp_path, num_trials=9), tmp_path)
     if ends:
         for name in "ab":
@@ -105,8 +104,8 @@ def test_a_trial_with_a_checkpoint_was_trained(tmp_path: Path) -> None:
         TrialStore(changed(tmp_path, "optim.lr", 1e-2), tmp_path)
 
 
-def test_trials_taken_over_are_looked_for_again_where_a_study_is_made_anew(tmp_path: Path) -> None:
-    trained(tmp_path)
+def test_trials_are_transferred_again_after_the_definition_changes(tmp_path: Path) -> None:
+    train_one_trial(tmp_path)
     new = load_study(write(tmp_path, SPACE), "new")
     transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "study", new))
     wider = {**SPACE, "masking.ratio": {"float": [0.2, 0.9]}}
@@ -121,8 +120,8 @@ def without(content: dict[str, Any], name: str) -> dict[str, Any]:
     return {**content, section: {key: value for key, value in content[section].items() if key != field}}
 
 
-def test_a_field_that_is_new_since_has_its_default_in_old_studies(tmp_path: Path) -> None:
-    trained(tmp_path)
+def test_a_field_that_a_later_version_adds_has_its_default_in_old_studies(tmp_path: Path) -> None:
+    train_one_trial(tmp_path)
     study = make_study(tmp_path)
     definition = TrialStore(study, tmp_path).optuna_study.user_attrs["definition"]
     older = {**definition, "base": without(without(definition["base"], "loss.norm_pix"), "optim.betas")}
@@ -133,7 +132,17 @@ def test_a_field_that_is_new_since_has_its_default_in_old_studies(tmp_path: Path
         TrialStore(changed(tmp_path, "loss.norm_pix", "true"), tmp_path)
 
 
-def test_a_training_is_resumed_after_a_change_that_means_nothing_to_it(tmp_path: Path) -> None:
+def test_a_setting_that_a_later_version_adds_has_its_default_in_old_studies(tmp_path: Path) -> None:
+    train_one_trial(tmp_path)
+    study = make_study(tmp_path)
+    definition = TrialStore(study, tmp_path).optuna_study.user_attrs["definition"]
+    older = {**definition, "search": {"objectives": definition["search"]["objectives"]}}
+    assert list(differences(older, study.definition())) == []
+    limited = make_study(tmp_path, constraints={"time/epoch_s": "<= 10"})
+    assert list(differences(older, limited.definition())) == ["search.constraints.time/epoch_s was not there, is <= 10"]
+
+
+def test_a_training_resumes_after_a_change_that_does_not_affect_it(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, small_config(), TrainingProgress(2), {})
     for name, value in {**FREE, **SCORING}.items():
         assert load_checkpoint(tmp_path, small_config(**{name.replace(".", "__"): value}), {}).epochs == 2
