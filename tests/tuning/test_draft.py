@@ -15,7 +15,8 @@ from csmae.study.study import load_study
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.draft import Rejection, rejections
-from tests.study.test_study import BETAS, write
+from tests.study.test_domain import BETAS
+from tests.study.test_study import write
 from tests.tuning.test_proposals import train_all
 from tests.tuning.test_searcher import make_searcher, make_study, result
 
