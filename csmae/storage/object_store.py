@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -18,8 +19,8 @@ from pyarrow import fs
 from csmae.atomic import atomic_write
 from csmae.config import ConfigError
 
-CHECK_PREFIX = ".check-"
-"""Prefix of the objects that ``ObjectStore.check`` writes."""
+PROBE_PREFIX = ".probe-"
+"""Prefix of objects that are written to find out whether that is possible; 16 hexadecimal digits follow."""
 
 SCHEMES = ("s3://", "gs://")
 
@@ -71,7 +72,7 @@ class ObjectStore:
         Raises:
             ConfigError: That is impossible.
         """
-        key = f"{CHECK_PREFIX}{os.urandom(8).hex()}"
+        key = f"{PROBE_PREFIX}{secrets.token_hex(8)}"
         try:
             files, path = _file_system(self.url)
             if files.get_file_info(path.partition("/")[0]).type == fs.FileType.NotFound:

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from csmae.storage.object_store import ObjectStore, describe_error
+from csmae.storage.object_store import PROBE_PREFIX, ObjectStore, describe_error
 
 DRIVER = "driver"
-
-PROBE_PREFIX = ".probe-"
-"""Prefix of a probe's objects."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Removal of what killed writers left in a bucket: objects that no manifest names, and objects of checks."""
+"""Removal of what killed writers left in a bucket: objects that no manifest names, and those of probes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from csmae.storage.manifest import (
     token_of,
     valid_manifests,
 )
-from csmae.storage.object_store import CHECK_PREFIX, ObjectStore
-from csmae.storage.probe import PROBE_PREFIX
+from csmae.storage.object_store import PROBE_PREFIX, ObjectStore
 
 DRIVER_DEPTH = 3
 """Parts of the longest key among the driver's own files: ``driver/STUDY/FILE``."""
 
-CHECKS = re.compile(rf"{re.escape(CHECK_PREFIX)}[0-9a-f]{{16}}|{re.escape(PROBE_PREFIX)}[0-9a-f]{{16}}/.+")
-"""Keys of objects that checks write."""
+PROBE = re.compile(rf"{re.escape(PROBE_PREFIX)}[0-9a-f]{{16}}(/.+)?")
 
 
 def remove_unreferenced(store: ObjectStore, must_stop: Callable[[], bool] = bool) -> None:
@@ -46,7 +44,7 @@ def remove_unreferenced(store: ObjectStore, must_stop: Callable[[], bool] = bool
     written = store.objects()
     now = max(written.values(), default=0.0)
     old = {key for key, time in written.items() if now - time > UNREFERENCED_AGE_S}
-    _delete(store, filter(CHECKS.fullmatch, sorted(old)), must_stop)
+    _delete(store, filter(PROBE.fullmatch, sorted(old)), must_stop)
     for folder in sorted({folder for key in old if (folder := _folder(PurePosixPath(key)))}):
         if must_stop():
             return

@@ -27,7 +27,7 @@ def test_objects_that_a_killed_writer_left_are_removed_a_day_later(
     left = [
         "driver/studies.db.18b2f3c4d5e6f708",
         "study/trials/3/checkpoint.pt.18b2f3c4d5e6f708",
-        ".check-0123456789abcdef",
+        ".probe-0123456789abcdef",
     ]
     (tmp_path / "files" / "encoder").mkdir(parents=True)
     (tmp_path / "files" / "encoder" / "weights").write_text("named")
@@ -56,7 +56,7 @@ def test_other_data_in_the_bucket_stays(server: Server) -> None:
         "experiments/trials/8/manifest.json": b'{"files": {}, "metadata": "of a browser extension"}',
         "experiments/trials/8/data.0123456789abcdef": b"a checksum",
         "driver/linux/net.0123456789abcdef": b"a checksum",
-        ".check-list": b"milk",
+        ".probe-list": b"milk",
     }
     ours = {
         f"study/trials/2/{UNNAMED}": b"a claim without a manifest",
