@@ -79,4 +79,4 @@ def _usage_error(error: typer.TyperException) -> str:
     context = getattr(error, "ctx", None)
     program = context.command_path if context else PROGRAM
     text = " ".join(error.format_message().split()).rstrip(".")
-    return f"{program}: {text}; see {program} --help\n" if text else ""
+    return f"{program}: {text} (see {program} --help)\n" if text else ""
