@@ -7,6 +7,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+from csmae.atomic import atomic_write
+
 log = logging.getLogger(__name__)
 
 HISTORY = "metrics.jsonl"
@@ -16,14 +18,15 @@ HISTORY = "metrics.jsonl"
 def append_metrics(folder: Path, epoch: int, metrics: Mapping[str, float]) -> None:
     """Append the metrics of an epoch; the first epoch starts a new file. If the disk is full, only a warning is logged.
 
-    An epoch that is trained again, after a resume from an earlier checkpoint, is appended again.
+    An epoch that is trained again, after a resume from an earlier checkpoint, is appended again. The file is replaced as a
+    whole, because a bucket gets its content from a hard link.
     """
     path = folder / HISTORY
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        mode, separator = ("w", "") if epoch == 1 else ("a", "\n")  # also ends a line that a kill has torn
-        with path.open(mode, encoding="utf-8") as file:
-            file.write(separator + json.dumps({"epoch": epoch, **metrics}))
+        before = path.read_bytes() if epoch > 1 and path.exists() else b""
+        with atomic_write(path) as file:
+            file.write(before + json.dumps({"epoch": epoch, **metrics}).encode() + b"\n")
     except OSError as error:
         log.warning("%s: cannot be written (%s): epoch %d is missing in the plots", path, error.strerror, epoch)
 
@@ -32,7 +35,7 @@ def read_curves(folder: Path) -> dict[str, dict[int, float]]:
     """Read each metric's values by epoch, the last one of an epoch that was trained twice.
 
     Returns:
-        Empty if there is no file. A damaged line, such as a kill may leave, is skipped.
+        Empty if there is no file. A damaged line is skipped.
     """
     curves: dict[str, dict[int, float]] = {}
     path = folder / HISTORY

@@ -1,4 +1,4 @@
-"""The file of metrics: one line per epoch, robust to kills, resumes and full disks."""
+"""The file of metrics: one line per epoch, also after kills and resumes, with full disks and in buckets."""
 
 from __future__ import annotations
 
@@ -32,14 +32,22 @@ def test_an_epoch_that_is_trained_again_counts_once(tmp_path: Path) -> None:
     assert read_curves(tmp_path) == {"train/loss": {1: 4.0}}
 
 
-def test_a_torn_line_is_skipped_and_a_missing_file_is_empty(tmp_path: Path) -> None:
+def test_a_damaged_line_is_skipped_and_a_missing_file_is_empty(tmp_path: Path) -> None:
     assert read_curves(tmp_path) == {}
     append_metrics(tmp_path, 1, {"train/loss": 1.0})
     with (tmp_path / HISTORY).open("a") as file:
-        file.write('\n{"epoch": 2, "train/l')
-    assert read_curves(tmp_path) == {"train/loss": {1: 1.0}}
+        file.write('{"epoch": 2, "train/l\n')
     append_metrics(tmp_path, 2, {"train/loss": 0.5})
     assert read_curves(tmp_path) == {"train/loss": {1: 1.0, 2: 0.5}}
+
+
+def test_a_hard_link_to_the_file_keeps_its_content(tmp_path: Path) -> None:
+    append_metrics(tmp_path, 1, {"train/loss": 1.0})
+    link = tmp_path / "link"
+    link.hardlink_to(tmp_path / HISTORY)
+    before = link.read_bytes()
+    append_metrics(tmp_path, 2, {"train/loss": 0.5})
+    assert link.read_bytes() == before
 
 
 def test_a_file_that_cannot_be_written_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
