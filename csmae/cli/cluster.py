@@ -63,7 +63,7 @@ def _check_cluster(address: str | None, storage: str, study: Study | None) -> li
         with ray_running(address, resources, verbose=False, insecure=True) as found:
             if address:
                 wrong = None if found.requires_token else f"{found.where} requires no token"
-                remedy = "start Ray with RAY_AUTH_MODE=token on all nodes (docs/security.md)"
+                remedy = "start Ray with RAY_AUTH_MODE=token on all nodes (docs/explanation/security.md)"
                 checks.append(check("authentication", wrong, f"{found.where} requires the token", remedy))
             report = report_nodes(shared, study.first().data if study else None)
             checks += [*required_checks(report), *advisory_checks(report)]

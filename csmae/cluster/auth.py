@@ -79,7 +79,7 @@ def authenticate(gcs: str, insecure: bool) -> bool:
         if not insecure:
             raise ConfigError(
                 f"the cluster at {gcs} requires no token: whoever reaches it can run programs on it: start "
-                "it with RAY_AUTH_MODE=token (docs/security.md), or accept that with --insecure"
+                "it with RAY_AUTH_MODE=token (docs/explanation/security.md), or accept that with --insecure"
             )
         return False
     if not _accepts(gcs, "token"):

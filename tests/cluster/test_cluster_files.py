@@ -93,7 +93,7 @@ def test_rays_own_install_commands_are_replaced(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLOUDS)
-def test_a_cloud_cluster_has_no_worker_until_a_trial_waits(name: str) -> None:
+def test_a_cloud_cluster_starts_without_workers(name: str) -> None:
     config = load(name)
     workers = {k: v for k, v in config["available_node_types"].items() if k != config["head_node_type"]}
     assert sum(worker["min_workers"] for worker in workers.values()) == 0
