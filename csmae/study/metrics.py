@@ -15,7 +15,7 @@ LABEL_SCORES = (
 """Scores that compare the labels of scenes."""
 
 SCORES = (*LABEL_SCORES, "val/recall_at_1", "val/mrr")
-"""How good an epoch's encoder is; only every ``eval.every`` epochs."""
+"""Scores of an epoch's encoder, every ``eval.every`` epochs."""
 
 TERMS = {
     "train/umr_s1": ("loss.umr_weight", "loss.s1_weight"),
@@ -33,7 +33,7 @@ MEASURED = (
     *("train/loss", *TERMS, "train/lr", "train/micro_batch", "train/pairs_per_s"),
     *("time/epoch_s", WITH_SCORES, "time/worker_s", "time/gpu_s"),
 )
-"""What else an epoch measures; ``time/gpu_s`` with GPUs only."""
+"""Other metrics of an epoch; ``time/gpu_s`` only with GPUs."""
 
 COSTS = ("cost/params", "cost/flops", "cost/activation_bytes")
 """Metrics of a configuration that are known before it is trained."""
@@ -79,6 +79,6 @@ DESCRIPTIONS = {
 """What each metric is, and its unit or range."""
 
 
-def due(name: str, scored: bool) -> bool:
-    """Whether every configuration reports a metric in an epoch, which has scores or has none."""
+def is_always_reported(name: str, scored: bool) -> bool:
+    """Whether every configuration reports a metric in an epoch that is ``scored`` or not."""
     return name not in TERMS and (scored or (name not in SCORES and name != WITH_SCORES))

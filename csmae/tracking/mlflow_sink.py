@@ -15,6 +15,7 @@ from csmae.tracking.mlflow_settings import quiet_mlflow
 from csmae.tracking.outbox import Event, TrackingError
 from csmae.tracking.registry import Registry
 from csmae.tracking.sink import RejectedError, dispatch, readable, run_name
+from csmae.trial_status import TrialStatus
 
 quiet_mlflow()
 
@@ -30,7 +31,12 @@ CHAMPION = "csmae.champion"
 """Tag of the champion's run, and of the parent run, where it names the champion's."""
 PRIMARY_METRIC = "mlflow.experiment.primaryMetric"
 VIEW_TAG = "mlflow.sharedViewState.trials"
-STATUS = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "RUNNING": "KILLED"}
+STATUS = {
+    TrialStatus.COMPLETE: "FINISHED",
+    TrialStatus.PRUNED: "KILLED",
+    TrialStatus.FAIL: "FAILED",
+    TrialStatus.RUNNING: "KILLED",
+}
 """MLflow's status by a trial's state; RUNNING is an interrupted trial."""
 MAX_VALUE = 6000
 """Characters of a parameter or tag; MLflow accepts 6,000 and 8,000."""
@@ -179,7 +185,7 @@ class MlflowSink:
         name = run_name(event.number)
         run_id = self._run_id(name, event.time_ms)
         self._add_columns(event.body["params"])
-        self._describe(name, event.body["params"], {STATE: "RUNNING"})
+        self._describe(name, event.body["params"], {STATE: TrialStatus.RUNNING})
         self._client.update_run(run_id, status="RUNNING")
 
     def _add_columns(self, params: Iterable[str]) -> None:

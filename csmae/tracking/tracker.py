@@ -15,6 +15,7 @@ from csmae.tracking.outbox import ALL, OUTBOX, Event, Outbox, TrackingError, Upl
 from csmae.tracking.registry import checksum
 from csmae.tracking.sink import Sink
 from csmae.tracking.uploader import Uploader
+from csmae.trial_status import TrialStatus
 
 Direction = Literal["maximize", "minimize"]
 COSTS = {"time/worker_s": "budget/worker_s", "time/gpu_s": "budget/gpu_s"}
@@ -107,13 +108,13 @@ class Tracker:
                 costs[total] = costs.get(total, 0.0) + float(metrics[name])
 
     def end(
-        self, number: int, state: str, reason: str | None = None, tags: Mapping[str, str] = MappingProxyType({})
+        self, number: int, state: TrialStatus, reason: str | None = None, tags: Mapping[str, str] = MappingProxyType({})
     ) -> None:
         """Report that a trial ended, with the sums of its epochs, worker-seconds and GPU-seconds as ``budget/…``.
 
         Args:
             number: The trial.
-            state: ``COMPLETE``, ``PRUNED``, ``FAIL``, or ``RUNNING`` for an interrupted trial.
+            state: COMPLETE, PRUNED, FAIL, or RUNNING for an interrupted trial.
             reason: Why it failed or was interrupted.
             tags: Further tags, such as which trial it confirms.
         """

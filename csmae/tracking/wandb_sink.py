@@ -11,6 +11,7 @@ import wandb
 from csmae.tracking.outbox import Event
 from csmae.tracking.registry import ALIAS, MODEL, study_alias
 from csmae.tracking.sink import dispatch, readable, run_name
+from csmae.trial_status import TrialStatus
 
 
 class WandbSink:
@@ -74,7 +75,7 @@ class WandbSink:
         body = event.body
         summary = {"state": body["state"], "reason": body["reason"], **body.get("tags", {}), **body["metrics"]}
         self._run(event.number).summary.update(summary)
-        self._exit_codes[run_name(event.number)] = int(body["state"] == "FAIL")
+        self._exit_codes[run_name(event.number)] = int(body["state"] == TrialStatus.FAIL)
 
     def _artifact(self, event: Event) -> None:
         path = readable(Path(event.body["path"]))

@@ -8,7 +8,7 @@ from collections.abc import Container, Mapping
 
 import optuna
 
-from csmae.study.metrics import COSTS, TERMS, due
+from csmae.study.metrics import COSTS, TERMS, is_always_reported
 from csmae.study.options import Search
 from csmae.trials.constraints import violation
 
@@ -37,7 +37,7 @@ def record_constraints(
 def missing_result(metrics: Mapping[str, float], search: Search) -> str | None:
     """Why a complete training has no result, from the metrics of its last epoch; None if it has one."""
     for name in (*search.objectives, *search.constraints):
-        if name not in metrics and due(name, scored=True):
+        if name not in metrics and is_always_reported(name, scored=True):
             return f"{name} was not reported"
         if not math.isfinite(metrics.get(name, 0.0)):
             return f"{name} was {metrics[name]} at the end"
@@ -46,7 +46,7 @@ def missing_result(metrics: Mapping[str, float], search: Search) -> str | None:
 
 def unreported_metric(reported: Container[str], search: Search, scored: bool) -> str | None:
     """Find an objective or a constraint whose metric was due in an epoch, with or without scores, and was never reported."""
-    names = (name for name in (*search.objectives, *search.constraints) if due(name, scored))
+    names = (name for name in (*search.objectives, *search.constraints) if is_always_reported(name, scored))
     return next((name for name in names if name not in reported), None)
 
 

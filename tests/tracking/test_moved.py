@@ -21,6 +21,7 @@ from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.mlflow_database import moved_locations, update_locations
 from csmae.tracking.outbox import Event, Outbox
 from csmae.tracking.tracker import Tracker, upload
+from csmae.trial_status import TrialStatus
 from tests.tracking.test_registry import REAL, empty_database, same_files
 
 __all__ = ["empty_database"]
@@ -56,7 +57,7 @@ def search(folder: Path, number: int, name: str = "masking") -> Path:
     tracker.start({}, {"csmae.command": "python search.py"}, "val/f1_mean")
     tracker.trial(number, {})
     tracker.epoch(number, 1, {"val/f1_mean": number / 10})
-    tracker.end(number, "COMPLETE")
+    tracker.end(number, TrialStatus.COMPLETE)
     tracker.champion(number, files, {"val/f1_mean": number / 10}, REAL)
     tracker.finish({})
     tracker.artifact(None, study / "report.html", "report")

@@ -23,6 +23,7 @@ from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.outbox import TrackingError
 from csmae.tracking.registry import checksum, study_alias
 from csmae.tracking.tracker import Tracker, upload
+from csmae.trial_status import TrialStatus
 from tests.conftest import small_config
 
 REAL = {"csmae.data": "BigEarthNet v2"}
@@ -409,7 +410,7 @@ def test_tags_name_the_champion_confirmations_and_violated_constraints(uri: str,
             (3, {"csmae.violated_constraints": "time/epoch_s"}),
         ):
             tracker.trial(number, {})
-            tracker.end(number, "COMPLETE", None, tags)
+            tracker.end(number, TrialStatus.COMPLETE, None, tags)
         tracker.champion(champion, files, {"val/f1_mean": 0.5}, REAL)
         tracker.finish({})
         assert tracker.close(30) == 0

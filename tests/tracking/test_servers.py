@@ -26,6 +26,7 @@ from safetensors.numpy import save_file
 from csmae.cli.main import main
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.tracker import Tracker, upload
+from csmae.trial_status import TrialStatus
 from tests.support.tracking_server import Server
 from tests.tracking.test_moved import files_of, search
 
@@ -47,7 +48,7 @@ def report(tracker: Tracker, trials: range, epochs: int) -> float:
             start = time.perf_counter()
             tracker.epoch(number, epoch, {"train/loss": 1 / epoch, "val/f1_mean": number + epoch / 100})
             longest = max(longest, time.perf_counter() - start)
-        tracker.end(number, "COMPLETE")
+        tracker.end(number, TrialStatus.COMPLETE)
     return longest
 
 

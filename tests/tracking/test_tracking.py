@@ -19,6 +19,7 @@ import pytest
 from csmae.tracking.destination import check_uri, redacted, tracking_uri
 from csmae.tracking.outbox import Event, Outbox, TrackingError
 from csmae.tracking.tracker import Tracker
+from csmae.trial_status import TrialStatus
 from tests.support.processes import run_code
 
 
@@ -59,7 +60,7 @@ def test_trials_are_children_of_the_study_with_dotted_parameters_and_epochs(
     tracker.trial(7, {"masking.ratio": 0.65, "model.size": "nano"})
     tracker.epoch(7, 1, {"val/f1_mean": 0.25, "train/loss": 2.0})
     tracker.epoch(7, 2, {"val/f1_mean": 0.5, "train/loss": 1.0})
-    tracker.end(7, "COMPLETE", None)
+    tracker.end(7, TrialStatus.COMPLETE, None)
     tracker.finish({"budget/gpu_s": 12.0})
     assert tracker.close(30) == 0
     found = runs(uri, tmp_path)
@@ -77,16 +78,16 @@ def test_costs_are_summed_over_each_trial_and_over_the_study(uri: str, tmp_path:
     first = open_tracker(uri, tmp_path)
     first.trial(0, {})
     first.epoch(0, 1, {"time/worker_s": 2.0, "time/gpu_s": 1.0})
-    first.end(0, "RUNNING", "interrupted")
+    first.end(0, TrialStatus.RUNNING, "interrupted")
     assert first.close(30) == 0
     second = open_tracker(uri, tmp_path)
     second.trial(0, {})
     second.epoch(0, 1, {"time/worker_s": 2.0, "time/gpu_s": 1.0})
     second.epoch(0, 2, {"time/worker_s": 3.0, "time/gpu_s": 1.5})
-    second.end(0, "COMPLETE")
+    second.end(0, TrialStatus.COMPLETE)
     second.trial(1, {})
     second.epoch(1, 1, {"train/loss": 1.0})
-    second.end(1, "PRUNED")
+    second.end(1, TrialStatus.PRUNED)
     second.finish({})
     assert second.close(30) == 0
     found = {name: run.data.metrics for name, run in runs(uri, tmp_path).items()}
@@ -97,9 +98,9 @@ def test_costs_are_summed_over_each_trial_and_over_the_study(uri: str, tmp_path:
 
 
 def test_states_become_statuses_of_mlflow(tracker: Tracker, uri: str, tmp_path: Path) -> None:
-    for number, state in enumerate(("COMPLETE", "PRUNED", "FAIL", "RUNNING")):
+    for number, state in enumerate((TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAIL, TrialStatus.RUNNING)):
         tracker.trial(number, {})
-        tracker.end(number, state, "loss is nan" if state == "FAIL" else None)
+        tracker.end(number, state, "loss is nan" if state is TrialStatus.FAIL else None)
     tracker.close(30)
     found = runs(uri, tmp_path)
     statuses = [found[f"trial {number}"].info.status for number in range(4)]
@@ -112,7 +113,7 @@ def test_a_restart_finds_the_same_runs_and_reopens_an_interrupted_trial(uri: str
     first = open_tracker(uri, tmp_path)
     first.trial(0, {"masking.ratio": 0.5})
     first.epoch(0, 1, {"train/loss": 2.0})
-    first.end(0, "RUNNING", "interrupted")
+    first.end(0, TrialStatus.RUNNING, "interrupted")
     first.close(30)
     before = {name: run.info.run_id for name, run in runs(uri, tmp_path).items()}
     second = open_tracker(uri, tmp_path)
@@ -169,7 +170,7 @@ def test_values_over_the_limit_are_shortened_and_kept_whole_as_an_artifact(
 ) -> None:
     whole = "".join(str(digit % 10) for digit in range(20_000))
     tracker.trial(0, {"data.note": whole} | {f"many.p{index}": index for index in range(250)})
-    tracker.end(0, "FAIL", whole)
+    tracker.end(0, TrialStatus.FAIL, whole)
     assert tracker.close(30) == 0
     run = runs(uri, tmp_path)["trial 0"]
     assert len(run.data.params) == 251

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from csmae.tracking.destination import check_uri
 from csmae.tracking.outbox import Event, Outbox, TrackingError
 from csmae.tracking.tracker import Tracker
+from csmae.trial_status import TrialStatus
 
 pytest.importorskip("wandb", reason="the logger for Weights & Biases is an extra")
 
@@ -67,7 +68,7 @@ def test_a_study_is_a_group_of_runs_with_each_epoch_once(tmp_path: Path) -> None
         tracker.trial(number, {"masking.ratio": 0.5})
         for epoch in (1, 2, 3):
             tracker.epoch(number, epoch, {"val/f1_mean": number + epoch / 10, "train/loss": 1.0})
-        tracker.end(number, "COMPLETE")
+        tracker.end(number, TrialStatus.COMPLETE)
     tracker.finish({"budget/gpu_s": 1.0})
     assert tracker.close(60) == 0
     runs = stored(folder)
@@ -87,7 +88,7 @@ def test_the_champion_is_an_artifact_and_late_files_are_accepted(tmp_path: Path)
     tracker = Tracker(folder, "masking", "wandb://csmae")
     tracker.start({}, {}, "val/f1_mean")
     tracker.trial(4, {"masking.ratio": 0.5})
-    tracker.end(4, "COMPLETE")
+    tracker.end(4, TrialStatus.COMPLETE)
     tracker.champion(4, files, {"val/f1_mean": 0.5}, {"csmae.data": "synthetic"})
     tracker.finish({})
     (folder / "report.html").write_text("<p>report</p>")
