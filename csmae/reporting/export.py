@@ -33,7 +33,7 @@ BACK = """
 
 ## Statistics
 
-The encoder normalises each band by these itself.
+The encoder normalizes each band with these values.
 
 | Band | Mean | Standard deviation |
 |---|---|---|

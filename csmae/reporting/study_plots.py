@@ -1,4 +1,4 @@
-"""Figures of a study: the course of its search, and what its trials cost and reached."""
+"""Figures of a study: the progress of its search, and the cost and results of its trials."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ features = encoder.encode(s1=s1, s2=s2)  # raw values; either sensor alone works
 ```
 
 S1 is (batch, {num_s1}, height, width) backscatter in dB, S2 (batch, {num_s2}, height, width) reflectance times 10,000,
-all bands at 10 m in the order above. The features are not normalised; compare them by cosine similarity.
+all bands at 10 m in the order above. The features are not normalized; compare them by cosine similarity.
 The files are `encoder.safetensors` and `config.json`: nothing in them is executed on loading.
 
 ## Source

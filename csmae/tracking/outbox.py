@@ -85,7 +85,7 @@ class Outbox:
     """An append-only file of events with one writing process.
 
     Opening it removes a torn last line. A full disk loses nothing: lines that could not be written stay in memory and are
-    written with the next event. A thread of its own calls fsync, once for many events: an fsync that waits for a
+    written with the next event. A separate thread calls fsync, once for many events: an fsync that waits for a
     database's may take a second.
 
     Args:

@@ -9,11 +9,11 @@ DAMAGED = "its database is damaged: restore it, or move it elsewhere: a new one 
 MEANINGS = {
     "Connection refused": "nothing answers there",
     "Connection aborted": "broke off in the middle of an answer",
-    "NameResolutionError": "there is no machine of that name",
+    "NameResolutionError": "its host name is unknown",
     "timed out": "does not answer in time",
     "error code 401": "rejects this user and password (MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD)",
     "error code 403": "does not let this user write",
-    "too many 429": "asks for fewer calls",
+    "too many 429": "asks for fewer requests",
     "too many 500": "has an internal error",
     "database or disk is full": "its disk is full",
     "No module named 'psycopg": "needs a driver: pip install psycopg2-binary, and postgresql+psycopg2:// as address",

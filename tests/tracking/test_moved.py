@@ -260,16 +260,16 @@ def test_sync_reports_what_was_rejected_and_sends_it_once_it_can(
 
 def test_an_encoder_that_is_missing_when_the_search_last_ended_is_reported(runs: Path) -> None:
     search(runs, 1)
-    outbox, gone = Outbox(runs / "masking" / "outbox.jsonl"), runs / "masking" / "trials" / "0" / "encoder"
+    outbox, missing_dir = Outbox(runs / "masking" / "outbox.jsonl"), runs / "masking" / "trials" / "0" / "encoder"
     (start,) = (event for event in outbox.read(0, 99)[0] if event.kind == "start")
     (champion,) = (event for event in outbox.read(0, 99)[0] if event.kind == "champion")
-    missing = Event("encoder", 0, champion.time_ms, champion.body | {"encoder_dir": str(gone)})
+    missing = Event("encoder", 0, champion.time_ms, champion.body | {"encoder_dir": str(missing_dir)})
     for event in (start, missing, champion):
         outbox.append(event)
     outbox.close()
     num_unsent, (rejection,) = upload(runs / "masking", database_uri(runs), 30)
     assert num_unsent == 0
-    assert rejection.startswith(f"trial 0: encoder: {gone}: no encoder")
+    assert rejection.startswith(f"trial 0: encoder: {missing_dir}: no encoder")
 
 
 def test_a_rejected_champion_takes_no_alias_from_the_one_that_replaced_it(

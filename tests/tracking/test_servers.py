@@ -197,7 +197,7 @@ def failing(code: int, content: bytes) -> Iterator[str]:
         (400, b"<html>a proxy</html>", "API request to endpoint /api/2.0/mlflow/experiments/get-by-name failed"),
         (404, b"not here", "API request to endpoint"),
         (200, b"<html>another site</html>", "API request to endpoint was successful but"),
-        (429, b"later", "asks for fewer calls"),
+        (429, b"later", "asks for fewer requests"),
     ],
 )
 def test_a_failing_server_delays_nothing_and_loses_nothing(

@@ -48,7 +48,7 @@ def study(server: Server, browser: Any, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def finished(study: dict[str, Any]) -> list[Any]:
-    """Trials that came to their end, best first."""
+    """Completed trials, best first."""
     done = [run for run in study.values() if run.data.tags.get("csmae.state") == "COMPLETE"]
     assert len(done) == NUM_TRIALS
     return sorted(done, key=lambda run: -run.data.metrics["val/f1_mean"])
