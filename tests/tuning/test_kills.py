@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import mlflow
 import optuna
 import pytest
 import yaml
+from mlflow import MlflowClient
 from optuna.trial import FrozenTrial
 
 from tests.conftest import SMALL
@@ -91,8 +91,8 @@ def trials_of(folder: Path) -> list[FrozenTrial]:
 
 def losses(folder: Path) -> dict[int, float]:
     """Last ``train/loss`` of each trial, as MLflow shows it."""
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/runs/mlflow.db")
-    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")  # mlflow.set_tracking_uri would reach later drivers
+    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     numbers = [int(run.info.run_name.split()[-1]) for run in children]
     assert sorted(numbers) == list(range(len(numbers))), "one run a trial"
