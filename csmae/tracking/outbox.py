@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,18 +68,15 @@ class Event:
 
     def relative_to(self, folder: Path) -> Self:
         """A copy whose paths inside the study's folder are relative to it."""
-        paths = self._paths()
-        return self._with_paths({k: p.relative_to(folder) if p.is_relative_to(folder) else p for k, p in paths.items()})
+        return self._map_paths(lambda path: path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     def resolved(self, folder: Path) -> Self:
         """A copy whose relative paths are resolved in the study's folder."""
-        return self._with_paths({key: folder / path for key, path in self._paths().items()})
+        return self._map_paths(folder.joinpath)
 
-    def _paths(self) -> dict[str, Path]:
-        return {key: Path(self.body[key]) for key in PATHS if isinstance(self.body.get(key), str)}
-
-    def _with_paths(self, paths: dict[str, Path]) -> Self:
-        return replace(self, body={**self.body, **{key: str(path) for key, path in paths.items()}}) if paths else self
+    def _map_paths(self, function: Callable[[Path], Path]) -> Self:
+        paths = {key: str(function(Path(self.body[key]))) for key in PATHS if isinstance(self.body.get(key), str)}
+        return replace(self, body={**self.body, **paths})
 
 
 class Outbox:
