@@ -84,6 +84,11 @@ def saved(folder: Path) -> dict[str, Any]:
     return dict(torch.load(folder / "runs/small/trials/0/checkpoint.pt", weights_only=True))
 
 
+def notice_command(cluster: OwnCluster, node: str) -> list[str]:
+    notice = [sys.executable, "-m", "csmae", "preemption-notice", "aws"]
+    return [*notice, "--address", cluster.address, "--node-id", node]
+
+
 def test_a_clouds_notice_is_read(metadata: Service) -> None:
     assert 110 < (preemption.aws_seconds_left() or 0) <= 120
     assert preemption.gcp_seconds_left() == preemption.GCP_NOTICE_S
@@ -116,17 +121,7 @@ def test_a_notice_reaches_a_head_that_responds_late(cluster: OwnCluster, metadat
     (gcs,) = [int(pid) for pid in cluster.run(["pgrep", "-f", f"gcs_server.*--gcs_server_port={port}"]).split()]
     ask = "import ray, sys; ray.init(sys.argv[1], logging_level='CRITICAL'); print(ray.nodes()[0]['NodeID'])"
     node = cluster.run([sys.executable, "-c", ask, cluster.address]).split()[-1]
-    command = [
-        sys.executable,
-        "-m",
-        "csmae",
-        "preemption-notice",
-        "aws",
-        "--address",
-        cluster.address,
-        "--node-id",
-        node,
-    ]
+    command = notice_command(cluster, node)
     os.kill(gcs, signal.SIGSTOP)
     watch = subprocess.Popen(command, env=os.environ | cluster.environment, stdout=subprocess.PIPE, text=True)
     assert watch.stdout is not None
@@ -146,20 +141,10 @@ def test_a_trial_saves_in_the_middle_of_an_epoch_and_moves_when_its_node_will_be
     driver = start(tmp_path, cluster, "--num-trials", "1", "--set", "train.epochs=5", *LONG_EPOCHS)
     wait_for(driver, tmp_path, "trial 0 epoch 1/5")
     (preempted,) = cluster.nodes_at_work()
-    command = [
-        sys.executable,
-        "-m",
-        "csmae",
-        "preemption-notice",
-        "aws",
-        "--address",
-        cluster.address,
-        "--node-id",
-        preempted,
-    ]
+    command = notice_command(cluster, preempted)
     assert cluster.run(command).startswith("this machine stops in 1")
     deadline = time.monotonic() + 60
-    while not saved(tmp_path)["done"]["steps"]:
+    while not saved(tmp_path)["progress"]["steps"]:
         assert driver.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     wait_for(driver, tmp_path, "trial 0 epoch 4/5")
