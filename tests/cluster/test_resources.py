@@ -72,6 +72,7 @@ def test_an_accelerator_type_selects_its_nodes() -> None:
         (0.3333, machine(64, 1), 3, 21.0),
         (0.2, machine(4, 1), 4, 1.0),
         (2, ClusterResources(((16, 3), (12, 3)), "a"), 2, 8.0),
+        (3, ClusterResources(((16, 3), (16, 3)), "a"), 2, 16.0),
         (0.6, ClusterResources(((16, 2), (16, 2)), "a"), 4, 8.0),
         (1, ClusterResources(((8, 2), (16, 0)), "a"), 2, 4.0),
         (0, ClusterResources(((1.5, 0), (1.5, 0)), "a"), 2, 1.0),
