@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,14 +19,14 @@ from optuna.trial import FrozenTrial
 from csmae.reporting.plots import DPI, style_axes
 from csmae.reporting.study_plots import objective_of, scatter
 from csmae.trials.leaderboard import Leaderboard
-from csmae.trials.trial import last_value, trained_params
+from csmae.trials.trial import last_value, params_of
 
 COLOR_MAP = "viridis"
 
 
-def explored(trials: Sequence[FrozenTrial]) -> list[str]:
-    """Parameters for which more than one value was tried, in the order of the space."""
-    points = [trained_params(trial) for trial in trials]
+def explored(points: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Parameters that have more than one value in the points, in the order of the space."""
+    points = list(points)
     names = dict.fromkeys(name for point in points for name in point)
     return [name for name in names if len({repr(point.get(name)) for point in points}) > 1]
 
@@ -49,13 +49,14 @@ def scale_of(trials: Sequence[FrozenTrial], name: str) -> Scale:
     Numbers keep their order. Their axis is logarithmic if the space says so, or if choices span more than a factor of 10.
     Other values get one position each.
     """
-    values = [value for trial in trials if (value := trained_params(trial).get(name)) is not None]
+    values = [value for trial in trials if (value := params_of(trial).get(name)) is not None]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) == len(values):
-        domain = next((trial.distributions[name] for trial in trials if name in trial.distributions), None)
-        is_choice = domain is None or isinstance(domain, CategoricalDistribution)
-        wide = is_choice and min(numbers) > 0 and max(numbers) / min(numbers) > 10
-        log = wide or bool(getattr(domain, "log", False))
+        domain = next(trial.distributions[name] for trial in trials if name in trial.distributions)
+        if isinstance(domain, CategoricalDistribution):
+            log = min(numbers) > 0 and max(numbers) / min(numbers) > 10
+        else:
+            log = bool(getattr(domain, "log", False))
         return Scale(name, {}, log, lambda value: math.nan if value is None else float(value))
     positions = {text: float(index) for index, text in enumerate(sorted({str(value) for value in values}))}
     ticks = {position: text for text, position in positions.items()}
@@ -64,7 +65,7 @@ def scale_of(trials: Sequence[FrozenTrial], name: str) -> Scale:
 
 def slices_figure(board: Leaderboard) -> Figure:
     """Plot the objective by each explored parameter."""
-    names = explored(board.trials)
+    names = explored(map(params_of, board.trials))
     columns = min(len(names), 4)
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(2.8 * columns, 2.6 * rows + 0.6), dpi=DPI, layout="constrained")
@@ -93,7 +94,7 @@ def slices_figure(board: Leaderboard) -> Figure:
 
 def parallel_figure(board: Leaderboard) -> Figure:
     """Plot each trial that can win as a line through its parameters, colored by the objective."""
-    scales = [scale_of(board.trials, name) for name in explored(board.trials)]
+    scales = [scale_of(board.trials, name) for name in explored(map(params_of, board.trials))]
     trials = [entry.trial for entry in board.entries][::-1]
     figure = Figure(figsize=(1.7 * len(scales) + 2.6, 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -115,7 +116,7 @@ def parallel_figure(board: Leaderboard) -> Figure:
 
 
 def _position(scale: Scale, trial: FrozenTrial) -> float:
-    return scale.position(trained_params(trial).get(scale.name))
+    return scale.position(params_of(trial).get(scale.name))
 
 
 def _heights(scale: Scale, trials: Sequence[FrozenTrial]) -> list[float]:
@@ -130,7 +131,7 @@ def _heights(scale: Scale, trials: Sequence[FrozenTrial]) -> list[float]:
 def _tick_texts(scale: Scale, trials: Sequence[FrozenTrial]) -> list[tuple[float, str]]:
     """Heights and texts: every value of names, both ends of numbers."""
     pairs = [
-        (height, trained_params(trial).get(scale.name))
+        (height, params_of(trial).get(scale.name))
         for height, trial in zip(_heights(scale, trials), trials, strict=True)
         if math.isfinite(height)
     ]

@@ -26,7 +26,7 @@ from csmae.trial_status import STATUS_NAMES, TrialStatus
 from csmae.trials.attributes import CHAMPION, DEFINITION, GPU_S, INTERRUPTED, PROVENANCE, REASON, SCORES, WORKER_S
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import Leaderboard, leaderboard
-from csmae.trials.trial import last_value, num_epochs, status_of, trained_params, used_seconds
+from csmae.trials.trial import last_value, num_epochs, params_of, status_of, trained_params, used_seconds
 
 NUM_BEST = 3
 """Trials of which plots are made."""
@@ -98,7 +98,7 @@ def study_figures(board: Leaderboard, shares: Mapping[str, float]) -> Iterator[t
         yield "time", study_plots.time_figure(board)
     if shares:
         yield "importance", study_plots.importance_figure(board.study_name, shares)
-    if parameter_plots.explored(board.trials):
+    if parameter_plots.explored(map(params_of, board.trials)):
         yield "parallel", parameter_plots.parallel_figure(board)
         yield "slices", parameter_plots.slices_figure(board)
 
@@ -206,7 +206,7 @@ class Report:
         board = self.board
         trials = [entry.trial for entry in board.entries]
         trials += [trial for trial in board.trials if trial.number not in self._entries]
-        names = parameter_plots.explored(board.trials)
+        names = parameter_plots.explored(map(trained_params, board.trials))
         notes = {trial.number: self._note(trial) for trial in trials}
         note = ["note"] if any(notes.values()) else []
         header = ["trial", "state", *board.objectives, *note, "epochs", "time", *names]

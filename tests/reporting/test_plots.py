@@ -35,6 +35,7 @@ from csmae.sensors import DIRECTIONS
 from csmae.tracking.tracker import Direction
 from csmae.training.history import append_metrics
 from csmae.trials.leaderboard import leaderboard
+from csmae.trials.trial import params_of
 from tests.support.optuna_studies import add_trial, empty_study, study_of
 
 
@@ -118,14 +119,14 @@ def test_an_axis_is_logarithmic_where_the_space_is() -> None:
     domains = {"optim.lr": FloatDistribution(1e-4, 5e-3, log=True), "loss.mim_weight": FloatDistribution(0, 4)}
     for lr, weight in ((1e-3, 0.001), (2e-3, 4.0)):
         add_trial(study, 0.1, {"optim.lr": lr, "loss.mim_weight": weight}, domains)
-    assert [scale_of(study.trials, name).log for name in explored(study.trials)] == [True, False]
+    assert [scale_of(study.trials, name).log for name in explored(map(params_of, study.trials))] == [True, False]
 
 
 def test_choices_over_more_than_a_magnitude_get_a_logarithmic_axis() -> None:
     trials = study_of(
         [0.1, 0.2], optim__lr=[1e-4, 5e-3], masking__ratio=[0.2, 0.8], masking__strategy=["random", "disjoint"]
     ).trials
-    assert [scale_of(trials, name).log for name in explored(trials)] == [True, False, False]
+    assert [scale_of(trials, name).log for name in explored(map(params_of, trials))] == [True, False, False]
     assert scale_of(trials, "masking.strategy").ticks == {0.0: "disjoint", 1.0: "random"}
 
 
