@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from csmae.atomic import atomic_write
+from csmae.atomic import DRAFTS, atomic_write
 from csmae.config import Config
 from csmae.data.pairs import PairBatch
 from csmae.data.split import Split
@@ -68,6 +68,10 @@ def write_snapshot(
     np.savez(content, allow_pickle=False, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for draft in path.parent.glob(
+            DRAFTS
+        ):  # a killed process leaves one, and a resumed run does not repeat its epoch
+            draft.unlink(missing_ok=True)
         with atomic_write(path) as file:
             file.write(content.getvalue())
     except OSError as error:

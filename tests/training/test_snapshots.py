@@ -49,6 +49,12 @@ def test_a_training_writes_arrays_that_become_pictures(tmp_path: Path) -> None:
     assert {"epoch-0001-reconstructions.png", "epoch-0002-retrieval.png"} <= {path.name for path in plots.iterdir()}
 
 
+def test_the_draft_of_another_epochs_arrays_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".epoch-0002.npz.tmp").write_bytes(b"of a killed process")
+    snapshot(small_config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001.npz"]
+
+
 def test_a_snapshot_shows_scenes_of_the_archive_and_hits_of_the_score(tmp_path: Path) -> None:
     config = small_config(masking__ratio=0.75)
     arrays = snapshot(config, tmp_path)
