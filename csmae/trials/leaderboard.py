@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import optuna
 from optuna.study import StudyDirection
@@ -25,7 +25,7 @@ class LeaderboardEntry:
     """The trial that found it."""
     scores: tuple[float, ...]
     """First objective: of the trial, then of its confirmations."""
-    is_finalist: bool = False
+    is_finalist: bool
     """Whether it was chosen for confirmation."""
 
     @property
@@ -55,19 +55,14 @@ class Leaderboard:
     """``maximize`` or ``minimize`` by name, the first objective first."""
     entries: list[LeaderboardEntry]
     """Best first."""
-    ranked: list[FrozenTrial] = field(default_factory=list)
+    ranked: list[FrozenTrial]
     """The entries' trials by their own scores alone, best first."""
-    front: frozenset[int] = frozenset()
+    front: frozenset[int]
     """Numbers of the trials on the Pareto front, by their own scores."""
-    confirms: Mapping[int, int] = field(default_factory=dict)
+    confirms: Mapping[int, int]
     """By number of a confirmation, the trial that it repeats."""
-    violated_constraints: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    violated_constraints: Mapping[int, tuple[str, ...]]
     """By number of a trial, the constraints that it violates."""
-
-    @property
-    def scores(self) -> dict[int, tuple[float, ...]]:
-        """By number, best first: the first objective of the trials that can win, over their seeds."""
-        return {entry.trial.number: entry.scores for entry in self.entries}
 
 
 def leaderboard(study: optuna.Study) -> Leaderboard:
@@ -93,19 +88,16 @@ def leaderboard(study: optuna.Study) -> Leaderboard:
         LeaderboardEntry(t, (last_values(t)[0], *confirmations.get(t.number, ())), t.number in finalists)
         for t in ranked
     ]
+    directions = [direction.name.lower() for direction in study.directions]
+    sort = _finalists_first if study.user_attrs.get(CONFIRMING, True) else _by_mean
+    on_front = on_pareto_front(own_scores)
     return Leaderboard(
         study_name=study.study_name,
         trials=trials,
-        objectives=dict(
-            zip(study.metric_names or ["objective"], (d.name.lower() for d in study.directions), strict=False)
-        ),
-        entries=_finalists_first(entries, signs)
-        if study.user_attrs.get(CONFIRMING, True)
-        else _by_mean(entries, signs),
+        objectives=dict(zip(study.metric_names or ["objective"], directions, strict=False)),
+        entries=sort(entries, signs),
         ranked=ranked,
-        front=frozenset(
-            trial.number for trial, on_front in zip(eligible, on_pareto_front(own_scores), strict=True) if on_front
-        ),
+        front=frozenset(trial.number for trial, is_on_front in zip(eligible, on_front, strict=True) if is_on_front),
         confirms=confirms,
         violated_constraints={trial.number: names for trial in trials if (names := violated_constraints(trial))},
     )
