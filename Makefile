@@ -8,11 +8,13 @@ BIN := .venv/bin
 quickstart: .venv/installed ## a real search on a synthetic archive, about four minutes on two cores
 	$(BIN)/csmae search spaces/quickstart.yaml
 
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 test: check ## what every change must pass
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: check ## everything, the long checks included
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
 
 test-cluster: .venv/cluster ## `ray up` on three hosts made of network namespaces; root, installs Debian's packages
 	tests/cluster/hosts.sh packages

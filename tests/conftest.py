@@ -26,6 +26,17 @@ SMALL: dict[str, Any] = {
 }
 """Sections of a configuration that trains an epoch in well under a second."""
 
+RAY_FOLDERS = ("cli", "cluster", "tuning", "workers")
+"""Folders of tests that start Ray: it needs both cores of a small machine, and finds other Rays that run there."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one process of pytest-xdist run all tests that start Ray, and all tests of one file."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("ray" if folder in RAY_FOLDERS else str(item.path)))
+
 
 def free_port() -> int:
     """Find a free port of the loopback interface."""
