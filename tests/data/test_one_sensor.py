@@ -55,7 +55,10 @@ def one_sensor_v1(folder: Path, sensor: str) -> Path:
     return folder
 
 
-@pytest.fixture(params=[(w, s) for w in (one_sensor_v2, one_sensor_v1) for s in ("s1", "s2")], ids=str)
+@pytest.fixture(
+    params=[(w, s) for w in (one_sensor_v2, one_sensor_v1) for s in ("s1", "s2")],
+    ids=lambda case: f"{case[0].__name__}-{case[1]}",
+)
 def single(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
     """An intact archive of one sensor, and the sensor."""
     write, sensor = request.param
