@@ -27,7 +27,7 @@ from csmae.tuning.events import SearchEnd, SearchOutcome
 from csmae.tuning.searcher import StudySearcher
 from csmae.tuning.stop_controller import StopController
 from tests.support.bucket_server import Server, running
-from tests.support.searches import start, write
+from tests.support.searches import ROOT, start, write
 from tests.tuning.test_kills import kill_worker
 
 
@@ -211,6 +211,11 @@ def test_a_search_resumes_on_another_machine_while_the_bucket_is_down_for_a_minu
         assert sum(name.startswith("arrays/") for name in state.files) == 3
         assert csmae.load_encoder(copy / "small" / "trials" / str(trial.number) / "encoder").width
     assert (copy / "small" / "report.html").exists()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, "-m", "csmae", "report", "small", "--storage", url]
+    subprocess.run(command, cwd=elsewhere, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+    assert (elsewhere / study_mirror.local_folder(url) / "small" / "report.html").exists()
     assert not list(Path("/tmp").glob("csmae-tune-*/work"))
     assert not list(scratch_root().glob("trial-*"))
 
