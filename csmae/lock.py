@@ -74,13 +74,21 @@ def driver_lock(folder: Path) -> Iterator[None]:
         lock = FileLock(path, fallback_to_soft=False, on_acquired=_write_process_id).acquire(blocking=False)
     except Timeout:
         raise ConfigError(
-            f"study {folder.name!r} is being run by process {path.read_text()}: "
+            f"study {folder.name!r} is being run by {_holder(path)}: "
             "wait until it ends, or use --name to start another study"
         ) from None
     except OSError as error:
         raise ConfigError(unwritable(error.filename or path, error)) from None
     with lock:
         yield
+
+
+def _holder(path: Path) -> str:
+    try:
+        number = path.read_text()
+    except OSError:
+        number = ""
+    return f"process {number}" if number else "another process"
 
 
 def _write_process_id(lock: int) -> None:

@@ -10,6 +10,7 @@ gets a lock checks that the lock still has its name: its former holder may have 
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -29,6 +30,9 @@ from csmae.lock import NO_LOCKS
 RETRY_INTERVAL_S = 0.2
 
 LOCK_SUFFIX = ".lock"
+
+MAX_NAMES = 100
+"""Attempts to lock a new name: a file system that refuses locks answers each of them as if another process held it."""
 
 
 def scratch_root() -> Path:
@@ -81,10 +85,11 @@ def scratch(prefix: str, root: Path | None = None, shared: bool = True) -> Itera
 
 def _new_folder(root: Path, prefix: str) -> tuple[Path, FileLock]:
     """Choose a name and lock it."""
-    while True:
+    for _ in range(MAX_NAMES):
         folder = root / f"{prefix}-{secrets.token_hex(4)}"
         with suppress(Timeout):  # another process is removing unused folders
             return folder, _lock(folder)
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def hold(folder: Path, heartbeat: Callable[[], object], timeout_s: float) -> FileLock:

@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial
 from csmae.reporting.plots import DPI, style_axes
 from csmae.reporting.study_plots import objective_of, scatter
 from csmae.trials.leaderboard import Leaderboard
-from csmae.trials.trial import last_value, params_of
+from csmae.trials.trial import last_value, param_of, params_of
 
 COLOR_MAP = "viridis"
 
@@ -49,7 +49,7 @@ def scale_of(trials: Sequence[FrozenTrial], name: str) -> Scale:
     Numbers keep their order. Their axis is logarithmic if the space says so, or if choices span more than a factor of 10.
     Other values get one position each.
     """
-    values = [value for trial in trials if (value := params_of(trial).get(name)) is not None]
+    values = [value for trial in trials if (value := param_of(trial, name)) is not None]
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) == len(values):
         domain = next(trial.distributions[name] for trial in trials if name in trial.distributions)
@@ -116,7 +116,7 @@ def parallel_figure(board: Leaderboard) -> Figure:
 
 
 def _position(scale: Scale, trial: FrozenTrial) -> float:
-    return scale.position(params_of(trial).get(scale.name))
+    return scale.position(param_of(trial, scale.name))
 
 
 def _heights(scale: Scale, trials: Sequence[FrozenTrial]) -> list[float]:
@@ -131,7 +131,7 @@ def _heights(scale: Scale, trials: Sequence[FrozenTrial]) -> list[float]:
 def _tick_texts(scale: Scale, trials: Sequence[FrozenTrial]) -> list[tuple[float, str]]:
     """Heights and texts: every value of names, both ends of numbers."""
     pairs = [
-        (height, params_of(trial).get(scale.name))
+        (height, param_of(trial, scale.name))
         for height, trial in zip(_heights(scale, trials), trials, strict=True)
         if math.isfinite(height)
     ]

@@ -58,7 +58,9 @@ def publish(tracker: Tracker, report: Report) -> None:
         tracker.artifact(None, path, "plots" if path.suffix == ".png" else "report")
     for entry in report.board.entries[:NUM_BEST]:
         number = entry.trial.number
-        tracker.artifact(number, report.run_dir(number) / "plots", "plots")
+        plots = report.run_dir(number) / "plots"
+        if plots.exists():
+            tracker.artifact(number, plots, "plots")
 
 
 def write_report(report: Report) -> list[Path]:

@@ -45,8 +45,9 @@ def save_trial_plots(number: int, run_dir: Path) -> Path:
         The folder of the plots.
     """
     plots, curves, trial = run_dir / "plots", read_curves(run_dir), f"trial {number}"
-    save_png(loss_figure(curves, f"Losses of {trial}"), plots / "losses.png")
-    save_png(direction_figure(curves, f"F1 of {trial}"), plots / "f1.png")
+    if curves:  # they are not on this machine if the storage is a bucket from which they were removed
+        save_png(loss_figure(curves, f"Losses of {trial}"), plots / "losses.png")
+        save_png(direction_figure(curves, f"F1 of {trial}"), plots / "f1.png")
     for path in _first_middle_last(sorted((run_dir / "arrays").glob("epoch-*.npz"))):
         with np.load(path, allow_pickle=False) as arrays:
             for kind, figure in _figures(arrays, f"{trial}, epoch {int(path.stem[6:])}"):

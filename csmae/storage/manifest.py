@@ -285,11 +285,15 @@ def object_names(folder: Path) -> dict[str, str]:
 
 
 def _file_names(folder: Path) -> Iterator[str]:
-    """List the files by their path within a folder, without hidden ones, which are drafts."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            yield name.as_posix()
+    """List the files by their path within a folder, without hidden ones, which are drafts or snapshots.
+
+    Another thread may remove a hidden folder meanwhile, hence not ``rglob``, which fails then.
+    """
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield (Path(place) / name).relative_to(folder).as_posix()
 
 
 def _object_name(folder: Path, name: str) -> str:

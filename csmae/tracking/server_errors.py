@@ -33,4 +33,4 @@ def explain(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, TrackingError):
         return text
-    return next((meaning for part, meaning in MEANINGS.items() if part in text), text[:200] or type(error).__name__)
+    return next((meaning for part, meaning in MEANINGS.items() if part in text), text[:500] or type(error).__name__)

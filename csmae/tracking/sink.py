@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from csmae.tracking.outbox import HEADER, KINDS, Event
 
@@ -40,12 +39,10 @@ def dispatch(sink: Sink, event: Event) -> None:
         return
     if event.kind not in KINDS:
         raise RejectedError(f"this version knows no event of kind {event.kind!r}")
-    getattr(sink, f"_{event.kind}")(replace(event, body=_Body(event.body)))
-
-
-class _Body(dict[str, Any]):
-    def __missing__(self, name: str) -> Any:
-        raise RejectedError(f"the event has no {name!r}")
+    try:
+        getattr(sink, f"_{event.kind}")(event)
+    except KeyError as error:
+        raise RejectedError(f"the event has no {error}") from error
 
 
 def readable(path: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import optuna
@@ -71,16 +70,21 @@ def num_epochs(trial: FrozenTrial) -> int:
 
 
 def used_seconds(trial: FrozenTrial) -> float:
-    """Seconds of all the trial's GPUs, or of its workers; its wall time if no resources were recorded."""
+    """Seconds of all the trial's GPUs, or of its workers; the wall time of an ended trial without recorded resources."""
     recorded = [float(trial.user_attrs[name]) for name in (GPU_S, WORKER_S) if name in trial.user_attrs]
-    if recorded or trial.datetime_start is None:
+    if recorded or trial.datetime_start is None or trial.datetime_complete is None:
         return sum(recorded)
-    return ((trial.datetime_complete or datetime.now()) - trial.datetime_start).total_seconds()
+    return (trial.datetime_complete - trial.datetime_start).total_seconds()
 
 
 def params_of(trial: FrozenTrial) -> dict[str, Value]:
     """A trial's parameters as the study file writes them."""
     return {name: decode_param(name, trial.distributions[name], stored) for name, stored in trial.params.items()}
+
+
+def param_of(trial: FrozenTrial, name: str) -> Value:
+    """One of a trial's parameters; None if the trial lacks it."""
+    return decode_param(name, trial.distributions[name], trial.params[name]) if name in trial.params else None
 
 
 def trained_params(trial: FrozenTrial) -> dict[str, Value]:

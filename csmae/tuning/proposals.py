@@ -188,6 +188,7 @@ class Proposals:
         known = self._transferred | self._own
         for point in islice(self._random_points, None if self._study.space.size <= MAX_GRID else MAX_DRAWN):
             if self._check(point, known) is None:
+                self.rejection_reason = ""
                 return point
         return None
 

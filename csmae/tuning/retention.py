@@ -49,7 +49,7 @@ class CheckpointRetention:
 
     def _remove(self, number: int) -> None:
         run_dir = self._trial_store.run_dir(number)
-        for path in (run_dir / "checkpoint.pt", *run_dir.glob(DRAFTS)):  # a killed worker leaves temporary files
+        for path in (run_dir / "checkpoint.pt", *run_dir.rglob(DRAFTS)):  # a killed worker leaves temporary files
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:

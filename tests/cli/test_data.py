@@ -88,6 +88,9 @@ def without_privileges() -> Iterator[None]:
     if os.geteuid():
         yield
         return
+    "".encode(
+        "utf-8-sig"
+    )  # Python may not be readable without privileges, and a codec is imported when it is first used
     os.seteuid(65534)
     try:
         yield

@@ -186,3 +186,7 @@ def test_a_trials_plots_show_its_curves_and_its_first_middle_and_last_epoch(tmp_
     kinds = ("reconstructions", "retrieval")
     expected = {f"epoch-{epoch:04}-{kind}.png" for epoch in (1, 5, 9) for kind in kinds}
     assert {path.name for path in plots.iterdir()} == expected | {"losses.png", "f1.png"}
+
+
+def test_a_trial_whose_files_are_not_here_has_no_plots(tmp_path: Path) -> None:
+    assert not save_trial_plots(3, tmp_path / "trials" / "3").exists()

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -15,6 +16,7 @@ from optuna.trial import TrialState
 from csmae.cli.main import main
 from csmae.reporting.report import Report, write_report
 from csmae.storage.layout import DATABASE
+from csmae.training.history import append_metrics
 from csmae.trials.attributes import CHAMPION, DEFINITION, FORMAT, PROVENANCE, REASON, SCORES, STUDY_FORMAT
 from csmae.trials.database import open_storage
 from tests.support.optuna_studies import add_trial, empty_study, study_of
@@ -39,6 +41,7 @@ def study(tmp_path: Path) -> optuna.Study:
 def report(study: optuna.Study, tmp_path: Path) -> Report:
     report = Report(study, tmp_path / "masking")
     report.importances = {"masking.ratio": 1.0}
+    append_metrics(report.run_dir(1), 1, {"train/loss": 1.0, "val/f1_mean": 0.6})
     return report
 
 
@@ -110,10 +113,12 @@ def test_a_trial_that_waits_is_shown_with_its_reason(tmp_path: Path) -> None:
     waiting = optuna.create_trial(
         state=TrialState.WAITING, user_attrs={"interrupted": "the time limit of 1s is reached", "num_epochs": 1}
     )
+    waiting.datetime_start = datetime(2026, 1, 1)
     study.add_trial(waiting)
     text = Report(study, tmp_path).markdown()
     assert "2 trials (1 completed, 1 waiting), 3 epochs in total." in text
     assert "| 1 | the time limit of 1s is reached |" in text
+    assert "| 1 | waiting | – | 1 | 0 s | – |" in text
 
 
 @pytest.mark.parametrize("name", ["it's", 'a "b"', "$HOME `x`", "back\\slash", "größe"])

@@ -1,13 +1,15 @@
 """Folders in a bucket: one writer at a time, and only whole states for every reader."""
 
 import json
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from csmae.config import ConfigError
-from csmae.storage.manifest import Manifest, RemoteFolder, SupersededError
+from csmae.storage.manifest import Manifest, RemoteFolder, SupersededError, object_names
 from csmae.storage.object_store import ObjectStore
 from tests.support.bucket_server import Server, running
 
@@ -77,3 +79,24 @@ def test_a_writer_whose_files_were_deleted_cannot_write(server: Server, tmp_path
     (here / "weights").write_text("new")
     new.push(here, {"epoch": 3})
     assert remote.manifest().metadata == {"epoch": 3}
+
+
+def test_files_are_listed_while_a_thread_removes_snapshots_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"state")
+    stop = threading.Event()
+
+    def make_and_remove() -> None:
+        while not stop.is_set():
+            inner = tmp_path / ".snapshot-1" / "encoder"
+            inner.mkdir(parents=True)
+            (inner / "config.json").write_bytes(b"{}")
+            shutil.rmtree(tmp_path / ".snapshot-1")
+
+    thread = threading.Thread(target=make_and_remove)
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert list(object_names(tmp_path)) == ["checkpoint.pt"]
+    finally:
+        stop.set()
+        thread.join()

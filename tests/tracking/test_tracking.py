@@ -218,12 +218,14 @@ def test_a_missing_file_is_logged_and_the_rest_is_stored(
 def test_an_event_of_another_version_delays_nothing(uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outbox = Outbox(tmp_path / "outbox.jsonl")
     outbox.append(Event("end", 0, 1, {"state": "COMPLETE", "reason": None}))
+    outbox.append(Event("end", 2, 1, {"state": "PAUSED", "reason": None, "step": 1, "metrics": {}}))
     outbox.close()
     with caplog.at_level(logging.WARNING):
         tracker = open_tracker(uri, tmp_path)
         tracker.epoch(1, 1, {"train/loss": 1.0})
         assert tracker.close(30) == 0
     assert "rejected trial 0: end: the event has no 'step'" in caplog.text
+    assert "rejected trial 2: end: the event has no 'PAUSED'" in caplog.text
     assert runs(uri, tmp_path)["trial 1"].data.metrics == {"train/loss": 1.0}
 
 

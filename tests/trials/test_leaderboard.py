@@ -18,6 +18,7 @@ from csmae.reporting.report import Report, study_figures, write_report
 from csmae.reporting.study_plots import history_figure, pareto_figure
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study
+from csmae.training.history import append_metrics
 from csmae.trials.budget import Budget
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
@@ -36,6 +37,7 @@ def searched(study: Study, folder: Path, trained: Trained, cut: bool = False) ->
         suggestion = searcher.suggest(str(index))
         assert isinstance(suggestion, dict)
         (Path(suggestion["run_dir"]) / "encoder").mkdir(parents=True)
+        append_metrics(Path(suggestion["run_dir"]), 4, metrics)
         result = {"epoch": 4, **{f"metrics/{name}": value for name, value in metrics.items()}}
         if cut:
             searcher.on_trial_result(str(index), result)
