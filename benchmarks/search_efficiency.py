@@ -1,7 +1,7 @@
 """How many epochs a search spends for a good encoder: tpe and random, each with and without early stopping.
 
 First every point of a small grid is trained once on the synthetic archive, all its epochs; then each strategy searches
-that table with many seeds, through the real ledger, samplers and rules. Prints one JSON line: ``epochs_share`` is the
+that table with many seeds, through the real trial store, samplers and stopping rules. Prints one JSON line: ``epochs_share`` is the
 median over the seeds of the epochs that tpe+asha needs to reach random's final best, over the epochs that random spent;
 null where it does not. Takes about half an hour on two idle cores.
 """
@@ -89,7 +89,7 @@ def train_table(study: Study, path: Path, processes: int) -> dict[str, list[floa
 
 
 def search_table(study: Study, table: dict[str, list[float]], folder: Path) -> Iterator[tuple[int, float]]:
-    """Search the table as a search with one slot would; yields epochs spent and the best final score so far."""
+    """Search the table as a search with one trial at a time would; yields epochs spent and the best final score so far."""
     trial_store, spent, best = TrialStore(study, folder), 0, 0.0
     rule, proposals = make_stopping_rule(study.search, (), study.longest), Proposals(trial_store)
     for _ in range(study.search.num_trials):
