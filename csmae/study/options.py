@@ -120,7 +120,7 @@ class Search(Section):
     accelerator_type: str | None = None
     """Kind of GPU that all workers must have if a cluster has several, as Ray names it: ``A10G``, ``H100``."""
     retries: int = Field(2, ge=0)
-    """Restarts of a trial whose worker died, each from its last checkpoint and none with a further epoch, before it fails."""
+    """How many restarts in a row, after a worker's death, may bring no new epoch; the next one fails the trial."""
     hang_timeout: Duration = "15m"
     """Time without a heartbeat after which a trial's workers count as dead; longer than the scoring of an epoch."""
     keep: int = Field(3, ge=1)

@@ -184,6 +184,7 @@ class Coordinator:
         if self._is_current(assignment_id, group) and epoch > self._state.reported_epoch:
             self._state.reported_epoch = epoch
             del self._state.groups[:-1]
+            self._state.errors.clear()
             self._events.put_nowait(EpochReport(epoch, metrics))
 
     async def end(self, assignment_id: int, group: str, outcome: Outcome, reason: str = "") -> None:

@@ -17,7 +17,7 @@ class WorkerGroupSpec:
     allocation: Allocation
     """Number and resources of the workers."""
     retries: int
-    """Restarts of a trial after a worker died."""
+    """Restarts of a trial in a row, after a worker's death, that may bring no new epoch."""
     hang_timeout_s: float
     """Seconds without a heartbeat after which workers are considered dead."""
     scratch_dir: str

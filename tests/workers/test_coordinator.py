@@ -65,6 +65,7 @@ def test_only_deaths_without_an_epoch_in_between_count_as_attempts() -> None:
         coordinator = await assigned("one")
         for group in ("two", "three"):
             await coordinator.next_assignment(group, 0, f"worker of {group}")
+            await coordinator.report_error(1, group, "an error from which the trial recovered")
         await coordinator.report_saved(1, "three", 1, {})
         for group in ("four", "five"):
             assert await coordinator.next_assignment(group, 0, f"worker of {group}")
