@@ -8,11 +8,13 @@ import typer
 
 from csmae.cli.exit_status import FAILED
 from csmae.cli.options import Logger, MlflowUri, Storage, StudyName
+from csmae.config import ConfigError
 from csmae.console.terminal import print_line
 
 
 def report(study: StudyName, storage: Storage = "runs") -> int:
     """Write a study's report: an HTML page and a Markdown summary, in the folder of the study."""
+    from csmae.lock import unwritable
     from csmae.reporting.report import Report, write_report
     from csmae.storage.layout import DATABASE
     from csmae.storage.study_mirror import fetch_studies
@@ -22,7 +24,10 @@ def report(study: StudyName, storage: Storage = "runs") -> int:
     stored = load_stored_study(folder / DATABASE, study)
     with usable(folder / DATABASE):
         content = Report(stored, folder / study)
-    page, summary, *_ = write_report(content)
+    try:
+        page, summary, *_ = write_report(content)
+    except OSError as error:
+        raise ConfigError(unwritable(error.filename or content.folder, error)) from None
     print_line(f"{page} and {summary}")
     return 0
 

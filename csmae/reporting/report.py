@@ -64,11 +64,15 @@ def publish(tracker: Tracker, report: Report) -> None:
 
 
 def write_report(report: Report) -> list[Path]:
-    """Write a study's report and plots, and plots of its best trials, into the study's folder.
+    """Write a study's report and plots, and plots of its best trials, into the study's folder, which is created if needed.
 
     Returns:
         The HTML page, the Markdown summary and the study's plots.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
+    report.folder.mkdir(parents=True, exist_ok=True)
     folder, figures = report.folder, study_figures(report.board, report.importances)
     plots = [save_png(figure, folder / "plots" / f"{name}.png") for name, figure in figures]
     numbers = [entry.trial.number for entry in report.board.entries[:NUM_BEST]]

@@ -80,6 +80,21 @@ def test_the_report_command_names_the_files(
     assert capsys.readouterr().out == f"{folder}/report.html and {folder}/report.md\n"
 
 
+def test_the_report_command_creates_the_folder_of_a_study_without_trials(tmp_path: Path) -> None:
+    study = empty_study(storage=open_storage(tmp_path / DATABASE))
+    assert main(["report", study.study_name, "--storage", str(tmp_path)]) == 0
+    assert (tmp_path / study.study_name / "report.html").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line(
+    study: optuna.Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / study.study_name).touch()
+    assert main(["report", study.study_name, "--storage", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / study.study_name} cannot be written" in error and error.count("\n") == 1
+
+
 def test_a_missing_study_is_reported_in_one_line_with_the_nearest_name(
     study: optuna.Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
