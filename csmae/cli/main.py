@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
 import csmae
 from csmae.cli import cluster, data, export, retrieval, schema, search, tracking, train
-from csmae.cli.exit_status import BAD_INPUT
+from csmae.cli.exit_status import BAD_INPUT, INTERRUPTED
 from csmae.config import ConfigError
 from csmae.console.terminal import print_line, tolerate_closed_terminal, tolerate_encoding_errors
 
 PROGRAM = "csmae"
+
+COMPLETION = "_CSMAE_COMPLETE"
+"""Environment variable in which a shell asks for completions."""
 
 app = typer.Typer(
     name=PROGRAM,
@@ -65,18 +70,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 for success, otherwise one of ``csmae.cli.exit_status``.
     """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if os.environ.get(COMPLETION):  # set by a shell that completes a command line
+        app(prog_name=PROGRAM)
+    command = get_command(app)
     try:
-        return int(app(args=arguments, prog_name=PROGRAM, standalone_mode=False) or 0)
+        # app() would hide errors of the command: it turns EPIPE into a silent status 1, and an EOFError into an Abort
+        with command.make_context(PROGRAM, list(words)) as context:
+            return int(command.invoke(context) or 0)
+    except typer.Exit as end:
+        return end.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
     except typer.TyperException as error:
-        sys.stderr.write(_usage_error(error))
+        sys.stderr.write(_usage_error(error, _command_path(words)))
     return BAD_INPUT
 
 
-def _usage_error(error: typer.TyperException) -> str:
+def _usage_error(error: typer.TyperException, program: str) -> str:
     """One line, or nothing where Typer has shown the help instead."""
-    context = getattr(error, "ctx", None)
-    program = context.command_path if context else PROGRAM
-    text = " ".join(error.format_message().split()).rstrip(".")
+    text = " ".join(error.format_message().split()).rstrip(".").replace("Value error, ", "", 1)
     return f"{program}: {text} (see {program} --help)\n" if text else ""
+
+
+def _command_path(words: Sequence[str]) -> str:
+    """The program and the command that a command line begins with, which not every usage error knows."""
+    path, commands = [PROGRAM], getattr(get_command(app), "commands", {})
+    for word in words:
+        if word not in commands:
+            break
+        path.append(word)
+        commands = getattr(commands[word], "commands", {})
+    return " ".join(path)
