@@ -5,15 +5,13 @@ from __future__ import annotations
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("csmae", "torch", "ray", "optuna", "mlflow", "numpy")
-
-PROGRAMS = {"csmae": "csmae", "__main__.py": "python -m csmae"}
-"""How a user types the program, by the name of the script that Python runs."""
 
 
 def provenance() -> dict[str, str]:
@@ -30,8 +28,18 @@ def provenance() -> dict[str, str]:
 def command() -> str:
     """The command line of this process, without users and passwords of URLs in it."""
     script, *words = (re.sub(r"(?<=://)[^/?#]*@", "", word) for word in sys.argv)
-    program = PROGRAMS.get(Path(script).name, f"python {shlex.quote(script)}")
-    return " ".join([program, *map(shlex.quote, words)])
+    return " ".join([_program(script), *map(shlex.quote, words)])
+
+
+def _program(script: str) -> str:
+    """How a user types the program whose script Python runs."""
+    name = Path(script).name
+    if name == "__main__.py":
+        return "python -m csmae"
+    if name != "csmae":
+        return f"python {shlex.quote(script)}"
+    on_path = shutil.which(name)
+    return name if on_path and Path(on_path).resolve() == Path(script).resolve() else shlex.quote(script)
 
 
 def _versions() -> str:

@@ -1,10 +1,12 @@
 """The program as a whole: help, options, usage errors, exit statuses, completion, and the ways to start it."""
 
+import errno
 import os
 import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,6 +80,14 @@ def test_an_option_has_the_same_help_in_every_command() -> None:
         (["embed", "synthetic", "store"], "csmae embed: Missing option '--encoder'"),
         (["evaluate"], "csmae evaluate: Missing argument 'ARCHIVE'"),
         (["preemption-notice", "azure", "--address", "head:6379"], "'azure' is not one of 'aws', 'gcp'"),
+        (
+            ["data", "stats", "synthetic", "--split", "all"],
+            "csmae data stats: Invalid value for '--split': 'all' is not",
+        ),
+        (
+            ["data", "synthesize", "new", "--shares", "0.5"],
+            "csmae data synthesize: Option '--shares' requires 3 arguments (see csmae data synthesize --help)",
+        ),
     ],
 )
 def test_a_usage_error_is_one_line_and_status_2(
@@ -107,13 +117,24 @@ def test_an_interrupted_command_has_status_130(monkeypatch: pytest.MonkeyPatch) 
     assert main(["schema"]) == 130
 
 
-def test_a_defect_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "defect", [RuntimeError("a defect"), BrokenPipeError(errno.EPIPE, "a defect"), EOFError("a defect")]
+)
+def test_a_defect_is_not_hidden(defect: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
-        raise RuntimeError("a defect")
+        raise defect
 
     monkeypatch.setattr("csmae.study.schema.study_schema", fail)
-    with pytest.raises(RuntimeError, match="a defect"):
+    with pytest.raises(type(defect), match="a defect"):
         main(["schema"])
+
+
+def test_a_reader_that_closes_the_pipe_causes_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "csmae", "--help"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +160,8 @@ def test_the_shell_completes_commands_and_options() -> None:
 @pytest.mark.parametrize(
     ("script", "program"),
     [
-        ("/opt/venv/bin/csmae", "csmae"),
+        (".venv/bin/csmae", ".venv/bin/csmae"),
+        ("/opt/my venv/bin/csmae", "'/opt/my venv/bin/csmae'"),
         ("/opt/csmae/__main__.py", "python -m csmae"),
         ("search.py", "python search.py"),
     ],
@@ -147,3 +169,16 @@ def test_the_shell_completes_commands_and_options() -> None:
 def test_a_printed_command_can_be_typed(script: str, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [script, "search", "my study.yaml"])
     assert command() == f"{program} search 'my study.yaml'"
+
+
+def test_a_printed_command_has_no_path_if_the_shell_finds_the_same_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("bin", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "csmae").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.chdir(tmp_path)
+    for script, program in (("bin/csmae", "csmae"), ("other/csmae", "other/csmae")):
+        monkeypatch.setattr(sys, "argv", [script, "search"])
+        assert command() == f"{program} search"
