@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from csmae.cli.exit_status import FAILED, INTERRUPTED
 from csmae.cli.finish import finish
-from csmae.cli.search import SearchRequest
 from csmae.cluster.node_report import report_nodes
 from csmae.cluster.preflight import require, required_checks
 from csmae.cluster.resources import Allocation, ClusterResources, allocate, local_resources
@@ -17,15 +15,15 @@ from csmae.console.dry_run import format_dry_run
 from csmae.console.live_view import LiveView
 from csmae.console.progress import SearchProgress
 from csmae.console.tables import format_studies
-from csmae.console.terminal import plain_console, print_line
+from csmae.console.terminal import plain_console, print_line, print_table
 from csmae.lock import driver_lock
 from csmae.settings import flatten
 from csmae.storage.layout import DATABASE
 from csmae.storage.manifest import RemoteStorage
 from csmae.storage.study_mirror import driver_storage, fetch_studies, local_folder, shared_store
 from csmae.study.metrics import LABEL_SCORES
-from csmae.study.study import Study, load_study
-from csmae.tracking.destination import check_uri, redacted, tracking_uri
+from csmae.study.study import Study
+from csmae.tracking.destination import check_uri, redacted
 from csmae.tracking.provenance import command, provenance
 from csmae.tracking.tracker import Tracker
 from csmae.trial_status import TrialStatus
@@ -45,64 +43,68 @@ NUM_LABELED = 64
 
 def print_studies(storage: str) -> None:
     """Print a table of the studies in a storage."""
-    plain_console().print(format_studies(fetch_studies(storage) / DATABASE))
+    print_table(format_studies(fetch_studies(storage) / DATABASE))
 
 
-def dry_run(request: SearchRequest) -> int:
-    """Print the space and the cost of a trial; returns the exit status."""
-    study, _, resources = _check_request(request)
-    print_line(format_dry_run(study, resources))
+def show_plan(study: Study, uri: str, address: str | None) -> int:
+    """Print the space and the cost of a trial; returns the exit status.
+
+    Raises:
+        ConfigError: The tracking URI cannot be used, or a trial does not fit on this machine.
+    """
+    print_line(format_dry_run(study, _check_resources(study, uri, address)))
     return 0
 
 
-def run(request: SearchRequest) -> int:
+def run(
+    study: Study,
+    uri: str,
+    storage: str,
+    source_studies: list[str],
+    *,
+    address: str | None,
+    insecure: bool,
+    verbose: bool,
+) -> int:
     """Run or resume a search; returns the exit status.
+
+    Args:
+        study: The study.
+        uri: Tracking URI.
+        storage: Folder or URL of the bucket of all studies.
+        source_studies: Names of the studies whose trials a new study starts from.
+        address: Of the Ray cluster to join; None runs the search on this machine alone.
+        insecure: Join a cluster that requires no token.
+        verbose: Show Ray's own logs.
 
     Raises:
         ConfigError: The study, its data, the storage or the cluster cannot be used.
     """
-    try:
-        return _run(request)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; to resume: {command()}\n")
-        return INTERRUPTED
-
-
-def _run(request: SearchRequest) -> int:
-    study, uri, resources = _check_request(request)
+    resources = _check_resources(study, uri, address)
     _check_data(study)
     for warning in settings_warnings(study):
         print_line(f"note: {warning}")
-    folder = local_folder(request.storage).absolute()
-    with driver_storage(request.storage) as remote, driver_lock(folder / study.name):
-        trial_store = _open_trial_store(study, folder, remote, request.source_studies)
+    folder = local_folder(storage).absolute()
+    with driver_storage(storage) as remote, driver_lock(folder / study.name):
+        trial_store = _open_trial_store(study, folder, remote, source_studies)
         tracker = Tracker(trial_store.folder, study.name, uri)
         try:
-            with (
-                ray_running(request.address, resources, request.verbose, request.insecure) as found,
-                raise_on_termination(),
-            ):
-                if request.address:
-                    store = remote.store if remote else shared_store(request.storage)
+            with ray_running(address, resources, verbose, insecure) as found, raise_on_termination():
+                if address:
+                    store = remote.store if remote else shared_store(storage)
                     require(required_checks(report_nodes(store, study.first().data)))
                 return _explore(trial_store, tracker, redacted(uri), allocate(study.search, found))
         finally:
             _close(tracker)
 
 
-def _check_request(request: SearchRequest) -> tuple[Study, str, ClusterResources | None]:
-    """The study, where its events go, and this machine's resources unless the search joins a cluster.
-
-    Raises:
-        ConfigError: A mistake in the study file or the options, or a trial that does not fit on this machine.
-    """
-    study = load_study(request.study_file, request.fork or request.name, request.assignments)
-    uri = tracking_uri(request.mlflow_uri, local_folder(request.storage), request.logger)
+def _check_resources(study: Study, uri: str, address: str | None) -> ClusterResources | None:
+    """Check the tracking URI; returns this machine's resources unless the search joins a cluster."""
     check_uri(uri)
-    resources = None if request.address else local_resources()
+    resources = None if address else local_resources()
     if resources:
         allocate(study.search, resources)
-    return study, uri, resources
+    return resources
 
 
 def _check_data(study: Study) -> None:

@@ -21,6 +21,7 @@ from csmae.tracking.destination import WANDB
 from csmae.tracking.provenance import command
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import Tracker
+from csmae.trials.attributes import REASON
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
@@ -66,7 +67,7 @@ def finish(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocation
 
 
 def _last_reason(trial_store: TrialStore) -> str:
-    reasons = [str(trial.user_attrs["reason"]) for trial in trial_store.trials() if "reason" in trial.user_attrs]
+    reasons = [str(trial.user_attrs[REASON]) for trial in trial_store.trials() if REASON in trial.user_attrs]
     return f"no trial completed; the last one: {reasons[-1]}" if reasons else "no trial completed"
 
 

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal
+import sys
+from typing import Annotated
 
 import typer
 
+from csmae.cli.exit_status import INTERRUPTED
 from csmae.cli.options import Address, Assignments, Logger, MlflowUri, Storage, StudyFile
 from csmae.config import ConfigError
 
 BUDGET, RESOURCES, TRANSFER = "Budget", "Resources", "Transfer"
 """Panels of the help."""
-
-
-@dataclass(frozen=True)
-class SearchRequest:
-    """A search as the command line describes it."""
-
-    study_file: Path
-    name: str | None
-    assignments: list[str]
-    storage: str
-    mlflow_uri: str | None
-    logger: Literal["mlflow", "wandb"]
-    address: str | None
-    insecure: bool
-    fork: str | None
-    warm_start_from: str | None
-    verbose: bool
-
-    @property
-    def source_studies(self) -> list[str]:
-        """Names of the studies whose trials the new study starts from."""
-        forked = (self.name or self.study_file.stem) if self.fork else None
-        return [name for name in (forked, self.warm_start_from) if name]
 
 
 def search(
@@ -144,20 +121,20 @@ def search(
         "accelerator_type": accelerator_type,
     }
     overrides = [f"search.{name}={value}" for name, value in settings.items() if value is not None]
-    request = SearchRequest(
-        study_file=study,
-        name=name,
-        assignments=[*(assignments or []), *overrides],
-        storage=storage,
-        mlflow_uri=mlflow_uri,
-        logger=logger,
-        address=address,
-        insecure=insecure,
-        fork=fork,
-        warm_start_from=warm_start_from,
-        verbose=verbose,
-    )
-    from csmae.cli.explore import dry_run as show_plan
-    from csmae.cli.explore import run  # Ray, torch and Optuna take seconds
+    from csmae.cli.explore import run, show_plan  # Ray, torch and Optuna take seconds
+    from csmae.storage.study_mirror import local_folder
+    from csmae.study.study import load_study
+    from csmae.tracking.destination import tracking_uri
+    from csmae.tracking.provenance import command
 
-    return show_plan(request) if dry_run else run(request)
+    try:
+        checked = load_study(study, fork or name, [*(assignments or []), *overrides])
+        uri = tracking_uri(mlflow_uri, local_folder(storage), logger)
+        if dry_run:
+            return show_plan(checked, uri, address)
+        forked = (name or study.stem) if fork else None
+        sources = [source for source in (forked, warm_start_from) if source]
+        return run(checked, uri, storage, sources, address=address, insecure=insecure, verbose=verbose)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"stopped; to resume: {command()}\n")
+        return INTERRUPTED

@@ -1,4 +1,4 @@
-"""What ``search.py --dry-run`` shows: the search space, sample configurations with their cost, and resources."""
+"""What ``csmae search --dry-run`` shows: the search space, sample configurations with their cost, and resources."""
 
 from __future__ import annotations
 

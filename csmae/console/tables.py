@@ -11,8 +11,8 @@ from rich.text import Text
 
 from csmae.console.format import format_number, format_settings
 from csmae.sensors import DIRECTIONS
-from csmae.trial_status import STATUS_NAMES
-from csmae.trials.database import OtherVersionError, load_stored_study, study_names, usable
+from csmae.trial_status import STATUS_NAMES, TrialStatus
+from csmae.trials.database import OtherVersionError, check_format, load_studies, usable
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
@@ -84,20 +84,22 @@ def format_studies(path: Path) -> Table:
         ConfigError: The database cannot be used.
     """
     table = _table(f"studies in {path}")
-    for column in ("study", *STATUS_NAMES.values(), "best", "objective"):
-        table.add_column(column, justify="left" if column in ("study", "objective") else "right", no_wrap=True)
-    for name in study_names(path):
-        try:
-            study = load_stored_study(path, name)
-        except OtherVersionError:
-            table.add_row(Text(name), *6 * ("",), "(other version)")
-            continue
+    table.padding = (0, 1, 0, 0)  # a name of 20 characters fits into 80 columns
+    states = {**STATUS_NAMES, TrialStatus.COMPLETE: "done"}
+    for column in ("study", *states.values(), "best", "of"):
+        table.add_column(column, justify="left" if column in ("study", "of") else "right", no_wrap=True)
+    for name, study in load_studies(path).items():
         with usable(path):
+            try:
+                check_format(study, path)
+            except OtherVersionError:
+                table.add_row(Text(name), *6 * ("",), "(other version)")
+                continue
             board = leaderboard(study)
             counts = Counter(map(status_of, study.get_trials(deepcopy=False)))
         best = board.entries[0].mean if board.entries else None
-        states = (str(counts[state]) for state in STATUS_NAMES)
-        table.add_row(Text(name), *states, format_number(best), Text(next(iter(board.objectives))))
+        numbers = (str(counts[state]) for state in states)
+        table.add_row(Text(name), *numbers, format_number(best), Text(next(iter(board.objectives))))
     return table
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 SUBSTITUTES = {"✓": "+", "✗": "x", "×": "x", "→": "->", "…": "...", "±": "+-", "–": "-", "—": "-"}
 """Printed instead of characters that the stream's encoding lacks; other characters are printed as escape sequences."""
@@ -24,6 +26,9 @@ ERROR_HANDLER = "csmae.console.terminal"
 FLUSH_TIMEOUT_S = 5.0
 """How long a process waits at its end for a slow reader of its output."""
 
+MAX_WIDTH = 10_000
+"""Columns of the widest table, more than any table needs."""
+
 
 def plain_console() -> Console:
     """Make a console without markup: error messages, paths and names may contain ``[brackets]`` and ``:colons:``."""
@@ -33,6 +38,14 @@ def plain_console() -> Console:
 def print_line(text: str) -> None:
     """Print a line without wrapping it."""
     plain_console().print(text, soft_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table in its full width, even if the terminal is narrower: no cell is shortened."""
+    console = plain_console()
+    unlimited = console.options.update(max_width=MAX_WIDTH)
+    console.width = max(console.width, Measurement.get(console, unlimited, table).maximum)
+    console.print(table)
 
 
 @contextmanager

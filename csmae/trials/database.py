@@ -33,16 +33,18 @@ def open_storage(path: Path) -> optuna.storages.RDBStorage:
         return optuna.storages.RDBStorage(sqlite_url(path), engine_kwargs={"connect_args": {"timeout": 30}})
 
 
-def study_names(path: Path) -> list[str]:
-    """Names of the studies in a database, oldest first; empty if there is no database.
+def load_studies(path: Path) -> dict[str, optuna.Study]:
+    """Load the studies of a database by name, oldest first, also those of other versions; empty without a database.
 
     Raises:
         ConfigError: The database cannot be used.
     """
     if not path.exists():
-        return []
+        return {}
     with usable(path):
-        return optuna.get_all_study_names(open_storage(path))
+        storage = open_storage(path)
+        names = optuna.get_all_study_names(storage)
+        return {name: optuna.load_study(study_name=name, storage=storage) for name in names}
 
 
 def load_stored_study(path: Path, name: str) -> optuna.Study:
@@ -51,13 +53,12 @@ def load_stored_study(path: Path, name: str) -> optuna.Study:
     Raises:
         ConfigError: There is no such study, another version created it, or the database cannot be used.
     """
-    names = study_names(path)
-    if name not in names:
-        raise ConfigError(f"there is no study {name!r} in {path}{did_you_mean(name, names)}")
+    studies = load_studies(path)
+    if name not in studies:
+        raise ConfigError(f"there is no study {name!r} in {path}{did_you_mean(name, studies)}")
     with usable(path):
-        study = optuna.load_study(study_name=name, storage=open_storage(path))
-        check_format(study, path)
-        return study
+        check_format(studies[name], path)
+    return studies[name]
 
 
 def check_format(study: optuna.Study, path: Path) -> None:

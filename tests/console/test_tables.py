@@ -4,12 +4,17 @@ import io
 from pathlib import Path
 
 import pytest
+from optuna.storages import RDBStorage
 from rich.console import Console
 
+from csmae.cli.main import main
 from csmae.console.tables import format_best_trials, format_scores, format_studies
 from csmae.storage.layout import DATABASE
+from csmae.study.study import load_study
+from csmae.trials import database
 from csmae.trials.store import TrialStore
 from tests.console.test_terminal import MARKUP
+from tests.study.test_study import write
 from tests.tuning.test_cut_short_trials import cut_before_first_score
 from tests.tuning.test_searcher import make_searcher, make_study, result
 
@@ -54,3 +59,39 @@ def test_the_list_of_studies_counts_waiting_trials(tmp_path: Path) -> None:
     table = format_studies(tmp_path / DATABASE)
     row = {str(column.header): list(map(str, column.cells)) for column in table.columns}
     assert row["waiting"] == ["1"] and row["running"] == ["0"]
+
+
+def trained_study(folder: Path, name: str) -> None:
+    objectives = {"val/recall_at_1": "maximize"}
+    study = load_study(write(folder, {"masking.ratio": {"float": [0.3, 0.9]}}, objectives=objectives), name)
+    searcher, _ = make_searcher(study, folder)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", {"epoch": 4, "metrics/val/recall_at_1": 0.61234, "finished": True})
+
+
+@pytest.mark.parametrize("name", ["architecture-v2-64", "architecture-with-a-name-" * 4])
+def test_the_list_of_studies_shortens_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    trained_study(tmp_path, name)
+    assert main(["search", "--list", "--storage", str(tmp_path)]) == 0
+    *_, header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["study", "done", "pruned", "failed", "running", "waiting", "best", "of"]
+    assert row.split() == [name, "1", "0", "0", "0", "0", "0.6123", "val/recall_at_1"]
+    assert len(row.rstrip()) <= 80 or len(name) > 22
+
+
+def test_the_list_of_studies_opens_the_database_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        trained_study(tmp_path, name)
+    opened: list[Path] = []
+    open_storage = database.open_storage
+
+    def spy(path: Path) -> RDBStorage:
+        opened.append(path)
+        return open_storage(path)
+
+    monkeypatch.setattr(database, "open_storage", spy)
+    assert format_studies(tmp_path / DATABASE).row_count == 2
+    assert opened == [tmp_path / DATABASE]

@@ -21,7 +21,7 @@ from csmae.storage.manifest import RemoteFolder, SupersededError
 from csmae.storage.object_store import ObjectStore
 from csmae.study.study import load_study
 from csmae.trials.budget import Budget
-from csmae.trials.database import study_names
+from csmae.trials.database import load_studies
 from csmae.trials.store import TrialStore
 from csmae.tuning.events import SearchEnd, SearchOutcome
 from csmae.tuning.searcher import StudySearcher
@@ -131,7 +131,7 @@ def test_a_buckets_studies_can_be_listed_on_any_machine(
         assert remote
         TrialStore(study, remote.folder, remote)
     monkeypatch.chdir(tmp_path / "there")
-    assert study_names(study_mirror.fetch_studies(url) / DATABASE) == ["small"]
+    assert list(load_studies(study_mirror.fetch_studies(url) / DATABASE)) == ["small"]
 
 
 def append(folder: Path, text: str) -> None:
