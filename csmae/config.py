@@ -126,9 +126,9 @@ class Data(Section):
         for name, length in (("s1_mean", 2), ("s1_std", 2), ("s2_mean", 10), ("s2_std", 10)):
             values = getattr(self, name)
             if len(values) != length:
-                raise ValueError(f"data.{name} must have {length} values, one per band: found {len(values)}")
+                raise ConfigError(f"data.{name} must have {length} values, one per band: found {len(values)}")
             if name.endswith("std") and min(values) <= 0:
-                raise ValueError(f"data.{name} must be positive: found {min(values)}")
+                raise ConfigError(f"data.{name} must be positive: found {min(values)}")
         return self
 
 
@@ -198,25 +198,27 @@ class Model(Section):
     def _check(self) -> Self:
         if self.img_size % self.patch_size:
             divisors = ", ".join(str(d) for d in range(8, self.img_size // 2 + 1) if self.img_size % d == 0)
-            raise ValueError(
+            raise ConfigError(
                 f"model.patch_size must divide model.img_size: {self.patch_size} does not divide {self.img_size} (divisors: {divisors})"
             )
         for prefix in ("", "decoder_"):
             dim, heads = getattr(self, f"{prefix}embed_dim"), getattr(self, f"{prefix}num_heads")
             if dim % heads:
-                raise ValueError(
+                raise ConfigError(
                     f"model.{prefix}num_heads must divide model.{prefix}embed_dim: {heads} does not divide {dim}"
                 )
             if dim % 4:
-                raise ValueError(
+                raise ConfigError(
                     f"model.{prefix}embed_dim must be a multiple of 4 for 2-D sin-cos positions: found {dim}"
                 )
         common = self.variant.startswith("ce")
         if common != (self.sensor_depth == 0):
             want = "0 (a common encoder has no sensor-specific blocks)" if common else "at least 1"
-            raise ValueError(f"model.sensor_depth must be {want} for variant {self.variant}: found {self.sensor_depth}")
+            raise ConfigError(
+                f"model.sensor_depth must be {want} for variant {self.variant}: found {self.sensor_depth}"
+            )
         if self.sensor_depth + self.cross_depth == 0:
-            raise ValueError("model.cross_depth must be at least 1 if model.sensor_depth is 0: found 0")
+            raise ConfigError("model.cross_depth must be at least 1 if model.sensor_depth is 0: found 0")
         return self
 
     @property
@@ -262,11 +264,11 @@ class Loss(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not (self.umr_weight or self.cmr_weight or self.mim_weight or self.mde_weight):
-            raise ValueError("at least one of loss.umr_weight, cmr_weight, mim_weight, mde_weight must be positive")
+            raise ConfigError("at least one of loss.umr_weight, cmr_weight, mim_weight, mde_weight must be positive")
         one_target = self.s1_weight == 0 and not (self.umr_weight and self.cmr_weight)
         if one_target and not (self.mim_weight or self.mde_weight):
             idle = "S1" if self.umr_weight else "S2"
-            raise ValueError(
+            raise ConfigError(
                 f"loss.s1_weight 0 leaves the {idle} encoder without a loss: set both loss.umr_weight and loss.cmr_weight, or loss.mim_weight"
             )
         return self
@@ -304,7 +306,7 @@ class Optim(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas must lie in [0, 1): found {list(self.betas)}")
+            raise ConfigError(f"optim.betas must lie in [0, 1): found {list(self.betas)}")
         return self
 
 
@@ -352,11 +354,11 @@ class Config(Section):
         patches = self.model.num_patches
         kept = int(patches * (1 - self.masking.ratio))
         if not 1 <= kept < patches:
-            raise ValueError(
+            raise ConfigError(
                 f"masking.ratio must leave some patches visible and some hidden: {self.masking.ratio} keeps {kept} of {patches}"
             )
         if self.optim.warmup_epochs >= self.train.epochs and self.optim.warmup_epochs > 0:
-            raise ValueError(
+            raise ConfigError(
                 f"optim.warmup_epochs must be smaller than train.epochs: found {self.optim.warmup_epochs} of {self.train.epochs}"
             )
         return self

@@ -4,13 +4,54 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from csmae.config import Config, ConfigError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names that a user can write in one place.
+
+    Args:
+        what: What each of them is, such as ``a field of the configuration``.
+        known: The names, without the prefix.
+        prefix: Start of every name in an error text, such as ``search.``.
+    """
+
+    what: str
+    known: Collection[str]
+    prefix: str = ""
+
+    def reject(self, name: str) -> str:
+        """Say that a name, given without the prefix, is not one of them; suggest the nearest one."""
+        return f"{self.prefix + name!r} is not {self.what}{did_you_mean(name, self.known, self.prefix)}"
+
+
+def validate(model: type[ModelT], values: Mapping[str, Any], names: Names, where: str = "") -> ModelT:
+    """Build a model from nested values.
+
+    Args:
+        model: The model's class.
+        values: Nested sections as in a YAML file.
+        names: The model's fields.
+        where: Start of each error line.
+
+    Raises:
+        ConfigError: One line a mistake, each naming the dotted field.
+    """
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError("\n".join(where + line for line in error_lines(error.errors(), names))) from None
 
 
 def parse_config(values: Mapping[str, Any], where: str) -> Config:
@@ -23,45 +64,53 @@ def parse_config(values: Mapping[str, Any], where: str) -> Config:
     Raises:
         ConfigError: One line a mistake, each naming the dotted field.
     """
-    try:
-        return Config.model_validate(dict(values))
-    except ValidationError as error:
-        lines = error_lines(error.errors(), "a field of the configuration", field_names())
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+    return validate(Config, values, _fields(), f"{where}: ")
 
 
-def error_lines(
-    items: Iterable[Mapping[str, Any]], what: str, known: Collection[str], prefix: str = ""
-) -> Iterator[str]:
+def error_lines(items: Iterable[Mapping[str, Any]], names: Names) -> Iterator[str]:
     """Describe each mistake that pydantic found in one line.
+
+    A validator raises ``ConfigError`` with a text that names the fields, or ``ValueError`` with the rest of a sentence
+    that begins with the field, such as ``must be longer than 0``.
 
     Args:
         items: A ``ValidationError``'s errors.
-        what: What an unknown name is not, such as ``a field of the configuration``.
-        known: The names that it could have been.
-        prefix: Start of every dotted name, such as ``search.``.
+        names: The fields of what was validated.
     """
     for item in items:
-        name = prefix + ".".join(map(str, item["loc"]))
-        message = str(item["msg"]).removeprefix("Value error, ")
+        name, message = ".".join(map(str, item["loc"])), str(item["msg"])
+        cause = item.get("ctx", {}).get("error")
         if item["type"] == "extra_forbidden":
-            yield f"{name!r} is not {what}{did_you_mean(name, known)}"
-        elif item["type"] == "value_error" and isinstance(item["input"], Mapping | BaseModel):
-            yield message  # a check of several fields, which names them
+            yield names.reject(name)
+        elif isinstance(cause, ConfigError):
+            yield str(cause)
+        elif isinstance(cause, ValueError):
+            yield f"{names.prefix}{name} {cause}, found {item['input']!r}"
         else:
-            where = f"{name}: " if item["loc"] else ""
+            where = f"{names.prefix}{name}: " if name else ""
             yield f"{where}{message[:1].lower()}{message[1:]}, found {item['input']!r}"
 
 
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """End an error text with the known name nearest to an unknown one; empty if none is near."""
+def did_you_mean(name: str, known: Collection[str], prefix: str = "") -> str:
+    """End an error text with the known name nearest to an unknown one; empty if none is near.
+
+    Args:
+        name: The unknown name.
+        known: The known names.
+        prefix: Start of every name in the text; ``name`` and ``known`` omit it, as it would make all of them similar.
+    """
     near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {prefix + near[0]!r}?" if near else ""
 
 
 def field_names() -> list[str]:
     """Dotted names of all fields of the configuration."""
     return [name for name, _ in flatten(Config().model_dump())]
+
+
+@cache
+def _fields() -> Names:
+    return Names("a field of the configuration", tuple(field_names()))
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -112,24 +161,24 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_assignments(assignments: Iterable[str], also_known: Iterable[str] = ()) -> dict[str, Any]:
+def parse_assignments(assignments: Iterable[str], others: Names | None = None) -> dict[str, Any]:
     """Read ``--set`` options such as ``masking.ratio=0.6``: values by dotted name.
 
     Args:
         assignments: The options' texts.
-        also_known: Names that are allowed besides the configuration's fields.
+        others: Names with a prefix that are allowed besides the configuration's fields.
 
     Raises:
         ConfigError: An option has no ``=``, an unknown name, or a value that is not YAML.
     """
     values: dict[str, Any] = {}
-    known = [*field_names(), *also_known]
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: must be key=value, such as masking.ratio=0.6")
-        if name not in known:
-            raise ConfigError(f"--set {text}: {name!r} is not a field of the configuration{did_you_mean(name, known)}")
+        names = others if others and name.startswith(others.prefix) else _fields()
+        if name.removeprefix(names.prefix) not in names.known:
+            raise ConfigError(f"--set {text}: {names.reject(name.removeprefix(names.prefix))}")
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from csmae.config import Config, ConfigError, Model
-from csmae.settings import field_names, flatten, load_yaml, merge, parse_assignments, parse_config
+from csmae.settings import Names, field_names, flatten, load_yaml, merge, parse_assignments, parse_config
 
 
 def test_the_defaults_are_the_published_sesd() -> None:
@@ -55,7 +55,7 @@ def test_a_written_configuration_reads_back_the_same() -> None:
             "'masking.rato' is not a field of the configuration; did you mean 'masking.ratio'?",
         ),
         ({"masking": {"ratio": "half"}}, "masking.ratio: input should be a valid number"),
-        ({"train": {"epochs": True}}, "train.epochs: must not be true or false, found True"),
+        ({"train": {"epochs": True}}, "train.epochs must not be true or false, found True"),
         ({"masking": {"ratio": 1.0}}, "masking.ratio: input should be less than 1"),
         ({"masking": {"ratio": 0.995}}, "keeps 0 of 64"),
         ({"model": {"patch_size": 16}}, "16 does not divide 120 (divisors: 8, 10, 12, 15, 20, 24, 30, 40, 60)"),
@@ -99,6 +99,17 @@ def test_set_options_are_read_as_yaml() -> None:
     assert values["masking.ratio"] == 0.7
     assert values["loss.norm_pix"] is True
     assert parse_config(merge({}, values), "test").optim.betas == (0.9, 0.99)
+
+
+def test_other_names_of_set_options_have_their_own_error_text() -> None:
+    others = Names("a setting of the search", ("num_trials", "seed"), "search.")
+    assert parse_assignments(["search.seed=1", "masking.ratio=0.7"], others) == {"search.seed": 1, "masking.ratio": 0.7}
+    with pytest.raises(ConfigError) as caught:
+        parse_assignments(["search.num_trial=5"], others)
+    expected = "'search.num_trial' is not a setting of the search; did you mean 'search.num_trials'?"
+    assert str(caught.value) == f"--set search.num_trial=5: {expected}"
+    with pytest.raises(ConfigError, match=r"'search' is not a field of the configuration$"):
+        parse_assignments(["search=5"], others)
 
 
 @pytest.mark.parametrize("text", ["masking.ratio", "masking.rato=1", "masking.ratio={"])

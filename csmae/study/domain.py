@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from csmae.config import ConfigError
-from csmae.settings import error_lines
+from csmae.settings import Names, error_lines
 from csmae.study import condition
 from csmae.study.condition import Condition, as_condition
 from csmae.study.values import (
@@ -209,11 +209,11 @@ class _Range(_Domain):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"low must be smaller than high, found {list(self.bounds)}")
+            raise ConfigError(f"low must be smaller than high, found {list(self.bounds)}")
         try:
             _ = self.distribution  # Optuna checks the options together
         except ValueError as error:
-            raise ValueError(" ".join(str(error).split())) from None
+            raise ConfigError(" ".join(str(error).split())) from None
         return self
 
 
@@ -228,7 +228,7 @@ class FloatDomain(_Range):
     @model_validator(mode="after")
     def _check_field(self) -> Self:
         if float not in field_types(self.name):
-            raise ValueError("takes no fractions: use int: [low, high] or choice: [...]")
+            raise ConfigError("takes no fractions: use int: [low, high] or choice: [...]")
         return self
 
     @cached_property
@@ -293,4 +293,4 @@ def parse_domain(name: str, entry: Any) -> Domain:
         kind = _kind(entry) or "float"
         known = [field.alias or option for option, field in DOMAINS[kind].model_fields.items()]
         items = [{**i, "loc": [part for part in i["loc"][1:] if part not in condition.TAGS]} for i in error.errors()]
-        raise ConfigError("\n".join(error_lines(items, f"an option of {kind}", known))) from None
+        raise ConfigError("\n".join(error_lines(items, Names(f"an option of {kind}", known)))) from None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from csmae.config import MayChange, Section, changeable
+from csmae.config import ConfigError, MayChange, Section, changeable
 from csmae.settings import did_you_mean
 from csmae.study.metrics import COSTS, METRICS, SCORES
 
@@ -135,19 +135,19 @@ class Search(Section):
     def _check(self) -> Self:
         invalid = [name for name in self.objectives if name not in (*SCORES, *COSTS)]
         if invalid or not any(name in SCORES for name in self.objectives):
-            raise ValueError(
+            raise ConfigError(
                 "search.objectives must be scores of an epoch, such as val/f1_mean, val/f1/s1_to_s2 or "
                 f"val/recall_at_1, beside them costs ({', '.join(COSTS)}): found {', '.join(invalid or self.objectives)}"
                 f"{did_you_mean(invalid[0], [*SCORES, *COSTS]) if invalid else ''}"
             )
         for name in self.constraints:
             if name not in METRICS:
-                raise ValueError(
+                raise ConfigError(
                     f"search.constraints: no epoch reports {name!r}: name a score such as val/f1_mean, a cost such as "
                     f"cost/params, or what an epoch measures, such as time/epoch_s or train/loss{did_you_mean(name, METRICS)}"
                 )
         if self.scheduler == "median" and len(self.objectives) > 1:
-            raise ValueError("search.scheduler median compares one objective: use asha or hyperband for several")
+            raise ConfigError("search.scheduler median compares one objective: use asha or hyperband for several")
         return self
 
     def definition(self) -> dict[str, Any]:

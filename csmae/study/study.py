@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from csmae.config import Config, ConfigError
-from csmae.settings import did_you_mean, error_lines, flatten, load_yaml, merge, parse_assignments, parse_config
+from csmae.settings import Names, did_you_mean, flatten, load_yaml, merge, parse_assignments, parse_config, validate
 from csmae.storage.layout import DATABASES, RESERVED
 from csmae.study.metrics import TERMS
-from csmae.study.options import Search
+from csmae.study.options import Confirm, Search
 from csmae.study.space import Space
 from csmae.study.values import Value
 
@@ -23,6 +21,12 @@ PARTS = ("base", "space", "search")
 
 SEARCH = "search."
 """Prefix of the dotted names of the section ``search``."""
+
+SETTINGS = Names("a setting of the search", tuple(Search.model_fields), SEARCH)
+"""What ``--set search.…`` can name."""
+
+NESTED_SETTINGS = replace(SETTINGS, known=(*SETTINGS.known, *(f"confirm.{name}" for name in Confirm.model_fields)))
+"""What the section ``search`` can name."""
 
 FIXED = ("eval.", "data.")
 """Prefixes of the fields that a space must not vary: they decide what a score means."""
@@ -102,10 +106,10 @@ def load_study(path: Path, name: str | None = None, assignments: list[str] | Non
     content = load_yaml(path)
     try:
         _check_parts(content)
-        values = parse_assignments(assignments or [], [SEARCH + setting for setting in Search.model_fields])
+        values = parse_assignments(assignments or [], SETTINGS)
         settings = {key.removeprefix(SEARCH): value for key, value in values.items() if key.startswith(SEARCH)}
         fields = {key: value for key, value in values.items() if not key.startswith(SEARCH)}
-        search = _parse_search({**(content.get("search") or {}), **settings})
+        search = validate(Search, {**(content.get("search") or {}), **settings}, NESTED_SETTINGS)
         base = merge({}, dict(flatten(content.get("base") or {})) | fields)
         base_values = dict(flatten(parse_config(base, "base").model_dump(mode="json")))
         entries = {key: entry for key, entry in (content.get("space") or {}).items() if key not in fields}
@@ -127,15 +131,6 @@ def _check_parts(content: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key!r} is not a section of a study{did_you_mean(str(key), PARTS)}")
         if part is not None and not isinstance(part, dict):
             raise ConfigError(f"section {key!r} must hold names and values, found {type(part).__name__}")
-
-
-def _parse_search(values: Mapping[str, Any]) -> Search:
-    try:
-        return Search.model_validate(dict(values))
-    except ValidationError as error:
-        known = [SEARCH + setting for setting in Search.model_fields]
-        lines = error_lines(error.errors(), "a setting of the search", known, SEARCH)
-        raise ConfigError("\n".join(lines)) from None
 
 
 def _check_name(name: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from csmae.config import MayChange, changeable
+from csmae.config import ConfigError, MayChange, changeable
 from csmae.study.options import Search
 from csmae.study.study import load_study
 from tests.study.test_study import assert_rejected, write
@@ -41,6 +41,32 @@ def test_wrong_settings_of_the_search_are_rejected(tmp_path: Path, search: dict[
 )
 def test_settings_that_cannot_work_are_rejected(tmp_path: Path, search: dict[str, Any], texts: list[str]) -> None:
     assert_rejected(write(tmp_path, SPACE, **search), *texts)
+
+
+@pytest.mark.parametrize(
+    ("search", "assignments", "line"),
+    [
+        ({"foo": 3}, [], "'search.foo' is not a setting of the search"),
+        (
+            {"confirm": {"tap": 1}},
+            [],
+            "'search.confirm.tap' is not a setting of the search; did you mean 'search.confirm.top'?",
+        ),
+        ({}, ["search=5"], "--set search=5: 'search' is not a field of the configuration"),
+        (
+            {},
+            ["search.num_trial=5"],
+            "--set search.num_trial=5: 'search.num_trial' is not a setting of the search; did you mean 'search.num_trials'?",
+        ),
+    ],
+)
+def test_only_a_similar_setting_is_suggested(
+    tmp_path: Path, search: dict[str, Any], assignments: list[str], line: str
+) -> None:
+    path = write(tmp_path, SPACE, **search)
+    with pytest.raises(ConfigError) as caught:
+        load_study(path, assignments=assignments)
+    assert str(caught.value) == f"{path}: {line}"
 
 
 def test_grace_epochs_are_compared_with_the_longest_training_of_the_space(tmp_path: Path) -> None:
