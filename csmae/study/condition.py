@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Annotated, Any
 
 from pydantic import Discriminator, RootModel, Tag, WithJsonSchema, field_validator
 
-from csmae.study.values import as_field_value, finite_number, takes_lists
+from csmae.study.values import as_field_value, takes_lists
 
 OPERATORS = {
     ">=": operator.ge,
@@ -20,7 +21,7 @@ OPERATORS = {
 
 TAGS = ("comparison", "any_of", "equals")
 
-ComparisonText = Annotated[str, WithJsonSchema({"type": "string", "pattern": r"^([<>=!]=|[<>])\s*[-+.\d]"})]
+ComparisonText = Annotated[str, WithJsonSchema({"type": "string", "pattern": r"^([<>=!]=|[<>])\s*([-+.\d]|inf)"})]
 Plain = Annotated[Any, WithJsonSchema({"type": ["string", "boolean", "number", "null"], "pattern": "^(?![<>]|[=!]=)"})]
 
 
@@ -31,7 +32,11 @@ class Comparison(RootModel[ComparisonText], frozen=True):
     @classmethod
     def _check(cls, text: str) -> str:
         number = text.lstrip("<>=!")
-        if text.removesuffix(number) not in OPERATORS or finite_number(number) is None:
+        try:
+            is_number = not math.isnan(float(number))
+        except ValueError:
+            is_number = False
+        if text.removesuffix(number) not in OPERATORS or not is_number:
             raise ValueError("must compare with a number, such as '> 0'")
         return text
 
@@ -89,4 +94,4 @@ def as_condition(name: str, wanted: Any) -> Any:
     """Convert the values of a condition to those of the field; one list is one value if the field's values are lists."""
     wanted = as_field_value(name, wanted)
     is_one_list = isinstance(wanted, list) and takes_lists(name) and not any(isinstance(item, list) for item in wanted)
-    return [wanted] if is_one_list else wanted
+    return Equals(wanted) if is_one_list else wanted

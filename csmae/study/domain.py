@@ -17,7 +17,6 @@ from pydantic import (
     Discriminator,
     Field,
     PrivateAttr,
-    StrictBool,
     Tag,
     TypeAdapter,
     ValidationError,
@@ -53,6 +52,19 @@ def _number(value: Any) -> float:
     return number
 
 
+def _whole_number(value: Any) -> int:
+    number = finite_number(value)
+    if number is None or not number.is_integer():
+        raise ValueError("takes whole numbers")
+    return int(number)
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
 def _pair(value: Any) -> Any:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("must be [low, high]")
@@ -60,7 +72,8 @@ def _pair(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
-WholeNumber = Annotated[int, BeforeValidator(_number)]
+WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
+Boolean = Annotated[bool, BeforeValidator(_boolean)]
 
 
 class _Domain(BaseModel):
@@ -68,7 +81,7 @@ class _Domain(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    when: dict[str, Condition] = Field({})
+    when: dict[str, Condition] = Field({}, json_schema_extra={"type": ["object", "null"]})
     """What other fields must be; if they are not, this field keeps the value of ``base``."""
 
     _name: str = PrivateAttr()
@@ -80,7 +93,7 @@ class _Domain(BaseModel):
     @field_validator("when", mode="before")
     @classmethod
     def _convert_conditions(cls, conditions: Any) -> Any:
-        if conditions is None:
+        if not conditions:
             return {}
         if not isinstance(conditions, dict):
             raise ValueError("must map fields to what they must be, such as {loss.mim_weight: '> 0'}")
@@ -203,13 +216,13 @@ class _Range(_Domain):
     """What both kinds of ranges have in common."""
 
     bounds: tuple[float, float]
-    log: StrictBool = False
+    log: Boolean = False
     """Draw the value on a logarithmic scale."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if not self.bounds[0] < self.bounds[1]:
-            raise ConfigError(f"low must be smaller than high, found {list(self.bounds)}")
+            raise ConfigError(f"low must be smaller than high, found [{', '.join(map(_short, self.bounds))}]")
         try:
             _ = self.distribution  # Optuna checks the options together
         except ValueError as error:
@@ -242,13 +255,13 @@ class IntDomain(_Range):
 
     bounds: Annotated[tuple[WholeNumber, WholeNumber], BeforeValidator(_pair)] = Field(alias="int")
     """[low, high]; both belong to the range."""
-    step: WholeNumber = 1
-    """Distance between the values."""
+    step: WholeNumber | None = 1
+    """Distance between the values; null is 1."""
 
     @cached_property
     def distribution(self) -> IntDistribution:
         """The domain as Optuna knows it."""
-        return IntDistribution(*self.bounds, self.log, self.step)
+        return IntDistribution(*self.bounds, self.log, 1 if self.step is None else self.step)
 
 
 def _short(value: float | None) -> str:

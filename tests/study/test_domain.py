@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from csmae.config import ConfigError
 from csmae.console.dry_run import format_dry_run
 from csmae.study.domain import parse_domain
 from csmae.study.study import load_study
@@ -94,3 +95,58 @@ def test_choices_may_be_lists(tmp_path: Path) -> None:
 )
 def test_wrong_lists_are_rejected(tmp_path: Path, entry: dict[str, Any], texts: list[str]) -> None:
     assert_rejected(write(tmp_path, {"optim.betas": entry}), *texts)
+
+
+def test_a_step_of_null_is_one() -> None:
+    domain = parse_domain("model.decoder_depth", {"int": [1, 4], "step": None})
+    assert domain.values == [1, 2, 3, 4]
+    with pytest.raises(ConfigError, match="step > 0"):
+        parse_domain("model.decoder_depth", {"int": [1, 4], "step": 0})
+
+
+@pytest.mark.parametrize("when", [None, {}, [], False, ""])
+def test_an_empty_condition_is_none(when: Any) -> None:
+    assert str(parse_domain("optim.lr", {"float": [0.1, 1], "when": when})) == "float 0.1 to 1"
+
+
+def test_a_condition_reads_as_it_is_written(tmp_path: Path) -> None:
+    lists: dict[str, Any] = {"one": [0.9, 0.95], "several": [[0.9, 0.95]]}
+    one, several = (parse_domain("optim.lr", {"float": [0.1, 1], "when": {"optim.betas": x}}) for x in lists.values())
+    assert (one.conditions, several.conditions) == ("optim.betas == [0.9, 0.95]", "optim.betas in [[0.9, 0.95]]")
+    space = {
+        "loss.mim_weight": {"float": [0, 4]},
+        "optim.lr": {"float": [0.1, 1], "when": {"loss.mim_weight": "< inf"}},
+    }
+    study = load_study(write(tmp_path, space))
+    assert study.space.domains["optim.lr"].conditions == "loss.mim_weight < inf"
+    assert all("optim.lr" in point for point in draw(study, 5))
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "line"),
+    [
+        (
+            "optim.lr",
+            {"float": {"low": 1, "high": 2}},
+            "float must be [low, high], found {'low': 1, 'high': 2}",
+        ),
+        ("optim.lr", {"float": [1, 2], "step": {"a": 1}}, "step takes numbers, found {'a': 1}"),
+        ("optim.lr", {"choice": {"a": 1}}, "choice must list at least one value, found {'a': 1}"),
+        ("optim.lr", {"float": [2, 1]}, "low must be smaller than high, found [2, 1]"),
+        ("optim.lr", {"float": [1, 2], "log": "yes"}, "log must be true or false, found 'yes'"),
+        ("model.decoder_depth", {"int": [1.5, 4]}, "int.0 takes whole numbers, found 1.5"),
+        ("model.decoder_depth", {"int": [1, 4], "step": 0.5}, "step takes whole numbers, found 0.5"),
+        (
+            "optim.lr",
+            {"float": [1, 2], "when": {"loss.mim_weight": "> nan"}},
+            "when.loss.mim_weight must compare with a number, such as '> 0', found '> nan'",
+        ),
+    ],
+)
+def test_an_error_names_the_option_and_what_was_found(
+    tmp_path: Path, name: str, entry: dict[str, Any], line: str
+) -> None:
+    path = write(tmp_path, {name: entry})
+    with pytest.raises(ConfigError) as caught:
+        load_study(path)
+    assert str(caught.value) == f"{path}: space key {name!r}: {line}"

@@ -53,6 +53,8 @@ SPACE = {"masking.ratio": {"float": [0.3, 0.9]}}
         {"space": {"optim.betas": {"choice": [[0.9, 0.95], [0.9, 0.99]]}}},
         {"space": {"optim.lr": {"float": [1e-5, 1e-3], "log": True, "when": {"model.variant": ["secd", "sesd"]}}}},
         {"space": {"loss.mim_weight": {"int": [0, 4], "when": {"model.size": "tiny", "optim.betas": [[0.9, 0.95]]}}}},
+        {"space": {"model.decoder_depth": {"int": [1, 4], "step": None, "when": None}}},
+        {"space": {"optim.lr": {"float": [0.1, 1], "when": {"loss.mim_weight": "< inf"}}}},
         {"space": SPACE, "base": {"optim.lr": 0.1, "model": {"size": "nano"}}},
         {"space": SPACE, "search": {"constraints": {"cost/params": "<= 30e6"}, "time_limit": "1.5h"}},
     ],
