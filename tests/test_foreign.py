@@ -21,7 +21,8 @@ from csmae.tracking.destination import unreachable
 from csmae.tracking.outbox import TrackingError
 from csmae.tracking.tracker import Tracker
 from csmae.trials.database import open_storage
-from tests.retrieval.test_stores_and_queries import data, encoder, encoder_dir, ignore
+from tests.retrieval.conftest import encoder, encoder_dir
+from tests.retrieval.test_stores_and_queries import data, ignore
 from tests.tracking.test_registry import empty_database
 
 __all__ = ["data", "empty_database", "encoder", "encoder_dir"]

@@ -17,7 +17,9 @@ from csmae.console.format import format_settings
 from csmae.console.tables import format_best_trials, format_importances, format_scores
 from csmae.console.terminal import plain_console, print_line
 from csmae.data.archive import data_name
+from csmae.sqlite import sqlite_url
 from csmae.tracking.destination import WANDB
+from csmae.tracking.fetch import DEFAULT_DATABASE
 from csmae.tracking.provenance import command
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import Tracker
@@ -27,9 +29,6 @@ from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import params_of
 from csmae.tuning.champion import EncoderToScore, download_trials, encoders_to_score, saved_metrics, score_encoders
-
-DEFAULT_MLFLOW_URI = "sqlite:///runs/mlflow.db"
-"""Where ``csmae.load_encoder`` finds models without MLFLOW_TRACKING_URI."""
 
 
 def finish(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocation: Allocation) -> bool:
@@ -126,7 +125,7 @@ def usage_lines(shown_uri: str, folder: Path, encoder_dir: Path) -> Iterator[str
         return
     name = f"models:/{MODEL}@{study_alias(folder.name)}"
     yield f"load it:  csmae.load_encoder({json.dumps(name, ensure_ascii=False)})"
-    if shown_uri != DEFAULT_MLFLOW_URI:
+    if shown_uri != sqlite_url(DEFAULT_DATABASE):
         yield f"          with MLFLOW_TRACKING_URI={shlex.quote(shown_uri)}"
     is_server = shown_uri.startswith("http")
     yield f"compare:  {shown_uri if is_server else f'mlflow ui --backend-store-uri {shlex.quote(shown_uri)}'}"

@@ -2,6 +2,9 @@
 
 from csmae.lock import DRIVER_LOCK
 
+CHECKPOINT = "checkpoint.pt"
+"""State from which a trial resumes, in the trial's folder."""
+
 DATABASE = "studies.db"
 """Optuna's database of all studies."""
 

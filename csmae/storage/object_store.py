@@ -81,7 +81,7 @@ class ObjectStore:
             read = self.get_bytes(key)
             self.delete([key])
         except (OSError, pyarrow.ArrowException) as error:
-            raise ConfigError(f"--storage {self.url}: {describe_error(error)}: {ACCESS_REMEDY}") from None
+            raise unusable_storage(self.url, error) from None
         if read != key.encode():
             raise ConfigError(
                 f"--storage {self.url}: reading an object does not return what was just written: use a store with "
@@ -169,7 +169,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     try:
         files, path = fs.FileSystem.from_uri(url)
     except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"--storage {url}: {describe_error(error)}: {ACCESS_REMEDY}") from None
+        raise unusable_storage(url, error) from None
     return files, path.rstrip("/")
 
 
@@ -192,6 +192,11 @@ def retry(operation: Callable[[], Result], heartbeat: Callable[[], object] = boo
                 raise
         heartbeat()
         time.sleep(RETRY_INTERVAL_S)
+
+
+def unusable_storage(url: str, error: Exception) -> ConfigError:
+    """Make the error of a storage that cannot be used."""
+    return ConfigError(f"--storage {url}: {describe_error(error)}: {ACCESS_REMEDY}")
 
 
 def describe_error(error: Exception) -> str:

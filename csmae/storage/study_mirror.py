@@ -30,7 +30,7 @@ from csmae.storage.manifest import (
     SupersededError,
     this_process,
 )
-from csmae.storage.object_store import ACCESS_REMEDY, SCHEMES, ObjectStore, describe_error
+from csmae.storage.object_store import SCHEMES, ObjectStore, describe_error, unusable_storage
 from csmae.storage.unreferenced import remove_unreferenced
 
 UPLOAD_INTERVAL_S = 20.0
@@ -134,7 +134,7 @@ def fetch_studies(storage: str) -> Path:
         if not _was_written_by(folder, manifest):
             remote.fetch(folder, manifest)
     except OSError as error:
-        raise ConfigError(f"--storage {storage}: {describe_error(error)}: {ACCESS_REMEDY}") from None
+        raise unusable_storage(storage, error) from None
     return folder
 
 
@@ -167,7 +167,7 @@ class StudyMirror(threading.Thread):
             self._update_copy(self._claim.manifest)
             self._upload(is_open=True)
         except OSError as error:
-            raise ConfigError(f"--storage {self._remote.store.url}: {describe_error(error)}: {ACCESS_REMEDY}") from None
+            raise unusable_storage(self._remote.store.url, error) from None
         return self._claim
 
     def _require_no_driver(self, manifest: Manifest) -> None:

@@ -16,6 +16,7 @@ from csmae.tracking.registry import ALIAS, CHECKSUM, MODEL, checksum
 from csmae.tracking.server_errors import explain
 
 DEFAULT_DATABASE = Path("runs/mlflow.db")
+"""Where encoders are looked up without MLFLOW_TRACKING_URI."""
 
 
 def fetch_encoder(uri: str, tracking_uri: str | None = None) -> Path:

@@ -15,8 +15,7 @@ from csmae.atomic import atomic_write
 from csmae.config import Config, ConfigError, MayChange, changeable, completed
 from csmae.out_of_memory import is_out_of_memory
 from csmae.settings import flatten
-
-CHECKPOINT = "checkpoint.pt"
+from csmae.storage.layout import CHECKPOINT
 
 FORMAT = "csmae-checkpoint-3"
 

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import ConfigError
-from csmae.storage.layout import DATABASE
+from csmae.storage.layout import CHECKPOINT, DATABASE
 from csmae.storage.manifest import RemoteStorage
 from csmae.storage.object_store import describe_error, retry
 from csmae.study.study import Study
@@ -67,7 +67,7 @@ class TrialStore:
     def _has_checkpoint(self, number: int) -> bool:
         run_dir, remote = self.run_dir(number), self.remote
         if remote is None:
-            return (run_dir / "checkpoint.pt").exists()
+            return (run_dir / CHECKPOINT).exists()
         try:
             return bool(retry(lambda: remote.remote_folder(run_dir).manifest().files))
         except OSError as error:

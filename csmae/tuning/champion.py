@@ -15,14 +15,13 @@ from csmae.cluster.reserved import NoResourcesError, run_reserved
 from csmae.cluster.resources import Allocation
 from csmae.config import Config, ConfigError
 from csmae.scratch import scratch
+from csmae.storage.layout import CHECKPOINT
 from csmae.storage.manifest import RemoteFolder, RemoteStorage
 from csmae.storage.object_store import describe_error, retry
 from csmae.trial_status import TrialStatus
 from csmae.trials.leaderboard import entries
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import params_of, status_of
-
-CHECKPOINT = "checkpoint.pt"
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from csmae.atomic import DRAFTS
+from csmae.storage.layout import CHECKPOINT
 from csmae.storage.manifest import RemoteStorage, SupersededError
 from csmae.storage.object_store import describe_error
 from csmae.trials.leaderboard import leaderboard
@@ -49,7 +50,7 @@ class CheckpointRetention:
 
     def _remove(self, number: int) -> None:
         run_dir = self._trial_store.run_dir(number)
-        for path in (run_dir / "checkpoint.pt", *run_dir.rglob(DRAFTS)):  # a killed worker leaves temporary files
+        for path in (run_dir / CHECKPOINT, *run_dir.rglob(DRAFTS)):  # a killed worker leaves temporary files
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:

@@ -20,19 +20,13 @@ class ControllerCallback(worker_group_callback_class()):  # type: ignore[misc]
     def __init__(self, coordinator: Any) -> None:
         self._coordinator = coordinator
 
-    def before_worker_group_start(self, worker_group_context: Any) -> None:
-        """The controller requests resources and holds none."""
+    def _report_no_resources(self, worker_group_context: Any) -> None:
+        """The controller requests resources and holds none yet, or they are free again."""
         self._coordinator.workers_stopped.remote()
+
+    before_worker_group_start = after_worker_group_shutdown = after_worker_group_abort = _report_no_resources
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         """The workers' processes run and hold their resources."""
         self._coordinator.workers_started.remote([worker.actor for worker in workers])
         return {}
-
-    def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
-        """The resources are free again."""
-        self._coordinator.workers_stopped.remote()
-
-    def after_worker_group_abort(self, worker_group_context: Any) -> None:
-        """The resources are free again."""
-        self._coordinator.workers_stopped.remote()

@@ -9,8 +9,8 @@ import pytest
 
 from csmae import load_encoder
 from csmae.cli.main import main
+from csmae.storage.layout import CHECKPOINT
 from csmae.training import torchrun
-from csmae.training.checkpoint import CHECKPOINT
 from csmae.training.trainer import pretrain
 from tests.conftest import SMALL, free_port, small_config
 from tests.training.test_ddp import ROOT

@@ -13,29 +13,14 @@ from torch.nn.functional import normalize
 from csmae.cli.main import main
 from csmae.config import Data
 from csmae.encoders import SensorEncoder
-from csmae.model.csmae import build_model
 from csmae.retrieval import nearest, quantized
 from csmae.retrieval.query import Query, search
 from csmae.retrieval.store import FeatureStore, Source, StoreError, open_store, write_store
 from csmae.training.snapshots import _retrieval
-from tests.conftest import small_config
 from tests.support.archives import names_of, open_folder, put, without_labels, write_pickles, write_v2
 
 DAMAGED, MISSING = 3, 1
 """Two of the training split's five pairs."""
-
-
-@pytest.fixture(scope="module")
-def encoder() -> SensorEncoder:
-    config = small_config()
-    return SensorEncoder.from_model(build_model(config), config).eval()
-
-
-@pytest.fixture(scope="module")
-def encoder_dir(encoder: SensorEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    encoder.save(folder)
-    return folder
 
 
 @pytest.fixture(params=["v1", "v2"])

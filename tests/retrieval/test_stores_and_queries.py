@@ -42,19 +42,6 @@ def ignore(steps: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> SensorEncoder:
-    config = small_config()
-    return SensorEncoder.from_model(build_model(config), config).eval()
-
-
-@pytest.fixture(scope="module")
-def encoder_dir(encoder: SensorEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    encoder.save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
     """An archive in a folder."""
     folder = tmp_path_factory.mktemp("archives") / "archive"

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from csmae.config import Config, ConfigError
-from csmae.training.checkpoint import CHECKPOINT
+from csmae.storage.layout import CHECKPOINT
 from csmae.training.trainer import SYNC_EVERY, StoppedError, pretrain
 from tests.conftest import free_port, small_config
 from tests.support.processes import run_ranks

@@ -11,7 +11,7 @@ from csmae import load_encoder
 from csmae.config import ConfigError
 from csmae.data.archive import open_archive
 from csmae.model.csmae import CSMAE
-from csmae.training.checkpoint import CHECKPOINT
+from csmae.storage.layout import CHECKPOINT
 from csmae.training.optim import learning_rate
 from csmae.training.scoring import final_scores
 from csmae.training.splits import validate_run
