@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.lab import HEAD, NUM_HOSTS, ROOT, SEARCH, STORAGE, no_output, on_host, ray, wait_until
 
-pytest_plugins = ["lab_fixtures"]
+pytest_plugins = ["tests.cluster.lab_fixtures"]
 
 CLIENT = """
 import ray, sys

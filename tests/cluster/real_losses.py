@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.lab import equip, hosts, on_host, ray, wait_for_all
 from tests.cluster.watched import WatchedSearch
 
-pytest_plugins = ["lab_fixtures"]
+pytest_plugins = ["tests.cluster.lab_fixtures"]
 pytestmark = pytest.mark.timeout(1800)
 
 REJOIN_TIMEOUT_S = 600
