@@ -69,7 +69,7 @@ def native(split: Split, epoch: int = 0) -> int:
 
 
 def full(split: Split, preprocess: Preprocess) -> int:
-    """Read batches as the network consumes them: normalised, mirrored, (12, 120, 120) per pair."""
+    """Read batches as the network consumes them: normalized, mirrored, (12, 120, 120) per pair."""
     rows = epoch_rows(len(split), FULL_BATCH, 0, 0)
     flips = torch.rand(len(rows), FULL_BATCH, 2) < 0.5
     return sum(len(preprocess(batch, flip)[0]) for batch, flip in zip(batches(split, rows), flips, strict=True))

@@ -1,9 +1,9 @@
 """Exact block-wise search compared with a loop over the queries and with faiss's flat index, float32, 768-d, on this CPU.
 
 Sizes: BEN-14K's (3,500 queries, 3,500 scenes), and 20,000 queries in an archive of 120,000 (BigEarthNet's test split). All
-methods find the ten nearest neighbours by cosine similarity among L2-normalised features, with one thread per core. The loop
+methods find the ten nearest neighbors by cosine similarity among L2-normalized features, with one thread per core. The loop
 takes one query at a time: ``archive @ query``, then numpy's ``argsort``; its time is extrapolated from a sample of queries.
-All methods take turns; ratios are medians over the rounds. Features are random around 50 centres, like an encoder's around its
+All methods take turns; ratios are medians over the rounds. Features are random around 50 centers, like an encoder's around its
 classes.
 
 Prints one JSON line. ``loop_ratio``, ``faiss_ratio`` and ``float32_ratio`` are the times of the others over ours at the large
@@ -38,7 +38,7 @@ Floats = NDArray[np.float32]
 
 
 def features(count: int, seed: int) -> Floats:
-    """L2-normalised features (count, WIDTH) around the centres."""
+    """L2-normalized features (count, WIDTH) around the centers."""
     random = np.random.default_rng(seed)
     centres = np.random.default_rng(0).standard_normal((CENTRES, WIDTH), np.float32)
     points = random.standard_normal((count, WIDTH), np.float32) + centres[random.integers(CENTRES, size=count)]

@@ -37,7 +37,7 @@ PRODUCT = 3072
 
 
 class Straightforward(nn.Module):
-    """The loss without optimisations: encodes each sensor separately, decodes each direction, predicts every patch."""
+    """The loss without optimizations: encodes each sensor separately, decodes each direction, predicts every patch."""
 
     def __init__(self, model: CSMAE) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def figures(times: dict[str, list[float]], batch: int, flops: int) -> dict[str, 
 
 
 class Step:
-    """Forward pass, backward pass and optimiser step, as ``TrainStep`` does them."""
+    """Forward pass, backward pass and optimizer step, as ``TrainStep`` does them."""
 
     def __init__(self, model: nn.Module, inputs: list[Tensor], precision: torch.dtype) -> None:
         self.model, self.inputs, self.precision = model, inputs, precision

@@ -114,7 +114,7 @@ def base(compiled: bool) -> dict[str, Any]:
 def configs(compiled: bool, trials: int) -> list[Config]:
     """Changing architectures and masks."""
     shapes = itertools.cycle(itertools.product(WIDTHS, PATCHES, RATIOS, VARIANTS))
-    values = itertools.islice(shapes, 0, None, 7)  # neighbours differ in everything
+    values = itertools.islice(shapes, 0, None, 7)  # neighbors differ in everything
     return [
         Config.model_validate(
             {

@@ -251,7 +251,7 @@ class Loss(Section):
     cmr_weight: float = Field(1.0, ge=0)
     """Cross-modal reconstruction, s1 to s2 and s2 to s1."""
     mim_weight: float = Field(1.0, ge=0)
-    """Mutual-information maximisation: NT-Xent between the sensors' features."""
+    """Mutual-information maximization: NT-Xent between the sensors' features."""
     mde_weight: float = Field(0.0, ge=0)
     """Modality-discrepancy elimination: the features' cosine similarity."""
     s1_weight: float = Field(1.0, ge=0)
@@ -259,7 +259,7 @@ class Loss(Section):
     temperature: float = Field(0.5, gt=0)
     """Temperature of NT-Xent."""
     norm_pix: bool = False
-    """Reconstruct patches normalised by their own mean and variance."""
+    """Reconstruct patches normalized by their own mean and variance."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

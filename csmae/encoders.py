@@ -54,7 +54,7 @@ class SensorEncoder(nn.Module):
     Args:
         network: Holds the weights.
         model: Architecture of ``network``.
-        data: Statistics that normalise the bands.
+        data: Statistics that normalize the bands.
         transpose: Whether the weights expect images with height and width swapped, as the published ones do.
     """
 
@@ -97,7 +97,7 @@ class SensorEncoder(nn.Module):
             s2: Reflectance times 10,000 (B, 10, H, H), order B02 B03 B04 B08 B05 B06 B07 B11 B12 B8A, all at 10 m.
 
         Returns:
-            Features of the sensors that were passed; not L2-normalised.
+            Features of the sensors that were passed; not L2-normalized.
 
         Raises:
             EncoderError: No image was passed, or one has the wrong shape or values that are not finite.
@@ -120,7 +120,7 @@ class SensorEncoder(nn.Module):
 
         Args:
             folder: Created if it does not exist.
-            details: Origin of the encoder, such as study, trial and scores; must be serialisable as JSON.
+            details: Origin of the encoder, such as study, trial and scores; must be serializable as JSON.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

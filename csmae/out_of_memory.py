@@ -1,4 +1,4 @@
-"""Recognise out-of-memory errors, and retry work with smaller sizes until it fits."""
+"""Recognize out-of-memory errors, and retry work with smaller sizes until it fits."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ DIRECTIONS = tuple(f"{query}_to_{archive}" for query in SENSORS for archive in S
 """Retrieval directions: ``s1_to_s2`` queries with S1 images and retrieves S2 images."""
 
 S1_BANDS = ("VH", "VV")
-"""Polarisations at 10 m: backscatter in dB."""
+"""Polarizations at 10 m: backscatter in dB."""
 
 S2_10M_BANDS = ("B02", "B03", "B04", "B08")
 S2_20M_BANDS = ("B05", "B06", "B07", "B11", "B12", "B8A")
@@ -24,7 +24,7 @@ BANDS: dict[str, tuple[str, ...]] = {"s1": S1_BANDS, "s2": S2_BANDS}
 NUM_CHANNELS = {sensor: len(bands) for sensor, bands in BANDS.items()}
 
 S2_RGB = (2, 1, 0)
-"""S2 channels of a natural-colour picture: B04, B03, B02."""
+"""S2 channels of a natural-color picture: B04, B03, B02."""
 
 IMAGE_SIZE = 120
 """Pixels along a side of an image at 10 m."""

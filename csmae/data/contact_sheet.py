@@ -24,7 +24,7 @@ _MARGIN, _TEXT_HEIGHT = 16, 68
 
 
 def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
-    """Draw pairs: S2 in natural colours beside S1 in false colours, or the images of one sensor.
+    """Draw pairs: S2 in natural colors beside S1 in false colors, or the images of one sensor.
 
     Args:
         split: Holds the pairs; the images of its sensors are drawn.

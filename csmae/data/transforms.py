@@ -1,4 +1,4 @@
-"""Turns stored batches into the network's input: upsampled, normalised and flipped on the batch's device.
+"""Turns stored batches into the network's input: upsampled, normalized and flipped on the batch's device.
 
 B pairs, C bands, H = W the network's image size.
 """
@@ -17,16 +17,16 @@ from csmae.data.pairs import PairBatch
 from csmae.sensors import IMAGE_SIZE, IMAGE_SIZE_20M
 
 STATISTICS = ("s1_mean", "s1_std", "s2_mean", "s2_std")
-"""Fields of the configuration's ``data`` section that normalise the bands."""
+"""Fields of the configuration's ``data`` section that normalize the bands."""
 
 _CPU_PAIRS = 4
 """Pairs that a CPU processes at a time: so few stay in its cache."""
 
 
 class Preprocess(nn.Module):
-    """Resize, normalise and flip a batch.
+    """Resize, normalize and flip a batch.
 
-    Normalising and flipping come first: they commute with resizing, and native images are smaller.
+    Normalizing and flipping come first: they commute with resizing, and native images are smaller.
 
     Args:
         data: Statistics of the bands.
@@ -159,7 +159,7 @@ def resize_matrix(source: int, target: int, dtype: torch.dtype = torch.float64) 
 def _preprocess(
     images: Tensor, statistics: tuple[Tensor, Tensor], flips_b2: Tensor | None, resize: Resize, out: Tensor
 ) -> None:
-    """Normalise, flip and resize images of some bands into ``out``."""
+    """Normalize, flip and resize images of some bands into ``out``."""
     mean, std = statistics
     same_size = images.shape == out.shape
     native = out if same_size else images.new_empty(images.shape, dtype=torch.float64)

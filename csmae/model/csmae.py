@@ -64,7 +64,7 @@ class CSMAE(nn.Module):
         """Compute the loss of a batch and its terms.
 
         Args:
-            s1_bchw, s2_bchw: Normalised images of the pairs.
+            s1_bchw, s2_bchw: Normalized images of the pairs.
             noise_s1_bl, noise_s2_bl: Uniform noise in [0, 1) that chooses the visible patches.
             cached_gradient_2bd: Gradient of the contrastive terms with respect to both sensors' features, computed
                 over a larger batch. If given, it is backpropagated and the contrastive terms are not computed.
@@ -171,7 +171,7 @@ def _weighted_sum(terms: Terms) -> dict[str, Tensor]:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Initialise as in MAE (arXiv 2111.06377, appendix A.1): Xavier-uniform projections, tokens with deviation 0.02."""
+    """Initialize as in MAE (arXiv 2111.06377, appendix A.1): Xavier-uniform projections, tokens with deviation 0.02."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)

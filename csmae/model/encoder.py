@@ -64,7 +64,7 @@ class Encoder(nn.Module):
         return pooled
 
     def features(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Features (B, D) of unmasked, normalised images (B, C, H, W), by sensor."""
+        """Features (B, D) of unmasked, normalized images (B, C, H, W), by sensor."""
         patches = {s: patchify(image, self.patch_size) for s, image in images.items()}
         return {s: self.pool(tokens) for s, tokens in self(patches).items()}
 

@@ -17,7 +17,7 @@ EPSILON = 1e-6
 
 
 def normalise_patches(patches_blp: Tensor) -> Tensor:
-    """Standardise each patch by its mean and unbiased variance (MAE, arXiv 2111.06377, section 3)."""
+    """Standardize each patch by its mean and unbiased variance (MAE, arXiv 2111.06377, section 3)."""
     variance, mean = torch.var_mean(patches_blp, dim=-1, keepdim=True)
     return (patches_blp - mean) / (variance + EPSILON).sqrt()
 
@@ -27,7 +27,7 @@ def reconstruction_loss(predicted_bmp: Tensor, target_bmp: Tensor) -> Tensor:
 
     Args:
         predicted_bmp: Predicted values of the patches in the loss.
-        target_bmp: Their true values, normalised if ``loss.norm_pix`` is on.
+        target_bmp: Their true values, normalized if ``loss.norm_pix`` is on.
     """
     return F.mse_loss(predicted_bmp.float(), target_bmp.float())
 
@@ -36,7 +36,7 @@ def nt_xent(z1_bd: Tensor, z2_bd: Tensor, temperature: float) -> Tensor:
     """Contrast the two sensors' views of each scene (the MIM loss).
 
     Args:
-        z1_bd, z2_bd: Pooled features, one row per scene; need not be normalised.
+        z1_bd, z2_bd: Pooled features, one row per scene; need not be normalized.
         temperature: Softmax temperature, > 0.
 
     Returns:

@@ -34,7 +34,7 @@ def embed(
         advance: Called with the number of scenes of each finished batch.
 
     Returns:
-        By sensor of the split, L2-normalised float32 features (N, D) in its order, on the encoder's device; zero for
+        By sensor of the split, L2-normalized float32 features (N, D) in its order, on the encoder's device; zero for
         damaged pairs, if the split skips them.
     """
     rank, world_size = rank_and_world_size()

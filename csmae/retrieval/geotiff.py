@@ -98,7 +98,7 @@ def _check_grid(path: Path, file: Any) -> None:
         raise GeoTiffError(f"{path}: must be {IMAGE_SIZE} × {IMAGE_SIZE} pixels, found {file.height} × {file.width}")
     if file.crs is None or not file.crs.is_projected:
         found = f"found {file.crs}" if file.crs else "found none"
-        raise GeoTiffError(f"{path}: must be in a projection in metres such as UTM, {found}: reproject it")
+        raise GeoTiffError(f"{path}: must be in a projection in meters such as UTM, {found}: reproject it")
     size = [abs(side) * file.crs.linear_units_factor[1] for side in file.res]
     if not np.allclose(size, PIXEL_M, rtol=0.01):
         raise GeoTiffError(f"{path}: pixels must be 10 m wide, found {size[0]:g} × {size[1]:g} m: resample it")
@@ -176,7 +176,7 @@ def _check_s1(path: Path, scene: NDArray[np.float64], suffix: str) -> None:
     if median > S1_MEDIAN[1] and suffix:
         raise GeoTiffError(f"{found}: if it holds dB already, reset the scale (`gdal_edit.py -scale 1 -offset 0`)")
     if median > S1_MEDIAN[1]:
-        raise GeoTiffError(f"{found}: give measured dB, not standardised values")
+        raise GeoTiffError(f"{found}: give measured dB, not standardized values")
     if outside.any():
         count = outside.any(0).sum()
         raise GeoTiffError(

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by cosine similarity, block by block.
+"""Exact nearest neighbors by cosine similarity, block by block.
 
 Q queries, N scenes of a block, D width, K retrieved scenes. On a CPU with int8 or bfloat16 instructions, quantized bounds
 (``csmae.retrieval.quantized``) leave few candidates, whose similarities are then computed in float32.
@@ -40,7 +40,7 @@ class ArchiveBlock(NamedTuple):
     """Consecutive scenes of the archive."""
 
     features_nd: Tensor
-    """L2-normalised."""
+    """L2-normalized."""
     start: int
     """Index of the first scene."""
     bounds: dict[torch.dtype, Bounds]
@@ -48,14 +48,14 @@ class ArchiveBlock(NamedTuple):
 
 
 def search(queries_qd: Tensor, archive: Iterable[Tensor], k: int) -> Hits:
-    """Find exact nearest neighbours by cosine similarity in an archive that may be larger than memory.
+    """Find exact nearest neighbors by cosine similarity in an archive that may be larger than memory.
 
     Each block is read once and compared with all queries, so memory grows with Q·(D + K) and not with N. On a CPU, as
     many threads as torch uses share the queries.
 
     Args:
-        queries_qd: L2-normalised features.
-        archive: The archive's L2-normalised features in blocks of at most ``ARCHIVE_BLOCK`` scenes, on the same device.
+        queries_qd: L2-normalized features.
+        archive: The archive's L2-normalized features in blocks of at most ``ARCHIVE_BLOCK`` scenes, on the same device.
             Zero rows are damaged scenes, which are never found.
         k: Scenes to retrieve, at most N.
 
@@ -90,7 +90,7 @@ class QueryBlock:
     """Some of the queries, and their best hits so far.
 
     Args:
-        queries_qd: All queries, L2-normalised.
+        queries_qd: All queries, L2-normalized.
         rows: The queries of this block.
         k: Scenes to retrieve.
         dtypes: Dtypes of quantized bounds to try, the coarsest first.

@@ -1,7 +1,7 @@
 """Upper bounds on cosine similarities from int8 or bfloat16 products, which leave few candidates for float32.
 
 Q queries, N scenes of a block, D width, K retrieved scenes. Some CPUs multiply int8 or bfloat16 two to four times as fast
-as float32. Features are centred by the mean m of the queries, int8 also rotated, and rounded:
+as float32. Features are centered by the mean m of the queries, int8 also rotated, and rounded:
 ``q·a = (q-m)·(a-m) + (q-m)·m + (a-m)·m + m·m``. The rounding error of each feature is known, so the Cauchy-Schwarz
 inequality limits the error of the first product: the query's error times the scene's norm plus the rounded query's norm times
 the scene's error. Candidates are the scenes whose bound reaches the similarity of the K-th best scene so far.
@@ -27,7 +27,7 @@ ROTATION = 64
 CHUNK = 1024
 """Features that a thread quantizes at a time: they fit into its cache."""
 SUMMATION_ERROR = 5e-5
-"""Upper limit of float32's error in a sum of a thousand products of L2-normalised features."""
+"""Upper limit of float32's error in a sum of a thousand products of L2-normalized features."""
 BF16_ERROR = 2.0**-9
 """Half of the relative error of a product rounded to bfloat16; it is counted with both factors."""
 MIN_SCALE = 1e-12
@@ -59,7 +59,7 @@ class Quantized(NamedTuple):
     errors_n: Tensor
     """Norms of the rounding errors."""
     mean_products_n: Tensor
-    """Products of the centred features with the mean."""
+    """Products of the centered features with the mean."""
 
 
 def useful_dtypes(queries_qd: Tensor, k: int) -> tuple[torch.dtype, ...]:
@@ -112,7 +112,7 @@ class BoundsFactory:
 
 
 def quantize(features_nd: Tensor, mean_d: Tensor, dtype: torch.dtype, pool: Executor) -> Quantized:
-    """Centre and round features; int8 values have one common scale."""
+    """Center and round features; int8 values have one common scale."""
     sample = features_nd[:: -(-len(features_nd) // CHUNK)] - mean_d
     rms = float(sample.square().mean().sqrt())
     scale = max(MIN_SCALE, CLIP_RMS / LEVELS * rms) if dtype == torch.int8 else 1.0
@@ -143,7 +143,7 @@ class Bounds:
 
     Args:
         queries: All queries.
-        mean_d: Their mean, by which queries and scenes are centred.
+        mean_d: Their mean, by which queries and scenes are centered.
         archive: Scenes of the block.
     """
 

@@ -29,7 +29,7 @@ class Query:
 
     sensor: str
     feature_d: Tensor
-    """L2-normalised."""
+    """L2-normalized."""
     image: Image
     labels_c: NDArray[np.bool_] | None
     """None if they are unknown."""

@@ -24,7 +24,7 @@ class LabelledScenes(NamedTuple):
     """Features and labels of the same scenes."""
 
     features: dict[str, Tensor]
-    """By sensor, L2-normalised (N, D); zero for damaged scenes."""
+    """By sensor, L2-normalized (N, D); zero for damaged scenes."""
     labels_nc: Tensor
     """Multi-hot."""
 
@@ -36,10 +36,10 @@ class LabelledScenes(NamedTuple):
 
 
 def rank_archive(queries_qd: Tensor, archive_nd: Tensor, k: int) -> Tensor:
-    """Find exact nearest neighbours by cosine similarity.
+    """Find exact nearest neighbors by cosine similarity.
 
     Args:
-        queries_qd, archive_nd: L2-normalised features on one device. Zero rows of the archive are damaged scenes, which
+        queries_qd, archive_nd: L2-normalized features on one device. Zero rows of the archive are damaged scenes, which
             are never found.
         k: Scenes to retrieve, at most N.
 
@@ -137,7 +137,7 @@ def partner_scores(features: dict[str, Tensor]) -> dict[str, float]:
     """Measure how well each scene's image from the other sensor is found; needs no labels.
 
     Args:
-        features: By sensor, L2-normalised features (N, D) of the same N scenes.
+        features: By sensor, L2-normalized features (N, D) of the same N scenes.
 
     Returns:
         ``recall_at_1``: fraction of scenes whose partner ranks first; ``mrr``: mean reciprocal rank of the partner. Both

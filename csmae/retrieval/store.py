@@ -1,7 +1,7 @@
 """The feature store: an encoder's features of an archive's split on disk, in shards that are read block by block.
 
 N scenes, D width. A folder holds ``store.json`` (encoder and archive), ``names.npy``, ``labels.npy`` (N, 19)
-and, for each sensor, ``s1-00000.npy``, ``s1-00001.npy`` and so on: L2-normalised features of ``SHARD`` scenes each.
+and, for each sensor, ``s1-00000.npy``, ``s1-00001.npy`` and so on: L2-normalized features of ``SHARD`` scenes each.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ DESCRIPTIONS = {
     "train/umr_s2": ("Loss of reconstructing S2 from S2.", ""),
     "train/cmr_s2_to_s1": ("Loss of reconstructing S1 from S2.", ""),
     "train/cmr_s1_to_s2": ("Loss of reconstructing S2 from S1.", ""),
-    "train/mim": ("Loss of mutual-information maximisation: NT-Xent between the sensors' features.", ""),
+    "train/mim": ("Loss of mutual-information maximization: NT-Xent between the sensors' features.", ""),
     "train/mde": ("Loss of modality-discrepancy elimination.", ""),
     "train/lr": ("Learning rate at the end of the epoch.", ""),
     "train/micro_batch": ("Pairs that a worker computes at a time.", "pairs"),

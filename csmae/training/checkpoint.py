@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, config: Config, progress: TrainingProgress, pa
         config: Compared when the training resumes.
         progress: Together with ``train.seed`` the whole random state: every step draws from a generator seeded by
             (seed, step), with any number of workers.
-        parts: Model, optimiser and gradient scaler, by name.
+        parts: Model, optimizer and gradient scaler, by name.
 
     Raises:
         OSError, RuntimeError: The disk is full; the previous checkpoint is unchanged.

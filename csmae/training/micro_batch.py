@@ -111,7 +111,7 @@ def save_micro_batch_limit(run_dir: Path, micro_batch: int) -> None:
 
 
 def weights_must_fit(config: Config) -> AbstractContextManager[None]:
-    """Explain an out-of-memory error while only weights and optimiser state are in memory.
+    """Explain an out-of-memory error while only weights and optimizer state are in memory.
 
     Raises:
         MemoryLimitError: The memory is too small.

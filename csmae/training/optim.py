@@ -28,7 +28,7 @@ def allocate_moments(optimizer: torch.optim.AdamW) -> None:
         for parameter in group["params"]:
             if not optimizer.state[parameter]:
                 optimizer.state[parameter] = {
-                    # On the parameter's device because the optimiser is fused.
+                    # On the parameter's device because the optimizer is fused.
                     "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
                     "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),

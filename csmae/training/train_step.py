@@ -1,4 +1,4 @@
-"""One optimiser step on one rank: precision, micro-batches, compilation, and what happens when memory runs out.
+"""One optimizer step on one rank: precision, micro-batches, compilation, and what happens when memory runs out.
 
 R pairs of this rank, L patches, D width; 2 sensors.
 """
@@ -47,7 +47,7 @@ class _Inputs(NamedTuple):
 
 
 class TrainStep:
-    """The network with its optimiser: each call is one optimiser step. Collective.
+    """The network with its optimizer: each call is one optimizer step. Collective.
 
     Args:
         model: On its device.
@@ -73,7 +73,7 @@ class TrainStep:
         self.parallel = _data_parallel(model) if world_size > 1 else None
 
     def __call__(self, images: Images, noise_2rl: Tensor) -> dict[str, Tensor]:
-        """Take one optimiser step; returns the loss terms, detached.
+        """Take one optimizer step; returns the loss terms, detached.
 
         When memory runs out, the gradients are computed again with half the micro-batch. With several ranks that is
         impossible, because the others wait in a collective; so it is once weights may have changed. The smaller size

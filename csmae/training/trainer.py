@@ -66,7 +66,7 @@ def pretrain(
 ) -> Generator[Epoch, None, None]:
     """Pretrain a CSMAE; yields after each epoch. Close the generator to stop early.
 
-    Collective over ``torch.distributed`` if it is initialised.
+    Collective over ``torch.distributed`` if it is initialized.
 
     Args:
         config: The whole run.
@@ -113,7 +113,7 @@ def pretrain(
 
 
 class Trainer:
-    """The network, its data and its optimiser on one rank. Lives in a train worker. Collective."""
+    """The network, its data and its optimizer on one rank. Lives in a train worker. Collective."""
 
     def __init__(self, config: Config, device: torch.device, run_dir: Path | None) -> None:
         self.config, self.device, self.run_dir = config, device, run_dir

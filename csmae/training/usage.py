@@ -80,7 +80,7 @@ def _rss_bytes(field: str) -> float:
 
 
 def _gpu_usage(device: torch.device) -> tuple[float, ...]:
-    """Peak memory in MB and utilisation in percent; NaN if NVML does not report it."""
+    """Peak memory in MB and utilization in percent; NaN if NVML does not report it."""
     if device.type != "cuda":
         return ()
     utilisation = math.nan

@@ -116,7 +116,7 @@ class TrialStore:
         return [trial for trial, status in found if status.is_trained and status is not TrialStatus.WAITING]
 
     def explored(self) -> list[FrozenTrial]:
-        """Trials that count towards ``search.num_trials``: all of ``trials()`` except confirmations."""
+        """Trials that count toward ``search.num_trials``: all of ``trials()`` except confirmations."""
         return [trial for trial in self.trials() if confirmed_number(trial) is None]
 
     def curves(self) -> Iterator[tuple[int, dict[int, Values]]]:

@@ -61,7 +61,7 @@ class CheckpointRetention:
 
     def finish(self) -> None:
         """Delete from the bucket what arrived after its trial had ended, and what could not be deleted earlier."""
-        self._bucket_thread.shutdown(cancel_futures=True)  # the loop below repeats the cancelled deletions
+        self._bucket_thread.shutdown(cancel_futures=True)  # the loop below repeats the canceled deletions
         remote = self._trial_store.remote
         if remote is None:
             return

@@ -1,4 +1,4 @@
-"""Images are preprocessed as in the published code: upsampled, normalised, mirrored together."""
+"""Images are preprocessed as in the published code: upsampled, normalized, mirrored together."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def random_batch(num_pairs: int, seed: int = 0) -> PairBatch:
 
 
 def smooth_images(channels: int, size: int) -> Tensor:
-    """Return realistic images: neighbouring pixels are similar, and values reach 10,000."""
+    """Return realistic images: neighboring pixels are similar, and values reach 10,000."""
     coarse = torch.rand(2, channels, 9, 9, generator=torch.Generator().manual_seed(0)) * 10_000
     return interpolate(coarse, size=(size, size), mode="bilinear")
 

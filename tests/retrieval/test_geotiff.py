@@ -129,7 +129,7 @@ UNITS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
         {},
         r"must be backscatter in dB, found 0.01 to 0.316: convert it to dB: 10·log10\(x\)",
     ),
-    "standardised dB": ("s1", (S1 - S1.mean()) / S1.std(), {}, "must be backscatter in dB, .* not standardised"),
+    "standardized dB": ("s1", (S1 - S1.mean()) / S1.std(), {}, "must be backscatter in dB, .* not standardized"),
     "complex numbers": ("s1", S1.astype(np.complex64), {}, "holds complex numbers: .*10·log10"),
     "reflectance": (
         "s2",

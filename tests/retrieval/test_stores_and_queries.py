@@ -272,9 +272,9 @@ def test_bands_with_descriptions_are_found_by_name(write: Writer) -> None:
         (
             s1_image(),
             {"crs": "EPSG:4326", "size": 1e-4},
-            "must be in a projection in metres such as UTM, found EPSG:4326",
+            "must be in a projection in meters such as UTM, found EPSG:4326",
         ),
-        (s1_image(), {"crs": None}, "must be in a projection in metres such as UTM, found none"),
+        (s1_image(), {"crs": None}, "must be in a projection in meters such as UTM, found none"),
         (s1_image(), {"size": 20}, "pixels must be 10 m wide, found 20 × 20 m"),
         (10 ** (s1_image() / 10), {}, "s1 must be backscatter in dB"),
         (np.full_like(s1_image(), -9999), {"nodata": -9999}, "14400 pixels hold no data"),

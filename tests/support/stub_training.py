@@ -18,7 +18,7 @@ from csmae.training.trainer import DivergedError, Epoch, pretrain
 
 
 def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
-    """Epochs of a score that grows towards ``masking.ratio``; resumes from ``run_dir/epoch``.
+    """Epochs of a score that grows toward ``masking.ratio``; resumes from ``run_dir/epoch``.
 
     ``run_dir/../../faults.json`` maps trial numbers to faults, see ``_inject_fault``.
     """

@@ -72,7 +72,7 @@ def test_a_snapshot_shows_scenes_of_the_archive_and_hits_of_the_score(tmp_path: 
 
 
 class PerfectModel:
-    """Stands in for a network that predicts every patch exactly, normalised if the loss is."""
+    """Stands in for a network that predicts every patch exactly, normalized if the loss is."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.encoder = config, build_model(config).encoder

@@ -35,7 +35,7 @@ _HAZE = np.array([1000, 750, 550, 150, 450, 350, 250, 30, 10, 120], np.float32)
 """Reflectance that thick haze adds, by band."""
 
 # Standard deviations of what differs between scenes and is not land cover; each sensor draws its own. Together they make
-# a scene's mean colour uninformative: an untrained encoder relies on it, a small network learns to ignore it in minutes.
+# a scene's mean color uninformative: an untrained encoder relies on it, a small network learns to ignore it in minutes.
 _GAIN, _BAND_GAIN = 0.12, 0.03
 """Logarithm of the illumination of S2: of all bands together, and of each band."""
 _HAZE_DEPTH, _SEASON, _RELIEF = 0.15, 0.08, 0.05
