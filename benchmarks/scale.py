@@ -32,7 +32,7 @@ from csmae.training.trainer import Epoch
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import EpochReported, Event, TrialEnded
+from csmae.tuning.events import EpochReported, SearchEvent, TrialEnded
 
 STUDY: dict[str, Any] = {
     "base": {"model": {"size": "nano"}, "train": {"epochs": 9}, "optim": {"warmup_epochs": 0}},
@@ -59,15 +59,15 @@ class Meter:
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
-        self.marks: list[tuple[Event, float, float]] = []
+        self.marks: list[tuple[SearchEvent, float, float]] = []
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: SearchEvent) -> None:
         """Tell and note an event."""
         track(self.tracker, event)
         memory = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
         self.marks.append((event, time.process_time(), memory))
 
-    def milliseconds(self, kind: type[Event], part: slice) -> float:
+    def milliseconds(self, kind: type[SearchEvent], part: slice) -> float:
         """Mean CPU time from the event before to an event of a kind, over a part of the search."""
         spent = [
             after[1] - before[1]

@@ -31,7 +31,7 @@ from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted
+from csmae.tuning.events import EpochReported, SearchEvent, TrialEnded, TrialStarted
 
 VARIANTS, WIDTHS, PATCHES, RATIOS = ("sesd", "cecd", "secd", "cesd"), (96, 60, 144), (30, 24, 40), (0.5, 0.75, 0.3)
 
@@ -81,7 +81,7 @@ def search(compiled: bool, trials: int) -> tuple[list[float], list[float]]:
     began: dict[int, float] = {}
     most: dict[int, float] = {}
 
-    def listen(event: Event) -> None:
+    def listen(event: SearchEvent) -> None:
         match event:
             case TrialStarted(number):
                 began[number] = time.perf_counter()

@@ -31,7 +31,7 @@ from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import EpochReported, Event, SearchOutcome, TrialEnded, TrialStarted
+from csmae.tuning.events import EpochReported, SearchEvent, SearchOutcome, TrialEnded, TrialStarted
 from csmae.tuning.settings_warnings import settings_warnings
 from csmae.tuning.stop_controller import raise_on_termination
 
@@ -147,7 +147,7 @@ def _explore(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocati
     progress = SearchProgress.from_budget(budget)
     with LiveView(study.name, progress, plain_console()) as view:
 
-        def listen(event: Event) -> None:
+        def listen(event: SearchEvent) -> None:
             view(event)
             track(tracker, event)
 
@@ -165,7 +165,7 @@ def _explore(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocati
     return 0 if finish(trial_store, tracker, shown_uri, allocation) else FAILED
 
 
-def track(tracker: Tracker, event: Event) -> None:
+def track(tracker: Tracker, event: SearchEvent) -> None:
     """Forward an event of the search to the tracker."""
     if isinstance(event, TrialStarted):
         tracker.trial(event.number, dict(event.values))
@@ -175,7 +175,7 @@ def track(tracker: Tracker, event: Event) -> None:
         tags = {} if event.confirms is None else {"csmae.confirms": str(event.confirms)}
         if event.violated_constraints:
             tags["csmae.violated_constraints"] = ", ".join(event.violated_constraints)
-        tracker.end(event.number, event.state, event.reason, tags)
+        tracker.end(event.number, event.status, event.reason, tags)
 
 
 def _close(tracker: Tracker) -> None:

@@ -18,7 +18,7 @@ from rich.text import Text
 from csmae.console.format import format_duration, format_number, format_settings
 from csmae.console.progress import SearchProgress
 from csmae.trial_status import STATUS_NAMES, TrialStatus
-from csmae.tuning.events import EpochReported, Event, TrialStarted, TrialWaiting
+from csmae.tuning.events import EpochReported, SearchEvent, TrialStarted, TrialWaiting
 
 LINE_WIDTH = 80
 
@@ -64,7 +64,7 @@ class LiveView:
             with self._log_errors():
                 self._live.stop()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: SearchEvent) -> None:
         """Show an event."""
         has_new_best = self._progress.update(event)
         with self._log_errors():
@@ -88,7 +88,7 @@ class LiveView:
         wrapped = textwrap.fill(text, LINE_WIDTH, initial_indent=clock, subsequent_indent=" " * len(clock))
         self._console.print(wrapped, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
-    def _format_event(self, event: Event) -> str:
+    def _format_event(self, event: SearchEvent) -> str:
         trial, objective = self._progress.trial(event.number), self._progress.objective
         if isinstance(event, TrialStarted):
             return f"trial {event.number} {'resumes' if event.resumed else 'starts'}: {format_settings(event.values)}"
@@ -97,7 +97,9 @@ class LiveView:
             return f"trial {event.number} epoch {event.epoch}/{trial.epochs}{value}"
         if isinstance(event, TrialWaiting):
             return f"trial {event.number} waits: {event.reason}"
-        state = STATUS_NAMES[event.state] + (f" after epoch {trial.epoch}" if event.state is TrialStatus.PRUNED else "")
+        state = STATUS_NAMES[event.status] + (
+            f" after epoch {trial.epoch}" if event.status is TrialStatus.PRUNED else ""
+        )
         detail = f": {event.reason}" if event.reason else f", {format_number(event.value)}"
         progress = f"{self._progress.num_ended}/{self._progress.num_trials}{self._format_remaining()}"
         return f"[{progress}] trial {event.number} {state}{detail}"
@@ -142,7 +144,7 @@ class LiveView:
         table.add_column(self._progress.objective, justify="right", no_wrap=True)
         table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
         for trial in [*self._progress.running, *reversed(self._progress.ended)]:
-            state = Text(STATUS_NAMES[trial.state], style=STYLES[trial.state])
+            state = Text(STATUS_NAMES[trial.status], style=STYLES[trial.status])
             settings = Text(trial.reason or format_settings(trial.values))
             epoch, value = f"{trial.epoch}/{trial.epochs}", format_number(trial.value)
             table.add_row(str(trial.number), state, epoch, value, settings)

@@ -13,7 +13,7 @@ from csmae.trials.budget import Budget
 from csmae.trials.leaderboard import entries
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import params_of, status_of
-from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted, TrialWaiting
+from csmae.tuning.events import EpochReported, SearchEvent, TrialEnded, TrialStarted, TrialWaiting
 
 NUM_ENDED = 8
 """How many ended trials are shown, the latest ones."""
@@ -29,7 +29,7 @@ class TrialProgress:
     """Epochs of the complete training."""
     epoch: int = 0
     """The last completed epoch."""
-    state: TrialStatus = TrialStatus.RUNNING
+    status: TrialStatus = TrialStatus.RUNNING
     value: float | None = None
     """The last value of the objective."""
     reason: str | None = None
@@ -49,7 +49,7 @@ class SearchProgress:
     num_trials: int
     """Trials of the whole study, confirmations included."""
     counts: Mapping[TrialStatus, int]
-    """Ended trials by state, those of earlier runs included."""
+    """Ended trials by status, those of earlier runs included."""
     best: TrialProgress | None
     """The trial that would be the champion now."""
     budget: Budget
@@ -80,7 +80,7 @@ class SearchProgress:
         """Trials that have ended, those of earlier runs included."""
         return sum(self.counts.values())
 
-    def update(self, event: Event) -> bool:
+    def update(self, event: SearchEvent) -> bool:
         """Apply an event; return whether there is a new best trial."""
         if isinstance(event, TrialStarted):
             self._set_running(TrialProgress(event.number, event.values, event.epochs))
@@ -91,7 +91,7 @@ class SearchProgress:
             trial.epoch, trial.value = event.epoch, event.metrics.get(self.objective, trial.value)
             return False
         if isinstance(event, TrialWaiting):
-            trial.state, trial.reason = TrialStatus.WAITING, event.reason
+            trial.status, trial.reason = TrialStatus.WAITING, event.reason
             self._set_running(trial)
             return False
         return self._end(trial, event)
@@ -114,11 +114,11 @@ class SearchProgress:
             self.epochs_done += epochs
 
     def _end(self, trial: TrialProgress, event: TrialEnded) -> bool:
-        trial.state, trial.value, trial.reason = event.state, event.value, event.reason
+        trial.status, trial.value, trial.reason = event.status, event.value, event.reason
         self.running, self.ended = tuple(self._others(trial.number)), (*self.ended, trial)[-NUM_ENDED:]
         self.num_ended_here, self.ended_epochs = self.num_ended_here + 1, self.ended_epochs + trial.epoch
-        self.counts = {**self.counts, event.state: self.counts.get(event.state, 0) + 1}
-        if event.state is not TrialStatus.COMPLETE:
+        self.counts = {**self.counts, event.status: self.counts.get(event.status, 0) + 1}
+        if event.status is not TrialStatus.COMPLETE:
             return False
         before, self.best = self.best, _best(self.budget.trial_store)
         return self.best is not None and (before is None or before.number != self.best.number)
@@ -145,4 +145,4 @@ def _best(trial_store: TrialStore) -> TrialProgress | None:
     best = next(iter(entries(trial_store)), None)
     if best is None:
         return None
-    return TrialProgress(best.trial.number, params_of(best.trial), 0, state=TrialStatus.COMPLETE, value=best.mean)
+    return TrialProgress(best.trial.number, params_of(best.trial), 0, status=TrialStatus.COMPLETE, value=best.mean)

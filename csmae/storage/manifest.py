@@ -245,7 +245,7 @@ class RemoteStorage:
 
     store: ObjectStore
     folder: Path
-    claim: Claim | None = None
+    claim: Claim
 
     def remote_folder(self, folder: Path) -> RemoteFolder:
         """Return the remote folder of a folder within the driver's copy."""
@@ -254,7 +254,7 @@ class RemoteStorage:
     @property
     def superseded(self) -> str:
         """Why the storage is no longer this driver's, once that is known."""
-        return self.claim.superseded if self.claim else ""
+        return self.claim.superseded
 
     def check(self) -> None:
         """Make sure that the storage is still this driver's.
@@ -263,8 +263,7 @@ class RemoteStorage:
             OSError: The bucket does not answer.
             SupersededError: Another driver has taken it over.
         """
-        if self.claim:
-            self.claim.check()
+        self.claim.check()
 
 
 def snapshot(folder: Path, target: Path) -> Path:

@@ -43,7 +43,7 @@ class TrialEnded:
     """A trial has ended."""
 
     number: int
-    state: TrialStatus
+    status: TrialStatus
     """COMPLETE, PRUNED or FAIL."""
     value: float | None
     """The last value of the first objective."""
@@ -82,6 +82,6 @@ class SearchEnd:
     """Empty if the study is complete or a signal stopped the search."""
 
 
-Event = TrialStarted | EpochReported | TrialWaiting | TrialEnded
+SearchEvent = TrialStarted | EpochReported | TrialWaiting | TrialEnded
 
-Listener = Callable[[Event], None]
+Listener = Callable[[SearchEvent], None]

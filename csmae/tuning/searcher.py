@@ -55,10 +55,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     Args:
         budget: The study's budget, with its trial store.
         listener: Called with every event after it is recorded.
-        max_concurrent: Returns how many trials may run at the moment; None is no limit.
+        max_concurrent: Returns how many trials may run at the moment.
     """
 
-    def __init__(self, budget: Budget, listener: Listener, max_concurrent: Callable[[], int] | None = None) -> None:
+    def __init__(self, budget: Budget, listener: Listener, max_concurrent: Callable[[], int]) -> None:
         super().__init__()
         self._budget, self._trial_store, self._search = budget, budget.trial_store, budget.trial_store.study.search
         self._listener, self._max_concurrent = listener, max_concurrent
@@ -106,7 +106,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """
         if self.must_stop():
             return str(Searcher.FINISHED)
-        if self._max_concurrent and len(self._running) >= self._max_concurrent():
+        if len(self._running) >= self._max_concurrent():
             return None
         with self.stop_on_database_error():
             proposal = self._next_proposal()

@@ -1,5 +1,7 @@
 """The coordinator of a worker group: the group's other processes exchange messages only through it.
 
+The train workers run in *attempts*, as Ray Train calls them: each start or restart of all of them is a new one.
+
 The sequence of an assignment:
 
 1. The trainable calls ``assign``, then ``next_event`` in a loop, which returns one event per call, ``ResourcesHeld`` first.
@@ -9,7 +11,7 @@ The sequence of an assignment:
 5. After an epoch every rank waits in ``report`` for the decision; rank 0's call is the event ``EpochReport``.
 6. ``next_event``, called again, decides to continue: the ranks' calls return True.
 7. ``assign``, called instead because Tune stopped the trial, decides to stop: they return False, and the ranks go to 3.
-8. A rank that fails calls ``report_error``; Ray Train restarts the group, which goes to 2 until no retry is left.
+8. A rank that fails calls ``report_error``; Ray Train restarts all workers, a new attempt, at 2 until no retry is left.
 9. Rank 0 calls ``end`` after the last epoch, or when all ranks failed alike: event ``AssignmentEnded``.
 """
 
@@ -23,8 +25,8 @@ from typing import Any
 from csmae.workers.messages import (
     Assignment,
     AssignmentEnded,
+    CoordinatorEvent,
     EpochReport,
-    Event,
     FitEnded,
     HeartbeatTimeout,
     Outcome,
@@ -48,16 +50,16 @@ class _AssignmentState:
     """Last epoch that the trainable received."""
     approved_epoch: int = 0
     """Last epoch after which the workers may continue."""
-    groups: list[str] = field(default_factory=list)
-    """Groups that took the assignment since its last epoch: more than one after a worker died."""
+    attempts: list[str] = field(default_factory=list)
+    """Attempts that took the assignment since its last epoch: more than one after a worker died."""
     workers: list[Any] = field(default_factory=list)
-    """Actors of the last group that took it."""
+    """Actors of the last attempt that took it."""
     timed_out: bool = False
-    """Whether the last group's heartbeat timed out, and no other group has replaced it."""
+    """Whether the last attempt's heartbeat timed out, and no other attempt has replaced it."""
     errors: dict[str, str] = field(default_factory=dict)
-    """By group, the first error that a rank reported."""
+    """By attempt, the first error that a rank reported."""
     exit_expected: bool = False
-    """Whether the last group exits as intended, and no other group has replaced it."""
+    """Whether the last attempt exits as intended, and no other attempt has replaced it."""
 
 
 class Coordinator:
@@ -67,14 +69,14 @@ class Coordinator:
     so that it starts quickly.
 
     Args:
-        retries: Groups that may take an assignment after one died with it, without an epoch in between.
+        retries: Attempts that may take an assignment after one died with it, without an epoch in between.
         hang_timeout_s: Seconds without a heartbeat after which workers are considered dead.
     """
 
     def __init__(self, retries: int, hang_timeout_s: float) -> None:
         self._retries, self._hang_timeout_s = retries, hang_timeout_s
         self._changed = asyncio.Condition()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: asyncio.Queue[CoordinatorEvent] = asyncio.Queue()
         self._num_assignments = 0
         self._assignment: Assignment | None = None
         self._state = _AssignmentState()
@@ -94,7 +96,7 @@ class Coordinator:
         self._events.put_nowait(ResourcesHeld(bool(self._workers)))
         await self._notify()
 
-    async def next_event(self) -> Event:
+    async def next_event(self) -> CoordinatorEvent:
         """Let the workers continue after the last delivered epoch, and wait for the next event, or a heartbeat timeout."""
         self._state.approved_epoch = self._state.delivered_epoch
         self._last_heartbeat = time.monotonic()
@@ -120,10 +122,10 @@ class Coordinator:
         self._set_workers([])
         self._events.put_nowait(replace(ended, reason="") if self._state.exit_expected else ended)
 
-    # Called by Ray Train's controller when it starts or stops a group; it does not wait for the calls.
+    # Called by Ray Train's controller when it starts or stops the workers; it does not wait for the calls.
 
     async def workers_started(self, workers: list[Any]) -> None:
-        """Note a new group's actors; from now on they must send heartbeats while there is an assignment."""
+        """Note the actors of a new attempt; from now on they must send heartbeats while there is an assignment."""
         self._state.timed_out, self._state.workers = False, []
         self._last_heartbeat = time.monotonic()
         self._set_workers(workers)
@@ -134,20 +136,20 @@ class Coordinator:
 
     # Called by every rank.
 
-    async def next_assignment(self, group: str, last_id: int, worker: Any) -> Assignment | None:
+    async def next_assignment(self, attempt: str, last_id: int, worker: Any) -> Assignment | None:
         """Wait for an assignment.
 
         Args:
-            group: Id that the ranks of a group share, new after each restart.
+            attempt: Id that all ranks of an attempt share.
             last_id: Id of the rank's last assignment; 0 before the first.
             worker: The rank's actor.
 
         Returns:
-            The same assignment for all ranks of a group; None when the group closes.
+            The same assignment for all ranks of an attempt; None when the group closes.
         """
         while not self._closed:
             assignment = self._assignment
-            if assignment is not None and assignment.id > last_id and self._admit(group):
+            if assignment is not None and assignment.id > last_id and self._admit(attempt):
                 self._state.workers.append(worker)
                 self._last_heartbeat = time.monotonic()
                 return assignment
@@ -155,17 +157,17 @@ class Coordinator:
                 await self._changed.wait()
         return None
 
-    async def heartbeat(self, assignment_id: int, group: str) -> None:
+    async def heartbeat(self, assignment_id: int, attempt: str) -> None:
         """Signal that the rank is alive in the middle of an epoch; it does not wait for the call."""
-        if self._is_current(assignment_id, group):
+        if self._is_current(assignment_id, attempt):
             self._last_heartbeat = time.monotonic()
 
-    async def report(self, assignment_id: int, group: str, epoch: int, metrics: dict[str, float] | None) -> bool:
+    async def report(self, assignment_id: int, attempt: str, epoch: int, metrics: dict[str, float] | None) -> bool:
         """Report an epoch and wait for the decision.
 
         Args:
             assignment_id: Id of the rank's assignment.
-            group: Id of the rank's group.
+            attempt: Id of the rank's attempt.
             epoch: Number of trained epochs.
             metrics: From rank 0; None from the others.
 
@@ -173,73 +175,73 @@ class Coordinator:
             Whether to continue the assignment.
         """
         if metrics is not None:
-            await self.report_saved(assignment_id, group, epoch, metrics)
-        while self._is_current(assignment_id, group) and epoch > self._state.approved_epoch:
+            await self.report_saved(assignment_id, attempt, epoch, metrics)
+        while self._is_current(assignment_id, attempt) and epoch > self._state.approved_epoch:
             async with self._changed:
                 await self._changed.wait()
-        return self._is_current(assignment_id, group)
+        return self._is_current(assignment_id, attempt)
 
-    async def report_saved(self, assignment_id: int, group: str, epoch: int, metrics: dict[str, float]) -> None:
+    async def report_saved(self, assignment_id: int, attempt: str, epoch: int, metrics: dict[str, float]) -> None:
         """Report, from rank 0, the epoch of a loaded checkpoint, whose first report may have been lost. Returns immediately."""
-        if self._is_current(assignment_id, group) and epoch > self._state.reported_epoch:
+        if self._is_current(assignment_id, attempt) and epoch > self._state.reported_epoch:
             self._state.reported_epoch = epoch
-            del self._state.groups[:-1]
+            del self._state.attempts[:-1]
             self._state.errors.clear()
             self._events.put_nowait(EpochReport(epoch, metrics))
 
-    async def end(self, assignment_id: int, group: str, outcome: Outcome, reason: str = "") -> None:
+    async def end(self, assignment_id: int, attempt: str, outcome: Outcome, reason: str = "") -> None:
         """End the assignment: from rank 0 where all ranks end alike, from any rank after a permanent error."""
-        if self._is_current(assignment_id, group):
+        if self._is_current(assignment_id, attempt):
             self._end(outcome, reason)
             await self._notify()
 
-    async def preempted(self, assignment_id: int, group: str) -> None:
-        """Announce that the group exits, with its work saved, because a node will be preempted; not a failed attempt."""
-        if self._is_current(assignment_id, group):
+    async def preempted(self, assignment_id: int, attempt: str) -> None:
+        """Announce that the workers exit, with their work saved, because a node will be preempted; not a failed attempt."""
+        if self._is_current(assignment_id, attempt):
             self._expect_exit()
 
-    async def shrink_micro_batch(self, assignment_id: int, group: str, micro_batch: int) -> None:
-        """Announce that the group restarts with a smaller micro-batch, because a rank was out of memory.
+    async def shrink_micro_batch(self, assignment_id: int, attempt: str, micro_batch: int) -> None:
+        """Announce that the workers restart with a smaller micro-batch, because a rank was out of memory.
 
         Not a failed attempt: a micro-batch of one pair, which is never halved, is reached after a few restarts.
         """
-        if self._is_current(assignment_id, group):
+        if self._is_current(assignment_id, attempt):
             assert self._assignment is not None
             before = self._assignment.micro_batch
             if before is None or micro_batch < before:
                 self._assignment = replace(self._assignment, micro_batch=micro_batch)
                 self._expect_exit()
             else:
-                self._state.errors.setdefault(group, f"out of memory again with micro-batches of {before} pairs")
+                self._state.errors.setdefault(attempt, f"out of memory again with micro-batches of {before} pairs")
 
-    async def report_error(self, assignment_id: int, group: str, error: str) -> None:
-        """Report an error on one rank, before it makes the group restart."""
-        if self._is_current(assignment_id, group):
-            self._state.errors.setdefault(group, error)
+    async def report_error(self, assignment_id: int, attempt: str, error: str) -> None:
+        """Report an error on one rank, before it makes the workers restart."""
+        if self._is_current(assignment_id, attempt):
+            self._state.errors.setdefault(attempt, error)
 
     # Internal.
 
-    def _is_current(self, assignment_id: int, group: str) -> bool:
-        """Whether the assignment is the current one, and the group the last one that took it."""
+    def _is_current(self, assignment_id: int, attempt: str) -> bool:
+        """Whether the assignment is the current one, and the attempt the last one that took it."""
         is_assigned = self._assignment is not None and self._assignment.id == assignment_id
-        return is_assigned and self._state.groups[-1:] == [group]
+        return is_assigned and self._state.attempts[-1:] == [attempt]
 
-    def _admit(self, group: str) -> bool:
-        """Note that a group takes the assignment; end the assignment instead if too many groups died with it."""
+    def _admit(self, attempt: str) -> bool:
+        """Note that an attempt takes the assignment; end the assignment instead if too many attempts died with it."""
         state = self._state
-        if group in state.groups:
+        if attempt in state.attempts:
             return True
-        if len(state.groups) > self._retries:
+        if len(state.attempts) > self._retries:
             self._fail_after_retries(next(iter(state.errors.values()), "a worker's process died"))
             return False
-        state.groups.append(group)
+        state.attempts.append(attempt)
         state.workers.clear()
         state.timed_out = state.exit_expected = False
         return True
 
     def _expect_exit(self) -> None:
-        """Take the assignment from the current group, which exits as intended."""
-        self._state.groups.pop()
+        """Take the assignment from the current attempt, which exits as intended."""
+        self._state.attempts.pop()
         self._state.workers.clear()
         self._state.exit_expected = True
 
@@ -258,8 +260,8 @@ class Coordinator:
         is_training = self._state.workers and not self._state.timed_out
         return self._hang_timeout_s if is_training else max(self._hang_timeout_s, STARTUP_TIMEOUT_S)
 
-    def _time_out(self) -> Event:
-        """Consider the group dead; the assignment ends if it is not replaced in time, or no retry is left."""
+    def _time_out(self) -> CoordinatorEvent:
+        """Consider the attempt dead; the assignment ends if it is not replaced in time, or no retry is left."""
         state, timeout_s = self._state, self._timeout_s
         self._last_heartbeat = time.monotonic()
         if state.timed_out:
@@ -268,17 +270,17 @@ class Coordinator:
             return AssignmentEnded(Outcome.FAILED, f"{text}, and no replacement workers started within {timeout_s:g} s")
         state.timed_out = True
         if state.workers:
-            state.errors.setdefault(state.groups[-1], f"no heartbeat from the workers for {timeout_s:g} s")
+            state.errors.setdefault(state.attempts[-1], f"no heartbeat from the workers for {timeout_s:g} s")
         else:
             text = f"the workers did not start the trial within {timeout_s:g} s"
-            state.groups.append(f"{len(state.groups)}, which never took it")
-            state.errors[state.groups[-1]] = text
-            if len(state.groups) > self._retries:
+            state.attempts.append(f"{len(state.attempts)}, which never took it")
+            state.errors[state.attempts[-1]] = text
+            if len(state.attempts) > self._retries:
                 self._fail_after_retries(text)
         return HeartbeatTimeout([*self._workers, *(worker for worker in state.workers if worker not in self._workers)])
 
     def _fail_after_retries(self, reason: str) -> None:
-        self._end(Outcome.FAILED, f"{reason} (in each of {len(self._state.groups)} attempts)")
+        self._end(Outcome.FAILED, f"{reason} (in each of {len(self._state.attempts)} attempts)")
 
     def _end(self, outcome: Outcome, reason: str) -> None:
         self._assignment = None

@@ -17,8 +17,8 @@ from csmae.workers.controller_callback import ControllerCallback
 from csmae.workers.coordinator import Coordinator
 from csmae.workers.messages import (
     AssignmentEnded,
+    CoordinatorEvent,
     EpochReport,
-    Event,
     FitEnded,
     HeartbeatTimeout,
     Outcome,
@@ -101,7 +101,7 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
         Meanwhile kill workers whose heartbeat timed out, and replace a ``fit()`` that failed, once per epoch.
         """
         while True:
-            event: Event = ray.get(self._coordinator.next_event.remote())
+            event: CoordinatorEvent = ray.get(self._coordinator.next_event.remote())
             if isinstance(event, HeartbeatTimeout):
                 for worker in event.workers:
                     ray.kill(worker)  # Ray Train then restarts all workers

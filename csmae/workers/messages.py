@@ -75,5 +75,5 @@ class HeartbeatTimeout:
     """Their actors."""
 
 
-Event = EpochReport | ResourcesHeld | AssignmentEnded | FitEnded | HeartbeatTimeout
+CoordinatorEvent = EpochReport | ResourcesHeld | AssignmentEnded | FitEnded | HeartbeatTimeout
 """What the coordinator returns to the Tune trainable."""

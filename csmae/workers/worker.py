@@ -45,12 +45,12 @@ def train_loop(config: dict[str, Any]) -> None:
 
     coordinator, spec = config["coordinator"], config["spec"]
     torch.set_num_threads(max(1, round(spec.allocation.cpus_per_worker)))
-    group = broadcast_from_rank_zero(uuid.uuid4().hex)
-    worker = TrainWorker(coordinator, group, train.get_context().get_world_rank(), spec)
+    attempt = broadcast_from_rank_zero(uuid.uuid4().hex)
+    worker = TrainWorker(coordinator, attempt, train.get_context().get_world_rank(), spec)
     actor = ray.get_runtime_context().current_actor
     importlib.import_module(spec.pretrain.partition(":")[0])  # takes seconds: before the first trial arrives
     last_id = num_compiled = 0
-    while (assignment := ray.get(coordinator.next_assignment.remote(group, last_id, actor))) is not None:
+    while (assignment := ray.get(coordinator.next_assignment.remote(attempt, last_id, actor))) is not None:
         ready = worker.train(assignment)
         num_compiled += assignment.config["train"]["compile"]
         if not ready or num_compiled == MAX_COMPILED_TRIALS:
@@ -68,8 +68,8 @@ class TrainWorker:
     """One rank of a worker group. Process: its train worker."""
 
     coordinator: Any
-    group: str
-    """Id that the ranks of a group share; new after each restart."""
+    attempt: str
+    """Id that all ranks share until Ray Train restarts them."""
     rank: int
     spec: WorkerGroupSpec
 
@@ -90,7 +90,7 @@ class TrainWorker:
             if self._train_epochs(assignment) and self.rank == 0:
                 self._end(assignment, Outcome.FINISHED)
         except StoppedError:
-            ray.get(self.coordinator.preempted.remote(assignment.id, self.group))
+            ray.get(self.coordinator.preempted.remote(assignment.id, self.attempt))
             return False
         except DivergedError as error:
             if self.rank == 0:
@@ -102,11 +102,11 @@ class TrainWorker:
             self._end(assignment, Outcome.FAILED, f"rank {self.rank}: {error}")
             raise
         except SmallerMicroBatchError as error:  # the other ranks wait in a collective: the group must restart
-            ray.get(self.coordinator.shrink_micro_batch.remote(assignment.id, self.group, error.micro_batch))
+            ray.get(self.coordinator.shrink_micro_batch.remote(assignment.id, self.attempt, error.micro_batch))
             raise
         except Exception as error:
             text = f"{type(error).__name__} on rank {self.rank}: {' '.join(str(error).split())[:500]}"
-            ray.get(self.coordinator.report_error.remote(assignment.id, self.group, text))
+            ray.get(self.coordinator.report_error.remote(assignment.id, self.attempt, text))
             raise
         return True
 
@@ -118,11 +118,11 @@ class TrainWorker:
             if assignment.micro_batch:  # the rank that requested it may have noted it on another node's disk
                 save_micro_batch_limit(run_dir, assignment.micro_batch)
             if self.rank == 0 and (saved := saved_epoch(run_dir)):
-                ray.get(self.coordinator.report_saved.remote(assignment.id, self.group, *saved))
+                ray.get(self.coordinator.report_saved.remote(assignment.id, self.attempt, *saved))
             for epoch in self._epochs(assignment, run_dir):
                 mirror()
                 metrics = epoch.metrics if self.rank == 0 else None
-                if not ray.get(self.coordinator.report.remote(assignment.id, self.group, epoch.number, metrics)):
+                if not ray.get(self.coordinator.report.remote(assignment.id, self.attempt, epoch.number, metrics)):
                     return False
         return True
 
@@ -160,7 +160,7 @@ class TrainWorker:
         return on_step
 
     def _send_heartbeat(self, assignment: Assignment) -> None:
-        self.coordinator.heartbeat.remote(assignment.id, self.group)
+        self.coordinator.heartbeat.remote(assignment.id, self.attempt)
 
     def _end(self, assignment: Assignment, outcome: Outcome, reason: str = "") -> None:
-        ray.get(self.coordinator.end.remote(assignment.id, self.group, outcome, reason))
+        ray.get(self.coordinator.end.remote(assignment.id, self.attempt, outcome, reason))

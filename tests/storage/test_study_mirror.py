@@ -163,7 +163,7 @@ def test_a_driver_that_was_silent_for_too_long_is_superseded(
             with pytest.raises(SupersededError, match=f"process {os.getpid()} on .* has taken this storage over"):
                 old.check()
             budget = Budget(TrialStore(load_study(write(tmp_path / "silent")), old.folder, old))
-            stop_controller = StopController(budget, StudySearcher(budget, lambda event: None))
+            stop_controller = StopController(budget, StudySearcher(budget, lambda event: None, lambda: 1))
             assert stop_controller.stop_all() and stop_controller.search_end == SearchEnd(
                 SearchOutcome.SUPERSEDED, old.superseded
             )

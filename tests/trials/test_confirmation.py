@@ -21,7 +21,7 @@ from csmae.trials.store import TrialStore
 from csmae.trials.transfer import transfer_trials
 from csmae.tuning.champion import encoders_to_score
 from csmae.tuning.draft import Draft
-from csmae.tuning.events import Event
+from csmae.tuning.events import SearchEvent
 from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import BASE, write
 from tests.tuning.test_searcher import make_searcher, make_study, result
@@ -159,11 +159,11 @@ def test_the_live_view_and_the_list_of_studies_name_the_champion(tmp_path: Path)
     budget = Budget(TrialStore(study, tmp_path))
     progress, best = SearchProgress.from_budget(budget), []
 
-    def listen(event: Event) -> None:
+    def listen(event: SearchEvent) -> None:
         if progress.update(event) and progress.best:
             best.append(progress.best.number)
 
-    train(StudySearcher(budget, listen), [0.55, 0.6, 0.3, 0.2, 0.5])
+    train(StudySearcher(budget, listen, lambda: 1), [0.55, 0.6, 0.3, 0.2, 0.5])
     assert best == [0, 1, 0]
     assert progress.counts == {"COMPLETE": 5}
     later = SearchProgress.from_budget(Budget(TrialStore(study, tmp_path))).best

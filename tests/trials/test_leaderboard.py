@@ -32,7 +32,7 @@ Trained = list[dict[str, float]]
 def searched(study: Study, folder: Path, trained: Trained, cut: bool = False) -> TrialStore:
     """A study whose trials end with these metrics, one after the other."""
     trial_store = TrialStore(study, folder)
-    searcher = StudySearcher(Budget(trial_store), lambda event: None)
+    searcher = StudySearcher(Budget(trial_store), lambda event: None, lambda: 99)
     for index, metrics in enumerate(trained):
         suggestion = searcher.suggest(str(index))
         assert isinstance(suggestion, dict)
@@ -149,7 +149,7 @@ def test_a_study_of_one_objective_has_no_pareto_front(trial_store: TrialStore) -
 
 def test_epochs_without_scores_count_in_the_report(tmp_path: Path) -> None:
     trial_store = TrialStore(make_study(tmp_path, num_trials=2, sampler="random", start_from=[]), tmp_path)
-    searcher = StudySearcher(Budget(trial_store), lambda event: None)
+    searcher = StudySearcher(Budget(trial_store), lambda event: None, lambda: 99)
     for name in "ab":
         searcher.suggest(name)
     searcher.on_trial_complete("a", {"epoch": 4, "metrics/val/f1_mean": 0.5, "finished": True})

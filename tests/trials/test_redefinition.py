@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 from csmae.config import ConfigError
 from csmae.storage import object_store as bucket
 from csmae.storage.layout import DATABASE
-from csmae.storage.manifest import RemoteStorage
+from csmae.storage.manifest import DRIVER, Claim, RemoteFolder, RemoteStorage
 from csmae.storage.object_store import ObjectStore
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
@@ -144,7 +144,8 @@ def test_a_kill_between_the_change_of_definition_and_the_transfer_loses_no_sourc
 
 
 def test_with_a_bucket_a_study_may_change_until_the_bucket_has_a_checkpoint(server: Server, tmp_path: Path) -> None:
-    remote = RemoteStorage(ObjectStore(server.url("lab/runs")), tmp_path)
+    store = ObjectStore(server.url("lab/runs"))
+    remote = RemoteStorage(store, tmp_path, RemoteFolder(store, DRIVER).claim())
     for smallest in (0.3, 0.4):
         study = narrower(tmp_path, smallest)
         trial_store = TrialStore(study, tmp_path, remote)
@@ -162,7 +163,8 @@ def test_a_change_of_definition_names_a_bucket_that_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket, "RETRY_FOR_S", 0.0)
-    remote = RemoteStorage(ObjectStore("s3://lab/runs?endpoint_override=127.0.0.1:9&scheme=http"), tmp_path)
+    store = ObjectStore("s3://lab/runs?endpoint_override=127.0.0.1:9&scheme=http")
+    remote = RemoteStorage(store, tmp_path, Claim(RemoteFolder(store, DRIVER), "00000001-00000000"))
     study = narrower(tmp_path, 0.3)
     study.space.suggest(TrialStore(study, tmp_path, remote).ask())
     with pytest.raises(ConfigError, match=r"--storage s3://lab/runs\S*: .*run again when it does"):

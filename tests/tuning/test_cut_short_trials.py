@@ -15,7 +15,7 @@ from csmae.trials.leaderboard import entries, leaderboard, ranked
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import Event, SearchEnd, SearchOutcome, TrialEnded, TrialStarted, TrialWaiting
+from csmae.tuning.events import SearchEnd, SearchEvent, SearchOutcome, TrialEnded, TrialStarted, TrialWaiting
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result
 
@@ -86,8 +86,8 @@ def start_and_die(folder: Path, **search: Any) -> None:
     searcher.on_trial_result("b", without_score(1))
 
 
-def search_without_time(folder: Path, **search: Any) -> tuple[TrialStore, list[Event]]:
-    trial_store, events = TrialStore(make_study(folder, time_limit="1s", **search), folder), list[Event]()
+def search_without_time(folder: Path, **search: Any) -> tuple[TrialStore, list[SearchEvent]]:
+    trial_store, events = TrialStore(make_study(folder, time_limit="1s", **search), folder), list[SearchEvent]()
     trial_store.optuna_study.set_user_attr("elapsed_s", 5.0)
     assert run_search(Budget(trial_store), Allocation(1, 1, 1.0, 0.0), events.append) == SearchEnd(
         SearchOutcome.BUDGET_EXHAUSTED, OVER
@@ -100,7 +100,7 @@ def test_a_budget_that_is_exhausted_at_the_start_leaves_no_trial_running(tmp_pat
     trial_store, events = search_without_time(tmp_path)
     assert [trial.state.name for trial in trial_store.all_trials()] == ["PRUNED", "WAITING"]
     ended, waiting = events
-    assert isinstance(ended, TrialEnded) and (ended.number, ended.state, ended.reason) == (0, "PRUNED", OVER)
+    assert isinstance(ended, TrialEnded) and (ended.number, ended.status, ended.reason) == (0, "PRUNED", OVER)
     assert waiting == TrialWaiting(1, OVER)
     assert [trial.number for trial in ranked(trial_store)] == [0]
     again, _ = make_searcher(make_study(tmp_path), tmp_path)

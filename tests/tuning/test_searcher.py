@@ -19,7 +19,7 @@ from csmae.trials.leaderboard import entries, ranked
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.draft import rejections
-from csmae.tuning.events import EpochReported, Event, TrialEnded, TrialStarted, TrialWaiting
+from csmae.tuning.events import EpochReported, SearchEvent, TrialEnded, TrialStarted, TrialWaiting
 from csmae.tuning.searcher import StudySearcher
 from tests.study.test_study import BASE, write
 
@@ -33,9 +33,9 @@ def make_study(folder: Path, space: dict[str, Any] | None = None, **search: Any)
     return load_study(write(folder, space or SPACE, **{"num_trials": 3, **search}))
 
 
-def make_searcher(study: Study, folder: Path) -> tuple[StudySearcher, list[Event]]:
-    events: list[Event] = []
-    return StudySearcher(Budget(TrialStore(study, folder)), events.append), events
+def make_searcher(study: Study, folder: Path) -> tuple[StudySearcher, list[SearchEvent]]:
+    events: list[SearchEvent] = []
+    return StudySearcher(Budget(TrialStore(study, folder)), events.append, lambda: 99), events
 
 
 def result(epoch: int, value: float | None, **more: Any) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def test_each_outcome_is_recorded_as_its_optuna_state(tmp_path: Path) -> None:
     assert reasons[2] == "the loss is not finite in epoch 2"
     assert reasons[3] == "val/f1_mean was nan at the end"
     assert reasons[4] == "val/f1_mean was not reported"
-    assert [event.state for event in events if isinstance(event, TrialEnded)] == [t.state.name for t in trials]
+    assert [event.status for event in events if isinstance(event, TrialEnded)] == [t.state.name for t in trials]
 
 
 def test_a_trial_without_resources_is_proposed_again_and_counts_once(tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ async def waiting(retries: int, hang_timeout_s: float) -> Coordinator:
     return coordinator
 
 
-async def assigned(group: str) -> Coordinator:
-    """A coordinator whose assignment a group has taken."""
+async def assigned(attempt: str) -> Coordinator:
+    """A coordinator whose assignment an attempt has taken."""
     coordinator = await waiting(retries=2, hang_timeout_s=0.2)
-    await coordinator.next_assignment(group, 0, f"worker of {group}")
+    await coordinator.next_assignment(attempt, 0, f"worker of {attempt}")
     return coordinator
 
 
@@ -63,12 +63,12 @@ def test_a_trial_continues_with_the_workers_that_replace_silent_ones() -> None:
 def test_only_deaths_without_an_epoch_in_between_count_as_attempts() -> None:
     async def scenario() -> None:
         coordinator = await assigned("one")
-        for group in ("two", "three"):
-            await coordinator.next_assignment(group, 0, f"worker of {group}")
-            await coordinator.report_error(1, group, "an error from which the trial recovered")
+        for attempt in ("two", "three"):
+            await coordinator.next_assignment(attempt, 0, f"worker of {attempt}")
+            await coordinator.report_error(1, attempt, "an error from which the trial recovered")
         await coordinator.report_saved(1, "three", 1, {})
-        for group in ("four", "five"):
-            assert await coordinator.next_assignment(group, 0, f"worker of {group}")
+        for attempt in ("four", "five"):
+            assert await coordinator.next_assignment(attempt, 0, f"worker of {attempt}")
         assert await coordinator.next_event() == EpochReport(1, {})
         sixth = asyncio.create_task(coordinator.next_assignment("six", 0, "worker of six"))
         ended = await coordinator.next_event()
@@ -80,12 +80,12 @@ def test_only_deaths_without_an_epoch_in_between_count_as_attempts() -> None:
 
 def test_a_group_that_exits_with_its_work_saved_costs_no_attempt() -> None:
     async def scenario() -> None:
-        coordinator = await assigned("group 0")
+        coordinator = await assigned("attempt 0")
         for number in range(5):
-            await coordinator.preempted(1, f"group {number}")
-            await coordinator.preempted(1, f"group {number}")  # from each rank
-            await coordinator.next_assignment(f"group {number + 1}", 0, "worker")
-        decision = asyncio.create_task(coordinator.report(1, "group 5", 1, {}))
+            await coordinator.preempted(1, f"attempt {number}")
+            await coordinator.preempted(1, f"attempt {number}")  # from each rank
+            await coordinator.next_assignment(f"attempt {number + 1}", 0, "worker")
+        decision = asyncio.create_task(coordinator.report(1, "attempt 5", 1, {}))
         assert await coordinator.next_event() == EpochReport(1, {})
         await coordinator.assign({}, "trials/1")
         assert not await decision
@@ -177,18 +177,18 @@ def test_groups_that_request_smaller_micro_batches_cost_no_attempt() -> None:
     async def scenario() -> None:
         coordinator = await waiting(retries=0, hang_timeout_s=60)
         for number, size in enumerate((64, 32, 16, 8, 4, 2, 1)):
-            assignment = await coordinator.next_assignment(f"group {number}", 0, "worker")
+            assignment = await coordinator.next_assignment(f"attempt {number}", 0, "worker")
             assert assignment is not None and assignment.micro_batch == (2 * size if number else None)
-            await coordinator.shrink_micro_batch(1, f"group {number}", size)
-            await coordinator.shrink_micro_batch(1, f"group {number}", size)  # from a second rank
+            await coordinator.shrink_micro_batch(1, f"attempt {number}", size)
+            await coordinator.shrink_micro_batch(1, f"attempt {number}", size)  # from a second rank
             await coordinator.report_error(
-                1, f"group {number}", "connection closed by peer"
+                1, f"attempt {number}", "connection closed by peer"
             )  # how the other ranks see it
             await coordinator.fit_ended(FitEnded(number, "RuntimeError: SmallerMicroBatchError"))
             assert await coordinator.next_event() == FitEnded(number, "")
-        assignment = await coordinator.next_assignment("group 7", 0, "worker")
+        assignment = await coordinator.next_assignment("attempt 7", 0, "worker")
         assert assignment is not None and assignment.micro_batch == 1
-        decision = asyncio.create_task(coordinator.report(1, "group 7", 1, {}))
+        decision = asyncio.create_task(coordinator.report(1, "attempt 7", 1, {}))
         assert await coordinator.next_event() == EpochReport(1, {})
         decision.cancel()
 
@@ -198,9 +198,9 @@ def test_groups_that_request_smaller_micro_batches_cost_no_attempt() -> None:
 def test_a_micro_batch_that_does_not_shrink_is_a_failed_attempt() -> None:
     async def scenario() -> None:
         coordinator = await waiting(retries=0, hang_timeout_s=60)
-        for group in ("one", "two"):
-            await coordinator.next_assignment(group, 0, "worker")
-            await coordinator.shrink_micro_batch(1, group, 4)
+        for attempt in ("one", "two"):
+            await coordinator.next_assignment(attempt, 0, "worker")
+            await coordinator.shrink_micro_batch(1, attempt, 4)
         await coordinator.fit_ended(FitEnded(1, "a reason"))
         assert await coordinator.next_event() == FitEnded(1, "a reason")
         third = asyncio.create_task(coordinator.next_assignment("three", 0, "worker"))

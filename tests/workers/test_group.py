@@ -22,7 +22,7 @@ from csmae.study.study import load_study
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.tuning.driver import run_search
-from csmae.tuning.events import Event, Listener, SearchEnd, SearchOutcome, TrialEnded
+from csmae.tuning.events import Listener, SearchEnd, SearchEvent, SearchOutcome, TrialEnded
 from csmae.workers.group import GROUP_RESTARTS
 from csmae.workers.worker import MAX_COMPILED_TRIALS
 from tests.conftest import SMALL
@@ -202,7 +202,7 @@ def test_out_of_memory_on_one_rank_costs_no_retries_down_to_one_pair(cluster: Cl
     assert all_resources_are_free()
 
 
-def kill_trainables(event: Event) -> None:
+def kill_trainables(event: SearchEvent) -> None:
     """Kill the processes of this Ray's trainables when the first trial has ended."""
     if isinstance(event, TrialEnded) and event.number == 0:
         for actor in actors().values():
