@@ -9,11 +9,10 @@ from urllib.parse import unquote, urlparse
 
 from csmae.scratch import scratch
 from csmae.sqlite import sqlite_path, sqlite_url
-from csmae.tracking.destination import redacted
+from csmae.tracking.destination import explain, redacted
 from csmae.tracking.mlflow_database import check_not_empty, moved_locations, open_client, translate
 from csmae.tracking.outbox import TrackingError
 from csmae.tracking.registry import ALIAS, CHECKSUM, MODEL, checksum
-from csmae.tracking.server_errors import explain
 
 DEFAULT_DATABASE = Path("runs/mlflow.db")
 """Where encoders are looked up without MLFLOW_TRACKING_URI."""
@@ -56,9 +55,8 @@ def _default_uri() -> str:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     if DEFAULT_DATABASE.exists():
-        return sqlite_url(
-            DEFAULT_DATABASE.absolute()
-        )  # MLflow caches a store by its URI, whatever the current folder is
+        # An absolute path: MLflow caches a store by its URI, whatever the current folder is.
+        return sqlite_url(DEFAULT_DATABASE.absolute())
     raise TrackingError(
         f"no MLflow server: set MLFLOW_TRACKING_URI, or run in the folder that holds {DEFAULT_DATABASE}"
     )

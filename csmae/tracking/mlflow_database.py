@@ -1,25 +1,32 @@
-"""MLflow's SQLite file: whether it is one, and where its files are after its folder has moved.
+"""Opens MLflow, checks its SQLite file, and finds the experiments' files after their folder has moved.
 
 MLflow stores absolute addresses of files. A search and ``sync`` rewrite those of their own study; a reader translates them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote, urlparse
 
 from csmae.lock import database_lock
 from csmae.sqlite import SQLITE, sqlite_path
-from csmae.tracking.mlflow_settings import quiet_mlflow
 from csmae.tracking.outbox import TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the uploader retries; a repeated POST would create a second run
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+"""Environment variables of MLflow."""
 
 ARTIFACTS = "mlartifacts"
 """The folder beside an SQLite file that holds its experiments' files."""
@@ -39,6 +46,14 @@ ADDRESS_COLUMNS = (
 """Tables and columns in which MLflow keeps absolute addresses of files."""
 
 LOCK_TIMEOUT_S = 30.0
+
+
+def quiet_mlflow() -> None:
+    """Set ``SETTINGS`` that the user has not set, and hide info messages; must be called before MLflow is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # hides the creation of tables
 
 
 def open_client(uri: str) -> MlflowClient:
@@ -206,18 +221,12 @@ def _must_update(files: _StudyFiles) -> bool:
 
 
 def _rewrite(path: Path, old: str, new: str) -> None:
-    with _transaction(path) as database:
+    with closing(sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
         for table, column in ADDRESS_COLUMNS:
             database.execute(
                 f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
                 f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                 (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
             )
-
-
-@contextmanager
-def _transaction(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as database:
-        database.execute("BEGIN IMMEDIATE")
-        yield database
         database.execute("COMMIT")

@@ -6,14 +6,14 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from csmae.tracking.destination import redacted
-from csmae.tracking.mlflow_database import STUDY_ID, artifact_location, open_client, update_locations
-from csmae.tracking.mlflow_settings import quiet_mlflow
-from csmae.tracking.outbox import Event, TrackingError
-from csmae.tracking.registry import Registry
+from csmae.tracking.mlflow_database import STUDY_ID, artifact_location, open_client, quiet_mlflow, update_locations
+from csmae.tracking.outbox import TrackingError, TrackingEvent
+from csmae.tracking.registry import Registry, all_pages
 from csmae.tracking.sink import RejectedError, dispatch, readable, run_name
 from csmae.trial_status import TrialStatus
 
@@ -138,7 +138,7 @@ class MlflowSink:
         self._view = json.loads(found.tags.get(VIEW_TAG, "{}"))
         return True
 
-    def send(self, events: Sequence[Event]) -> None:
+    def send(self, events: Sequence[TrackingEvent]) -> None:
         """Store events, with one request for the epochs of a run between two other events."""
         self._metrics = {}  # of an attempt that failed
         try:
@@ -154,7 +154,7 @@ class MlflowSink:
         except TrackingError as error:
             raise RejectedError(str(error)) from error
 
-    def _add_metrics(self, event: Event, step: int) -> None:
+    def _add_metrics(self, event: TrackingEvent, step: int) -> None:
         metrics = [Metric(_legal(key), value, event.time_ms, step) for key, value in event.body["metrics"].items()]
         self._metrics.setdefault(run_name(event.number), []).extend(metrics)
 
@@ -164,7 +164,7 @@ class MlflowSink:
                 self._client.log_batch(self._run_id(name), metrics=part)
         self._metrics = {}
 
-    def _start(self, event: Event) -> None:
+    def _start(self, event: TrackingEvent) -> None:
         """The experiment's primary metric, view and description; the parent run's parameters and tags."""
         body = event.body
         run_id = self._run_id(STUDY, event.time_ms)
@@ -180,7 +180,7 @@ class MlflowSink:
     def _set_experiment_tag(self, key: str, value: str) -> None:
         self._client.set_experiment_tag(self._experiment, key, value)
 
-    def _trial(self, event: Event) -> None:
+    def _trial(self, event: TrackingEvent) -> None:
         """The trial's run, its parameters, and a column of the view for each of them."""
         name = run_name(event.number)
         run_id = self._run_id(name, event.time_ms)
@@ -195,11 +195,11 @@ class MlflowSink:
             columns.extend(new)
             self._set_experiment_tag(VIEW_TAG, json.dumps(self._view))
 
-    def _epoch(self, event: Event) -> None:
+    def _epoch(self, event: TrackingEvent) -> None:
         """A point of each of the epoch's metrics."""
         self._add_metrics(event, int(event.body["epoch"]))
 
-    def _end(self, event: Event) -> None:
+    def _end(self, event: TrackingEvent) -> None:
         """The trial's state, reason, sums and status."""
         name, state = run_name(event.number), event.body["state"]
         self._describe(name, {}, {STATE: state, REASON: event.body["reason"] or "", **event.body.get("tags", {})})
@@ -207,17 +207,17 @@ class MlflowSink:
         self._send_metrics()
         self._client.set_terminated(self._run_id(name), STATUS[state], event.time_ms)
 
-    def _artifact(self, event: Event) -> None:
+    def _artifact(self, event: TrackingEvent) -> None:
         """A file or a folder's files among the run's artifacts."""
         path, run_id = readable(Path(event.body["path"])), self._run_id(run_name(event.number))
         log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         log(run_id, str(path), event.body["artifact_path"] or None)
 
-    def _encoder(self, event: Event) -> None:
+    def _encoder(self, event: TrackingEvent) -> None:
         """A logged model of the trial's run."""
         self._registry.log_encoder(event, self._run_id(run_name(event.number)))
 
-    def _champion(self, event: Event) -> None:
+    def _champion(self, event: TrackingEvent) -> None:
         """A registered version of the trial's logged model, and the tags that name the champion."""
         name = run_name(event.number)
         self._registry.register(event, self._run_id(name))
@@ -227,7 +227,7 @@ class MlflowSink:
         self._describe(name, {}, {CHAMPION: "yes"})
         self._describe(STUDY, {}, {CHAMPION: name})
 
-    def _finish(self, event: Event) -> None:
+    def _finish(self, event: TrackingEvent) -> None:
         """The summary and status of the parent run."""
         run_id = self._run_id(STUDY)
         self._add_metrics(event, int(event.body["step"]))
@@ -265,13 +265,8 @@ class MlflowSink:
         return self._client.create_run(self._experiment, start_ms, tags, self._study if name == STUDY else name)
 
     def _find_runs(self, condition: str) -> list[Any]:
-        token, runs = None, []
-        while True:
-            page = self._client.search_runs([self._experiment], condition, ViewType.ALL, 200, page_token=token)
-            runs.extend(page)
-            token = page.token
-            if not token:
-                return runs
+        search = partial(self._client.search_runs, [self._experiment], condition, ViewType.ALL, 200)
+        return list(all_pages(search))
 
     def _merge(self, runs: list[Any]) -> Any:
         """Keep one of several runs of a trial: a server that hung may process a request that was repeated meanwhile."""

@@ -9,7 +9,7 @@ from typing import Any
 from csmae.sensors import SENSORS
 from csmae.tracking.outbox import TrackingError
 
-SCORES = ("test/", "confirm/", "val/")
+SCORE_PREFIXES = ("test/", "confirm/", "val/")
 """Prefixes of the metrics that the card shows, in this order."""
 
 ARCHITECTURE = ("variant", "size", "embed_dim", "sensor_depth", "cross_depth", "patch_size", "pooling")
@@ -74,7 +74,7 @@ def model_card(
     """
     model, bands = settings.get("model", {}), settings.get("bands", {})
     s1, s2 = (list(bands.get(sensor, ())) for sensor in SENSORS)
-    scores = [(name, metrics[name]) for prefix in SCORES for name in metrics if name.startswith(prefix)]
+    scores = [(name, metrics[name]) for prefix in SCORE_PREFIXES for name in metrics if name.startswith(prefix)]
     return CARD.format(
         title=title,
         address=json.dumps(address, ensure_ascii=False),

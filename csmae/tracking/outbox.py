@@ -42,7 +42,7 @@ class TrackingError(ConfigError):
 
 
 @dataclass(frozen=True)
-class Event:
+class TrackingEvent:
     """Something that happened in a study."""
 
     kind: str
@@ -121,7 +121,7 @@ class Outbox:
         """The identity of the study, created for a new outbox."""
         header = next(iter(self.read(0, 1)[0]), None)
         if header is None:
-            header = Event(HEADER, None, 0, {"study_id": uuid.uuid4().hex})
+            header = TrackingEvent(HEADER, None, 0, {"study_id": uuid.uuid4().hex})
             self.append(header).result()
         if header.kind != HEADER:
             raise TrackingError(
@@ -129,7 +129,7 @@ class Outbox:
             )
         return str(header.body["study_id"])
 
-    def append(self, event: Event) -> Future[None]:
+    def append(self, event: TrackingEvent) -> Future[None]:
         """Append an event. It survives a kill of the process immediately, and a power failure when the result is done."""
         with self._lock:
             failed_before = bool(self._unwritten)
@@ -160,7 +160,7 @@ class Outbox:
         self._size += written
         self._unwritten = b""
 
-    def read(self, offset: int, limit: int) -> tuple[list[Event], int]:
+    def read(self, offset: int, limit: int) -> tuple[list[TrackingEvent], int]:
         """Read events from a byte offset on.
 
         Args:
@@ -173,11 +173,11 @@ class Outbox:
         found, end = self.locate(offset, limit)
         return [event for _, event in found], end
 
-    def locate(self, offset: int, limit: int) -> tuple[list[tuple[int, Event]], int]:
+    def locate(self, offset: int, limit: int) -> tuple[list[tuple[int, TrackingEvent]], int]:
         """Read events like ``read``, each with its own offset."""
-        events: list[tuple[int, Event]] = []
+        events: list[tuple[int, TrackingEvent]] = []
         for line in self._lines(offset, limit):
-            event = Event.from_line(line)
+            event = TrackingEvent.from_line(line)
             if event is None:
                 log.warning("%s: skipped a damaged line before byte %d", self.path, offset + len(line))
             else:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from csmae.scratch import scratch
 from csmae.tracking.model_card import UNKNOWN, format_bands, model_card, read_settings
-from csmae.tracking.outbox import Event, TrackingError
+from csmae.tracking.outbox import TrackingError, TrackingEvent
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,17 @@ def study_alias(study: str) -> str:
     return f"{ALIAS}-{legal}{suffix}"
 
 
+def all_pages(search: Callable[..., Any]) -> Iterator[Any]:
+    """Yield the results of all pages of a search in MLflow."""
+    token = None
+    while True:
+        page = search(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
 class Registry:
     """Logged models of one study's experiment, and the registered model that all studies share.
 
@@ -66,7 +77,7 @@ class Registry:
     def __init__(self, client: Any, experiment: str, study: str) -> None:
         self._client, self._experiment, self._study = client, experiment, study
 
-    def log_encoder(self, event: Event, run_id: str) -> Any:
+    def log_encoder(self, event: TrackingEvent, run_id: str) -> Any:
         """Create a logged model of a run with an encoder's files, card and metrics; a repeated call changes nothing.
 
         Returns:
@@ -90,7 +101,7 @@ class Registry:
             self._client.log_metric(run_id, key, value, body["step_ms"], body["step"], model_id=model.model_id)
         return self._client.finalize_logged_model(model.model_id, "READY")
 
-    def _add_metrics(self, model: Any, event: Event, run_id: str) -> Any:
+    def _add_metrics(self, model: Any, event: TrackingEvent, run_id: str) -> Any:
         """Add new metrics and show them in the card, such as those of a good trial that has become the champion."""
         known = {(metric.key, repr(metric.value)) for metric in model.metrics or ()}  # NaN equals nothing
         new = {key: value for key, value in event.body["metrics"].items() if (key, repr(value)) not in known}
@@ -102,32 +113,21 @@ class Registry:
 
     def _find(self, run_id: str, sha256: str) -> tuple[Any, list[Any]]:
         """The logged model of a run for these files, complete or not, and other incomplete ones of failed uploads."""
-        logged = sorted(self._logged(run_id), key=lambda model: str(model.status) != "READY")
+        search = partial(self._client.search_logged_models, [self._experiment], f"source_run_id = '{run_id}'")
+        logged = sorted(all_pages(search), key=lambda model: str(model.status) != "READY")
         found = next((model for model in logged if model.tags.get(CHECKSUM) == sha256), None)
         return found, [model for model in logged if str(model.status) != "READY" and model is not found]
 
-    def _logged(self, run_id: str) -> Iterator[Any]:
-        """All logged models of a run."""
-        token = None
-        while True:
-            page = self._client.search_logged_models(
-                [self._experiment], f"source_run_id = '{run_id}'", page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
-
-    def _model_tags(self, event: Event, folder: Path) -> dict[str, str]:
+    def _model_tags(self, event: TrackingEvent, folder: Path) -> dict[str, str]:
         own = {STUDY: self._study, TRIAL: str(event.number), CHECKSUM: event.body["sha256"]}
         return {**event.body["tags"], **own, BANDS: format_bands(read_settings(folder))}
 
-    def _log_card(self, model: Any, event: Event) -> None:
+    def _log_card(self, model: Any, event: TrackingEvent) -> None:
         with scratch("card") as draft:
             (draft / "README.md").write_text(self._card(model, event), encoding="utf-8")
             self._client.log_model_artifacts(model.model_id, str(draft))
 
-    def _card(self, model: Any, event: Event) -> str:
+    def _card(self, model: Any, event: TrackingEvent) -> str:
         body = event.body
         origin = {"study": self._study, "trial": str(event.number), "sha256": body["sha256"]}
         origin["data"] = body["tags"].get(DATA, UNKNOWN)
@@ -139,7 +139,7 @@ class Registry:
             f"models:/{model.model_id}",
         )
 
-    def register(self, event: Event, run_id: str) -> None:
+    def register(self, event: TrackingEvent, run_id: str) -> None:
         """Register the encoder of a study's champion and move the aliases.
 
         ``champion-STUDY`` moves to it unconditionally: the search decides which trial is the best. ``champion`` names the
@@ -172,11 +172,16 @@ class Registry:
                 version = rival
         return version
 
-    def _register_version(self, event: Event, run_id: str) -> Any:
+    def _register_version(self, event: TrackingEvent, run_id: str) -> Any:
         """The version of the registered model for a logged model, created if it does not exist."""
+        from mlflow.exceptions import MlflowException
+
         model = self.log_encoder(event, run_id)
-        with _ignore_existing():
+        try:
             self._client.create_registered_model(MODEL, description="CSMAE encoders, the best of each study.")
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
         versions = self._client.search_model_versions(f"name = '{MODEL}'")
         same = [version for version in versions if version.source == model.artifact_location]
         same.sort(key=lambda version: int(version.version))
@@ -190,7 +195,7 @@ class Registry:
             MODEL, source, run_id, tags, description=card, await_creation_for=0, model_id=model.model_id
         )
 
-    def _version_tags(self, event: Event, model: Any) -> dict[str, str]:
+    def _version_tags(self, event: TrackingEvent, model: Any) -> dict[str, str]:
         body, metric = event.body, event.body["primary_metric"]
         score = body["score"] if "score" in body else body["metrics"][metric]
         tags = {**model.tags, **body["tags"], METRIC: metric, SCORE: repr(score), DIRECTION: body["direction"]}
@@ -204,17 +209,6 @@ class Registry:
         if version.description != card:
             self._client.update_model_version(MODEL, version.version, description=card)
         return self._client.get_model_version(MODEL, version.version)
-
-
-@contextlib.contextmanager
-def _ignore_existing() -> Iterator[None]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def _reason_to_keep(holder: dict[str, str], new: dict[str, str]) -> str | None:

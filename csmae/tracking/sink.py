@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from csmae.tracking.outbox import HEADER, KINDS, Event
+from csmae.tracking.outbox import HEADER, KINDS, TrackingEvent
 
 
 class RejectedError(Exception):
@@ -20,7 +20,7 @@ class Sink(Protocol):
     is_new: bool
     """Whether the server held nothing of this study when the sink was made."""
 
-    def send(self, events: Sequence[Event]) -> None:
+    def send(self, events: Sequence[TrackingEvent]) -> None:
         """Store the events.
 
         Raises:
@@ -29,7 +29,7 @@ class Sink(Protocol):
         """
 
 
-def dispatch(sink: Sink, event: Event) -> None:
+def dispatch(sink: Sink, event: TrackingEvent) -> None:
     """Call the sink's method for a kind of event: ``_trial`` for ``trial`` and so on.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from csmae.sqlite import SQLITE, sqlite_path
 from csmae.tracking.destination import WANDB, check_uri, redacted
-from csmae.tracking.outbox import ALL, OUTBOX, Event, Outbox, TrackingError, UploadPosition
+from csmae.tracking.outbox import ALL, OUTBOX, Outbox, TrackingError, TrackingEvent, UploadPosition
 from csmae.tracking.registry import checksum
 from csmae.tracking.sink import Sink
 from csmae.tracking.uploader import Uploader
@@ -205,7 +205,7 @@ class Tracker:
 
     def _append(self, kind: str, number: int | None, body: dict[str, object]) -> tuple[int, Future[None]]:
         """Append an event; returns its time and a future that is done once it would survive a power failure."""
-        event = Event(kind, number, time.time_ns() // 1_000_000, body)
+        event = TrackingEvent(kind, number, time.time_ns() // 1_000_000, body)
         return event.time_ms, self._outbox.append(event)
 
 

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import dropwhile
 
-from csmae.tracking.outbox import ALL, Event, Outbox, UploadPosition
-from csmae.tracking.server_errors import explain
+from csmae.tracking.destination import explain
+from csmae.tracking.outbox import ALL, Outbox, TrackingEvent, UploadPosition
 from csmae.tracking.sink import RejectedError, Sink, run_name
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class Uploader(threading.Thread):
                 retried.add(offset)
         return sorted(offset for offset in retried if offset < self.position.offset)
 
-    def _send(self, sink: Sink, events: Sequence[Event], start: int, end: int) -> None:
+    def _send(self, sink: Sink, events: Sequence[TrackingEvent], start: int, end: int) -> None:
         """Send the events between two offsets, and remember which were rejected."""
         rejected = self.position.rejected
         try:
@@ -152,7 +152,7 @@ class Uploader(threading.Thread):
             rejected[offset] = f"{_where(event)}{f': {event.kind}' if event.kind in FILES else ''}: {error}"
         return following
 
-    def _is_replaced(self, event: Event, following: int) -> bool:
+    def _is_replaced(self, event: TrackingEvent, following: int) -> bool:
         """Whether a later run of the search named its champion; any later champion replaces a champion."""
         later, _ = self._outbox.read(following, ALL)
         if event.kind != "champion":
@@ -194,10 +194,10 @@ class Uploader(threading.Thread):
         return num_unsent
 
 
-def _where(event: Event) -> str:
+def _where(event: TrackingEvent) -> str:
     return "the study" if event.number is None else run_name(event.number)
 
 
-def _name(event: Event) -> str:
+def _name(event: TrackingEvent) -> str:
     epoch = f", epoch {event.body['epoch']}" if event.kind == "epoch" else f": {event.kind}"
     return f"{_where(event)}{epoch}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import wandb
 
-from csmae.tracking.outbox import Event
+from csmae.tracking.outbox import TrackingEvent
 from csmae.tracking.registry import ALIAS, MODEL, study_alias
 from csmae.tracking.sink import dispatch, readable, run_name
 from csmae.trial_status import TrialStatus
@@ -34,7 +34,7 @@ class WandbSink:
         self._exit_codes: dict[str, int] = {}
         """By run, the exit codes of trials that have ended."""
 
-    def send(self, events: Sequence[Event]) -> None:
+    def send(self, events: Sequence[TrackingEvent]) -> None:
         """Store events. A run is closed when its trial has ended, and again after a late artifact."""
         for event in events:
             name = run_name(event.number)
@@ -62,22 +62,22 @@ class WandbSink:
             )
         return self._open[name]
 
-    def _start(self, event: Event) -> None:
+    def _start(self, event: TrackingEvent) -> None:
         self._run(event.number).config.update({**event.body["params"], **event.body["tags"]}, allow_val_change=True)
 
-    def _trial(self, event: Event) -> None:
+    def _trial(self, event: TrackingEvent) -> None:
         self._run(event.number).config.update(event.body["params"], allow_val_change=True)
 
-    def _epoch(self, event: Event) -> None:
+    def _epoch(self, event: TrackingEvent) -> None:
         self._run(event.number).log(event.body["metrics"], step=int(event.body["epoch"]))
 
-    def _end(self, event: Event) -> None:
+    def _end(self, event: TrackingEvent) -> None:
         body = event.body
         summary = {"state": body["state"], "reason": body["reason"], **body.get("tags", {}), **body["metrics"]}
         self._run(event.number).summary.update(summary)
         self._exit_codes[run_name(event.number)] = int(body["state"] == TrialStatus.FAIL)
 
-    def _artifact(self, event: Event) -> None:
+    def _artifact(self, event: TrackingEvent) -> None:
         path = readable(Path(event.body["path"]))
         files = [path] if path.is_file() else sorted(path.rglob("*.png"))
         images = {f"{event.body['artifact_path']}/{file.stem}": str(file) for file in files if file.suffix == ".png"}
@@ -86,17 +86,17 @@ class WandbSink:
         if path.suffix == ".html":
             run.summary.update({path.stem: wandb.Html(path.read_text(encoding="utf-8"))})
 
-    def _encoder(self, event: Event, aliases: Sequence[str] = ()) -> None:
+    def _encoder(self, event: TrackingEvent, aliases: Sequence[str] = ()) -> None:
         body = event.body
         metadata = {**body["tags"], **body["metrics"], "trial": event.number, "csmae.sha256": body["sha256"]}
         artifact = wandb.Artifact(MODEL, "model", metadata=metadata)
         artifact.add_dir(str(readable(Path(body["encoder_dir"]))))
         self._run(event.number).log_artifact(artifact, aliases=list(aliases))
 
-    def _champion(self, event: Event) -> None:
+    def _champion(self, event: TrackingEvent) -> None:
         self._encoder(event, (ALIAS, study_alias(self._folder.name)))
         self._run(None).summary.update({"champion": run_name(event.number)})
 
-    def _finish(self, event: Event) -> None:
+    def _finish(self, event: TrackingEvent) -> None:
         self._run(event.number).summary.update(event.body["metrics"])
         self._exit_codes[run_name(None)] = 0

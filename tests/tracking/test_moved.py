@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from csmae.cli.main import main
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.mlflow_database import moved_locations, update_locations
-from csmae.tracking.outbox import Event, Outbox
+from csmae.tracking.outbox import Outbox, TrackingEvent
 from csmae.tracking.tracker import Tracker, upload
 from csmae.trial_status import TrialStatus
 from tests.tracking.test_registry import REAL, empty_database, same_files
@@ -263,7 +263,7 @@ def test_an_encoder_that_is_missing_when_the_search_last_ended_is_reported(runs:
     outbox, missing_dir = Outbox(runs / "masking" / "outbox.jsonl"), runs / "masking" / "trials" / "0" / "encoder"
     (start,) = (event for event in outbox.read(0, 99)[0] if event.kind == "start")
     (champion,) = (event for event in outbox.read(0, 99)[0] if event.kind == "champion")
-    missing = Event("encoder", 0, champion.time_ms, champion.body | {"encoder_dir": str(missing_dir)})
+    missing = TrackingEvent("encoder", 0, champion.time_ms, champion.body | {"encoder_dir": str(missing_dir)})
     for event in (start, missing, champion):
         outbox.append(event)
     outbox.close()

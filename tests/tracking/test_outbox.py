@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from csmae.tracking.mlflow_sink import MlflowSink
-from csmae.tracking.outbox import Event, Outbox, TrackingError, UploadPosition
+from csmae.tracking.outbox import Outbox, TrackingError, TrackingEvent, UploadPosition
 from csmae.tracking.sink import RejectedError, Sink
 from csmae.tracking.uploader import Uploader
 
 
-def epoch(number: int, epoch: int, **metrics: float) -> Event:
-    return Event("epoch", number, 1_700_000_000_000 + epoch, {"epoch": epoch, "metrics": metrics})
+def epoch(number: int, epoch: int, **metrics: float) -> TrackingEvent:
+    return TrackingEvent("epoch", number, 1_700_000_000_000 + epoch, {"epoch": epoch, "metrics": metrics})
 
 
 def test_events_are_read_as_they_were_written_including_nan_and_infinity(tmp_path: Path) -> None:
@@ -109,15 +109,15 @@ def test_a_file_that_is_not_an_outbox_is_rejected(tmp_path: Path) -> None:
 FULL_DISK = """
 import logging, resource, signal, sys
 from pathlib import Path
-from csmae.tracking.outbox import Event, Outbox
+from csmae.tracking.outbox import TrackingEvent, Outbox
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 outbox = Outbox(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))
 for number in range(20):
-    outbox.append(Event("epoch", number, 0, {"epoch": 1, "metrics": {}}))
+    outbox.append(TrackingEvent("epoch", number, 0, {"epoch": 1, "metrics": {}}))
 print(outbox.path.stat().st_size <= 1000, outbox.count(0))
 resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
-outbox.append(Event("epoch", 20, 0, {"epoch": 1, "metrics": {}}))
+outbox.append(TrackingEvent("epoch", 20, 0, {"epoch": 1, "metrics": {}}))
 print([event.number for event in outbox.read(0, 100)[0]])
 """
 
@@ -146,7 +146,7 @@ class Lossy:
     def __init__(self, sink: MlflowSink, fails_after: int) -> None:
         self.is_new, self._sink, self._fails_after = sink.is_new, sink, fails_after
 
-    def send(self, events: Sequence[Event]) -> None:
+    def send(self, events: Sequence[TrackingEvent]) -> None:
         self._sink.send(events[: self._fails_after])
         raise ConnectionError("lost")
 
@@ -162,7 +162,9 @@ class Searches(RuleBasedStateMachine):
         self.accepted: dict[tuple[int, int], float] = {}
         self.outbox = Outbox(self.folder / "outbox.jsonl")
         self.outbox.append(
-            Event("start", None, 1, {"params": {"a": 1}, "tags": {}, "primary_metric": "f1", "direction": "maximize"})
+            TrackingEvent(
+                "start", None, 1, {"params": {"a": 1}, "tags": {}, "primary_metric": "f1", "direction": "maximize"}
+            )
         )
 
     def uploader(self, fails_after: int | None = None) -> Uploader:
@@ -177,13 +179,15 @@ class Searches(RuleBasedStateMachine):
     def report(self, trial: int, value: float) -> None:
         number = len(self.accepted)
         if number == 0:
-            self.outbox.append(Event("trial", trial, 1, {"params": {"b": trial}}))
-        self.outbox.append(Event("epoch", trial, number, {"epoch": number, "metrics": {"f1": value}}))
+            self.outbox.append(TrackingEvent("trial", trial, 1, {"params": {"b": trial}}))
+        self.outbox.append(TrackingEvent("epoch", trial, number, {"epoch": number, "metrics": {"f1": value}}))
         self.accepted[trial, number] = value
 
     @rule(trial=st.integers(0, 2))
     def end(self, trial: int) -> None:
-        self.outbox.append(Event("end", trial, 1, {"state": "PRUNED", "reason": None, "step": 0, "metrics": {}}))
+        self.outbox.append(
+            TrackingEvent("end", trial, 1, {"state": "PRUNED", "reason": None, "step": 0, "metrics": {}})
+        )
 
     @rule()
     def upload(self) -> None:
@@ -250,10 +254,10 @@ class Picky:
     is_new = False
 
     def __init__(self, rejects: Sequence[int] = (1,)) -> None:
-        self.accepted: list[Event] = []
+        self.accepted: list[TrackingEvent] = []
         self._rejects = rejects
 
-    def send(self, events: Sequence[Event]) -> None:
+    def send(self, events: Sequence[TrackingEvent]) -> None:
         if any(event.number in self._rejects for event in events):
             raise RejectedError("no such run")
         self.accepted.extend(events)
@@ -298,7 +302,7 @@ def test_rejected_events_are_retried_at_each_start_and_logged_once(
 class Repaired(Picky):
     """A sink that rejects only the first call: then somebody restored the run."""
 
-    def send(self, events: Sequence[Event]) -> None:
+    def send(self, events: Sequence[TrackingEvent]) -> None:
         try:
             super().send(events)
         finally:
@@ -308,11 +312,11 @@ class Repaired(Picky):
 def test_a_rejected_start_that_is_retried_does_not_reopen_an_ended_trial(tmp_path: Path) -> None:
     outbox, position_file = Outbox(tmp_path / "outbox.jsonl"), tmp_path / "position"
     for number in (1, 2):
-        outbox.append(Event("trial", number, 0, {}))
+        outbox.append(TrackingEvent("trial", number, 0, {}))
     Uploader(outbox, UploadPosition(position_file, outbox.study_id, "here"), lambda: Picky(rejects=(1,)), "here").step()
     for number in (1, 2):
         outbox.append(epoch(number, 1, loss=1.0))
-        outbox.append(Event("end", number, 0, {}))
+        outbox.append(TrackingEvent("end", number, 0, {}))
     Uploader(outbox, UploadPosition(position_file, outbox.study_id, "here"), lambda: Repaired(), "here").step()
     sink = Picky(rejects=())
     Uploader(outbox, UploadPosition(position_file, outbox.study_id, "here"), lambda: sink, "here").step()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from csmae.cli.main import main
-from csmae.tracking.outbox import OUTBOX, Event, Outbox
+from csmae.tracking.outbox import OUTBOX, Outbox, TrackingEvent
 
 DEAD_SERVER = "http://127.0.0.1:9"
 
@@ -19,7 +19,7 @@ def storage(tmp_path: Path) -> Path:
     outbox = Outbox(tmp_path / "masking" / OUTBOX)
 
     def add(kind: str, number: int | None, **body: Any) -> None:
-        outbox.append(Event(kind, number, 1_000, body))
+        outbox.append(TrackingEvent(kind, number, 1_000, body))
 
     add("start", None, params={}, tags={}, primary_metric="val/f1_mean", direction="maximize")
     for number in range(3):

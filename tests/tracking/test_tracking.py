@@ -17,7 +17,7 @@ import mlflow
 import pytest
 
 from csmae.tracking.destination import check_uri, redacted, tracking_uri
-from csmae.tracking.outbox import Event, Outbox, TrackingError
+from csmae.tracking.outbox import Outbox, TrackingError, TrackingEvent
 from csmae.tracking.tracker import Tracker
 from csmae.trial_status import TrialStatus
 from tests.support.processes import run_code
@@ -217,8 +217,8 @@ def test_a_missing_file_is_logged_and_the_rest_is_stored(
 
 def test_an_event_of_another_version_delays_nothing(uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     outbox = Outbox(tmp_path / "outbox.jsonl")
-    outbox.append(Event("end", 0, 1, {"state": "COMPLETE", "reason": None}))
-    outbox.append(Event("end", 2, 1, {"state": "PAUSED", "reason": None, "step": 1, "metrics": {}}))
+    outbox.append(TrackingEvent("end", 0, 1, {"state": "COMPLETE", "reason": None}))
+    outbox.append(TrackingEvent("end", 2, 1, {"state": "PAUSED", "reason": None, "step": 1, "metrics": {}}))
     outbox.close()
     with caplog.at_level(logging.WARNING):
         tracker = open_tracker(uri, tmp_path)

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from csmae.tracking.destination import check_uri
-from csmae.tracking.outbox import Event, Outbox, TrackingError
+from csmae.tracking.outbox import Outbox, TrackingError, TrackingEvent
 from csmae.tracking.tracker import Tracker
 from csmae.trial_status import TrialStatus
 
@@ -103,10 +103,12 @@ def test_rejected_events_are_reported_and_delay_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "masking"
     outbox = Outbox(folder / "outbox.jsonl")
     outbox.append(
-        Event("encoder", 0, 1, {"encoder_dir": str(folder / "missing"), "tags": {}, "metrics": {}, "sha256": ""})
+        TrackingEvent(
+            "encoder", 0, 1, {"encoder_dir": str(folder / "missing"), "tags": {}, "metrics": {}, "sha256": ""}
+        )
     )
-    outbox.append(Event("decision", 0, 1, {}))
-    outbox.append(Event("end", 0, 1, {"state": "COMPLETE"}))
+    outbox.append(TrackingEvent("decision", 0, 1, {}))
+    outbox.append(TrackingEvent("end", 0, 1, {"state": "COMPLETE"}))
     outbox.close()
     tracker = Tracker(folder, "masking", "wandb://csmae")
     tracker.start({}, {}, "val/f1_mean")
@@ -134,8 +136,8 @@ def test_an_error_inside_weights_and_biases_is_retried_and_not_a_rejection(tmp_p
     from csmae.tracking.wandb_sink import WandbSink
 
     class Failing(WandbSink):
-        def _epoch(self, event: Event) -> None:
+        def _epoch(self, event: TrackingEvent) -> None:
             raise KeyError("settings")
 
     with pytest.raises(KeyError):
-        Failing("csmae", tmp_path / "masking", "x").send([Event("epoch", 0, 0, {"epoch": 1, "metrics": {}})])
+        Failing("csmae", tmp_path / "masking", "x").send([TrackingEvent("epoch", 0, 0, {"epoch": 1, "metrics": {}})])
