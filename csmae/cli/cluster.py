@@ -91,7 +91,7 @@ def preemption_notice(
     cloud: Annotated[Literal["aws", "gcp"], typer.Argument(help="Cloud of this machine.")],
     address: ClusterAddress,
     node_id: Annotated[
-        str | None, typer.Option("--node-id", metavar="ID", help="Ray's ID of the node. Default: this machine's node.")
+        str | None, typer.Option(metavar="ID", help="Ray's ID of the node. Default: this machine's node.")
     ] = None,
 ) -> int:
     """Wait for the cloud's preemption notice for this spot machine, and pass it on to Ray.

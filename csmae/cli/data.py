@@ -39,12 +39,12 @@ def _open(archive: str, splits_dir: str | None, on_error: Literal["raise", "skip
 @app.command()
 def synthesize(
     target: NewFolder,
-    size: Annotated[int, typer.Option("--size", metavar="N", help="Scenes in all splits together.")] = 2048,
+    size: Annotated[int, typer.Option(metavar="N", help="Scenes in all splits together.")] = 2048,
     shares: Annotated[
         tuple[float, float, float],
-        typer.Option("--shares", metavar="TRAIN VALIDATION TEST", help="Shares of the splits; they sum to 1."),
+        typer.Option(metavar="TRAIN VALIDATION TEST", help="Shares of the splits; they sum to 1."),
     ] = (0.5, 0.25, 0.25),
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed of all scenes.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of all scenes.")] = 0,
 ) -> int:
     """Write a synthetic archive in the layout of BigEarthNet v2."""
     import numpy as np
@@ -74,9 +74,7 @@ def check(
     checksums: Annotated[
         Path | None,
         typer.Option(
-            "--checksums",
-            metavar="FILE",
-            help="File of a CRC-32 for each value: written if it does not exist, otherwise compared.",
+            metavar="FILE", help="File of a CRC-32 for each value: written if it does not exist, otherwise compared."
         ),
     ] = None,
 ) -> int:
@@ -168,9 +166,7 @@ def show(
     on_error: OnError = "raise",
     split: Split = "train",
     sensor: Sensors = "both",
-    count: Annotated[
-        int, typer.Option("--count", metavar="N", help="Pairs to draw, spread evenly over the split.")
-    ] = 16,
+    count: Annotated[int, typer.Option(metavar="N", help="Pairs to draw, spread evenly over the split.")] = 16,
     output: Picture = Path("pairs.png"),
 ) -> int:
     """Draw pairs of an archive with their names and labels."""

@@ -49,20 +49,22 @@ def finish(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocation
         print_line(f"no champion: {_last_reason(trial_store)}")
         return False
     try:
-        scores = score_encoders(encoders, allocation, trial_store.remote, print_line)
+        rows = score_encoders(encoders, allocation, trial_store.remote, print_line)
     except (RayError, NoResourcesError) as error:
         print_line(f"the published protocol could not be computed: {str(error).splitlines()[-1]}")
-        scores = [{} for _ in encoders]
-    _register(tracker, trial_store, encoders, scores)
+        rows = [{} for _ in encoders]
+    scores = {encoder.name: row for encoder, row in zip(encoders, rows, strict=True)}
+    champion = encoders[-1]
+    _register(tracker, trial_store, champion, scores)
     from csmae.reporting.report import Report, publish  # matplotlib takes a second
 
     publish(tracker, Report(trial_store.optuna_study, trial_store.folder))
-    if all(scores):
-        plain_console().print(format_scores({encoder.name: row for encoder, row in zip(encoders, scores, strict=True)}))
+    if all(rows):
+        plain_console().print(format_scores(scores))
     plain_console().print(format_best_trials(trial_store))
-    for line in (*format_importances(trial_store), *_next_steps(trial_store, encoders[-1], shown_uri)):
+    for line in (*format_importances(trial_store), *_next_steps(trial_store, champion, shown_uri)):
         print_line(line)
-    return all(scores)
+    return all(rows)
 
 
 def _last_reason(trial_store: TrialStore) -> str:
@@ -71,10 +73,9 @@ def _last_reason(trial_store: TrialStore) -> str:
 
 
 def _register(
-    tracker: Tracker, trial_store: TrialStore, encoders: list[EncoderToScore], scores: list[dict[str, float]]
+    tracker: Tracker, trial_store: TrialStore, champion: EncoderToScore, scores: dict[str, dict[str, float]]
 ) -> None:
     """Register the champion's encoder with its scores, log the other best encoders and the study's summary."""
-    champion = encoders[-1]
     assert champion.trial is not None and champion.encoder_dir is not None
     board = leaderboard(trial_store.optuna_study)
     best = next(entry for entry in board.entries if entry.trial.number == champion.trial.number)
@@ -89,12 +90,12 @@ def _register(
         number, folder = entry.trial.number, trial_store.encoder_dir(entry.trial.number)
         if number != champion.trial.number and folder.exists():
             tracker.encoder(number, folder, saved_metrics(folder), tags)
-    metrics = saved_metrics(champion.encoder_dir) | scores[-1] | confirmed
+    metrics = saved_metrics(champion.encoder_dir) | scores[champion.name] | confirmed
     tags["csmae.seeds"] = str(best.num_seeds)
     tracker.champion(champion.trial.number, champion.encoder_dir, metrics, tags, best.mean)
     trial_store.record_champion(best.trial.number, best.mean, best.num_seeds)
-    trial_store.record_scores({encoder.name: row for encoder, row in zip(encoders, scores, strict=True)})
-    summary = {f"scores/{e.name}/{name}": v for e, row in zip(encoders, scores, strict=True) for name, v in row.items()}
+    trial_store.record_scores(scores)
+    summary = {f"scores/{encoder}/{name}": value for encoder, row in scores.items() for name, value in row.items()}
     shares = {f"importance/{name}": share for name, share in importances(trial_store.optuna_study).items()}
     tracker.finish(summary | shares | confirmed)
 

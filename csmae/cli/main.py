@@ -11,7 +11,7 @@ import typer
 from typer.main import get_command
 
 import csmae
-from csmae.cli import cluster, data, export, retrieval, schema, search, tracking, train
+from csmae.cli import cluster, data, results, retrieval, search, train
 from csmae.cli.exit_status import BAD_INPUT, INTERRUPTED
 from csmae.config import ConfigError
 from csmae.console.terminal import print_line, tolerate_closed_terminal, tolerate_encoding_errors
@@ -32,14 +32,14 @@ app = typer.Typer(
 
 app.command(rich_help_panel="Search")(search.search)
 app.command(rich_help_panel="Search")(train.train)
-app.command(rich_help_panel="Search")(schema.schema)
+app.command(rich_help_panel="Search")(search.schema)
 app.add_typer(data.app, name="data", rich_help_panel="Data")
 app.command(rich_help_panel="Retrieval")(retrieval.embed)
 app.command(rich_help_panel="Retrieval")(retrieval.retrieve)
 app.command(rich_help_panel="Retrieval")(retrieval.evaluate)
-app.command(rich_help_panel="Results")(export.export)
-app.command(rich_help_panel="Results")(tracking.report)
-app.command(rich_help_panel="Results")(tracking.sync)
+app.command(rich_help_panel="Results")(results.export)
+app.command(rich_help_panel="Results")(results.report)
+app.command(rich_help_panel="Results")(results.sync)
 app.command(rich_help_panel="Cluster")(cluster.doctor)
 app.command(rich_help_panel="Cluster")(cluster.preemption_notice)
 

@@ -10,10 +10,6 @@ import typer
 from csmae.config import ConfigError, Data
 from csmae.sensors import SENSORS
 
-ADDRESS_HELP = "Address of the Ray cluster: HOST:PORT, or auto on one of its nodes."
-
-SENSOR_HELP = "Sensor of the images."
-
 StudyFile = Annotated[
     Path | None,
     typer.Argument(metavar="STUDY.yaml", help="Study file: YAML with the sections base, space and search."),
@@ -51,9 +47,11 @@ Logger = Annotated[
     Literal["mlflow", "wandb"], typer.Option("--logger", help="Where to show trials: MLflow or Weights & Biases.")
 ]
 
-Address = Annotated[str | None, typer.Option("--address", metavar="ADDRESS", help=ADDRESS_HELP)]
-
-ClusterAddress = Annotated[str, typer.Option("--address", metavar="ADDRESS", help=ADDRESS_HELP)]
+_ADDRESS = typer.Option(
+    "--address", metavar="ADDRESS", help="Address of the Ray cluster: HOST:PORT, or auto on one of its nodes."
+)
+Address = Annotated[str | None, _ADDRESS]
+ClusterAddress = Annotated[str, _ADDRESS]
 
 Archive = Annotated[str, typer.Argument(metavar="ARCHIVE", help="Folder of a BigEarthNet archive, or synthetic.")]
 
@@ -73,9 +71,9 @@ OnError = Annotated[
 
 Split = Annotated[Literal["train", "validation", "test"], typer.Option("--split", help="Split to read.")]
 
-Sensors = Annotated[Literal["s1", "s2", "both"], typer.Option("--sensor", help=SENSOR_HELP)]
-
-QuerySensor = Annotated[Literal["s1", "s2"], typer.Option("--sensor", help=SENSOR_HELP)]
+_SENSOR = typer.Option("--sensor", help="Sensor of the images.")
+Sensors = Annotated[Literal["s1", "s2", "both"], _SENSOR]
+QuerySensor = Annotated[Literal["s1", "s2"], _SENSOR]
 
 Encoder = Annotated[
     str,

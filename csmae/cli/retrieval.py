@@ -45,7 +45,7 @@ def embed(
     device: Device = None,
     split: Split = "test",
     sensor: Sensors = "both",
-    dtype: Annotated[Literal["float16", "float32"], typer.Option("--dtype", help="Type of the features.")] = "float16",
+    dtype: Annotated[Literal["float16", "float32"], typer.Option(help="Type of the features.")] = "float16",
     splits_dir: SplitsDir = None,
     on_error: OnError = "raise",
 ) -> int:
@@ -62,12 +62,9 @@ def embed(
 
 
 def retrieve(
-    store: Annotated[Path, typer.Option("--store", metavar="STORE", help="Feature store that csmae embed wrote.")],
+    store: Annotated[Path, typer.Option(metavar="STORE", help="Feature store that csmae embed wrote.")],
     query: Annotated[
-        str,
-        typer.Option(
-            "--query", metavar="NAME|FILE.tif", help="Query: the S2 name of a patch in the store, or a GeoTIFF."
-        ),
+        str, typer.Option(metavar="NAME|FILE.tif", help="Query: the S2 name of a patch in the store, or a GeoTIFF.")
     ],
     sensor: QuerySensor,
     encoder: Encoder,

@@ -1,7 +1,8 @@
-"""The command ``search``: its options, and what they mean for a study."""
+"""The commands ``search``, its options and what they mean for a study, and ``schema``."""
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from csmae.cli.exit_status import INTERRUPTED
 from csmae.cli.options import Address, Assignments, Logger, MlflowUri, Storage, StudyFile
 from csmae.config import ConfigError
+from csmae.console.terminal import print_line
 
 BUDGET, RESOURCES, TRANSFER = "Budget", "Resources", "Transfer"
 """Panels of the help."""
@@ -19,7 +21,7 @@ def search(
     study: StudyFile = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="Name of the study. Default: the name of its file, without .yaml."),
+        typer.Option(metavar="NAME", help="Name of the study. Default: the name of its file, without .yaml."),
     ] = None,
     assignments: Assignments = None,
     dry_run: Annotated[
@@ -28,13 +30,11 @@ def search(
     list_studies: Annotated[bool, typer.Option("--list", help="List the studies in the storage, and exit.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Ray's own logs.")] = False,
     num_trials: Annotated[
-        int | None,
-        typer.Option("--num-trials", metavar="N", help="Trials of the whole study.", rich_help_panel=BUDGET),
+        int | None, typer.Option(metavar="N", help="Trials of the whole study.", rich_help_panel=BUDGET)
     ] = None,
     time_limit: Annotated[
         str | None,
         typer.Option(
-            "--time-limit",
             metavar="DURATION",
             help="Time for the whole study, such as 90m or 12h; trials still running then end.",
             rich_help_panel=BUDGET,
@@ -43,22 +43,17 @@ def search(
     gpu_hours: Annotated[
         float | None,
         typer.Option(
-            "--gpu-hours",
             metavar="HOURS",
             help="GPU hours for the whole study, summed over all GPUs; without GPUs, hours of CPU workers.",
             rich_help_panel=BUDGET,
         ),
     ] = None,
     workers_per_trial: Annotated[
-        int | None,
-        typer.Option(
-            "--workers-per-trial", metavar="N", help="DDP workers that train one trial.", rich_help_panel=RESOURCES
-        ),
+        int | None, typer.Option(metavar="N", help="DDP workers that train one trial.", rich_help_panel=RESOURCES)
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
         typer.Option(
-            "--gpus-per-worker",
             metavar="X",
             help="GPUs of one worker. Default: 1 if there are GPUs, otherwise 0.",
             rich_help_panel=RESOURCES,
@@ -67,7 +62,6 @@ def search(
     accelerator_type: Annotated[
         str | None,
         typer.Option(
-            "--accelerator-type",
             metavar="TYPE",
             help="GPU type to use in a cluster with several, such as A10G or H100.",
             rich_help_panel=RESOURCES,
@@ -83,7 +77,6 @@ def search(
     fork: Annotated[
         str | None,
         typer.Option(
-            "--fork",
             metavar="NEW",
             help="Start a study named NEW with those trials of this study that still fit its file.",
             rich_help_panel=TRANSFER,
@@ -92,10 +85,7 @@ def search(
     warm_start_from: Annotated[
         str | None,
         typer.Option(
-            "--warm-start-from",
-            metavar="STUDY",
-            help="Start with those trials of another study that fit.",
-            rich_help_panel=TRANSFER,
+            metavar="STUDY", help="Start with those trials of another study that fit.", rich_help_panel=TRANSFER
         ),
     ] = None,
 ) -> int:
@@ -138,3 +128,11 @@ def search(
     except KeyboardInterrupt:
         sys.stderr.write(f"stopped; to resume: {command()}\n")
         return INTERRUPTED
+
+
+def schema() -> int:
+    """Print the JSON schema of a study file, for editors that complete and check YAML."""
+    from csmae.study.schema import study_schema
+
+    print_line(json.dumps(study_schema(), indent=2))
+    return 0

@@ -28,7 +28,6 @@ def train(
     output_dir: Annotated[
         Path | None,
         typer.Option(
-            "--output-dir",
             metavar="FOLDER",
             help="Folder for the checkpoint and the encoder. Default: runs/by-hand/NAME, with the name of the file.",
         ),
@@ -83,13 +82,13 @@ def _exit_without_waiting(status: int) -> None:
 
 def run_epochs(config: Config, output_dir: Path) -> None:
     """Train with a progress bar and a line for each epoch, both on rank 0."""
-    import torch.distributed as dist
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from csmae.distributed import rank_and_world_size
     from csmae.training.trainer import pretrain
 
-    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    is_first = rank_and_world_size()[0] == 0
     console = Console(quiet=not is_first, markup=False, emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not (is_first and console.is_terminal)

@@ -99,7 +99,7 @@ def format_studies(path: Path) -> Table:
             counts = Counter(map(status_of, study.get_trials(deepcopy=False)))
         best = board.entries[0].mean if board.entries else None
         numbers = (str(counts[state]) for state in states)
-        table.add_row(Text(name), *numbers, format_number(best), Text(next(iter(board.objectives))))
+        table.add_row(Text(name), *numbers, format_number(best), Text(board.objective))
     return table
 
 

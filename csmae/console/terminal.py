@@ -49,13 +49,12 @@ def print_table(table: Table) -> None:
 
 
 @contextmanager
-def progress_bar(label: str, total: int, completed: int = 0) -> Iterator[Callable[[int], object]]:
+def progress_bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
     """Show a progress bar if standard error is a terminal.
 
     Args:
         label: Names what is counted.
         total: Number of steps.
-        completed: Steps that were completed before.
 
     Yields:
         A function that advances the bar by a number of steps.
@@ -63,7 +62,7 @@ def progress_bar(label: str, total: int, completed: int = 0) -> Iterator[Callabl
     columns = (TextColumn(label, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     errors = Console(file=sys.stderr)
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(label, total=total, completed=completed)
+        task = bar.add_task(label, total=total)
         yield lambda steps: bar.advance(task, steps)
 
 

@@ -17,7 +17,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 
 from csmae.reporting.plots import DPI, style_axes
-from csmae.reporting.study_plots import objective_of, scatter
+from csmae.reporting.study_plots import scatter
 from csmae.trials.leaderboard import Leaderboard
 from csmae.trials.trial import last_value, param_of, params_of
 
@@ -87,7 +87,7 @@ def slices_figure(board: Leaderboard) -> Figure:
         style_axes(axes)
     for axes in grid[len(names) :]:
         axes.set_axis_off()
-    figure.supylabel(objective_of(board), fontsize=10)
+    figure.supylabel(board.objective, fontsize=10)
     figure.suptitle(f"{board.study_name}: objective by parameter", fontsize=12)
     return figure
 
@@ -110,7 +110,7 @@ def parallel_figure(board: Leaderboard) -> Figure:
     axes.set_xticks(range(len(scales)), [scale.name for scale in scales], fontsize=9, rotation=12)
     axes.set(yticks=[], xlim=(-0.15, len(scales) - 0.6), ylim=(-0.06, 1.06))
     axes.spines[:].set_visible(False)
-    figure.colorbar(colors, ax=axes, label=objective_of(board))
+    figure.colorbar(colors, ax=axes, label=board.objective)
     figure.suptitle(f"{board.study_name}: parameters of the trials that can win", fontsize=12)
     return figure
 

@@ -159,7 +159,7 @@ class Report:
         best = ""
         if board.entries:
             trial = board.entries[0].trial
-            best = f" The best is trial {trial.number}: {study_plots.objective_of(board)} {self._score(trial)}."
+            best = f" The best is trial {trial.number}: {board.objective} {self._score(trial)}."
         return f"{len(board.trials)} trials ({states}), {epochs} epochs{self._hours()} in total.{best}"
 
     def _hours(self) -> str:

@@ -40,7 +40,7 @@ def history_figure(board: Leaderboard) -> Figure:
         numbers = [*(trial.number for trial in eligible), board.trials[-1].number]
         axes.step(numbers, [*best, best[-1]], where="post", color=GREEN, linewidth=2, label="best so far", zorder=1)
     _mark_best(axes, board, lambda trial: trial.number)
-    axes.set(xlabel="trial", ylabel=objective_of(board))
+    axes.set(xlabel="trial", ylabel=board.objective)
     return _with_title(figure, axes, f"{board.study_name}: objective by trial")
 
 
@@ -54,7 +54,7 @@ def budget_figure(board: Leaderboard) -> Figure:
     if best := _best_so_far(board, [trial for _, trial in ended]):
         totals = [*(total for total, _ in ended), int(epochs[-1])]
         axes.step(totals, [*best, best[-1]], where="post", color=GREEN, linewidth=2)
-    axes.set(xlabel="epochs trained by all trials together", ylabel=f"best {objective_of(board)}", xlim=(0, None))
+    axes.set(xlabel="epochs trained by all trials together", ylabel=f"best {board.objective}", xlim=(0, None))
     return _with_title(figure, axes, f"{board.study_name}: best objective by training budget")
 
 
@@ -63,7 +63,7 @@ def time_figure(board: Leaderboard) -> Figure:
     figure, axes = _single_panel()
     scatter(axes, board, used_seconds)
     _mark_best(axes, board, used_seconds)
-    axes.set(xlabel="training time, s (all GPUs or workers of the trial together)", ylabel=objective_of(board))
+    axes.set(xlabel="training time, s (all GPUs or workers of the trial together)", ylabel=board.objective)
     return _with_title(figure, axes, f"{board.study_name}: objective against training time")
 
 
@@ -112,11 +112,6 @@ def importance_figure(study_name: str, importances: Mapping[str, float]) -> Figu
     return figure
 
 
-def objective_of(board: Leaderboard) -> str:
-    """Name of the first objective."""
-    return next(iter(board.objectives))
-
-
 def scatter(axes: Axes, board: Leaderboard, x_of: Callable[[FrozenTrial], float]) -> None:
     """Plot one point per trial with a score, by groups: its position from ``x_of``, and its objective."""
     groups: dict[Style, list[tuple[float, float]]] = {}
@@ -150,7 +145,7 @@ def _mark_best(axes: Axes, board: Leaderboard, x_of: Callable[[FrozenTrial], flo
 
 
 def _best_so_far(board: Leaderboard, trials: Sequence[FrozenTrial]) -> list[float]:
-    best = np.maximum if board.objectives[objective_of(board)] == "maximize" else np.minimum
+    best = np.maximum if board.objectives[board.objective] == "maximize" else np.minimum
     return list(best.accumulate([last_value(trial) for trial in trials])) if trials else []
 
 

@@ -64,6 +64,11 @@ class Leaderboard:
     violated_constraints: Mapping[int, tuple[str, ...]]
     """By number of a trial, the constraints that it violates."""
 
+    @property
+    def objective(self) -> str:
+        """The first objective."""
+        return next(iter(self.objectives))
+
 
 def leaderboard(study: optuna.Study) -> Leaderboard:
     """Rank the trials of a study.

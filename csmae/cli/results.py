@@ -1,7 +1,8 @@
-"""The commands ``report`` and ``sync``."""
+"""The commands ``export``, ``report`` and ``sync``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,34 @@ from csmae.cli.exit_status import FAILED
 from csmae.cli.options import Logger, MlflowUri, Storage, StudyName
 from csmae.config import ConfigError
 from csmae.console.terminal import print_line
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Folder of an encoder, models:/… or runs:/…, or a *.ckpt of the published code beside its settings.",
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to create; it may exist if it is empty.")],
+    title: Annotated[
+        str | None, typer.Option(metavar="TITLE", help="Title of the model card. Default: the name of the folder.")
+    ] = None,
+    license_id: Annotated[
+        str | None,
+        typer.Option("--license", metavar="ID", help="License of the weights, as a model hub names it. Default: none."),
+    ] = None,
+) -> int:
+    """Write an encoder with a model card, as a folder for a model hub."""
+    from csmae.reporting.export import export_encoder
+
+    export_encoder(source, folder, title or folder.resolve().name, license_id)
+    if not license_id:
+        print_line(
+            f"{folder}: the model card names no license; if the owner grants one, export again with --license ID"
+        )
+    return 0
 
 
 def report(study: StudyName, storage: Storage = "runs") -> int:
@@ -40,7 +69,7 @@ def sync(
     send_all: Annotated[
         bool, typer.Option("--all", help="Upload all events again, for example after a run was deleted and restored.")
     ] = False,
-    timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="Time for uploading.")] = 600,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Time for uploading.")] = 600,
 ) -> int:
     """Upload the events of a study that have not reached MLflow yet; the exit status is 1 if some remain."""
     from csmae.storage.study_mirror import local_folder
