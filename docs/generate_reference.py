@@ -42,7 +42,7 @@ CHANGE_NOTES = {
 CONFIGURATION = """\
 # Configuration
 
-Every field of a training. In a YAML file the fields stand in sections:
+Every field of a training. In a YAML file the fields are grouped in sections:
 
 ```yaml
 masking:
