@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -24,9 +24,9 @@ class MayChange(Enum):
 
     NEVER = "never"
     """The field decides what is learned, or what a score means. The default of a field without a mark."""
-    IN_TRAINING = "in training"
+    ON_TRAINING_RESUME = "on training resume"
     """When a training is resumed, but not within a study, whose scores would no longer compare."""
-    IN_STUDY = "in study"
+    ON_STUDY_RESUME = "on study resume"
     """When a study or a training is resumed: nothing but rounding depends on the field. It says where the data are, what
     happens to a damaged pair, or how a step is computed."""
 
@@ -39,7 +39,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _reject_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_scalar(cls, value: Any, info: ValidationInfo) -> Any:
         field = cls.model_fields[info.field_name or ""]
         if isinstance(value, bool) and field.annotation is not bool:
             raise ValueError("must not be true or false")
@@ -52,11 +52,11 @@ def changeable(when: MayChange, section: type[Section] | None = None, prefix: st
     """Dotted names of the fields that may change in a resumed study, or in a resumed training.
 
     Args:
-        when: ``MayChange.IN_STUDY``, or ``MayChange.IN_TRAINING``, which includes the former.
+        when: ``MayChange.ON_STUDY_RESUME``, or ``MayChange.ON_TRAINING_RESUME``, which includes the former.
         section: Whose fields; the whole configuration by default.
         prefix: Of the names.
     """
-    section, marks = section or Config, {MayChange.IN_STUDY, when}
+    section, marks = section or Config, {MayChange.ON_STUDY_RESUME, when}
     found: set[str] = set()
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
@@ -66,7 +66,7 @@ def changeable(when: MayChange, section: type[Section] | None = None, prefix: st
     return frozenset(found)
 
 
-def completed(written: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_defaults(written: Mapping[str, Any]) -> Mapping[str, Any]:
     """Give a configuration that an earlier version wrote the defaults of the fields that were added since."""
     try:
         return Config.model_validate(dict(written)).model_dump(mode="json")
@@ -98,11 +98,11 @@ class Synthetic(Section):
 class Data(Section):
     """Where the pairs come from, and their augmentation."""
 
-    path: Annotated[str, MayChange.IN_STUDY] = Field("synthetic", min_length=1)
+    path: Annotated[str, MayChange.ON_STUDY_RESUME] = Field("synthetic", min_length=1)
     """Folder of a BigEarthNet archive (v1 or v2; the version is detected), or ``synthetic``."""
-    splits_dir: Annotated[str | None, MayChange.IN_STUDY] = None
+    splits_dir: Annotated[str | None, MayChange.ON_STUDY_RESUME] = None
     """Folder of ``train.csv``, ``val.csv``, ``test.csv`` (one S2 patch name per line) to use instead of the archive's."""
-    on_error: Annotated[Literal["raise", "skip"], MayChange.IN_STUDY] = "raise"
+    on_error: Annotated[Literal["raise", "skip"], MayChange.ON_STUDY_RESUME] = "raise"
     """What happens to a damaged pair: it ends the run, or it is reported and replaced by another one of its batch."""
     max_train_pairs: int | None = Field(None, ge=1)
     """Pairs of the training split to use, drawn with ``train.seed``; null means all."""
@@ -187,8 +187,8 @@ class Model(Section):
         if not isinstance(values, dict):
             return values
         size, variant = values.get("size", "base"), values.get("variant", "sesd")
-        if size not in SIZES or variant not in ("cecd", "cesd", "secd", "sesd"):
-            return values
+        if size not in get_args(Size) or variant not in get_args(Variant):
+            return values  # the fields' own checks reject it
         common = variant.startswith("ce")
         cross = DEPTHS[size] if common else CROSS_DEPTH
         depths = {"cross_depth": cross, "sensor_depth": 0 if common else DEPTHS[size] - CROSS_DEPTH}
@@ -297,7 +297,7 @@ class Optim(Section):
     """Decay rates of AdamW's moments, each in [0, 1)."""
     batch_size: int = Field(128, ge=1)
     """Pairs per step over all workers; a multiple of the number of workers."""
-    micro_batch_size: Annotated[int | None, MayChange.IN_STUDY] = Field(None, ge=1)
+    micro_batch_size: Annotated[int | None, MayChange.ON_STUDY_RESUME] = Field(None, ge=1)
     """Pairs in one pass through the network on each worker; null is the worker's whole part of the batch. Only memory and
     time depend on it: gradients add up to those of the whole batch, and NT-Xent contrasts all of it."""
     warmup_epochs: int = Field(10, ge=0)
@@ -315,26 +315,26 @@ class Train(Section):
 
     epochs: int = Field(150, ge=1)
     """Passes over the training split."""
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MayChange.IN_STUDY] = "auto"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MayChange.ON_STUDY_RESUME] = "auto"
     """Autocast type; auto is bf16 on a GPU that supports it, fp16 on an older one, fp32 on a CPU."""
-    compile: Annotated[bool, MayChange.IN_STUDY] = False
+    compile: Annotated[bool, MayChange.ON_STUDY_RESUME] = False
     """Compile the transformer blocks with ``torch.compile``; each trial starts tens of seconds later. Needs a C++ compiler."""
     seed: int = Field(0, ge=0)
     """Seed of weights, order, flips and masks."""
-    checkpoint_every: Annotated[int, MayChange.IN_STUDY] = Field(1, ge=1)
+    checkpoint_every: Annotated[int, MayChange.ON_STUDY_RESUME] = Field(1, ge=1)
     """Epochs between checkpoints; the last epoch always saves one."""
 
 
 class Eval(Section):
     """The retrieval score of an epoch, within the validation split."""
 
-    every: Annotated[int, MayChange.IN_TRAINING] = Field(1, ge=1)
+    every: Annotated[int, MayChange.ON_TRAINING_RESUME] = Field(1, ge=1)
     """Epochs between scores; the last epoch is always scored."""
-    k: Annotated[int, MayChange.IN_TRAINING] = Field(10, ge=1)
+    k: Annotated[int, MayChange.ON_TRAINING_RESUME] = Field(10, ge=1)
     """Retrieved scenes per query."""
-    batch_size: Annotated[int, MayChange.IN_STUDY] = Field(256, ge=1)
+    batch_size: Annotated[int, MayChange.ON_STUDY_RESUME] = Field(256, ge=1)
     """Pairs per batch when embedding."""
-    max_pairs: Annotated[int | None, MayChange.IN_TRAINING] = Field(4096, ge=4)
+    max_pairs: Annotated[int | None, MayChange.ON_TRAINING_RESUME] = Field(4096, ge=4)
     """Validation pairs to use, drawn once with a fixed seed; null means all."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,7 +63,7 @@ def parse_config(values: Mapping[str, Any], where: str) -> Config:
     Raises:
         ConfigError: One line a mistake, each naming the dotted field.
     """
-    return validate(Config, values, _fields(), f"{where}: ")
+    return validate(Config, values, FIELDS, f"{where}: ")
 
 
 def error_lines(items: Iterable[Mapping[str, Any]], names: Names) -> Iterator[str]:
@@ -103,16 +102,6 @@ def did_you_mean(name: str, known: Collection[str], prefix: str = "") -> str:
     return f"; did you mean {prefix + near[0]!r}?" if near else ""
 
 
-def field_names() -> list[str]:
-    """Dotted names of all fields of the configuration."""
-    return [name for name, _ in flatten(Config().model_dump())]
-
-
-@cache
-def _fields() -> Names:
-    return Names("a field of the configuration", tuple(field_names()))
-
-
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the dotted name and the value of each leaf of nested mappings."""
     for key, value in nested.items():
@@ -120,6 +109,10 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+FIELDS = Names("a field of the configuration", [name for name, _ in flatten(Config().model_dump())])
+"""Dotted names of all fields of the configuration."""
 
 
 def merge(nested: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +169,7 @@ def parse_assignments(assignments: Iterable[str], others: Names | None = None) -
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--set {text}: must be key=value, such as masking.ratio=0.6")
-        names = others if others and name.startswith(others.prefix) else _fields()
+        names = others if others and name.startswith(others.prefix) else FIELDS
         if name.removeprefix(names.prefix) not in names.known:
             raise ConfigError(f"--set {text}: {names.reject(name.removeprefix(names.prefix))}")
         try:

@@ -34,8 +34,8 @@ TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 
 CHANGE_NOTES = {
-    MayChange.IN_STUDY: "may change when a study or a training resumes",
-    MayChange.IN_TRAINING: "may change when a training resumes, not within a study",
+    MayChange.ON_STUDY_RESUME: "may change when a study or a training resumes",
+    MayChange.ON_TRAINING_RESUME: "may change when a training resumes, not within a study",
     MayChange.NEVER: "fixed within a study",
 }
 

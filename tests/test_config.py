@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from csmae.config import Config, ConfigError, Model
-from csmae.settings import Names, field_names, flatten, load_yaml, merge, parse_assignments, parse_config
+from csmae.settings import FIELDS, Names, flatten, load_yaml, merge, parse_assignments, parse_config
 
 
 def test_the_defaults_are_the_published_sesd() -> None:
@@ -58,6 +58,7 @@ def test_a_written_configuration_reads_back_the_same() -> None:
         ({"train": {"epochs": True}}, "train.epochs must not be true or false, found True"),
         ({"masking": {"ratio": 1.0}}, "masking.ratio: input should be less than 1"),
         ({"masking": {"ratio": 0.995}}, "keeps 0 of 64"),
+        ({"model": {"size": ["base"]}}, "model.size: input should be 'nano', 'tiny',"),
         ({"model": {"patch_size": 16}}, "16 does not divide 120 (divisors: 8, 10, 12, 15, 20, 24, 30, 40, 60)"),
         ({"model": {"num_heads": 7}}, "model.num_heads must divide model.embed_dim: 7 does not divide 768"),
         ({"model": {"decoder_num_heads": 7}}, "7 does not divide 512"),
@@ -89,7 +90,7 @@ def test_an_invalid_value_is_rejected_with_one_line_that_names_it(values: dict[s
 def test_dotted_names_and_nested_sections_are_equivalent() -> None:
     nested = merge({"masking": {"ratio": 0.5}}, {"masking.strategy": "random", "data.synthetic.seed": 3})
     assert dict(flatten(nested)) == {"masking.ratio": 0.5, "masking.strategy": "random", "data.synthetic.seed": 3}
-    assert "data.synthetic.num_train" in field_names()
+    assert "data.synthetic.num_train" in FIELDS.known
 
 
 def test_set_options_are_read_as_yaml() -> None:

@@ -80,7 +80,7 @@ class Confirm(Section):
 class Search(Section):
     """How the space is explored. Most settings may change when the study is resumed."""
 
-    may_change: ClassVar[MayChange] = MayChange.IN_STUDY
+    may_change: ClassVar[MayChange] = MayChange.ON_STUDY_RESUME
 
     objectives: Annotated[dict[str, Direction], MayChange.NEVER] = Field(
         {"val/f1_mean": "maximize"}, min_length=1, json_schema_extra={"propertyNames": {"enum": [*SCORES, *COSTS]}}
@@ -152,7 +152,7 @@ class Search(Section):
 
     def definition(self) -> dict[str, Any]:
         """The settings that must stay the same when the study is resumed."""
-        fixed = self.model_dump(mode="json", exclude=set(changeable(MayChange.IN_STUDY, Search)))
+        fixed = self.model_dump(mode="json", exclude=set(changeable(MayChange.ON_STUDY_RESUME, Search)))
         goals = [f"{direction} {name}" for name, direction in self.objectives.items()]  # their order counts
         return {**fixed, "objectives": goals}
 

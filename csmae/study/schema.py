@@ -9,7 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_jso
 from pydantic_core import core_schema
 
 from csmae.config import Config
-from csmae.settings import field_names
+from csmae.settings import FIELDS
 from csmae.study.domain import DOMAINS, ChoiceDomain, FloatDomain, IntDomain
 from csmae.study.options import Search
 from csmae.study.study import FIXED
@@ -34,7 +34,7 @@ def study_schema() -> dict[str, Any]:
     """Build the JSON schema (draft 2020-12) of a study file: base, space with every field's dotted name, and search."""
     models: list[type[BaseModel]] = [Config, Search, *DOMAINS.values()]
     _, generated = models_json_schema([(model, "validation") for model in models], schema_generator=_Concise)
-    definitions, names = generated["$defs"], field_names()
+    definitions, names = generated["$defs"], list(FIELDS.known)
     definitions["FieldName"] = {"enum": names}
     for model in DOMAINS.values():
         definitions[model.__name__]["properties"]["when"]["propertyNames"] = {"$ref": "#/$defs/FieldName"}

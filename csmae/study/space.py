@@ -13,7 +13,7 @@ import optuna
 
 from csmae.config import ConfigError
 from csmae.engine_logs import quiet_optuna
-from csmae.settings import did_you_mean, field_names
+from csmae.settings import FIELDS, did_you_mean
 from csmae.study.condition import Comparison, describe, holds, named_values
 from csmae.study.domain import ChoiceDomain, Domain, parse_domain
 from csmae.study.values import Value, encode_value
@@ -44,9 +44,8 @@ class Space:
         """
         domains: dict[str, Domain] = {}
         for name, entry in entries.items():
-            if name not in field_names():
-                hint = did_you_mean(str(name), field_names())
-                raise ConfigError(f"space key {name!r} is not a field of the configuration{hint}")
+            if name not in FIELDS.known:
+                raise ConfigError(f"space key {FIELDS.reject(str(name))}")
             try:
                 domains[name] = parse_domain(name, entry)
             except ConfigError as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from csmae.atomic import atomic_write
-from csmae.config import Config, ConfigError, MayChange, changeable, completed
+from csmae.config import Config, ConfigError, MayChange, changeable, with_defaults
 from csmae.out_of_memory import is_out_of_memory
 from csmae.settings import flatten
 from csmae.storage.layout import CHECKPOINT
@@ -112,8 +112,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _compare_configs(path: Path, written: dict[str, Any], config: Config) -> None:
-    before, now = dict(flatten(completed(written))), dict(flatten(config.model_dump(mode="json")))
-    free = changeable(MayChange.IN_TRAINING)
+    before, now = dict(flatten(with_defaults(written))), dict(flatten(config.model_dump(mode="json")))
+    free = changeable(MayChange.ON_TRAINING_RESUME)
     for name, value in now.items():
         if name not in free and before.get(name) != value:
             raise CheckpointError(

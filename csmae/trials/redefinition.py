@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.atomic import atomic_write
-from csmae.config import ConfigError, MayChange, changeable, completed
+from csmae.config import ConfigError, MayChange, changeable, with_defaults
 from csmae.settings import flatten
 from csmae.study.options import Search
 from csmae.study.study import Study
@@ -80,9 +80,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
         now: The study file's.
     """
     search = {**Search().definition(), **before["search"]}
-    old = dict(flatten({**before, "base": completed(before["base"]), "search": search}))
+    old = dict(flatten({**before, "base": with_defaults(before["base"]), "search": search}))
     new = dict(flatten(json.loads(json.dumps(now))))
-    free = {f"base.{name}" for name in changeable(MayChange.IN_STUDY)}
+    free = {f"base.{name}" for name in changeable(MayChange.ON_STUDY_RESUME)}
     for name in [*old, *(name for name in new if name not in old)]:
         if old.get(name) != new.get(name) and name not in free:
             yield f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"

@@ -112,7 +112,7 @@ def _value(study: Study, name: str, stored: Any) -> Any:
 def _is_same_training(one: Config, other: Config) -> bool:
     """Whether two configurations on the same archive train the same."""
     values, others = (dict(flatten(config.model_dump())) for config in (one, other))
-    return all(values[name] == others[name] for name in values.keys() - changeable(MayChange.IN_STUDY))
+    return all(values[name] == others[name] for name in values.keys() - changeable(MayChange.ON_STUDY_RESUME))
 
 
 def _constraints(study: Study, source: optuna.Study, trial: FrozenTrial, config: Config) -> dict[str, float] | None:

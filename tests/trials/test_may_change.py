@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from csmae.config import ConfigError, MayChange, changeable
-from csmae.settings import field_names
+from csmae.settings import FIELDS
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.training.checkpoint import CheckpointError, TrainingProgress, load_checkpoint, save_checkpoint
@@ -38,8 +38,8 @@ def changed(folder: Path, name: str, value: object, study: str | None = None) ->
 
 
 def test_what_may_change_is_marked_on_the_fields() -> None:
-    assert changeable(MayChange.IN_STUDY) == FREE.keys()
-    assert changeable(MayChange.IN_TRAINING) == FREE.keys() | SCORING.keys() < set(field_names())
+    assert changeable(MayChange.ON_STUDY_RESUME) == FREE.keys()
+    assert changeable(MayChange.ON_TRAINING_RESUME) == FREE.keys() | SCORING.keys() < set(FIELDS.known)
 
 
 def train_one_trial(folder: Path) -> None:
