@@ -10,7 +10,7 @@ from typing import Any
 
 from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import entries
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import params_of, status_of
 from csmae.tuning.events import EpochReported, SearchEvent, TrialEnded, TrialStarted, TrialWaiting
@@ -142,7 +142,7 @@ class SearchProgress:
 
 
 def _best(trial_store: TrialStore) -> TrialProgress | None:
-    best = next(iter(entries(trial_store)), None)
+    best = next(iter(leaderboard(trial_store.optuna_study).entries), None)
     if best is None:
         return None
     return TrialProgress(best.trial.number, params_of(best.trial), 0, status=TrialStatus.COMPLETE, value=best.mean)

@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import CONFIRMING, FINALISTS
 from csmae.trials.pareto import as_scores, on_pareto_front, order
-from csmae.trials.store import TrialStore
 from csmae.trials.trial import confirmed_number, is_cut_short, last_values, result_of, status_of
 
 
@@ -122,16 +121,6 @@ def _finalists_first(entries: list[LeaderboardEntry], signs: list[int]) -> list[
 def _by_mean(entries: list[LeaderboardEntry], signs: list[int]) -> list[LeaderboardEntry]:
     scores = [as_scores((entry.mean, *last_values(entry.trial)[1:]), signs) for entry in entries]
     return [entries[index] for index in order(scores)]
-
-
-def entries(trial_store: TrialStore) -> list[LeaderboardEntry]:
-    """The trials of a study that can win, best first."""
-    return leaderboard(trial_store.optuna_study).entries
-
-
-def ranked(trial_store: TrialStore) -> list[FrozenTrial]:
-    """The trials of a study that can win, by their own scores alone, best first."""
-    return leaderboard(trial_store.optuna_study).ranked
 
 
 def violated_constraints(trial: FrozenTrial) -> tuple[str, ...]:

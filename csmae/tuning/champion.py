@@ -19,7 +19,7 @@ from csmae.storage.layout import CHECKPOINT
 from csmae.storage.manifest import RemoteFolder, RemoteStorage
 from csmae.storage.object_store import describe_error, retry
 from csmae.trial_status import TrialStatus
-from csmae.trials.leaderboard import entries
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import params_of, status_of
 
@@ -44,7 +44,8 @@ def encoders_to_score(trial_store: TrialStore) -> list[EncoderToScore]:
     Returns:
         In this order; empty if the study has no trial that can win and whose encoder exists.
     """
-    with_encoder = (entry for entry in entries(trial_store) if trial_store.encoder_dir(entry.trial.number).exists())
+    entries = leaderboard(trial_store.optuna_study).entries
+    with_encoder = (entry for entry in entries if trial_store.encoder_dir(entry.trial.number).exists())
     champion = next(with_encoder, None)
     if champion is None:
         return []

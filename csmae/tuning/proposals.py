@@ -17,7 +17,7 @@ from csmae.config import Config, ConfigError
 from csmae.study.study import MAX_GRID
 from csmae.trial_status import TrialStatus
 from csmae.trials.constraints import known_metrics, violation
-from csmae.trials.leaderboard import ranked
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import is_never_stopped, params_of, status_of, with_seed
@@ -114,7 +114,7 @@ class Proposals:
         confirm = self._study.search.confirm
         if confirm is None:
             return None
-        finalists = ranked(self._trial_store)[: confirm.top]
+        finalists = leaderboard(self._trial_store.optuna_study).ranked[: confirm.top]
         self._trial_store.record_finalists(finalists)
         counts = [self._trial_store.num_confirmations(trial.number) for trial in finalists]
         for count, trial in sorted(zip(counts, finalists, strict=True), key=lambda pair: pair[0]):

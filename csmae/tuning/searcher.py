@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 from csmae.config import Config
 from csmae.trials.budget import Budget
 from csmae.trials.database import DATABASE_ERRORS, unusable
-from csmae.trials.leaderboard import ranked, violated_constraints
+from csmae.trials.leaderboard import leaderboard, violated_constraints
 from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.trial import confirmed_number, curve, is_never_stopped, status_of
 from csmae.tuning.events import (
@@ -69,7 +69,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Numbers of the trials that were proposed again after Tune gave them up."""
         self._reported: set[str] = set()
         """Names of the metrics that some epoch has reported."""
-        self._first_trials = FirstTrialsCheck(enabled=not ranked(self._trial_store))
+        self._first_trials = FirstTrialsCheck(enabled=not leaderboard(self._trial_store.optuna_study).ranked)
         self._confirming = False
         self.exhausted_reason: str | None = None
         """Why the space has no further point to train, once it has none."""

@@ -9,7 +9,7 @@ from csmae.storage.layout import DATABASE
 from csmae.study.metrics import METRICS, TERMS
 from csmae.study.study import Study, load_study
 from csmae.training.trainer import pretrain
-from csmae.trials.leaderboard import ranked
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.events import SearchEnd, SearchOutcome
@@ -84,7 +84,7 @@ def test_a_configuration_without_a_loss_term_cannot_violate_a_constraint_on_it(t
     assert searcher.search_end is None
     trial_store = TrialStore(study, tmp_path)
     assert [trial.state.name for trial in trial_store.trials()] == ["COMPLETE"] * 3
-    assert [trial.number for trial in ranked(trial_store)] == [1, 0]
+    assert [trial.number for trial in leaderboard(trial_store.optuna_study).ranked] == [1, 0]
     new = load_study(write(tmp_path, MIM, **search), "new")
     assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)) == 3
 
@@ -97,7 +97,7 @@ def test_a_trial_that_is_cut_short_between_two_scores_counts_with_the_last_one(t
     searcher.on_trial_result("a", result(2, 0.7) | {"metrics/val/mrr": 0.1})
     searcher.on_trial_result("a", result(3, None))
     searcher.cut_short_trials("the time limit of 1s is reached")
-    assert ranked(searcher._trial_store) == []
+    assert leaderboard(searcher._trial_store.optuna_study).ranked == []
     assert events[-1].value == 0.7  # type: ignore[union-attr]
 
 

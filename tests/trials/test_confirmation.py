@@ -16,7 +16,7 @@ from csmae.console.tables import format_studies
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import entries
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import transfer_trials
 from csmae.tuning.champion import encoders_to_score
@@ -82,7 +82,7 @@ def test_a_budget_that_ends_the_confirmation_leaves_the_best_mean_so_far_as_cham
 
 def test_a_trial_that_is_not_a_finalist_does_not_win_by_a_single_score(tmp_path: Path) -> None:
     trial_store = confirmed(tmp_path, [0.5, 0.6, 0.49, 0.3, 0.3, 0.3, 0.3])
-    assert [s.trial.number for s in entries(trial_store)] == [1, 0, 2]
+    assert [s.trial.number for s in leaderboard(trial_store.optuna_study).entries] == [1, 0, 2]
 
 
 @pytest.mark.parametrize(("later", "best"), [({}, 0), ({"confirm": None}, 4)])
@@ -99,7 +99,7 @@ def test_finalists_come_before_better_trials_only_while_the_study_confirms(
         (Path(suggestion["run_dir"]) / "encoder").mkdir(parents=True)
         searcher.on_trial_complete(str(index), result(4, score, finished=True))
     trial_store = TrialStore(study, tmp_path)
-    first = entries(trial_store)[0]
+    first = leaderboard(trial_store.optuna_study).entries[0]
     assert (first.trial.number, first.mean) == ((0, 0.5) if best == 0 else (4, 0.55))
 
 
@@ -109,7 +109,8 @@ def test_without_confirmation_trials_compare_by_their_means_and_the_best_keeps_i
     searcher, _ = make_searcher(study, tmp_path)
     train(searcher, [0.55, 0.45])
     trial_store = TrialStore(study, tmp_path)
-    assert [(s.trial.number, s.mean) for s in entries(trial_store)] == [(4, 0.55), (1, 0.5), (5, 0.45), (0, 0.4)]
+    entries = leaderboard(trial_store.optuna_study).entries
+    assert [(s.trial.number, s.mean) for s in entries] == [(4, 0.55), (1, 0.5), (5, 0.45), (0, 0.4)]
     assert champion(trial_store) == 4
 
 
@@ -130,11 +131,11 @@ def test_a_confirmation_that_a_budget_cut_short_is_repeated_when_the_study_resum
     searcher.suggest("cut")
     searcher.on_trial_result("cut", result(1, 0.4))
     searcher.cut_short_trials("the time limit of 1s is reached")
-    assert entries(TrialStore(study, tmp_path))[0].scores == (0.5,)
+    assert leaderboard(TrialStore(study, tmp_path).optuna_study).entries[0].scores == (0.5,)
     again, _ = make_searcher(study, tmp_path)
     train(again, [0.3])
     assert again.suggest("more") == Searcher.FINISHED
-    assert entries(TrialStore(study, tmp_path))[0].scores == (0.5, 0.3)
+    assert leaderboard(TrialStore(study, tmp_path).optuna_study).entries[0].scores == (0.5, 0.3)
 
 
 # What others make of it
@@ -145,7 +146,7 @@ def test_optunas_own_best_trial_is_never_a_confirmation(tmp_path: Path) -> None:
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path}/{DATABASE}")
     assert (study.best_trial.number, study.best_value) == (1, 0.6)
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3 + ["PRUNED"] * 2
-    assert entries(trial_store)[0].scores == (0.6, 0.9)
+    assert leaderboard(trial_store.optuna_study).entries[0].scores == (0.6, 0.9)
 
 
 def test_samplers_do_not_see_confirmations(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_confirmations_have_unused_seeds_if_the_space_varies_the_seed(tmp_path: 
     searcher, _ = make_searcher(study, tmp_path)
     trained = train(searcher, [0.6, 0.5, 0.4, 0.55, 0.57])
     assert [s["config"]["train"]["seed"] for s in trained] == [0, 1, 2, 3, 4]
-    assert entries(TrialStore(study, tmp_path))[0].scores == (0.6, 0.55, 0.57)
+    assert leaderboard(TrialStore(study, tmp_path).optuna_study).entries[0].scores == (0.6, 0.55, 0.57)
 
 
 def test_a_completed_confirmation_proposes_no_further_trial(tmp_path: Path) -> None:

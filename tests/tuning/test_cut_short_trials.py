@@ -11,7 +11,7 @@ from csmae.cluster.resources import Allocation
 from csmae.storage.layout import DATABASE
 from csmae.study.study import load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import entries, leaderboard, ranked
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.driver import run_search
@@ -102,7 +102,7 @@ def test_a_budget_that_is_exhausted_at_the_start_leaves_no_trial_running(tmp_pat
     ended, waiting = events
     assert isinstance(ended, TrialEnded) and (ended.number, ended.status, ended.reason) == (0, "PRUNED", OVER)
     assert waiting == TrialWaiting(1, OVER)
-    assert [trial.number for trial in ranked(trial_store)] == [0]
+    assert [trial.number for trial in leaderboard(trial_store.optuna_study).ranked] == [0]
     again, _ = make_searcher(make_study(tmp_path), tmp_path)
     suggestion = again.suggest("c")
     assert isinstance(suggestion, dict) and suggestion["number"] == 1
@@ -118,7 +118,7 @@ def test_a_trial_of_a_dead_driver_can_win_only_within_its_constraints(tmp_path: 
             saved.parent.mkdir(parents=True)
             saved.write_text(json.dumps({"details": {"epoch": 1, "metrics": {"time/epoch_s": seconds}}}))
         trial_store, _ = search_without_time(folder, **search)
-        assert [trial.number for trial in ranked(trial_store)] == winners
+        assert [trial.number for trial in leaderboard(trial_store.optuna_study).ranked] == winners
 
 
 SCORED_BY_RECALL = {"constraints": {"val/recall_at_1": ">= 0.5"}}
@@ -148,7 +148,7 @@ def test_a_trial_cut_short_after_a_restart_is_judged_by_its_last_scores(
         search_without_time(tmp_path, **SCORED_BY_RECALL)
     trial_store = TrialStore(make_study(tmp_path, **SCORED_BY_RECALL), tmp_path)
     assert [trial.state.name for trial in trial_store.all_trials()] == ["PRUNED"]
-    assert [trial.number for trial in ranked(trial_store)] == winners
+    assert [trial.number for trial in leaderboard(trial_store.optuna_study).ranked] == winners
 
 
 def test_a_trial_cut_short_violates_a_constraint_whose_metric_is_unknown(tmp_path: Path) -> None:
@@ -206,5 +206,5 @@ def test_a_confirmation_cut_short_after_its_first_score_resumes_under_its_number
     again.on_trial_complete("c", result(4, 0.4, finished=True))
     assert again.suggest("d") == "FINISHED"
     trial_store = TrialStore(study, tmp_path)
-    assert entries(trial_store)[0].scores == (0.5, 0.4) and len(trial_store.all_trials()) == 2
+    assert leaderboard(trial_store.optuna_study).entries[0].scores == (0.5, 0.4) and len(trial_store.all_trials()) == 2
     assert list(tmp_path.glob("study/trials/*/checkpoint.pt")) == []

@@ -14,7 +14,7 @@ from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import ranked
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.champion import encoders_to_score
@@ -92,7 +92,7 @@ def test_confirmations_that_a_dead_driver_enqueued_do_not_count_as_explored(tmp_
     study = make_study(tmp_path, num_trials=2, **settings)
     train_all(make_searcher(study, tmp_path)[0], limit=2)
     trial_store = TrialStore(study, tmp_path)
-    trial_store.enqueue(ranked(trial_store)[0].params, confirms=0, seed=77)
+    trial_store.enqueue(leaderboard(trial_store.optuna_study).ranked[0].params, confirms=0, seed=77)
     longer = make_study(tmp_path, num_trials=4, **settings)
     train_all(make_searcher(longer, tmp_path)[0])
     trial_store = TrialStore(longer, tmp_path)
@@ -268,7 +268,7 @@ def test_a_trial_cut_short_before_its_first_epoch_restarts_when_the_study_resume
     assert [(t.number, t.state.name, t.user_attrs["reason"]) for t in trial_store.trials()] == [
         (1, "PRUNED", "the time limit of 1s is reached")
     ]
-    assert [trial.number for trial in ranked(trial_store)] == [1]
+    assert [trial.number for trial in leaderboard(trial_store.optuna_study).ranked] == [1]
     again, _ = make_searcher(make_study(tmp_path, num_trials=3), tmp_path)
     first, second = again.suggest("c"), again.suggest("d")
     assert isinstance(first, dict) and isinstance(second, dict)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from csmae.study.study import Study
-from csmae.trials.leaderboard import entries
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.tuning.champion import encoders_to_score
 from tests.tuning.test_searcher import make_searcher, make_study, result
@@ -55,5 +55,5 @@ def test_a_confirmed_champion_keeps_its_encoder_when_the_study_is_extended(tmp_p
 
     run(2, [0.5, 0.4, 0.6])
     trial_store = TrialStore(run(3, [0.55, 0.2]), tmp_path)
-    assert next((s.trial.number, s.scores) for s in entries(trial_store)) == (0, (0.5, 0.6))
+    assert next((s.trial.number, s.scores) for s in leaderboard(trial_store.optuna_study).entries) == (0, (0.5, 0.6))
     assert [e.trial.number for e in encoders_to_score(trial_store) if e.trial] == [0]

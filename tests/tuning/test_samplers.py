@@ -8,7 +8,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState
 
 from csmae.trials.attributes import EPOCH_VALUES
-from csmae.trials.leaderboard import ranked
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import curve
 from csmae.tuning.sampler_view import visible_trials
@@ -28,7 +28,7 @@ def test_every_sampler_proposes_and_learns(tmp_path: Path, sampler: str) -> None
         assert isinstance(suggestion, dict)
         value = 1 - abs(suggestion["config"]["masking"]["ratio"] - 0.7)
         searcher.on_trial_complete(str(index), result(4, value, finished=True))
-    best = ranked(TrialStore(study, tmp_path))[0]
+    best = leaderboard(TrialStore(study, tmp_path).optuna_study).ranked[0]
     assert best.state is TrialState.COMPLETE and best.value is not None and best.value > 0.8
 
 

@@ -15,7 +15,7 @@ from csmae.model.cost import cost
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
 from csmae.trials.budget import Budget
-from csmae.trials.leaderboard import entries, ranked
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
 from csmae.tuning.draft import rejections
@@ -198,7 +198,7 @@ def test_several_objectives_make_a_pareto_front(tmp_path: Path) -> None:
         outcome = result(1, score, finished=True) | {"metrics/cost/flops": flops}
         searcher.on_trial_complete(str(index), outcome)
     trial_store = TrialStore(study, tmp_path)
-    assert [trial.number for trial in ranked(trial_store)] == [1, 0, 3, 2]
+    assert [trial.number for trial in leaderboard(trial_store.optuna_study).ranked] == [1, 0, 3, 2]
     assert {trial.number for trial in trial_store.optuna_study.best_trials} == {0, 1, 3}
     assert dict(trial_store.curves())[2] == {1: (0.4, 7.0)}
 
@@ -219,7 +219,7 @@ def test_the_best_trials_are_confirmed_with_other_seeds(tmp_path: Path) -> None:
         searcher.on_trial_complete(f"again {index}", result(4, score, finished=True))
     trial_store = TrialStore(study, tmp_path)
     assert [trial.number for trial in trial_store.explored()] == [0, 1, 2]
-    board = entries(trial_store)
+    board = leaderboard(trial_store.optuna_study).entries
     assert [(s.trial.number, s.num_seeds) for s in board] == [(0, 3), (1, 3), (2, 1)]
     assert board[0].mean == pytest.approx(0.54) and board[0].spread == pytest.approx(0.0361, abs=1e-3)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from csmae.trials.leaderboard import ranked
+from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.tuning.events import SearchEnd, SearchOutcome
 from tests.tuning.test_searcher import make_searcher, make_study, result
@@ -18,7 +18,7 @@ def test_a_trial_that_violates_a_measured_constraint_cannot_win(tmp_path: Path) 
     for name, seconds, value in (("a", 5, 0.2), ("b", 50, 0.9)):
         searcher.suggest(name)
         searcher.on_trial_complete(name, result(4, value, finished=True) | {"metrics/time/epoch_s": seconds})
-    assert [trial.number for trial in ranked(TrialStore(study, tmp_path))] == [0]
+    assert [trial.number for trial in leaderboard(TrialStore(study, tmp_path).optuna_study).ranked] == [0]
 
 
 @pytest.mark.parametrize("restarted", [False, True])
