@@ -91,7 +91,7 @@ def train_table(study: Study, path: Path, processes: int) -> dict[str, list[floa
 def search_table(study: Study, table: dict[str, list[float]], folder: Path) -> Iterator[tuple[int, float]]:
     """Search the table as a search with one trial at a time would; yields epochs spent and the best final score so far."""
     trial_store, spent, best = TrialStore(study, folder), 0, 0.0
-    rule, proposals = make_stopping_rule(study.search, (), study.longest), Proposals(trial_store)
+    rule, proposals = make_stopping_rule(study.search, (), study.max_epochs), Proposals(trial_store)
     for _ in range(study.search.num_trials):
         proposal = proposals.new()
         if proposal is None:

@@ -65,7 +65,7 @@ def _check_cluster(address: str | None, storage: str, study: Study | None) -> li
                 wrong = None if found.requires_token else f"{found.where} requires no token"
                 remedy = "start Ray with RAY_AUTH_MODE=token on all nodes (docs/explanation/security.md)"
                 checks.append(check("authentication", wrong, f"{found.where} requires the token", remedy))
-            report = report_nodes(shared, study.first().data if study else None)
+            report = report_nodes(shared, study.first_config().data if study else None)
             checks += [*required_checks(report), *advisory_checks(report)]
             if study:
                 checks.append(placement_check(study.search, found))

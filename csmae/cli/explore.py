@@ -92,7 +92,7 @@ def run(
             with ray_running(address, resources, verbose, insecure) as found, raise_on_termination():
                 if address:
                     store = remote.store if remote else shared_store(storage)
-                    require(required_checks(report_nodes(store, study.first().data)))
+                    require(required_checks(report_nodes(store, study.first_config().data)))
                 return _explore(trial_store, tracker, redacted(uri), allocate(study.search, found))
         finally:
             _close(tracker)
@@ -111,7 +111,7 @@ def _check_data(study: Study) -> None:
     # Importing torch takes seconds; a mistake in the file is reported before.
     from csmae.training.splits import validate_run, validation_split
 
-    config = study.first()
+    config = study.first_config()
     validation = validation_split(validate_run(config), config)
     labeled = [name for name in (*study.search.objectives, *study.search.constraints) if name in LABEL_SCORES]
     if labeled and not validation.take(range(min(NUM_LABELED, len(validation)))).labels().any():

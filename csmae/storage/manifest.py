@@ -251,22 +251,8 @@ class RemoteStorage:
         """Return the remote folder of a folder within the driver's copy."""
         return RemoteFolder(self.store, folder.relative_to(self.folder).as_posix())
 
-    @property
-    def superseded(self) -> str:
-        """Why the storage is no longer this driver's, once that is known."""
-        return self.claim.superseded
 
-    def check(self) -> None:
-        """Make sure that the storage is still this driver's.
-
-        Raises:
-            OSError: The bucket does not answer.
-            SupersededError: Another driver has taken it over.
-        """
-        self.claim.check()
-
-
-def snapshot(folder: Path, target: Path) -> Path:
+def hardlink(folder: Path, target: Path) -> None:
     """Fill a folder with hard links to another one's files, which stay unchanged while others are renamed over them."""
     for name in _file_names(folder):
         path = target / name
@@ -275,7 +261,6 @@ def snapshot(folder: Path, target: Path) -> Path:
             path.hardlink_to(folder / name)
         except OSError:
             shutil.copy2(folder / name, path)
-    return target
 
 
 def object_names(folder: Path) -> dict[str, str]:

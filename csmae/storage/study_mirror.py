@@ -259,9 +259,9 @@ class StudyMirror(threading.Thread):
             "time": time.time(),
             "open": is_open,
         }
-        with scratch("driver") as snapshot:
-            _copy_files(self._folder, snapshot)
-            self._claim.push(snapshot, metadata)
+        with scratch("driver") as state:
+            _copy_files(self._folder, state)
+            self._claim.push(state, metadata)
 
 
 def _copy_id(folder: Path) -> str:

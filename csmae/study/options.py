@@ -41,7 +41,7 @@ Duration = Annotated[
 ]
 
 
-def bound(constraint: str) -> tuple[str, float]:
+def parse_constraint(constraint: str) -> tuple[str, float]:
     """Split a constraint such as ``<= 30e6`` into its sign and its number.
 
     Raises:
@@ -57,7 +57,7 @@ def bound(constraint: str) -> tuple[str, float]:
 
 
 def _check_constraint(text: str) -> str:
-    bound(text)
+    parse_constraint(text)
     return text
 
 

@@ -70,20 +70,20 @@ class Study:
             )
         return config
 
-    def starts(self) -> Iterator[dict[str, Value]]:
+    def starting_points(self) -> Iterator[dict[str, Value]]:
         """Yield the starting points; where the base's value is outside a domain, they have the domain's first end."""
-        yield from (self.space.point(entry) for entry in self.search.start_from)
+        return map(self.space.point, self.search.start_from)
 
     @property
-    def longest(self) -> int:
+    def max_epochs(self) -> int:
         """Epochs of the longest training in the space."""
         name = "train.epochs"
         ends = self.space.domains[name].ends if name in self.space.domains else [self.space.base[name]]
         return max(int(end) for end in ends if isinstance(end, int | float))
 
-    def first(self) -> Config:
+    def first_config(self) -> Config:
         """The configuration of the first starting point; without any, the base."""
-        return self.resolve(next(self.starts(), {}))
+        return self.resolve(next(self.starting_points(), {}))
 
     def definition(self) -> dict[str, Any]:
         """What must stay the same when the study is resumed."""
@@ -180,9 +180,9 @@ def _check_starts(study: Study) -> None:
 
 def _check_grace(study: Study) -> None:
     search = study.search
-    if search.scheduler != "none" and search.grace_epochs > study.longest:
+    if search.scheduler != "none" and search.grace_epochs > study.max_epochs:
         raise ConfigError(
-            f"search.grace_epochs {search.grace_epochs} is more than train.epochs {study.longest}, so no trial could be "
+            f"search.grace_epochs {search.grace_epochs} is more than train.epochs {study.max_epochs}, so no trial could be "
             "stopped early: lower it, or set search.scheduler to none"
         )
 

@@ -80,7 +80,7 @@ class Budget:
         unrecorded_s = sum(now - since for _, since in running if since is not None)
         return (self._recorded_s + unrecorded_s * self._units_per_trial) / 3600
 
-    def over(self) -> str | None:
+    def reached_limit(self) -> str | None:
         """The limit that is reached, as a text; None if there is none."""
         search = self.trial_store.study.search
         if search.time_limit and self.seconds >= seconds(search.time_limit):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from csmae.config import Config
 from csmae.model.cost import cost
-from csmae.study.options import bound
+from csmae.study.options import parse_constraint
 
 
 def known_metrics(config: Config) -> dict[str, float]:
@@ -14,5 +14,5 @@ def known_metrics(config: Config) -> dict[str, float]:
 
 def violation(value: float, constraint: str) -> float:
     """By how much a metric breaks its constraint, such as ``<= 30e6``; not positive if it satisfies it."""
-    sign, limit = bound(constraint)
+    sign, limit = parse_constraint(constraint)
     return value - limit if sign == "<=" else limit - value

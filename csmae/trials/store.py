@@ -78,7 +78,7 @@ class TrialStore:
     def _enqueue_starting_points(self) -> None:
         """Enqueue the starting points, each once: a resumed study may name further ones."""
         known = [trial.user_attrs[STARTING_POINT] for trial in self.all_trials() if STARTING_POINT in trial.user_attrs]
-        for point in self.study.starts():
+        for point in self.study.starting_points():
             if point not in known:
                 known.append(point)
                 self.enqueue(point, **{STARTING_POINT: point})

@@ -123,7 +123,7 @@ def download_trials(trial_store: TrialStore) -> None:
         return
     trials_dir = trial_store.run_dir(0).parent
     try:
-        retry(remote.check)
+        retry(remote.claim.check)
         for name in retry(lambda: remote.store.names(trials_dir.relative_to(remote.folder).as_posix())):
             trial_files = remote.remote_folder(trials_dir / name)
             manifest = retry(trial_files.manifest)

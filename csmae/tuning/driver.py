@@ -42,7 +42,7 @@ def run_search(budget: Budget, allocation: Allocation, listener: Listener, pretr
     """
     trial_store, search = budget.trial_store, budget.trial_store.study.search
     searcher = StudySearcher(budget, listener, ConcurrencyLimit(search, allocation.max_concurrent))
-    if reason := budget.over():
+    if reason := budget.reached_limit():
         search_end = SearchEnd(SearchOutcome.BUDGET_EXHAUSTED, reason)
     else:
         stop_controller = StopController(budget, searcher)
@@ -80,7 +80,7 @@ def _superseded(trial_store: TrialStore) -> SearchEnd | None:
     """Whether another driver took over the storage, which may be why workers could not continue."""
     try:
         if trial_store.remote:
-            trial_store.remote.check()
+            trial_store.remote.claim.check()
     except SupersededError as error:
         return SearchEnd(SearchOutcome.SUPERSEDED, str(error))
     except OSError:
@@ -115,7 +115,7 @@ def _make_tuner(
     spec: WorkerGroupSpec, searcher: StudySearcher, stop_controller: StopController, trial_store: TrialStore
 ) -> tune.Tuner:
     search = trial_store.study.search
-    rule = make_stopping_rule(search, trial_store.curves(), trial_store.study.longest)
+    rule = make_stopping_rule(search, trial_store.curves(), trial_store.study.max_epochs)
     keys = [METRICS + name for name in search.objectives]
     trainable = tune.with_parameters(WorkerGroupTrainable, spec=spec)
     return tune.Tuner(

@@ -77,7 +77,7 @@ class CheckpointRetention:
 
 
 def _delete(remote: RemoteStorage, run_dir: Path) -> None:
-    remote.check()
+    remote.claim.check()
     remote.remote_folder(run_dir).delete()
 
 

@@ -28,7 +28,7 @@ def settings_warnings(study: Study) -> Iterator[str]:
         yield "search.sampler gp learns nothing from trials that are stopped early: tpe does"
     if search.sampler == "nsga2":
         yield _generations_warning(search)
-    yield from _scheduler_warnings(search, study.longest, space.base["eval.every"])
+    yield from _scheduler_warnings(search, study.max_epochs, space.base["eval.every"])
 
 
 def _generations_warning(search: Search) -> str:

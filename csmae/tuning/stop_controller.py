@@ -41,9 +41,9 @@ class StopController(Stopper):  # type: ignore[misc]
         if self.search_end.outcome is SearchOutcome.COMPLETED:
             if self._searcher.search_end:
                 self.search_end = self._searcher.search_end
-            elif (remote := self._budget.trial_store.remote) and remote.superseded:
-                self.search_end = SearchEnd(SearchOutcome.SUPERSEDED, remote.superseded)
-            elif reason := self._budget.over():
+            elif (remote := self._budget.trial_store.remote) and remote.claim.superseded:
+                self.search_end = SearchEnd(SearchOutcome.SUPERSEDED, remote.claim.superseded)
+            elif reason := self._budget.reached_limit():
                 self.search_end = SearchEnd(SearchOutcome.BUDGET_EXHAUSTED, reason)
             else:
                 with self._searcher.stop_on_database_error():

@@ -20,7 +20,7 @@ from csmae.atomic import atomic_write
 from csmae.config import Config, ConfigError, MayChange, changeable
 from csmae.scratch import hold, remove_unused, scratch_root
 from csmae.settings import flatten
-from csmae.storage.manifest import Claim, DeletedError, Manifest, RemoteFolder, SupersededError, object_names, snapshot
+from csmae.storage.manifest import Claim, DeletedError, Manifest, RemoteFolder, SupersededError, hardlink, object_names
 from csmae.storage.object_store import RETRY_FOR_S, RETRY_INTERVAL_S, describe_error, retry
 from csmae.training.checkpoint import FullDiskError, read_progress
 
@@ -177,10 +177,11 @@ class WorkingCopy:
     def _snapshot(self) -> Path:
         state = Path(tempfile.mkdtemp(prefix=SNAPSHOT_PREFIX, dir=self.folder))
         try:
-            return snapshot(self.folder, state)
+            hardlink(self.folder, state)
         except OSError:
             shutil.rmtree(state, ignore_errors=True)
             raise
+        return state
 
     def finish(self) -> None:
         """Wait until everything is uploaded or the trial's files were deleted in the bucket, and remove the copy.

@@ -161,11 +161,11 @@ def test_a_driver_that_was_silent_for_too_long_is_superseded(
             append(old.folder / "study", "lost")
             time.sleep(0.3)
             with pytest.raises(SupersededError, match=f"process {os.getpid()} on .* has taken this storage over"):
-                old.check()
+                old.claim.check()
             budget = Budget(TrialStore(load_study(write(tmp_path / "silent")), old.folder, old))
             stop_controller = StopController(budget, StudySearcher(budget, lambda event: None, lambda: 1))
             assert stop_controller.stop_all() and stop_controller.search_end == SearchEnd(
-                SearchOutcome.SUPERSEDED, old.superseded
+                SearchOutcome.SUPERSEDED, old.claim.superseded
             )
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert "2" in (study_mirror.fetch_studies(url) / "study" / "outbox.jsonl").read_text()

@@ -31,7 +31,7 @@ def test_a_number_that_yaml_reads_as_text_is_a_number_everywhere(tmp_path: Path)
     path = tmp_path / "study.yaml"
     path.write_text(YAML_NUMBERS)
     study = load_study(path, assignments=["search.keep=1e1"])
-    assert list(study.starts()) == [
+    assert list(study.starting_points()) == [
         {"optim.lr": 1e-3, "optim.weight_decay": 1, "loss.mim_weight": 1.0},
         {"optim.lr": 1e-4, "optim.weight_decay": 1e-3, "loss.temperature": 0.5},
     ]
@@ -72,7 +72,7 @@ def test_choices_may_be_lists(tmp_path: Path) -> None:
         "loss.mim_weight": {"float": [0, 1], "when": {"optim.betas": [[0.9, 0.95], [0.9, 0.99]]}},
     }
     study = load_study(write(tmp_path, space, start_from=[{}, {"optim.betas": [0.9, "999e-3"]}]))
-    assert list(study.starts()) == [
+    assert list(study.starting_points()) == [
         {"optim.betas": [0.9, 0.95], "loss.mim_weight": 1.0},
         {"optim.betas": [0.9, 0.999], "optim.lr": 0.1},
     ]

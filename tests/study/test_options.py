@@ -71,7 +71,7 @@ def test_only_a_similar_setting_is_suggested(
 
 def test_grace_epochs_are_compared_with_the_longest_training_of_the_space(tmp_path: Path) -> None:
     space = {"train.epochs": {"int": [3, 30]}}
-    assert load_study(write(tmp_path, space, grace_epochs=20)).longest == 30
+    assert load_study(write(tmp_path, space, grace_epochs=20)).max_epochs == 30
     assert_rejected(write(tmp_path, space, grace_epochs=31), "search.grace_epochs 31", "train.epochs 30")
 
 

@@ -66,7 +66,7 @@ def test_every_file_in_spaces_proposes_valid_configurations(path: Path) -> None:
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
 def test_every_file_in_spaces_starts_from_its_own_base(path: Path) -> None:
     study = load_study(path)
-    assert [study.resolve(point) for point in study.starts()] == [study.resolve({})]
+    assert [study.resolve(point) for point in study.starting_points()] == [study.resolve({})]
 
 
 def test_values_of_the_space_replace_those_of_the_base(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path: Path) -> None:
 def test_starting_points_come_first_and_are_completed_from_the_base(tmp_path: Path) -> None:
     space = {"masking.ratio": {"float": [0.3, 0.9]}, "optim.lr": {"float": [1e-5, 1e-2]}}
     study = load_study(write(tmp_path, space, start_from=[{"masking.ratio": 0.8}, {}]))
-    assert list(study.starts()) == [
+    assert list(study.starting_points()) == [
         {"masking.ratio": 0.8, "optim.lr": 1e-4},
         {"masking.ratio": 0.5, "optim.lr": 1e-4},
     ]

@@ -118,7 +118,7 @@ def test_a_rule_made_from_the_trial_store_decides_like_one_that_saw_all_epochs(t
                 break
         else:
             trial_store.complete(trial, (curve[-1],))
-    restored = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.longest)
+    restored = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.max_epochs)
     assert restored is not None
     for number, (epoch, score) in enumerate(((1, 0.2), (1, 0.5), (1, 0.9), (3, 0.6), (9, 0.9)), start=100):
         assert seen.should_continue(number, epoch, (score,)) == restored.should_continue(number, epoch, (score,))
@@ -128,7 +128,7 @@ def test_a_rule_made_from_the_trial_store_decides_like_one_that_saw_all_epochs(t
 def test_every_bracket_of_hyperband_can_stop_trials(tmp_path: Path, epochs: int, grace: int, judged: set[int]) -> None:
     base = {**BASE, "train": {"epochs": epochs}}
     study = load_study(write(tmp_path, SPACE, base=base, scheduler="hyperband", grace_epochs=grace))
-    rule = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.longest)
+    rule = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.max_epochs)
     assert rule is not None
     for number in range(6):
         assert all(rule.should_continue(number, epoch, (0.9,)) for epoch in range(1, epochs + 1))

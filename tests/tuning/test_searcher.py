@@ -249,12 +249,12 @@ def test_a_budget_counts_earlier_runs(tmp_path: Path) -> None:
     trial_store = TrialStore(study, tmp_path)
     budget, trial = Budget(trial_store, gpus_per_worker=2.0), trial_store.ask()
     budget.begin(trial)
-    assert budget.over() is None
+    assert budget.reached_limit() is None
     budget._running[trial.number] = trial, time.monotonic() - 1000
-    assert budget.over() == "the budget of 0.5 GPU-hours is spent"
+    assert budget.reached_limit() == "the budget of 0.5 GPU-hours is spent"
     budget.end(trial)
     assert Budget(TrialStore(study, tmp_path), gpus_per_worker=2.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
-    assert Budget(TrialStore(study, tmp_path)).over() is None
+    assert Budget(TrialStore(study, tmp_path)).reached_limit() is None
     wider = make_study(tmp_path, gpu_hours=0.5, workers_per_trial=2)
     assert Budget(TrialStore(wider, tmp_path), gpus_per_worker=4.0).hours == pytest.approx(2000 / 3600, rel=1e-3)
 
