@@ -19,6 +19,11 @@ class ConfigError(ValueError):
     """An invalid setting, or another error that a user can fix: the text says what, where and what to do."""
 
 
+def one_line(error: object, limit: int | None = 200) -> str:
+    """The text of an error, without line breaks and cut to a length, as a part of a message."""
+    return " ".join(str(error).split())[:limit]
+
+
 class MayChange(Enum):
     """When a field may differ from the value that a study or a training was started with. A mark on the field."""
 

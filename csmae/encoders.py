@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from csmae.atomic import atomic_write
-from csmae.config import Config, ConfigError, Data, Loss, Masking, Model
+from csmae.config import Config, ConfigError, Data, Loss, Masking, Model, one_line
 from csmae.data.pairs import PairBatch
 from csmae.data.transforms import STATISTICS, Preprocess, upsample
 from csmae.model.csmae import CSMAE
@@ -167,9 +167,8 @@ class SensorEncoder(nn.Module):
             encoder = cls(Encoder(model), model, Data(**settings["statistics"]), settings["transpose"])
             encoder.network.load_state_dict(load(weights))
         except (ValidationError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise EncoderError(
-                f"{folder}: weights and {SETTINGS} do not match: {reason}: download the folder again"
+                f"{folder}: weights and {SETTINGS} do not match: {one_line(error)}: download the folder again"
             ) from None
         return encoder.eval()
 
@@ -223,8 +222,7 @@ def load_published(weights: Path, settings: Path | None = None) -> SensorEncoder
 
 
 def _not_published(weights: Path, error: Exception) -> EncoderError:
-    reason = " ".join(str(error).split())[:200]
-    return EncoderError(f"{weights}: is not a published checkpoint ({reason}): {_PUBLISHED_REMEDY}")
+    return EncoderError(f"{weights}: is not a published checkpoint ({one_line(error)}): {_PUBLISHED_REMEDY}")
 
 
 def _find_published_settings(weights: Path) -> Path:

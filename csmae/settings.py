@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from csmae.config import Config, ConfigError
+from csmae.config import Config, ConfigError, one_line
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -146,7 +146,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: is not YAML: {one_line(error, None)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -18,7 +18,7 @@ from csmae.cluster.ray_private import (
     reload_token,
     resolve_address,
 )
-from csmae.config import ConfigError
+from csmae.config import ConfigError, one_line
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -45,9 +45,8 @@ def gcs_address(address: str) -> str:
     try:
         found = resolve_address(address)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"--address {address}: no Ray there: {reason}: name HOST:PORT of its head, or start it (`ray start --head`)"
+            f"--address {address}: no Ray there: {one_line(error)}: name HOST:PORT of its head, or start it (`ray start --head`)"
         ) from None
     if found is None:
         raise ConfigError(f"--address {address}: names no cluster: leave it out to search on this machine alone")

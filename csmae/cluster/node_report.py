@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from csmae.config import ConfigError, Data
+from csmae.config import ConfigError, Data, one_line
 from csmae.storage.object_store import ObjectStore
 from csmae.storage.probe import StorageProbe, storage_probe
 
@@ -118,7 +118,7 @@ def _collect(node_ids: dict[Any, str]) -> Iterator[tuple[str, NodeReport | None,
             try:
                 yield node_ids[reference], ray.get(reference), "", received_at
             except Exception as error:  # a node with another version of Ray or of this program can raise anything
-                text = " ".join(str(getattr(error, "cause", None) or error).split())[-200:]
+                text = one_line(getattr(error, "cause", None) or error, None)[-200:]
                 yield node_ids[reference], None, text, received_at
     for reference in pending:
         ray.cancel(reference, force=True)

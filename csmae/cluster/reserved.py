@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -26,22 +25,6 @@ class NoResourcesError(RuntimeError):
     """No node had the requested resources in time."""
 
 
-@dataclass(frozen=True)
-class _Task:
-    index: int
-    group: PlacementGroup
-    result: Any
-
-    def is_scheduled(self) -> bool:
-        """Whether its resources are reserved now."""
-        return bool(placement_group_table(self.group)["state"] == "CREATED")
-
-    def cancel(self) -> None:
-        """Stop the call if it still runs, and free its resources."""
-        ray.cancel(self.result, force=True)
-        remove_placement_group(self.group)
-
-
 def run_reserved(
     function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], resources: Mapping[str, float]
 ) -> list[Any]:
@@ -56,35 +39,42 @@ def run_reserved(
         NoResourcesError: No call had its resources for ``RESOURCE_TIMEOUT_S``.
         RayError: A call failed.
     """
-    remote, tasks = ray.remote(function), list[_Task]()
+    remote, groups = ray.remote(function), dict[Any, PlacementGroup]()
     try:
-        for index, arguments in enumerate(calls):
-            tasks.append(_start(index, remote, arguments, resources))
-        return [result for _, result in sorted(_results(tasks, resources), key=lambda it: it[0])]
+        for arguments in calls:
+            group = placement_group([dict(resources)])
+            task = remote.options(
+                num_cpus=resources.get("CPU", 0),
+                num_gpus=resources.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group),
+            )
+            groups[task.remote(*arguments)] = group
+        _wait(groups, resources)
+        return [ray.get(result) for result in groups]
     finally:
-        for task in tasks:
-            task.cancel()
+        for result, group in groups.items():
+            ray.cancel(result, force=True)
+            remove_placement_group(group)
 
 
-def _start(index: int, remote: Any, arguments: tuple[Any, ...], resources: Mapping[str, float]) -> _Task:
-    group = placement_group([dict(resources)])
-    task = remote.options(
-        num_cpus=resources.get("CPU", 0),
-        num_gpus=resources.get("GPU", 0),
-        scheduling_strategy=PlacementGroupSchedulingStrategy(group),
-    )
-    return _Task(index, group, task.remote(*arguments))
+def _wait(groups: Mapping[Any, PlacementGroup], resources: Mapping[str, float]) -> None:
+    """Wait until all calls have returned, and free the resources of each that has.
 
+    Args:
+        groups: By the reference to a call's result, its placement group.
+        resources: Of each call.
 
-def _results(tasks: list[_Task], resources: Mapping[str, float]) -> Iterator[tuple[int, Any]]:
-    pending, scheduled_at = {task.result: task for task in tasks}, time.monotonic()
+    Raises:
+        NoResourcesError: No call had its resources for ``RESOURCE_TIMEOUT_S``.
+        RayError: A call failed.
+    """
+    pending, scheduled_at = dict(groups), time.monotonic()
     while pending:
         done, _ = ray.wait(list(pending), timeout=POLL_INTERVAL_S)
         for result in done:
-            task = pending.pop(result)
-            remove_placement_group(task.group)
-            yield task.index, ray.get(result)
-        if done or any(task.is_scheduled() for task in pending.values()):
+            remove_placement_group(pending.pop(result))
+            ray.get(result)  # raises the error of a call that failed
+        if done or any(placement_group_table(group)["state"] == "CREATED" for group in pending.values()):
             scheduled_at = time.monotonic()
         elif time.monotonic() - scheduled_at > RESOURCE_TIMEOUT_S:
             requested = " and ".join(f"{amount:g} {name}" for name, amount in resources.items())

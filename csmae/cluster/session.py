@@ -16,7 +16,7 @@ from csmae.cluster.orphans import removing_orphans
 from csmae.cluster.ray_private import hide_worker_logs, start_local_ray
 from csmae.cluster.resources import ClusterResources, current_resources
 from csmae.cluster.temp_dir import ray_temp_dir
-from csmae.config import ConfigError
+from csmae.config import ConfigError, one_line
 from csmae.engine_logs import quiet_ray
 
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -100,7 +100,7 @@ def _start_local(resources: ClusterResources, stack: ExitStack, options: dict[st
 
 
 def _unusable(address: str | None, error: Exception) -> ConfigError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     if address:
         return ConfigError(
             f"Ray at {address} cannot be used: {reason}: check it with `ray status`, and compare versions with "

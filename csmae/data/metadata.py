@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from csmae.config import one_line
 from csmae.data.errors import ArchiveError
 from csmae.sensors import CLASSES
 
@@ -115,8 +116,9 @@ def _read(path: Path, *_state: int) -> Metadata:
     except ArchiveError:
         raise
     except (pa.ArrowException, OSError, UnicodeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ArchiveError(f"{path}: cannot be read as metadata: {reason}: copy or download it again") from None
+        raise ArchiveError(
+            f"{path}: cannot be read as metadata: {one_line(error)}: copy or download it again"
+        ) from None
 
 
 def _check_names(path: Path, names: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from csmae.config import ConfigError, Model
+from csmae.config import ConfigError, Model, one_line
 from csmae.model.patches import sincos_positions
 
 NUM_HEADS = {"vit_tiny": 3, "vit_small": 6, "vit_base": 12, "vit_large": 16}
@@ -101,8 +101,7 @@ def infer_model(state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Mod
     except KeyError as error:
         raise ConfigError(f"{error.args[0]!r} is missing or unknown") from None
     except (AttributeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"weights and settings do not make a CSMAE: {reason}") from None
+        raise ConfigError(f"weights and settings do not make a CSMAE: {one_line(error)}") from None
 
 
 def read_settings(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from csmae.config import ConfigError
+from csmae.config import ConfigError, one_line
 from csmae.sensors import BANDS, IMAGE_SIZE
 
 PIXEL_M = 10.0
@@ -65,7 +65,7 @@ def read_scene(path: Path, sensor: str) -> NDArray[np.float32]:
             scales = np.array([(file.scales[band - 1], file.offsets[band - 1]) for band in bands])
             pixels = file.read(bands, masked=True)
     except rasterio.errors.RasterioError as error:
-        raise GeoTiffError(f"{path}: cannot be read as a GeoTIFF: {' '.join(str(error).split())[:200]}") from None
+        raise GeoTiffError(f"{path}: cannot be read as a GeoTIFF: {one_line(error)}") from None
     return _to_archive_unit(path, sensor, pixels, scales)
 
 

@@ -17,7 +17,7 @@ import pyarrow
 from pyarrow import fs
 
 from csmae.atomic import atomic_write
-from csmae.config import ConfigError
+from csmae.config import ConfigError, one_line
 
 PROBE_PREFIX = ".probe-"
 """Prefix of objects that are written to find out whether that is possible; 16 hexadecimal digits follow."""
@@ -201,7 +201,7 @@ def unusable_storage(url: str, error: Exception) -> ConfigError:
 
 def describe_error(error: Exception) -> str:
     """Explain a store's failure in a few words."""
-    text = " ".join(str(error).split())
+    text = one_line(error, None)
     if isinstance(error, OSError) and error.errno and "Detail: [errno" in text:  # pyarrow's wording for a folder
         return os.strerror(error.errno)
     return next((reason for part, reason in REASONS.items() if part in text), text[:200])

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from csmae.config import ConfigError
+from csmae.config import ConfigError, one_line
 from csmae.settings import Names, error_lines
 from csmae.study import condition
 from csmae.study.condition import Condition, as_condition
@@ -226,7 +226,7 @@ class _Range(_Domain):
         try:
             _ = self.distribution  # Optuna checks the options together
         except ValueError as error:
-            raise ConfigError(" ".join(str(error).split())) from None
+            raise ConfigError(one_line(error, None)) from None
         return self
 
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from csmae.config import one_line
 from csmae.sqlite import sqlite_path, sqlite_url
 from csmae.tracking.mlflow_database import check_file
 from csmae.tracking.outbox import TrackingError
@@ -121,7 +122,7 @@ def unreachable(uri: str) -> str | None:
 
 def explain(error: Exception) -> str:
     """Say in one line what an error means; a ``TrackingError`` does so itself."""
-    text = " ".join(str(error).split())
+    text = one_line(error, None)
     if isinstance(error, TrackingError):
         return text
     return next((meaning for part, meaning in MEANINGS.items() if part in text), text[:500] or type(error).__name__)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from csmae.config import one_line
 from csmae.tracking.destination import redacted
 from csmae.tracking.mlflow_database import STUDY_ID, artifact_location, open_client, quiet_mlflow, update_locations
 from csmae.tracking.outbox import TrackingError, TrackingEvent
@@ -149,7 +150,7 @@ class MlflowSink:
             self._send_metrics()
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE":
-                raise RejectedError(" ".join(str(error).split())[:300]) from error
+                raise RejectedError(one_line(error, 300)) from error
             raise
         except TrackingError as error:
             raise RejectedError(str(error)) from error

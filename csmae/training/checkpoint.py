@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from csmae.atomic import atomic_write
-from csmae.config import Config, ConfigError, MayChange, changeable, with_defaults
+from csmae.config import Config, ConfigError, MayChange, changeable, one_line, with_defaults
 from csmae.out_of_memory import is_out_of_memory
 from csmae.settings import flatten
 from csmae.storage.layout import CHECKPOINT
@@ -104,8 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch, pickle and zip each fail in their own ways
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path}: is damaged ({reason}): remove it to restart the run") from None
+        raise CheckpointError(f"{path}: is damaged ({one_line(error)}): remove it to restart the run") from None
     if version != FORMAT:
         raise CheckpointError(f"{path}: was written by another version of csmae: remove it to restart the run")
     return content

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from csmae.config import ConfigError
+from csmae.config import ConfigError, one_line
 
 JOIN_TIMEOUT_S = 300.0
 """Time in which all processes of a training must join."""
@@ -63,10 +63,9 @@ def _rendezvous(cuda: bool) -> tuple[Any, int, int]:
             _wait_for(host, port)
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_TIMEOUT_S)))
     except (ValueError, OverflowError, OSError, RuntimeError) as error:  # an unknown host, or torch's own timeout
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"rank {rank} of {world_size} has not met the others at {host}:{port} (MASTER_ADDR, "
-            f"MASTER_PORT) within {JOIN_TIMEOUT_S:.0f} s: {reason}: {REMEDY}"
+            f"MASTER_PORT) within {JOIN_TIMEOUT_S:.0f} s: {one_line(error)}: {REMEDY}"
         ) from None
     return store, rank, world_size
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from csmae.config import Config
+from csmae.config import Config, one_line
 from csmae.data.loader import batches, epoch_rows
 from csmae.data.pairs import PairBatch
 from csmae.data.transforms import Preprocess
@@ -221,7 +221,7 @@ class Trainer:
                     self.encoder().save(self.run_dir / "encoder", {"epoch": epoch, "metrics": metrics})
                 save_checkpoint(self.run_dir, self.config, progress, self.parts)
             except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
-                reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:120]
+                reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
                 failure = FullDiskError(
                     f"{self.run_dir}: epoch {epoch} cannot be written ({reason}): the last good checkpoint is still there; "
                     "free some space and run again"

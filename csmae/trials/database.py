@@ -10,7 +10,7 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import SQLAlchemyError
 
-from csmae.config import ConfigError
+from csmae.config import ConfigError, one_line
 from csmae.engine_logs import quiet_optuna
 from csmae.lock import database_lock
 from csmae.settings import did_you_mean
@@ -96,7 +96,7 @@ def usable(path: Path) -> Iterator[None]:
 
 def unusable(path: Path, error: Exception) -> str:
     """Describe an error of the database, and what to do."""
-    reason = " ".join(str(error.__cause__ or error).partition("[SQL")[0].split())[:160]
+    reason = one_line(str(error.__cause__ or error).partition("[SQL")[0], 160)
     if "disk is full" in reason or "No space left" in reason:
         return f"{path}: the disk is full: free some space"
     if "locked" in reason:

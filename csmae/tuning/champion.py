@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +21,6 @@ from csmae.trial_status import TrialStatus
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import params_of, status_of
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,10 +64,7 @@ def saved_metrics(encoder_dir: Path) -> dict[str, float]:
 
 
 def score_encoders(
-    encoders: list[EncoderToScore],
-    allocation: Allocation,
-    remote: RemoteStorage | None = None,
-    warn: Callable[[str], object] = log.warning,
+    encoders: list[EncoderToScore], allocation: Allocation, remote: RemoteStorage | None, warn: Callable[[str], object]
 ) -> list[dict[str, float]]:
     """Score encoders in parallel on Ray's nodes; on CPUs if there are no GPUs any more.
 

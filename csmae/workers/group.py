@@ -12,7 +12,7 @@ from ray import train, tune
 from ray.train.torch import TorchTrainer
 
 from csmae.cluster.ray_private import is_startup_timeout
-from csmae.config import Config
+from csmae.config import Config, one_line
 from csmae.workers.controller_callback import ControllerCallback
 from csmae.workers.coordinator import Coordinator
 from csmae.workers.messages import (
@@ -125,7 +125,7 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
             config = {"coordinator": self._coordinator, "spec": self._spec}
             make_trainer(train_loop, config, self._spec, ControllerCallback(self._coordinator)).fit()
         except Exception as error:  # any error must reach the trial; in this thread it would be lost
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            reason = f"{type(error).__name__}: {one_line(error, 500)}"
             ended = FitEnded(number, reason, unschedulable=is_startup_timeout(error))
         # Before the coordinator knows: an assignment in between starts the successor itself.
         self._last_ended_fit = number

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import gc
-import importlib
+import pkgutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray import train
 from ray.train.collective import broadcast_from_rank_zero
+from ray.train.torch import get_device
 
 from csmae.cluster.ray_private import preemption_check
-from csmae.config import Config, ConfigError
+from csmae.config import Config, ConfigError, one_line
+from csmae.training.checkpoint import FullDiskError
+from csmae.training.micro_batch import SmallerMicroBatchError, save_micro_batch_limit
 from csmae.workers.messages import Assignment, Outcome
 from csmae.workers.spec import WorkerGroupSpec
 from csmae.workers.trial_files import (
@@ -41,17 +44,14 @@ def train_loop(config: dict[str, Any]) -> None:
 
     Process: every train worker; Ray Train calls it with the group's ``coordinator`` and ``spec``.
     """
-    import torch
-
     coordinator, spec = config["coordinator"], config["spec"]
     torch.set_num_threads(max(1, round(spec.allocation.cpus_per_worker)))
     attempt = broadcast_from_rank_zero(uuid.uuid4().hex)
-    worker = TrainWorker(coordinator, attempt, train.get_context().get_world_rank(), spec)
-    actor = ray.get_runtime_context().current_actor
-    importlib.import_module(spec.pretrain.partition(":")[0])  # takes seconds: before the first trial arrives
+    rank, actor = train.get_context().get_world_rank(), ray.get_runtime_context().current_actor
+    pkgutil.resolve_name(spec.pretrain)  # takes seconds: before the first trial arrives
     last_id = num_compiled = 0
     while (assignment := ray.get(coordinator.next_assignment.remote(attempt, last_id, actor))) is not None:
-        ready = worker.train(assignment)
+        ready = AssignmentRun(coordinator, attempt, rank, spec, assignment).train()
         num_compiled += assignment.config["train"]["compile"]
         if not ready or num_compiled == MAX_COMPILED_TRIALS:
             return
@@ -64,17 +64,18 @@ def train_loop(config: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class TrainWorker:
-    """One rank of a worker group. Process: its train worker."""
+class AssignmentRun:
+    """One rank's training of one assignment. Process: its train worker."""
 
     coordinator: Any
     attempt: str
     """Id that all ranks share until Ray Train restarts them."""
     rank: int
     spec: WorkerGroupSpec
+    assignment: Assignment
 
-    def train(self, assignment: Assignment) -> bool:
-        """Train an assignment until it is finished or stopped, or fails on all ranks alike.
+    def train(self) -> bool:
+        """Train until the assignment is finished or stopped, or fails on all ranks alike.
 
         Returns:
             Whether the group takes another assignment; the same on all ranks.
@@ -82,71 +83,64 @@ class TrainWorker:
         Raises:
             Exception: Any error on this rank alone; Ray Train then restarts the group.
         """
-        from csmae.training.checkpoint import FullDiskError
-        from csmae.training.micro_batch import SmallerMicroBatchError
-        from csmae.training.trainer import DivergedError, StoppedError
+        from csmae.training.trainer import DivergedError, StoppedError  # importing timm takes seconds
 
         try:
-            if self._train_epochs(assignment) and self.rank == 0:
-                self._end(assignment, Outcome.FINISHED)
+            if self._train_epochs() and self.rank == 0:
+                self._call(self.coordinator.end, Outcome.FINISHED)
         except StoppedError:
-            ray.get(self.coordinator.preempted.remote(assignment.id, self.attempt))
+            self._call(self.coordinator.preempted)
             return False
         except DivergedError as error:
             if self.rank == 0:
-                self._end(assignment, Outcome.FAILED, str(error))
+                self._call(self.coordinator.end, Outcome.FAILED, str(error))
         except FullDiskError as error:
             if self.rank == 0:
-                self._end(assignment, Outcome.STORAGE_FAILED, str(error))
+                self._call(self.coordinator.end, Outcome.STORAGE_FAILED, str(error))
         except ConfigError as error:  # permanent; the other ranks may wait in a collective
-            self._end(assignment, Outcome.FAILED, f"rank {self.rank}: {error}")
+            self._call(self.coordinator.end, Outcome.FAILED, f"rank {self.rank}: {error}")
             raise
         except SmallerMicroBatchError as error:  # the other ranks wait in a collective: the group must restart
-            ray.get(self.coordinator.shrink_micro_batch.remote(assignment.id, self.attempt, error.micro_batch))
+            self._call(self.coordinator.shrink_micro_batch, error.micro_batch)
             raise
         except Exception as error:
-            text = f"{type(error).__name__} on rank {self.rank}: {' '.join(str(error).split())[:500]}"
-            ray.get(self.coordinator.report_error.remote(assignment.id, self.attempt, text))
+            text = f"{type(error).__name__} on rank {self.rank}: {one_line(error, 500)}"
+            self._call(self.coordinator.report_error, text)
             raise
         return True
 
-    def _train_epochs(self, assignment: Assignment) -> bool:
-        """Train until the decision is to stop; returns whether all epochs are trained."""
-        from csmae.training.micro_batch import save_micro_batch_limit
+    def _call(self, method: Any, *arguments: Any) -> Any:
+        """Call a method of the coordinator about the assignment, and wait for its result."""
+        return ray.get(method.remote(self.assignment.id, self.attempt, *arguments))
 
-        with self._files(assignment) as (run_dir, mirror):
-            if assignment.micro_batch:  # the rank that requested it may have noted it on another node's disk
-                save_micro_batch_limit(run_dir, assignment.micro_batch)
+    def _train_epochs(self) -> bool:
+        """Train until the decision is to stop; returns whether all epochs are trained."""
+        with self._files() as (run_dir, mirror):
+            if self.assignment.micro_batch:  # the rank that requested it may have noted it on another node's disk
+                save_micro_batch_limit(run_dir, self.assignment.micro_batch)
             if self.rank == 0 and (saved := saved_epoch(run_dir)):
-                ray.get(self.coordinator.report_saved.remote(assignment.id, self.attempt, *saved))
-            for epoch in self._epochs(assignment, run_dir):
+                self._call(self.coordinator.report_saved, *saved)
+            for epoch in self._epochs(run_dir):
                 mirror()
-                metrics = epoch.metrics if self.rank == 0 else None
-                if not ray.get(self.coordinator.report.remote(assignment.id, self.attempt, epoch.number, metrics)):
+                if not self._call(self.coordinator.report, epoch.number, epoch.metrics if self.rank == 0 else None):
                     return False
         return True
 
-    @contextmanager
-    def _files(self, assignment: Assignment) -> Iterator[tuple[Path, Callable[[], object]]]:
+    def _files(self) -> AbstractContextManager[tuple[Path, Callable[[], object]]]:
         """The trial's folder on this node, and a function to call between epochs."""
+        run_dir = Path(self.assignment.run_dir)
         if self.spec.remote is None:
-            yield Path(assignment.run_dir), lambda: None
-            return
-        remote = self.spec.remote.remote_folder(Path(assignment.run_dir))
-        folder, fingerprint = working_copy_dir(remote, self.rank), config_fingerprint(assignment.config)
-        heartbeat = partial(self._send_heartbeat, assignment)
-        with working_copy(remote, folder, fingerprint, self.rank == 0, heartbeat) as copy:
-            yield copy
+            return nullcontext((run_dir, lambda: None))
+        remote = self.spec.remote.remote_folder(run_dir)
+        folder, fingerprint = working_copy_dir(remote, self.rank), config_fingerprint(self.assignment.config)
+        return working_copy(remote, folder, fingerprint, self.rank == 0, self._send_heartbeat)
 
-    def _epochs(self, assignment: Assignment, run_dir: Path) -> Iterator[Any]:
-        from ray.train.torch import get_device
+    def _epochs(self, run_dir: Path) -> Iterator[Any]:
+        pretrain: Callable[..., Iterator[Any]] = pkgutil.resolve_name(self.spec.pretrain)
+        config = Config.model_validate(self.assignment.config)
+        return pretrain(config, run_dir, str(get_device()), self._on_step())
 
-        module, _, name = self.spec.pretrain.partition(":")
-        pretrain: Callable[..., Iterator[Any]] = getattr(importlib.import_module(module), name)
-        config = Config.model_validate(assignment.config)
-        return pretrain(config, run_dir, str(get_device()), self._on_step(assignment))
-
-    def _on_step(self, assignment: Assignment) -> Callable[[int, int], bool]:
+    def _on_step(self) -> Callable[[int, int], bool]:
         """Make the training's ``on_step``: it sends heartbeats, and returns whether a node of the group will be preempted."""
         is_preempted, last_heartbeat = preemption_check(), time.monotonic()
 
@@ -154,13 +148,10 @@ class TrainWorker:
             nonlocal last_heartbeat
             if time.monotonic() - last_heartbeat > self.spec.hang_timeout_s / HEARTBEATS_PER_TIMEOUT:
                 last_heartbeat = time.monotonic()
-                self._send_heartbeat(assignment)
+                self._send_heartbeat()
             return is_preempted()
 
         return on_step
 
-    def _send_heartbeat(self, assignment: Assignment) -> None:
-        self.coordinator.heartbeat.remote(assignment.id, self.attempt)
-
-    def _end(self, assignment: Assignment, outcome: Outcome, reason: str = "") -> None:
-        ray.get(self.coordinator.end.remote(assignment.id, self.attempt, outcome, reason))
+    def _send_heartbeat(self) -> None:
+        self.coordinator.heartbeat.remote(self.assignment.id, self.attempt)
