@@ -23,7 +23,7 @@ from csmae.storage.manifest import RemoteStorage
 from csmae.storage.study_mirror import driver_storage, fetch_studies, local_folder, shared_store
 from csmae.study.metrics import LABEL_SCORES
 from csmae.study.study import Study
-from csmae.tracking.destination import check_uri, redacted
+from csmae.tracking.destination import check_uri
 from csmae.tracking.provenance import command, provenance
 from csmae.tracking.tracker import Tracker
 from csmae.trial_status import TrialStatus
@@ -93,7 +93,7 @@ def run(
                 if address:
                     store = remote.store if remote else shared_store(storage)
                     require(required_checks(report_nodes(store, study.first_config().data)))
-                return _explore(trial_store, tracker, redacted(uri), allocate(study.search, found))
+                return _explore(trial_store, tracker, allocate(study.search, found))
         finally:
             _close(tracker)
 
@@ -138,14 +138,14 @@ def _open_trial_store(
     return trial_store
 
 
-def _explore(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocation: Allocation) -> int:
+def _explore(trial_store: TrialStore, tracker: Tracker, allocation: Allocation) -> int:
     """Run the trials, then register the champion."""
     study, budget = trial_store.study, Budget(trial_store, allocation.gpus_per_worker)
     tags = provenance() | {"csmae.tracking": tracker.destination}
     trial_store.record_provenance(tags)
     tracker.start(dict(flatten(study.definition())), tags, *next(iter(study.search.objectives.items())))
-    progress = SearchProgress.from_budget(budget)
-    with LiveView(study.name, progress, plain_console()) as view:
+    progress = SearchProgress(budget)
+    with LiveView(progress, plain_console()) as view:
 
         def listen(event: SearchEvent) -> None:
             view(event)
@@ -162,7 +162,7 @@ def _explore(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocati
         return FAILED if search_end.reason else INTERRUPTED
     if search_end.reason:
         print_line(f"ended early: {search_end.reason}")
-    return 0 if finish(trial_store, tracker, shown_uri, allocation) else FAILED
+    return 0 if finish(trial_store, tracker, allocation) else FAILED
 
 
 def track(tracker: Tracker, event: SearchEvent) -> None:

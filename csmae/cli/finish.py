@@ -31,13 +31,12 @@ from csmae.trials.trial import params_of
 from csmae.tuning.champion import EncoderToScore, download_trials, encoders_to_score, saved_metrics, score_encoders
 
 
-def finish(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocation: Allocation) -> bool:
+def finish(trial_store: TrialStore, tracker: Tracker, allocation: Allocation) -> bool:
     """Score, register and report the champion.
 
     Args:
         trial_store: Trials of the study.
         tracker: Receives the registered encoders and the report.
-        shown_uri: Tracking URI without a password.
         allocation: Resources for scoring.
 
     Returns:
@@ -62,7 +61,7 @@ def finish(trial_store: TrialStore, tracker: Tracker, shown_uri: str, allocation
     if all(rows):
         plain_console().print(format_scores(scores))
     plain_console().print(format_best_trials(trial_store))
-    for line in (*format_importances(trial_store), *_next_steps(trial_store, champion, shown_uri)):
+    for line in (*format_importances(trial_store), *_next_steps(trial_store, champion, tracker.shown_uri)):
         print_line(line)
     return all(rows)
 

@@ -39,13 +39,12 @@ class LiveView:
     An error in the view is logged and never stops the search.
 
     Args:
-        name: Of the study.
         progress: Updated with each event.
         console: Shows a live table if it is a terminal, else lines.
     """
 
-    def __init__(self, name: str, progress: SearchProgress, console: Console) -> None:
-        self._name, self._progress, self._console = name, progress, console
+    def __init__(self, progress: SearchProgress, console: Console) -> None:
+        self._progress, self._console = progress, console
         self._live: Live | None = None
         if _supports_live_table(console):
             self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2)
@@ -106,7 +105,7 @@ class LiveView:
 
     def _format_counts(self) -> str:
         counts = ", ".join(
-            f"{self._progress.counts.get(state, 0)} {STATUS_NAMES[state]}"
+            f"{self._progress.counts[state]} {STATUS_NAMES[state]}"
             for state in (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAIL)
         )
         return f"{self._progress.num_ended}/{self._progress.num_trials}: {counts}"
@@ -116,8 +115,7 @@ class LiveView:
         return "" if remaining_s is None else f", {format_duration(remaining_s)} left"
 
     def _format_budget(self) -> str:
-        budget = self._progress.budget
-        search = budget.trial_store.study.search
+        budget, search = self._progress.budget, self._progress.study.search
         limit = f" of {search.time_limit}" if search.time_limit else ""
         hours = f", {budget.hours:.2f} of {search.gpu_hours:g} {budget.unit}-hours" if search.gpu_hours else ""
         return f"{format_duration(budget.seconds)}{limit} used{hours}"
@@ -126,7 +124,7 @@ class LiveView:
         """Render the live table, in rich's thread, which an error would end."""
         with self._log_errors():
             rate = self._progress.epochs_per_s
-            head = f"study {self._name}  {self._format_counts()}"
+            head = f"study {self._progress.study.name}  {self._format_counts()}"
             time_line = f"{self._format_budget()}{self._format_remaining()}{f', {rate:.2g} epochs/s' if rate else ''}"
             return Group(
                 Text(head, style="bold", overflow="ellipsis", no_wrap=True),

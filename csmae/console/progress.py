@@ -36,44 +36,40 @@ class TrialProgress:
     """Why the trial waits, failed or was cut short."""
 
 
-@dataclass
 class SearchProgress:
     """The progress of one run of a search, updated by its events.
 
     Another thread may read during an update: collections are replaced, never changed. A reader's work does not grow with the
     number of trials.
+
+    Args:
+        budget: What the search has used. Its trial store holds the trials of earlier runs.
     """
 
-    objective: str
-    """The first objective."""
-    num_trials: int
-    """Trials of the whole study, confirmations included."""
-    counts: Mapping[TrialStatus, int]
-    """Ended trials by status, those of earlier runs included."""
-    best: TrialProgress | None
-    """The trial that would be the champion now."""
-    budget: Budget
-    running: tuple[TrialProgress, ...] = ()
-    """Running and waiting trials, ordered by number."""
-    ended: tuple[TrialProgress, ...] = ()
-    """The last ``NUM_ENDED`` ended trials."""
-    num_ended_here: int = 0
-    """Trials that ended in this run."""
-    ended_epochs: int = 0
-    """Epochs of the trials that ended in this run."""
-    epochs_done: int = 0
-    """Epochs after the first one of this run."""
-    first_epoch_at: float | None = None
-    """When the first epoch of this run was completed, in seconds of ``time.monotonic``."""
-
-    @classmethod
-    def from_budget(cls, budget: Budget) -> SearchProgress:
-        """Start with the trials of earlier runs."""
+    def __init__(self, budget: Budget) -> None:
         trial_store = budget.trial_store
-        counts = Counter(status_of(trial) for trial in trial_store.trials() if trial.state.is_finished())
-        search = trial_store.study.search
+        self.budget, self.study = budget, trial_store.study
+        search = self.study.search
+        self.objective = search.objective
         confirmations = search.confirm.top * search.confirm.seeds if search.confirm else 0
-        return cls(search.objective, search.num_trials + confirmations, counts, _best(trial_store), budget)
+        self.num_trials = search.num_trials + confirmations
+        """Trials of the whole study, confirmations included."""
+        self.counts = Counter(status_of(trial) for trial in trial_store.trials() if trial.state.is_finished())
+        """Ended trials by status, those of earlier runs included."""
+        self.best = _best(trial_store)
+        """The trial that would be the champion now."""
+        self.running: tuple[TrialProgress, ...] = ()
+        """Running and waiting trials, ordered by number."""
+        self.ended: tuple[TrialProgress, ...] = ()
+        """The last ``NUM_ENDED`` ended trials."""
+        self.num_ended_here = 0
+        """Trials that ended in this run."""
+        self.ended_epochs = 0
+        """Epochs of the trials that ended in this run."""
+        self.epochs_done = 0
+        """Epochs after the first one of this run."""
+        self.first_epoch_at: float | None = None
+        """When the first epoch of this run was completed, in seconds of ``time.monotonic``."""
 
     @property
     def num_ended(self) -> int:
@@ -117,7 +113,7 @@ class SearchProgress:
         trial.status, trial.value, trial.reason = event.status, event.value, event.reason
         self.running, self.ended = tuple(self._others(trial.number)), (*self.ended, trial)[-NUM_ENDED:]
         self.num_ended_here, self.ended_epochs = self.num_ended_here + 1, self.ended_epochs + trial.epoch
-        self.counts = {**self.counts, event.status: self.counts.get(event.status, 0) + 1}
+        self.counts = self.counts + Counter([event.status])
         if event.status is not TrialStatus.COMPLETE:
             return False
         before, self.best = self.best, _best(self.budget.trial_store)

@@ -20,6 +20,7 @@ from csmae.reporting.plots import format_direction, save_png
 from csmae.reporting.trial_plots import save_trial_plots
 from csmae.sensors import DIRECTIONS
 from csmae.settings import flatten
+from csmae.storage.layout import trial_dir
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import Tracker
 from csmae.trial_status import STATUS_NAMES, TrialStatus
@@ -58,7 +59,7 @@ def publish(tracker: Tracker, report: Report) -> None:
         tracker.artifact(None, path, "plots" if path.suffix == ".png" else "report")
     for entry in report.board.entries[:NUM_BEST]:
         number = entry.trial.number
-        plots = report.run_dir(number) / "plots"
+        plots = trial_dir(report.folder, number) / "plots"
         if plots.exists():
             tracker.artifact(number, plots, "plots")
 
@@ -76,7 +77,7 @@ def write_report(report: Report) -> list[Path]:
     folder, figures = report.folder, study_figures(report.board, report.importances)
     plots = [save_png(figure, folder / "plots" / f"{name}.png") for name, figure in figures]
     numbers = [entry.trial.number for entry in report.board.entries[:NUM_BEST]]
-    trial_plots = [save_trial_plots(number, report.run_dir(number)) for number in numbers]
+    trial_plots = [save_trial_plots(number, trial_dir(folder, number)) for number in numbers]
     best_plots = [path for plots_dir in trial_plots[:1] for path in sorted(plots_dir.glob("*.png"))]
     page, summary = folder / "report.html", folder / "report.md"
     page.write_text(report.html([*plots, *best_plots]), encoding="utf-8")
@@ -122,10 +123,6 @@ class Report:
         self._entries = {entry.trial.number: entry for entry in self.board.entries}
         self._attributes = study.user_attrs
         self._provenance: Mapping[str, str] = self._attributes.get(PROVENANCE, {})
-
-    def run_dir(self, number: int) -> Path:
-        """The folder of a trial."""
-        return self.folder / "trials" / str(number)
 
     def markdown(self) -> str:
         """The report without plots, as Markdown."""
@@ -176,7 +173,7 @@ class Report:
         encoder = f"models:/{MODEL}@{study_alias(name)}"
         champion = self._attributes.get(CHAMPION)
         if champion and self._provenance.get("csmae.tracking", "MLflow") != "MLflow":
-            encoder = str(self.run_dir(champion["trial"]).absolute() / "encoder")
+            encoder = str(trial_dir(self.folder, champion["trial"]).absolute() / "encoder")
         load = f"import csmae; csmae.load_encoder({json.dumps(encoder, ensure_ascii=False)})"
         return "\n".join([*lines, command, f"python -c {shlex.quote(load)}"])
 
@@ -195,7 +192,7 @@ class Report:
             rows = [[name, f"{share:.0%}"] for name, share in self.importances.items()]
             yield "Importance of the parameters", ["parameter", "share"], rows
         settings = dict(flatten(self._attributes.get(DEFINITION, {}))) | dict(self._provenance)
-        yield "Settings", ["name", "value"], [[name, _number(value)] for name, value in settings.items()]
+        yield "Settings", ["name", "value"], [[name, _format_value(value)] for name, value in settings.items()]
 
     def _score_rows(self) -> list[Row]:
         """One row per score and encoder: the mean over the directions, and each of them."""
@@ -205,7 +202,7 @@ class Report:
                 values = [scores.get(f"test/{score}/{direction}", math.nan) for direction in DIRECTIONS]
                 values = [scores.get(f"test/{score}_mean", sum(values) / len(values)), *values]
                 if not all(map(math.isnan, values)):
-                    rows.append([encoder, score, *map(_number, values)])
+                    rows.append([encoder, score, *map(_format_value, values)])
         return rows
 
     def _trials_table(self) -> Table:
@@ -224,11 +221,11 @@ class Report:
                     str(trial.number),
                     STATUS_NAMES[status_of(trial)],
                     self._score(trial),
-                    *(_number(last_value(trial, index)) for index in further),
+                    *(_format_value(last_value(trial, index)) for index in further),
                     *(notes[trial.number] for _ in note),
                     str(num_epochs(trial)),
                     f"{used_seconds(trial):.0f} s",
-                    *(_number(params[name]) if name in params else "–" for name in names),
+                    *(_format_value(params[name]) if name in params else "–" for name in names),
                 ]
             )
         return "Trials", header, rows
@@ -237,7 +234,7 @@ class Report:
         """A trial's objective; mean and standard deviation over the seeds if it was confirmed."""
         entry = self._entries.get(trial.number)
         if entry is None or entry.num_seeds < 2:
-            return _number(last_value(trial))
+            return _format_value(last_value(trial))
         return f"{entry.mean:.4g} ± {entry.spread:.2g} ({entry.num_seeds} seeds)"
 
     def _note(self, trial: FrozenTrial) -> str:
@@ -255,7 +252,7 @@ def _reason(trial: FrozenTrial) -> str:
     return str(trial.user_attrs.get(name, ""))
 
 
-def _number(value: object) -> str:
+def _format_value(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return "–" if math.isnan(value) else f"{value:.4g}"

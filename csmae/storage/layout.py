@@ -1,4 +1,6 @@
-"""Names in a storage folder, besides one folder per study."""
+"""Names in a storage folder and in the folder of a study."""
+
+from pathlib import Path
 
 from csmae.lock import DRIVER_LOCK
 
@@ -13,3 +15,8 @@ DATABASES = (DATABASE, "mlflow.db")
 
 RESERVED = ("mlartifacts", "mlruns", DRIVER_LOCK)
 """Further names that a study cannot have."""
+
+
+def trial_dir(study_dir: Path, number: int) -> Path:
+    """The folder of a trial, in the folder of its study."""
+    return study_dir / "trials" / str(number)

@@ -47,7 +47,8 @@ class Tracker:
 
     def __init__(self, folder: Path, study: str, uri: str) -> None:
         check_uri(uri)
-        self._uri = uri
+        self.shown_uri = redacted(uri)
+        """The URI without user and password."""
         self._outbox = Outbox(folder / OUTBOX)
         self._epoch_times: dict[int, dict[int, int]] = {}
         """By trial and epoch, when it was reported."""
@@ -196,7 +197,7 @@ class Tracker:
     @property
     def destination(self) -> str:
         """The service that gets the events."""
-        return "Weights & Biases" if self._uri.startswith(WANDB) else "MLflow"
+        return "Weights & Biases" if self.shown_uri.startswith(WANDB) else "MLflow"
 
     @property
     def rejected(self) -> list[str]:

@@ -11,7 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import ConfigError
-from csmae.storage.layout import CHECKPOINT, DATABASE
+from csmae.storage.layout import CHECKPOINT, DATABASE, trial_dir
 from csmae.storage.manifest import RemoteStorage
 from csmae.storage.object_store import describe_error, retry
 from csmae.study.study import Study
@@ -98,7 +98,7 @@ class TrialStore:
 
     def run_dir(self, number: int) -> Path:
         """A trial's folder."""
-        return self.folder / "trials" / str(number)
+        return trial_dir(self.folder, number)
 
     def encoder_dir(self, number: int) -> Path:
         """The folder of a trial's encoder, if it saved one."""

@@ -21,9 +21,9 @@ from tests.tuning.test_searcher import make_study
 
 def make_view(folder: Path, terminal: bool = True) -> tuple[LiveView, SearchProgress, io.StringIO]:
     output = io.StringIO()
-    progress = SearchProgress.from_budget(Budget(TrialStore(make_study(folder, num_trials=5000), folder)))
+    progress = SearchProgress(Budget(TrialStore(make_study(folder, num_trials=5000), folder)))
     console = Console(file=output, force_terminal=terminal, width=200, color_system=None, _environ={"TERM": "xterm"})
-    return LiveView("study", progress, console), progress, output
+    return LiveView(progress, console), progress, output
 
 
 def run(view: LiveView, number: int, ends: bool = True, **changes: Any) -> None:

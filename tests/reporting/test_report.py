@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from csmae.cli.main import main
 from csmae.reporting.report import Report, write_report
-from csmae.storage.layout import DATABASE
+from csmae.storage.layout import DATABASE, trial_dir
 from csmae.training.history import append_metrics
 from csmae.trials.attributes import CHAMPION, DEFINITION, FORMAT, PROVENANCE, REASON, SCORES, STUDY_FORMAT
 from csmae.trials.database import open_storage
@@ -41,7 +41,7 @@ def study(tmp_path: Path) -> optuna.Study:
 def report(study: optuna.Study, tmp_path: Path) -> Report:
     report = Report(study, tmp_path / "masking")
     report.importances = {"masking.ratio": 1.0}
-    append_metrics(report.run_dir(1), 1, {"train/loss": 1.0, "val/f1_mean": 0.6})
+    append_metrics(trial_dir(report.folder, 1), 1, {"train/loss": 1.0, "val/f1_mean": 0.6})
     return report
 
 

@@ -158,7 +158,7 @@ def test_samplers_do_not_see_confirmations(tmp_path: Path) -> None:
 def test_the_live_view_and_the_list_of_studies_name_the_champion(tmp_path: Path) -> None:
     study = make_study(tmp_path, num_trials=3, confirm={"top": 2, "seeds": 1}, **SETTINGS)
     budget = Budget(TrialStore(study, tmp_path))
-    progress, best = SearchProgress.from_budget(budget), []
+    progress, best = SearchProgress(budget), []
 
     def listen(event: SearchEvent) -> None:
         if progress.update(event) and progress.best:
@@ -167,7 +167,7 @@ def test_the_live_view_and_the_list_of_studies_name_the_champion(tmp_path: Path)
     train(StudySearcher(budget, listen, lambda: 1), [0.55, 0.6, 0.3, 0.2, 0.5])
     assert best == [0, 1, 0]
     assert progress.counts == {"COMPLETE": 5}
-    later = SearchProgress.from_budget(Budget(TrialStore(study, tmp_path))).best
+    later = SearchProgress(Budget(TrialStore(study, tmp_path))).best
     assert later is not None
     assert later.number == champion(TrialStore(study, tmp_path)) == 0
     assert later.value == pytest.approx(0.525)

@@ -120,7 +120,7 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_search(
 ) -> None:
     budget = Budget(TrialStore(make_study(tmp_path), tmp_path))
     full = Path("/dev/full").open("w")  # noqa: SIM115 - closing it fails as well
-    live_view = LiveView("study", SearchProgress.from_budget(budget), Console(file=full))
+    live_view = LiveView(SearchProgress(budget), Console(file=full))
     searcher = StudySearcher(budget, live_view, lambda: 1)
     assert isinstance(searcher.suggest("a"), dict)
     searcher.on_trial_complete("a", result(4, 0.5, finished=True))
