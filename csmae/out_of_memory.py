@@ -38,7 +38,7 @@ def retry_with_half(work: Callable[[int], T], size: int, name: str) -> tuple[T, 
         name: Name of the work in the log, such as ``scoring``.
 
     Returns:
-        The result of ``work`` and the size that fitted.
+        The result of ``work`` and the size that fits.
 
     Raises:
         RuntimeError, MemoryError: A size of 1 does not fit, see ``is_out_of_memory``.

@@ -45,7 +45,7 @@ def validate(model: type[ModelT], values: Mapping[str, Any], names: Names, where
         where: Start of each error line.
 
     Raises:
-        ConfigError: One line a mistake, each naming the dotted field.
+        ConfigError: One line per mistake, each naming the dotted field.
     """
     try:
         return model.model_validate(dict(values))
@@ -61,7 +61,7 @@ def parse_config(values: Mapping[str, Any], where: str) -> Config:
         where: Start of each error line, such as the file's path.
 
     Raises:
-        ConfigError: One line a mistake, each naming the dotted field.
+        ConfigError: One line per mistake, each naming the dotted field.
     """
     return validate(Config, values, FIELDS, f"{where}: ")
 

@@ -56,7 +56,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Take the options that stand before the command."""
+    """Take the options that precede the command."""
 
 
 @tolerate_encoding_errors()

@@ -190,7 +190,7 @@ class ConcurrencyLimit:
 
     Args:
         search: Resources of a trial.
-        initial: Trials that fitted at the start.
+        initial: Trials that fit at the start.
     """
 
     def __init__(self, search: Search, initial: int) -> None:

@@ -106,6 +106,6 @@ def class_names(labels_c: NDArray[np.bool_] | None) -> list[str]:
 
 
 def _image(batch: PairBatch, sensor: str, row: int) -> Image:
-    """One image of a batch, of S2 only the bands at 10 m, which include those that pictures show."""
+    """One image of a batch, of S2 only the bands at 10 m, which include those that plots show."""
     image = batch.s1[row] if sensor == "s1" else batch.s2_10m[row]
     return np.asarray(image.float().numpy(), np.float32)

@@ -161,7 +161,7 @@ class ObjectStore:
 
 @lru_cache
 def _file_system(url: str) -> tuple[Any, str]:
-    """Open a store once a process: its file system, and the path of the objects within."""
+    """Open a store, once per process: its file system, and the path of the objects within."""
     if "://" not in url:
         return fs.LocalFileSystem(), url
     if url.startswith("gs://") and "retry_limit_seconds" not in url:

@@ -298,7 +298,7 @@ def parse_domain(name: str, entry: Any) -> Domain:
         entry: The entry in the study file.
 
     Raises:
-        ConfigError: The entry is not a domain, or the field cannot take it; one line a mistake.
+        ConfigError: The entry is not a domain, or the field cannot take it; one line per mistake.
     """
     try:
         return ADAPTER.validate_python(entry, context=name)

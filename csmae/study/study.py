@@ -58,7 +58,7 @@ class Study:
         """Build the configuration of a point of the space.
 
         Raises:
-            ConfigError: The combination of values is invalid; one line a mistake.
+            ConfigError: The combination of values is invalid; one line per mistake.
         """
         point = ", ".join(f"{name}={value}" for name, value in values.items())
         config = parse_config(merge(self.base, values), point or "base")
@@ -101,7 +101,7 @@ def load_study(path: Path, name: str | None = None, assignments: list[str] | Non
             ``search.…`` overrides that section.
 
     Raises:
-        ConfigError: One line a mistake, each beginning with the file's path.
+        ConfigError: One line per mistake, each beginning with the file's path.
     """
     content = load_yaml(path)
     try:

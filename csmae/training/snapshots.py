@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 NUM_SCENES = 3
 NUM_HITS = 10
 MASK_SEED = 0
-"""Seed of the masks: the same for every epoch and every trial of a patch size, otherwise pictures would not compare."""
+"""Seed of the masks: the same for every epoch and every trial of a patch size, otherwise plots would not be comparable."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -126,7 +126,7 @@ def _retrieval(validation: Split, features: dict[str, Tensor], k: int) -> Arrays
 
 
 def _visible_bands(images_bchw: Tensor) -> NDArray[np.float16]:
-    """The bands that pictures show; half precision is accurate enough for dB and reflectance."""
+    """The bands that plots show; half precision is accurate enough for dB and reflectance."""
     largest = torch.finfo(torch.float16).max  # saturated pixels of S2 have 65,535
     images = images_bchw[:, : max(S2_RGB) + 1].cpu().float().clamp(-largest, largest)
     bands: NDArray[np.float16] = images.numpy().astype(np.float16)

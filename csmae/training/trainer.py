@@ -232,7 +232,7 @@ class Trainer:
             )
 
     def write_snapshot(self, number: int) -> None:
-        """Write the arrays that the pictures of an epoch show; rank 0 writes."""
+        """Write the arrays that the plots of an epoch show; rank 0 writes."""
         if self.run_dir and self.rank == 0:
             path = self.run_dir / "arrays" / f"epoch-{number:04}.npz"
             with self.train_step.uncompiled():

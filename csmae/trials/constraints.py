@@ -1,4 +1,4 @@
-"""Metrics that are known without training, and by how much a metric breaks its constraint."""
+"""Metrics that are known without training, and by how much a metric violates its constraint."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def known_metrics(config: Config) -> dict[str, float]:
 
 
 def violation(value: float, constraint: str) -> float:
-    """By how much a metric breaks its constraint, such as ``<= 30e6``; not positive if it satisfies it."""
+    """By how much a metric violates its constraint, such as ``<= 30e6``; not positive if it satisfies it."""
     sign, limit = parse_constraint(constraint)
     return value - limit if sign == "<=" else limit - value

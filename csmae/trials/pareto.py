@@ -35,7 +35,7 @@ def pareto_ranks(scores: Sequence[Sequence[float]]) -> np.ndarray:
 
 
 def on_pareto_front(scores: Sequence[Sequence[float]]) -> list[bool]:
-    """Say of each result whether no other one is better: with one objective the largest, with several the first front."""
+    """Return for each result whether no other one is better: with one objective the largest, with several the first front."""
     points = np.asarray(scores, dtype=float)
     if not scores or points.shape[1] == 1:
         return [bool(value == points.max()) for value in points.ravel()]

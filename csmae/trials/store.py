@@ -214,7 +214,7 @@ class TrialStore:
         self.optuna_study.set_user_attr(SCORES, {name: dict(metrics) for name, metrics in scores.items()})
 
     def record_num_epochs(self, trial: optuna.Trial, epoch: int) -> None:
-        """Record the last epoch of a trial that is about to end, unless its scores tell it."""
+        """Record the last epoch of a trial that is about to end, unless its scores show it."""
         if epoch > num_epochs(frozen_trial(trial)):
             trial.set_user_attr(NUM_EPOCHS, epoch)
 
@@ -243,7 +243,7 @@ class TrialStore:
         Args:
             trial: Has not been trained.
             reason: Why.
-            violations: By how much it breaks constraints; the sampler learns from these to avoid such points.
+            violations: By how much it violates constraints; the sampler learns from these to avoid such points.
         """
         for name, over in (violations or {}).items():
             trial.set_constraint(name, over)

@@ -116,7 +116,7 @@ def _is_same_training(one: Config, other: Config) -> bool:
 
 
 def _constraints(study: Study, source: optuna.Study, trial: FrozenTrial, config: Config) -> dict[str, float] | None:
-    """By how much a source trial breaks the new study's constraints; None if a metric is unknown."""
+    """By how much a source trial violates the new study's constraints; None if a metric is unknown."""
     found, before = {}, source.user_attrs[DEFINITION]["search"]["constraints"]
     for name, constraint in study.search.constraints.items():
         if name in COSTS:
