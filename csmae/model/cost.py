@@ -44,6 +44,11 @@ def cost(config: Config) -> Cost:
     return Cost(counter.params, counter.flops, counter.activations * FLOAT32_BYTES)
 
 
+def cost_metrics(config: Config) -> dict[str, float]:
+    """The cost by the names that objectives and constraints use, such as ``cost/params``."""
+    return {f"cost/{name}": float(value) for name, value in cost(config)._asdict().items()}
+
+
 class _Counter:
     """Adds up the cost of layers, per pair."""
 

@@ -41,7 +41,7 @@ Duration = Annotated[
 ]
 
 
-def parse_constraint(constraint: str) -> tuple[str, float]:
+def _parse_constraint(constraint: str) -> tuple[str, float]:
     """Split a constraint such as ``<= 30e6`` into its sign and its number.
 
     Raises:
@@ -56,8 +56,14 @@ def parse_constraint(constraint: str) -> tuple[str, float]:
     raise ValueError("must be '<= number' or '>= number'")
 
 
+def violation(value: float, constraint: str) -> float:
+    """By how much a metric violates its constraint, such as ``<= 30e6``; not positive if it satisfies it."""
+    sign, limit = _parse_constraint(constraint)
+    return value - limit if sign == "<=" else limit - value
+
+
 def _check_constraint(text: str) -> str:
-    parse_constraint(text)
+    _parse_constraint(text)
     return text
 
 

@@ -23,7 +23,7 @@ from csmae.data.pairs import PairBatch
 from csmae.data.transforms import Preprocess
 from csmae.distributed import all_gather, any_rank, default_device, rank_and_world_size
 from csmae.encoders import SensorEncoder
-from csmae.model.cost import cost
+from csmae.model.cost import cost_metrics
 from csmae.model.csmae import build_model
 from csmae.retrieval.embed import embed
 from csmae.training.checkpoint import CheckpointError, FullDiskError, TrainingProgress, load_checkpoint, save_checkpoint
@@ -95,13 +95,13 @@ def pretrain(
         trainer = Trainer(config, compute_device, run_dir)
         progress = trainer.resume()
         allocate_moments(trainer.train_step.optimizer)
-    cost_metrics = {f"cost/{name}": float(value) for name, value in cost(config)._asdict().items()}
+    costs = cost_metrics(config)
     for number in range(progress.epochs + 1, num_epochs + 1):
         start = time.perf_counter() - progress.elapsed_s
         metrics = trainer.train_epoch(progress, on_step)
         if number == num_epochs or number % config.eval.every == 0:
             metrics |= trainer.score_validation()
-        metrics |= cost_metrics | trainer.worker_time(time.perf_counter() - start) | usage.measure()
+        metrics |= costs | trainer.worker_time(time.perf_counter() - start) | usage.measure()
         if run_dir and trainer.rank == 0:
             append_metrics(run_dir, number, metrics)
         progress = TrainingProgress(number)

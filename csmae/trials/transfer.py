@@ -10,13 +10,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import Config, ConfigError, MayChange, changeable
 from csmae.data.archive import data_name
+from csmae.model.cost import cost_metrics
 from csmae.settings import flatten, merge, parse_config
 from csmae.study.metrics import COSTS
+from csmae.study.options import violation
 from csmae.study.study import Study
 from csmae.study.values import decode_value
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import BASE, DEFINITION, EPOCH_VALUES, TRANSFERRED_FROM
-from csmae.trials.constraints import known_metrics, violation
 from csmae.trials.database import load_stored_study, usable
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import result_of, status_of, with_seed
@@ -120,7 +121,7 @@ def _constraints(study: Study, source: optuna.Study, trial: FrozenTrial, config:
     found, before = {}, source.user_attrs[DEFINITION]["search"]["constraints"]
     for name, constraint in study.search.constraints.items():
         if name in COSTS:
-            found[name] = violation(known_metrics(config)[name], constraint)
+            found[name] = violation(cost_metrics(config)[name], constraint)
         elif before.get(name) == constraint and name in trial.constraints:
             found[name] = trial.constraints[name]
         else:

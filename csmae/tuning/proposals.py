@@ -14,9 +14,10 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from csmae.config import Config, ConfigError
+from csmae.model.cost import cost_metrics
+from csmae.study.options import violation
 from csmae.study.study import MAX_GRID
 from csmae.trial_status import TrialStatus
-from csmae.trials.constraints import known_metrics, violation
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.store import TrialStore
@@ -171,7 +172,7 @@ class Proposals:
         if duplicate != number:
             return self._reject(values, f"same configuration as trial {duplicate}")
         constraints = self._study.search.constraints
-        metrics = known_metrics(config) if constraints else {}
+        metrics = cost_metrics(config) if constraints else {}
         excess = {name: violation(metrics[name], bound) for name, bound in constraints.items() if name in metrics}
         violations = {name: value for name, value in excess.items() if value > 0}
         if not violations:

@@ -9,8 +9,7 @@ from collections.abc import Container, Mapping
 import optuna
 
 from csmae.study.metrics import COSTS, TERMS, is_always_reported
-from csmae.study.options import Search
-from csmae.trials.constraints import violation
+from csmae.study.options import Search, violation
 
 NUM_FIRST = 3
 """Trials, in the order in which they start, that must fail for the same reason before the search is aborted."""
