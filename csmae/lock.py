@@ -19,7 +19,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of file systems without locks, such as Lustre without its option flock."""
 
 
-def unwritable(path: str | Path, error: OSError) -> str:
+def describe_write_error(path: str | Path, error: OSError) -> str:
     """Explain why a storage cannot be used, and what to do.
 
     Args:
@@ -78,7 +78,7 @@ def driver_lock(folder: Path) -> Iterator[None]:
             "wait until it ends, or use --name to start another study"
         ) from None
     except OSError as error:
-        raise ConfigError(unwritable(error.filename or path, error)) from None
+        raise ConfigError(describe_write_error(error.filename or path, error)) from None
     with lock:
         yield
 

@@ -43,20 +43,20 @@ def export(
 
 def report(study: StudyName, storage: Storage = "runs") -> int:
     """Write a study's report: an HTML page and a Markdown summary, in the folder of the study."""
-    from csmae.lock import unwritable
+    from csmae.lock import describe_write_error
     from csmae.reporting.report import Report, write_report
     from csmae.storage.layout import DATABASE
     from csmae.storage.study_mirror import fetch_studies
-    from csmae.trials.database import load_stored_study, usable
+    from csmae.trials.database import load_stored_study, report_database_errors
 
     folder = fetch_studies(storage)
     stored = load_stored_study(folder / DATABASE, study)
-    with usable(folder / DATABASE):
+    with report_database_errors(folder / DATABASE):
         content = Report(stored, folder / study)
     try:
         page, summary, *_ = write_report(content)
     except OSError as error:
-        raise ConfigError(unwritable(error.filename or content.folder, error)) from None
+        raise ConfigError(describe_write_error(error.filename or content.folder, error)) from None
     print_line(f"{page} and {summary}")
     return 0
 

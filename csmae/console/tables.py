@@ -12,7 +12,7 @@ from rich.text import Text
 from csmae.console.format import format_number, format_settings
 from csmae.sensors import DIRECTIONS
 from csmae.trial_status import STATUS_NAMES, TrialStatus
-from csmae.trials.database import OtherVersionError, check_format, load_studies, usable
+from csmae.trials.database import OtherVersionError, check_format, load_studies, report_database_errors
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
@@ -89,7 +89,7 @@ def format_studies(path: Path) -> Table:
     for column in ("study", *states.values(), "best", "of"):
         table.add_column(column, justify="left" if column in ("study", "of") else "right", no_wrap=True)
     for name, study in load_studies(path).items():
-        with usable(path):
+        with report_database_errors(path):
             try:
                 check_format(study, path)
             except OtherVersionError:

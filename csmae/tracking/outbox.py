@@ -17,7 +17,7 @@ from filelock import lock_descriptor
 
 from csmae.atomic import atomic_write
 from csmae.config import ConfigError
-from csmae.lock import unwritable
+from csmae.lock import describe_write_error
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Outbox:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             is_locked = lock_descriptor(self._file, blocking=False)
         except OSError as error:
-            raise TrackingError(unwritable(path, error)) from None
+            raise TrackingError(describe_write_error(path, error)) from None
         if not is_locked:
             os.close(self._file)
             raise TrackingError(f"{path}: another process writes to this study: wait until it ends")

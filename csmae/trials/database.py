@@ -41,7 +41,7 @@ def load_studies(path: Path) -> dict[str, optuna.Study]:
     """
     if not path.exists():
         return {}
-    with usable(path):
+    with report_database_errors(path):
         storage = open_storage(path)
         names = optuna.get_all_study_names(storage)
         return {name: optuna.load_study(study_name=name, storage=storage) for name in names}
@@ -56,7 +56,7 @@ def load_stored_study(path: Path, name: str) -> optuna.Study:
     studies = load_studies(path)
     if name not in studies:
         raise ConfigError(f"there is no study {name!r} in {path}{did_you_mean(name, studies)}")
-    with usable(path):
+    with report_database_errors(path):
         check_format(studies[name], path)
     return studies[name]
 
@@ -81,7 +81,7 @@ def check_format(study: optuna.Study, path: Path) -> None:
 
 
 @contextmanager
-def usable(path: Path) -> Iterator[None]:
+def report_database_errors(path: Path) -> Iterator[None]:
     """Turn errors of the database into one line, while the block opens and reads it.
 
     Raises:
@@ -91,10 +91,10 @@ def usable(path: Path) -> Iterator[None]:
         yield
     # OSError: of its folder; RuntimeError: Optuna rejects another version's database with it
     except (*DATABASE_ERRORS, OSError, RuntimeError) as error:
-        raise ConfigError(unusable(path, error)) from None
+        raise ConfigError(describe_database_error(path, error)) from None
 
 
-def unusable(path: Path, error: Exception) -> str:
+def describe_database_error(path: Path, error: Exception) -> str:
     """Describe an error of the database, and what to do."""
     reason = one_line(str(error.__cause__ or error).partition("[SQL")[0], 160)
     if "disk is full" in reason or "No space left" in reason:

@@ -33,7 +33,7 @@ from csmae.trials.attributes import (
     SOURCES,
     STARTING_POINT,
 )
-from csmae.trials.database import usable
+from csmae.trials.database import report_database_errors
 from csmae.trials.optuna_private import frozen_trial, put_on_hold, start_trial
 from csmae.trials.redefinition import open_study
 from csmae.trials.trial import Values, confirmed_number, curve, is_cut_short, num_epochs, params_of, status_of
@@ -53,7 +53,7 @@ class TrialStore:
 
     def __init__(self, study: Study, storage: Path, remote: RemoteStorage | None = None) -> None:
         self.study, self.path, self.remote = study, storage.absolute() / DATABASE, remote
-        with usable(self.path):
+        with report_database_errors(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.optuna_study = open_study(study, self.path, self._has_checkpoint)
             self._enqueue_starting_points()
@@ -206,7 +206,7 @@ class TrialStore:
 
     def record_provenance(self, tags: Mapping[str, str]) -> None:
         """Record how the search was started, see ``csmae.tracking.provenance``."""
-        with usable(self.path):
+        with report_database_errors(self.path):
             self.optuna_study.set_user_attr(PROVENANCE, dict(tags))
 
     def record_scores(self, scores: Mapping[str, Mapping[str, float]]) -> None:

@@ -18,7 +18,7 @@ from csmae.study.study import Study
 from csmae.study.values import decode_value
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import BASE, DEFINITION, EPOCH_VALUES, TRANSFERRED_FROM
-from csmae.trials.database import load_stored_study, usable
+from csmae.trials.database import load_stored_study, report_database_errors
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import result_of, status_of, with_seed
 
@@ -65,7 +65,7 @@ def transfer_trials(trial_store: TrialStore, source: optuna.Study) -> int:
     attributes = [trial.user_attrs for trial in trial_store.all_trials()]
     copied = {tuple(known[TRANSFERRED_FROM]) for known in attributes if TRANSFERRED_FROM in known}
     count = 0
-    with usable(trial_store.path):
+    with report_database_errors(trial_store.path):
         for trial in source.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
             origin = trial.user_attrs.get(TRANSFERRED_FROM, [source.study_name, trial.number])
             if status_of(trial) is TrialStatus.REJECTED or tuple(origin) in copied:

@@ -13,7 +13,7 @@ from ray.tune import PlacementGroupFactory
 
 from csmae.cluster.resources import Allocation, ConcurrencyLimit
 from csmae.config import ConfigError
-from csmae.lock import unwritable
+from csmae.lock import describe_write_error
 from csmae.scratch import scratch, scratch_root, unwritable_scratch
 from csmae.storage.manifest import SupersededError
 from csmae.study.options import seconds
@@ -107,7 +107,7 @@ def tune_dir(shared_dir: Path | None) -> Iterator[str]:
             try:
                 name = stack.enter_context(tempfile.TemporaryDirectory(prefix="tune-", dir=shared_dir))
             except OSError as error:
-                raise ConfigError(unwritable(shared_dir, error)) from None
+                raise ConfigError(describe_write_error(shared_dir, error)) from None
         yield name
 
 

@@ -12,7 +12,7 @@ from ray.tune.search import Searcher
 
 from csmae.config import Config
 from csmae.trials.budget import Budget
-from csmae.trials.database import DATABASE_ERRORS, unusable
+from csmae.trials.database import DATABASE_ERRORS, describe_database_error
 from csmae.trials.leaderboard import leaderboard, violated_constraints
 from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.trial import confirmed_number, curve, is_never_stopped, status_of
@@ -95,7 +95,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         try:
             yield
         except DATABASE_ERRORS as error:
-            self.search_end = SearchEnd(SearchOutcome.STORAGE_FAILED, unusable(self._trial_store.path, error))
+            self.search_end = SearchEnd(
+                SearchOutcome.STORAGE_FAILED, describe_database_error(self._trial_store.path, error)
+            )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """Propose a trial.

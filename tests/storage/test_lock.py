@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from csmae.config import ConfigError
-from csmae.lock import driver_lock, unwritable
+from csmae.lock import describe_write_error, driver_lock
 from tests.training.test_ddp import ROOT
 
 WITHOUT_LOCKS = """
@@ -48,8 +48,10 @@ def test_a_file_system_without_locks_is_named_with_what_to_do(tmp_path: Path) ->
 
 
 def test_a_full_disk_and_a_read_only_folder_have_other_remedies() -> None:
-    assert unwritable("runs", OSError(28, "No space left on device")).endswith(": free some space there")
-    assert unwritable("runs", PermissionError(13, "Permission denied")).endswith("that this account may write")
+    assert describe_write_error("runs", OSError(28, "No space left on device")).endswith(": free some space there")
+    assert describe_write_error("runs", PermissionError(13, "Permission denied")).endswith(
+        "that this account may write"
+    )
 
 
 def test_a_second_driver_of_a_study_is_rejected(tmp_path: Path) -> None:
