@@ -110,8 +110,8 @@ def driver_storage(storage: str) -> Iterator[RemoteStorage | None]:
         yield None
         return
     with driver_lock(folder):
-        mirror = StudyMirror(RemoteFolder(store, DRIVER), folder)
-        claim = mirror.claim()
+        claim = _claim_bucket(RemoteFolder(store, DRIVER), folder)
+        mirror = StudyMirror(claim, folder)
         mirror.start()
         try:
             yield RemoteStorage(store, folder, claim)
@@ -142,60 +142,20 @@ class StudyMirror(threading.Thread):
     """Uploads the database and the studies' own files to a bucket, regularly and at the end: a thread of the driver.
 
     Args:
-        remote: The driver's files in the bucket.
+        claim: The driver's; after a long silence of this driver, another one may supersede it.
         folder: The local copy.
     """
 
-    def __init__(self, remote: RemoteFolder, folder: Path) -> None:
+    def __init__(self, claim: Claim, folder: Path) -> None:
         super().__init__(name="study-mirror", daemon=True)
-        self._remote, self._folder, self._closing = remote, folder, threading.Event()
-        self._claim: Claim | None = None
+        self._claim, self._folder, self._closing = claim, folder, threading.Event()
+        self._store = claim.remote.store
         self._failing = False
-
-    def claim(self) -> Claim:
-        """Claim the bucket, and update the local copy if another machine's driver was the last to write.
-
-        Returns:
-            The claim; after a long silence of this driver, another one may supersede it.
-
-        Raises:
-            ConfigError: Another driver is running, or the bucket fails.
-        """
-        try:
-            self._require_no_driver(self._remote.manifest())
-            self._claim = self._remote.claim()
-            self._update_copy(self._claim.manifest)
-            self._upload(is_open=True)
-        except OSError as error:
-            raise unusable_storage(self._remote.store.url, error) from None
-        return self._claim
-
-    def _require_no_driver(self, manifest: Manifest) -> None:
-        driver = manifest.metadata
-        if _was_written_by(self._folder, manifest) or not driver.get("open"):
-            return
-        if (age := time.time() - driver["time"]) < LEASE_S:
-            raise ConfigError(
-                f"--storage {self._remote.store.url}: {driver['process']} runs a search on it and last reported {age:.0f} s "
-                f"ago: wait until it ends, or {LEASE_S:.0f} s after its machine is gone"
-            )
-
-    def _update_copy(self, manifest: Manifest) -> None:
-        """Bring the copy to a state, unless that state was uploaded from this copy."""
-        for draft in self._folder.rglob(DRAFTS):
-            if time.time() - draft.stat().st_mtime > STALE_DRAFT_S:
-                draft.unlink()
-        is_current = _was_written_by(self._folder, manifest)
-        if not is_current:
-            for name in _file_names(self._folder):
-                (self._folder / name).unlink()  # belongs to a search that another machine has continued
-        if not is_current or not (self._folder / DATABASE).exists():
-            self._remote.fetch(self._folder, manifest)
 
     def run(self) -> None:
         """Upload until closed, or until another driver supersedes this one."""
         cleaned_at, cleanup = -CLEANUP_INTERVAL_S, threading.Thread()
-        while not self._closing.wait(UPLOAD_INTERVAL_S) and not self._superseded:
+        while not self._closing.wait(UPLOAD_INTERVAL_S) and not self._claim.superseded:
             is_due = time.monotonic() - cleaned_at > CLEANUP_INTERVAL_S and not cleanup.is_alive()
             if self._try_upload(is_open=True) and is_due:
                 cleaned_at = time.monotonic()
@@ -204,39 +164,31 @@ class StudyMirror(threading.Thread):
 
     def _clean_up(self) -> None:
         try:
-            remove_unreferenced(self._remote.store, lambda: self._closing.is_set() or self._superseded)
+            remove_unreferenced(self._store, lambda: self._closing.is_set() or bool(self._claim.superseded))
         except OSError as error:
             if not self._closing.is_set():
                 log.warning(
-                    "%s: leftovers of killed processes were not removed: %s",
-                    self._remote.store.url,
-                    describe_error(error),
+                    "%s: leftovers of killed processes were not removed: %s", self._store.url, describe_error(error)
                 )
-
-    @property
-    def _superseded(self) -> bool:
-        return bool(self._claim and self._claim.superseded)
 
     def close(self) -> None:
         """Upload the last state, unless another driver supersedes this one; waits ``CLOSE_TIMEOUT_S`` for the bucket."""
         self._closing.set()
         self.join()
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
-        while not self._superseded and not self._try_upload(is_open=False):
+        while not self._claim.superseded and not self._try_upload(is_open=False):
             if time.monotonic() > deadline:
                 log.warning(
-                    "%s: not everything was uploaded: the next run continues from %s",
-                    self._remote.store.url,
-                    self._folder,
+                    "%s: not everything was uploaded: the next run continues from %s", self._store.url, self._folder
                 )
                 return
             time.sleep(1)
 
     def _try_upload(self, is_open: bool) -> bool:
         """Upload; returns whether nothing is left to do."""
-        url = self._remote.store.url
+        url = self._store.url
         try:
-            self._upload(is_open)
+            _upload(self._claim, self._folder, is_open)
         except SupersededError as error:
             if not is_open:  # otherwise the search reports it when it ends
                 log.warning("%s", error)
@@ -251,17 +203,58 @@ class StudyMirror(threading.Thread):
         self._failing = False
         return True
 
-    def _upload(self, is_open: bool) -> None:
-        assert self._claim
-        metadata: dict[str, Any] = {
-            "copy": _copy_id(self._folder),
-            "process": this_process(),
-            "time": time.time(),
-            "open": is_open,
-        }
-        with scratch("driver") as state:
-            _copy_files(self._folder, state)
-            self._claim.push(state, metadata)
+
+def _claim_bucket(remote: RemoteFolder, folder: Path) -> Claim:
+    """Claim the bucket, and update the local copy if another machine's driver was the last to write.
+
+    Raises:
+        ConfigError: Another driver is running, or the bucket fails.
+    """
+    try:
+        _require_no_driver(remote, folder)
+        claim = remote.claim()
+        _update_copy(claim, folder)
+        _upload(claim, folder, is_open=True)
+    except OSError as error:
+        raise unusable_storage(remote.store.url, error) from None
+    return claim
+
+
+def _require_no_driver(remote: RemoteFolder, folder: Path) -> None:
+    manifest = remote.manifest()
+    driver = manifest.metadata
+    if _was_written_by(folder, manifest) or not driver.get("open"):
+        return
+    if (age := time.time() - driver["time"]) < LEASE_S:
+        raise ConfigError(
+            f"--storage {remote.store.url}: {driver['process']} runs a search on it and last reported {age:.0f} s "
+            f"ago: wait until it ends, or {LEASE_S:.0f} s after its machine is gone"
+        )
+
+
+def _update_copy(claim: Claim, folder: Path) -> None:
+    """Bring the copy to the claimed state, unless that state was uploaded from this copy."""
+    for draft in folder.rglob(DRAFTS):
+        if time.time() - draft.stat().st_mtime > STALE_DRAFT_S:
+            draft.unlink()
+    is_current = _was_written_by(folder, claim.manifest)
+    if not is_current:
+        for name in _file_names(folder):
+            (folder / name).unlink()  # belongs to a search that another machine has continued
+    if not is_current or not (folder / DATABASE).exists():
+        claim.remote.fetch(folder, claim.manifest)
+
+
+def _upload(claim: Claim, folder: Path, is_open: bool) -> None:
+    metadata: dict[str, Any] = {
+        "copy": _copy_id(folder),
+        "process": this_process(),
+        "time": time.time(),
+        "open": is_open,
+    }
+    with scratch("driver") as state:
+        _copy_files(folder, state)
+        claim.push(state, metadata)
 
 
 def _copy_id(folder: Path) -> str:
