@@ -96,17 +96,17 @@ class LiveView:
             return f"trial {event.number} epoch {event.epoch}/{trial.epochs}{value}"
         if isinstance(event, TrialWaiting):
             return f"trial {event.number} waits: {event.reason}"
-        state = STATUS_NAMES[event.status] + (
-            f" after epoch {trial.epoch}" if event.status is TrialStatus.PRUNED else ""
-        )
+        status = STATUS_NAMES[event.status]
+        if event.status is TrialStatus.PRUNED:
+            status += f" after epoch {trial.epoch}"
         detail = f": {event.reason}" if event.reason else f", {format_number(event.value)}"
         progress = f"{self._progress.num_ended}/{self._progress.num_trials}{self._format_remaining()}"
-        return f"[{progress}] trial {event.number} {state}{detail}"
+        return f"[{progress}] trial {event.number} {status}{detail}"
 
     def _format_counts(self) -> str:
         counts = ", ".join(
-            f"{self._progress.counts[state]} {STATUS_NAMES[state]}"
-            for state in (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAIL)
+            f"{self._progress.counts[status]} {STATUS_NAMES[status]}"
+            for status in (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAIL)
         )
         return f"{self._progress.num_ended}/{self._progress.num_trials}: {counts}"
 

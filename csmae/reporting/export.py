@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from csmae.config import ConfigError
-from csmae.encoders import WEIGHTS, SensorEncoder, load_published
+from csmae.encoders import SensorEncoder, load_published
 from csmae.tracking.fetch import fetch_encoder
 from csmae.tracking.model_card import UNKNOWN, model_card, read_settings
 
@@ -72,7 +71,7 @@ def export_encoder(source: str, folder: Path, title: str, license_id: str | None
     encoder.save(folder, details)
     settings = read_settings(folder)
     origin = {name: str(details.get(name, UNKNOWN)) for name in ("study", "trial", "data")}
-    origin["sha256"] = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    origin["sha256"] = settings["sha256"]
     card = (
         FRONT.format(license=f"license: {license_id}\n" if license_id else "")
         + model_card(title, settings, origin, _numbers(details.get("metrics")), folder.resolve().name)

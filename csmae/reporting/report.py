@@ -156,7 +156,7 @@ class Report:
         best = ""
         if board.entries:
             trial = board.entries[0].trial
-            best = f" The best is trial {trial.number}: {board.objective} {self._score(trial)}."
+            best = f" The best is trial {trial.number}: {board.objective} {self._format_objective(trial)}."
         return f"{len(board.trials)} trials ({states}), {epochs} epochs{self._hours()} in total.{best}"
 
     def _hours(self) -> str:
@@ -220,7 +220,7 @@ class Report:
                 [
                     str(trial.number),
                     STATUS_NAMES[status_of(trial)],
-                    self._score(trial),
+                    self._format_objective(trial),
                     *(_format_value(last_value(trial, index)) for index in further),
                     *(notes[trial.number] for _ in note),
                     str(num_epochs(trial)),
@@ -230,7 +230,7 @@ class Report:
             )
         return "Trials", header, rows
 
-    def _score(self, trial: FrozenTrial) -> str:
+    def _format_objective(self, trial: FrozenTrial) -> str:
         """A trial's objective; mean and standard deviation over the seeds if it was confirmed."""
         entry = self._entries.get(trial.number)
         if entry is None or entry.num_seeds < 2:
