@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -12,7 +13,7 @@ from ray import train, tune
 from ray.train.torch import TorchTrainer
 
 from csmae.cluster.ray_private import is_startup_timeout
-from csmae.config import Config, one_line
+from csmae.config import one_line
 from csmae.workers.controller_callback import ControllerCallback
 from csmae.workers.coordinator import Coordinator
 from csmae.workers.messages import (
@@ -47,8 +48,8 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], spec: WorkerGroupSpec) -> None:
         """Start the coordinator and the workers, and assign the first trial."""
         self._spec, self._closing = spec, False
-        self._last_epoch: EpochReport | None = None
-        """The trial's last epoch, which Tune gets together with the trial's end."""
+        self._last_epoch: dict[str, Any] = {}
+        """The result of the trial's last epoch, which Tune gets together with the trial's end."""
         self._num_fits, self._last_ended_fit = 0, 0
         self._coordinator = ray.remote(num_cpus=0)(Coordinator).remote(spec.retries, spec.hang_timeout_s)
         self._start_fit()
@@ -69,14 +70,13 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
         event = self._next_event()
         if isinstance(event, EpochReport):
             self._failed_fits = 0
-            if event.epoch < self._config.train.epochs:
-                return _result(event)
-            self._last_epoch, event = event, self._next_event()
+            if event.epoch < self._num_epochs:
+                return asdict(event)
+            self._last_epoch, event = asdict(event), self._next_event()
         if isinstance(event, ResourcesHeld):
             return {"resources_held": event.held}
         assert isinstance(event, AssignmentEnded), "no epoch follows the last one"
-        result = _result(self._last_epoch) if self._last_epoch else {}
-        return {**result, event.outcome.value: event.reason, "done": True}
+        return {**self._last_epoch, event.outcome.value: event.reason, "done": True}
 
     def cleanup(self) -> None:
         """Stop the workers and wait until their resources are free."""
@@ -85,7 +85,7 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
         self._fit_thread.join(CLOSE_TIMEOUT_S)
 
     def _assign(self, config: dict[str, Any]) -> None:
-        self._config, self._failed_fits, self._last_epoch = Config.model_validate(config["config"]), 0, None
+        self._num_epochs, self._failed_fits, self._last_epoch = config["config"]["train"]["epochs"], 0, {}
         ray.get(self._coordinator.assign.remote(config["config"], config["run_dir"]))
         if self._last_ended_fit == self._num_fits:
             self._start_fit()
@@ -131,10 +131,6 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
         self._last_ended_fit = number
         if not self._closing:
             ray.get(self._coordinator.fit_ended.remote(ended))
-
-
-def _result(report: EpochReport) -> dict[str, Any]:
-    return {"epoch": report.epoch, "metrics": report.metrics}
 
 
 def make_trainer(

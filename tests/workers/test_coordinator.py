@@ -4,12 +4,10 @@ import asyncio
 
 import pytest
 
-from csmae.config import Config
 from csmae.workers import coordinator as coordinator_module
 from csmae.workers.coordinator import Coordinator
 from csmae.workers.group import WorkerGroupTrainable
 from csmae.workers.messages import AssignmentEnded, EpochReport, FitEnded, HeartbeatTimeout, Outcome, ResourcesHeld
-from tests.conftest import SMALL
 
 
 @pytest.fixture(autouse=True)
@@ -229,8 +227,8 @@ class ScriptedTrainable(WorkerGroupTrainable):
     """A trainable in the middle of a trial of two epochs, with given events."""
 
     def __init__(self, *events: EpochReport | ResourcesHeld | AssignmentEnded) -> None:
-        self._events, self._failed_fits, self._last_epoch = iter(events), 0, None
-        self._config = Config.model_validate(SMALL | {"train": {"epochs": 2}})
+        self._events, self._failed_fits = iter(events), 0
+        self._num_epochs, self._last_epoch = 2, {}
 
     def _next_event(self) -> EpochReport | ResourcesHeld | AssignmentEnded:
         return next(self._events)
