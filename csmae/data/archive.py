@@ -61,7 +61,7 @@ class Archive:
                     found |= stored_sensors(self.lmdb.read(position).data)
         elif self.metadata is not None:
             names = {"s1": self.metadata.s1_names, "s2": self.metadata.names}
-            found = {sensor for sensor in SENSORS if (self.lmdb.find(names[sensor]) >= 0).any()}
+            found = {sensor for sensor in SENSORS if (self.lmdb.index.find(names[sensor]) >= 0).any()}
         return tuple(sorted(found)) or SENSORS
 
     @property
@@ -245,7 +245,7 @@ def _split_of_keys(
     Raises:
         ArchiveError: A key is repeated or missing.
     """
-    positions = {sensors: archive.lmdb.find(names) for sensors, names in keys.items()}
+    positions = {sensors: archive.lmdb.index.find(names) for sensors, names in keys.items()}
     if archive.is_v1:
         _reject_repeated(archive.lmdb.index.keys, next(iter(positions.values())), where)
     present = _present_pairs(archive, keys, positions, where)

@@ -85,14 +85,17 @@ def check_archive(archive: Archive, checksums: Path | None, progress: Callable[[
     sensors = archive.sensors
     _check_splits(archive, sensors, problems)
     lmdb = archive.lmdb
-    check = _PickleCheck(sensors) if archive.is_v1 else _SafetensorsCheck()
+    buffer, decoders = allocate(1), {sensor: SafetensorsDecoder(bands) for sensor, bands in BANDS.items()}
     computed: dict[str, int] = {}
     for position in lmdb.iter_prefetched(lmdb.file_order(np.arange(len(lmdb.index.keys)))):
         key = lmdb.key(position)
         try:
             value = lmdb.read(position)
             computed[key] = zlib.crc32(value.data) if checksums else 0
-            check(value)
+            if archive.is_v1:
+                _check_pickle(value, sensors, buffer)
+            else:
+                _check_safetensors(value, decoders, buffer)
         except BandTypeError as error:
             problems.add_type(str(error), key)
         except DamagedValueError as error:
@@ -119,35 +122,23 @@ def _check_splits(archive: Archive, sensors: tuple[str, ...], problems: Problems
                 problems.add(f"is in split {split_of[patch]} and in split {name}", patch)
 
 
-class _PickleCheck:
-    """Checks a v1 value: every opcode, every band of the archive's sensors, and the labels."""
-
-    def __init__(self, sensors: tuple[str, ...]) -> None:
-        self._sensors = sensors
-        self._buffer = allocate(1)
-
-    def __call__(self, value: NDArray[np.uint8]) -> None:
-        # A new decoder for each value: a known skeleton would skip the opcodes that are to be checked.
-        decode = PickleDecoder(tuple(band for sensor in self._sensors for band in BANDS[sensor]))
-        copy_segments(value, decode(value.data), self._buffer, 0)
-        class_names(value.data)
-        for sensor in self._sensors:
-            _check_pixels(self._buffer, sensor)
+def _check_pickle(value: NDArray[np.uint8], sensors: tuple[str, ...], buffer: Buffer) -> None:
+    """Check a v1 value: every opcode, every band of the archive's sensors, and the labels."""
+    # A new decoder for each value: a known skeleton would skip the opcodes that are to be checked.
+    decode = PickleDecoder(tuple(band for sensor in sensors for band in BANDS[sensor]))
+    copy_segments(value, decode(value.data), buffer, 0)
+    class_names(value.data)
+    for sensor in sensors:
+        _check_pixels(buffer, sensor)
 
 
-class _SafetensorsCheck:
-    """Checks a v2 value: the bands of the sensor that it holds, or only its header if it holds something else."""
-
-    def __init__(self) -> None:
-        self._buffer = allocate(1)
-        self._decoders = {sensor: SafetensorsDecoder(bands) for sensor, bands in BANDS.items()}
-
-    def __call__(self, value: NDArray[np.uint8]) -> None:
-        entries = parse_header(read_header(value.data))
-        for sensor, bands in BANDS.items():
-            if not entries.keys().isdisjoint(bands):
-                copy_segments(value, self._decoders[sensor](value.data), self._buffer, 0)
-                _check_pixels(self._buffer, sensor)
+def _check_safetensors(value: NDArray[np.uint8], decoders: dict[str, SafetensorsDecoder], buffer: Buffer) -> None:
+    """Check a v2 value: the bands of the sensor that it holds, or only its header if it holds something else."""
+    entries = parse_header(read_header(value.data))
+    for sensor, decode in decoders.items():
+        if not entries.keys().isdisjoint(BANDS[sensor]):
+            copy_segments(value, decode(value.data), buffer, 0)
+            _check_pixels(buffer, sensor)
 
 
 def _check_pixels(buffer: Buffer, sensor: str) -> None:

@@ -15,6 +15,7 @@ from csmae.config import Data
 from csmae.data.archive import Archive, open_archive
 from csmae.data.errors import ArchiveError
 from csmae.data.formats.lmdb_index import read_index
+from csmae.data.loader import sequential_rows
 from csmae.data.metadata import LIST_FILES, METADATA, first_five
 from csmae.data.split import Split
 from csmae.data.write import LMDB_NAME, LmdbWriter, report_write_errors, require_new, write_metadata
@@ -87,7 +88,7 @@ def _write(splits: dict[str, Split], folder: Path, progress: Callable[[int], obj
         existing = {key.decode() for key in read_index(folder / LMDB_NAME).keys.tolist()}
         for split in splits.values():
             names = split.names
-            for rows in _chunks(split):
+            for rows in sequential_rows(len(split), _CHUNK):
                 missing = [row for row in rows.tolist() if names[row] not in existing]
                 batch = split.read(missing)
                 for number, row in enumerate(missing):
@@ -103,10 +104,6 @@ def _write(splits: dict[str, Split], folder: Path, progress: Callable[[int], obj
     }
     write_metadata(folder, [row for name, split in intact.items() for row in _metadata_rows(name, split)])
     return intact
-
-
-def _chunks(split: Split) -> list[NDArray[np.int64]]:
-    return [np.arange(start, min(start + _CHUNK, len(split))) for start in range(0, len(split), _CHUNK)]
 
 
 def _s1_name(name: str) -> str:
@@ -131,7 +128,7 @@ def _compare(source: Split, converted: Split, progress: Callable[[int], object])
     """Check that the pairs were written as they are in the source."""
     if source.names != converted.names:
         raise ArchiveError(f"{converted.lmdb.folder}: {METADATA} does not match the source; repeat the command")
-    for rows in _chunks(source):
+    for rows in sequential_rows(len(source), _CHUNK):
         tensors = zip(source.read(rows), converted.read(rows), strict=True)
         same = all(torch.equal(ours, theirs) for ours, theirs in tensors)
         if not same or any(_differ(source.bands_60m(row), converted.bands_60m(row)) for row in rows.tolist()):

@@ -99,7 +99,7 @@ def batches(split: Split, rows: Iterable[Rows], device: torch.device | str = "cp
             buffer = ready.get()
             if isinstance(buffer, BaseException):
                 raise buffer
-            yield buffer.head(len(batch))
+            yield buffer.batch.select(slice(len(batch)))
             free.put((buffer, _record_copies(device) if pin else None))
     finally:
         free.put(None)

@@ -63,10 +63,6 @@ class Buffer:
     row_bytes: dict[str, NDArray[np.uint8]]
     """For each tensor of the batch (B, bytes per row), sharing its memory."""
 
-    def head(self, num_pairs: int) -> PairBatch:
-        """Return a view of the first pairs."""
-        return self.batch.select(slice(num_pairs))
-
 
 def allocate(num_pairs: int, sensors: tuple[str, ...] = SENSORS, pin: bool = False) -> Buffer:
     """Allocate memory for a batch.

@@ -103,11 +103,8 @@ def require_new(target: Path) -> None:
             raise ArchiveError(f"{target}: already exists; choose a new folder")
 
 
-_REMEDY = "free some space or choose another folder"
-
-
 @contextmanager
-def report_write_errors(target: Path, remedy: str = _REMEDY) -> Iterator[None]:
+def report_write_errors(target: Path, remedy: str = "free some space or choose another folder") -> Iterator[None]:
     """Turn errors of the file system and of LMDB into one line.
 
     Args:

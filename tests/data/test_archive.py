@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from csmae.config import Data, Synthetic
 from csmae.data.archive import open_archive
 from csmae.data.errors import ArchiveError, DamagedValueError
-from csmae.data.formats.lmdb_reader import LmdbReader
+from csmae.data.formats.lmdb_index import Index
 from csmae.data.loader import batches, sequential_rows
 from csmae.sensors import CLASSES, S1_BANDS, S2_10M_BANDS, S2_20M_BANDS
 from tests.support.archives import (
@@ -168,13 +168,13 @@ def test_the_real_archives_of_both_versions_hold_the_same_pixels() -> None:
 def lookups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Records the number of keys of each look-up in an LMDB."""
     num_keys: list[int] = []
-    find = LmdbReader.find
+    find = Index.find
 
-    def counted(self: LmdbReader, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    def counted(self: Index, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
         num_keys.append(len(keys))
         return find(self, keys)
 
-    monkeypatch.setattr(LmdbReader, "find", counted)
+    monkeypatch.setattr(Index, "find", counted)
     return num_keys
 
 

@@ -48,10 +48,6 @@ class LmdbReader:
             self._map.madvise(mmap.MADV_RANDOM)
         self._content = np.frombuffer(self._map, np.uint8)
 
-    def find(self, keys: NDArray[np.bytes_]) -> NDArray[np.int64]:
-        """Return the positions of keys; -1 for a missing key."""
-        return self.index.find(keys)
-
     def file_order(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the order that sorts positions by the offset of their values, which suits a disk."""
         return np.argsort(self.index.offsets[positions])

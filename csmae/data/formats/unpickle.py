@@ -123,9 +123,6 @@ class _InertUnpickler:
     def read_uint(self, num_bytes: int) -> int:
         return int.from_bytes(self.read(num_bytes), "little")
 
-    def push_int32(self) -> None:
-        self.stack.append(int.from_bytes(self.read(4), "little", signed=True))
-
     def push_text(self, length_bytes: int) -> None:
         self.stack.append(self.read(self.read_uint(length_bytes)).decode())
 
@@ -225,7 +222,7 @@ _OPCODES: dict[int, Callable[[_InertUnpickler], object]] = {
     0x89: lambda u: u.stack.append(False),  # NEWFALSE
     ord("K"): lambda u: u.stack.append(u.read_uint(1)),  # BININT1
     ord("M"): lambda u: u.stack.append(u.read_uint(2)),  # BININT2
-    ord("J"): _InertUnpickler.push_int32,  # BININT
+    ord("J"): lambda u: u.stack.append(int.from_bytes(u.read(4), "little", signed=True)),  # BININT
     0x8C: lambda u: u.push_text(1),  # SHORT_BINUNICODE
     ord("X"): lambda u: u.push_text(4),  # BINUNICODE
     ord("C"): lambda u: u.push_bytes(1),  # SHORT_BINBYTES

@@ -43,15 +43,13 @@ class SafetensorsDecoder:
         key = (len(value), header)
         segments = self._cache.get(key)
         if segments is None:
-            segments = self._locate(header, 8 + len(header), len(value))
+            start, entries = 8 + len(header), parse_header(header)
+            offsets = {name: start + _offset(name, entries, len(value) - start) for name in self._bands}
+            segments = plan_copies(offsets)
             if len(self._cache) >= _MAX_CACHED_HEADERS:
                 self._cache.clear()
             self._cache[key] = segments
         return segments
-
-    def _locate(self, header: bytes, start: int, end: int) -> Segments:
-        entries = parse_header(header)
-        return plan_copies({name: start + _offset(name, entries, end - start) for name in self._bands})
 
 
 def offsets_60m(value: memoryview) -> dict[str, int]:
