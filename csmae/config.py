@@ -290,6 +290,11 @@ class Loss(Section):
             return ()
         return sensors.SENSORS if self.s1_weight else ("s2",)
 
+    def weight(self, source: str, target: str) -> float:
+        """Weight of the term that reconstructs the target sensor's images from the source sensor's."""
+        weight = self.umr_weight if source == target else self.cmr_weight
+        return weight * (self.s1_weight if target == "s1" else 1.0)
+
 
 class Optim(Section):
     """AdamW with a linear warm-up and a cosine decay to zero, per step."""

@@ -61,9 +61,8 @@ class _Counter:
     ) -> None:
         """Add a linear layer; ``count_params`` is False where a layer is applied again."""
         self.params += (inputs * outputs + outputs) * count_params
-        self.flops += (
-            2 * num_tokens * inputs * outputs * (2 + input_gradient)
-        )  # forward; gradients of weights and inputs
+        # Forward; gradients of weights and inputs.
+        self.flops += 2 * num_tokens * inputs * outputs * (2 + input_gradient)
         self.activations += num_tokens * inputs
 
     def block(self, num_tokens: int, num_queries: int, width: int, *, count_params: bool, shared: int = 0) -> None:
@@ -85,7 +84,7 @@ class _Counter:
 def _count_decoders(config: Config, counter: _Counter, visible: dict[str, int]) -> None:
     model, targets = config.model, config.loss.targets
     for group in [targets] if model.common_decoder and targets else [(target,) for target in targets]:
-        pairs = [(source, target) for target in group for source in visible if _in_loss(config, source, target)]
+        pairs = [(source, target) for target in group for source in visible if config.loss.weight(source, target)]
         for index, source in enumerate(dict.fromkeys(source for source, _ in pairs)):
             _count_trunk(config, counter, visible[source] + 1, count_params=index == 0)
         num_queries = {pair: _patches_in_loss(config, visible, *pair) for pair in pairs}
@@ -112,7 +111,3 @@ def _count_trunk(config: Config, counter: _Counter, num_visible: int, *, count_p
 def _patches_in_loss(config: Config, visible: dict[str, int], source: str, target: str) -> int:
     removed = loss_reads_removed(config.masking, source, target)
     return config.model.num_patches - visible[source] if removed else visible[source]
-
-
-def _in_loss(config: Config, source: str, target: str) -> bool:
-    return bool(config.loss.umr_weight if source == target else config.loss.cmr_weight)

@@ -25,8 +25,6 @@ class Reconstruction(NamedTuple):
 
     masks: dict[str, Mask]
     """By sensor."""
-    features: dict[str, Tensor]
-    """By sensor, pooled features (B, D) of the visible patches."""
     predictions: dict[tuple[str, str], Tensor]
     """By (source, target), all patches (B, L, P)."""
 
@@ -105,7 +103,7 @@ class CSMAE(nn.Module):
                 decoded = gather_tokens(decoder.decode(trunk, slice(1, None)), masks[source].ids_restore_bl)
                 for target in decoder.heads:
                     predictions[source, target] = decoder.predict(decoded, target)
-        return Reconstruction(masks, dict(zip(tokens, self._pool(tokens), strict=True)), predictions)
+        return Reconstruction(masks, predictions)
 
     def _encode(
         self, s1_bchw: Tensor, s2_bchw: Tensor, noise_s1_bl: Tensor, noise_s2_bl: Tensor
@@ -125,7 +123,7 @@ class CSMAE(nn.Module):
         terms: Terms = {}
         for decoder in self.decoders.values():
             assert isinstance(decoder, Decoder)
-            weights = {(s, t): w for t in decoder.heads for s in SENSORS if (w := self._weight(s, t))}
+            weights = {(s, t): w for t in decoder.heads for s in SENSORS if (w := self.loss.weight(s, t))}
             trunk = decoder({s: tokens[s] for s in SENSORS if any(s == source for source, _ in weights)}, masks)
             decoded: dict[tuple[str, bool], Tensor] = {}
             for (source, target), weight in weights.items():
@@ -151,10 +149,6 @@ class CSMAE(nn.Module):
 
     def _pool(self, tokens: dict[str, Tensor]) -> Tensor:
         return torch.stack([self.encoder.pool(tokens[s]) for s in SENSORS])
-
-    def _weight(self, source: str, target: str) -> float:
-        weight = self.loss.umr_weight if source == target else self.loss.cmr_weight
-        return weight * (self.loss.s1_weight if target == "s1" else 1.0)
 
 
 def build_model(config: Config) -> CSMAE:

@@ -45,11 +45,11 @@ def nt_xent(z1_bd: Tensor, z2_bd: Tensor, temperature: float) -> Tensor:
 
     Source: SimCLR (arXiv 2002.05709), eq. 1; CSMAE (arXiv 2401.07782).
     """
+    rank, world_size = rank_and_world_size()
     with torch.autocast(z1_bd.device.type, enabled=False):  # 16-bit logits lose their digits at low temperatures
         local_2bd = torch.stack([F.normalize(z1_bd.float(), dim=1), F.normalize(z2_bd.float(), dim=1)])
-        all_2bd = _gather_scenes(local_2bd)
+        all_2bd = _AllGather.apply(local_2bd) if world_size > 1 else local_2bd
         logits = local_2bd.flatten(0, 1) @ all_2bd.flatten(0, 1).T / temperature
-    rank, _ = rank_and_world_size()
     scenes = torch.arange(len(z1_bd), device=z1_bd.device) + rank * len(z1_bd)
     anchors = torch.cat([scenes, scenes + all_2bd.shape[1]])
     logits = logits.scatter(1, anchors[:, None], float("-inf"))
@@ -62,7 +62,10 @@ def modality_discrepancy(z1_bd: Tensor, z2_bd: Tensor) -> Tensor:
 
 
 class _AllGather(torch.autograd.Function):
-    """Concatenate the scenes of all ranks; the backward pass sums the gradients that all ranks compute for a scene."""
+    """Concatenate the scenes of all ranks along dimension 1.
+
+    The backward pass sums the gradients that all ranks compute for a scene.
+    """
 
     @staticmethod
     def forward(ctx: Any, local_2bd: Tensor) -> Tensor:
@@ -76,11 +79,3 @@ class _AllGather(torch.autograd.Function):
         total = gradients[0].contiguous()
         dist.all_reduce(total)
         return total.narrow(1, dist.get_rank() * ctx.batch, ctx.batch)
-
-
-def _gather_scenes(local_2bd: Tensor) -> Tensor:
-    """Features of the scenes of all ranks along dimension 1, with gradients."""
-    if rank_and_world_size()[1] == 1:
-        return local_2bd
-    gathered: Tensor = _AllGather.apply(local_2bd)
-    return gathered

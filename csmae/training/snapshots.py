@@ -68,9 +68,8 @@ def write_snapshot(
     np.savez(content, allow_pickle=False, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for draft in path.parent.glob(
-            DRAFTS
-        ):  # a killed process leaves one, and a resumed run does not repeat its epoch
+        # A killed process leaves a draft, and a resumed run does not repeat its epoch.
+        for draft in path.parent.glob(DRAFTS):
             draft.unlink(missing_ok=True)
         with atomic_write(path) as file:
             file.write(content.getvalue())

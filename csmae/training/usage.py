@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -85,8 +86,6 @@ def _gpu_usage(device: torch.device) -> tuple[float, ...]:
         return ()
     utilisation = math.nan
     if find_spec("pynvml"):
-        try:
+        with suppress(Exception):  # a MIG slice has no figure, and a container may hide it: each fails in its own way
             utilisation = float(torch.cuda.utilization(device))
-        except Exception:  # a MIG slice has no figure, and a container may hide it: each fails in its own way
-            utilisation = math.nan
     return torch.cuda.max_memory_reserved(device) / 2**20, utilisation
