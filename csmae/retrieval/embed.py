@@ -18,10 +18,13 @@ from csmae.distributed import rank_and_world_size
 from csmae.encoders import SensorEncoder
 from csmae.out_of_memory import retry_with_half
 
+BATCH_SIZE = 256
+"""Pairs per batch where no configuration gives another number."""
+
 
 @torch.no_grad()
 def embed(
-    encoder: SensorEncoder, split: Split, batch_size: int, advance: Callable[[int], object] | None = None
+    encoder: SensorEncoder, split: Split, batch_size: int = BATCH_SIZE, advance: Callable[[int], object] | None = None
 ) -> dict[str, Tensor]:
     """Compute unmasked features of all scenes of a split.
 

@@ -168,7 +168,7 @@ def _check_scales(path: Path, sensor: str, scales: NDArray[np.float64]) -> None:
 
 def _check_s1(path: Path, scene: NDArray[np.float64], suffix: str) -> None:
     found = f"{path}: s1 must be backscatter in dB, found {scene.min():.3g} to {scene.max():.3g}{suffix}"
-    median, outside = np.median(scene), (scene < S1_RANGE[0]) | (scene > S1_RANGE[1])
+    median, outside = np.median(scene), ((scene < S1_RANGE[0]) | (scene > S1_RANGE[1])).any(0).sum()
     if scene.min() >= 0:
         raise GeoTiffError(f"{found}: convert it to dB: 10·log10(x)")
     if median < S1_MEDIAN[0]:
@@ -177,10 +177,9 @@ def _check_s1(path: Path, scene: NDArray[np.float64], suffix: str) -> None:
         raise GeoTiffError(f"{found}: if it holds dB already, reset the scale (`gdal_edit.py -scale 1 -offset 0`)")
     if median > S1_MEDIAN[1]:
         raise GeoTiffError(f"{found}: give measured dB, not standardized values")
-    if outside.any():
-        count = outside.any(0).sum()
+    if outside:
         raise GeoTiffError(
-            f"{found}: {count} pixels are outside {S1_RANGE[0]:g} to {S1_RANGE[1]:g}: cut a scene without them"
+            f"{found}: {outside} pixels are outside {S1_RANGE[0]:g} to {S1_RANGE[1]:g}: cut a scene without them"
         )
 
 

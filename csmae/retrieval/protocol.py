@@ -12,12 +12,9 @@ from csmae.config import ConfigError
 from csmae.data.archive import Archive
 from csmae.data.split import Split
 from csmae.encoders import SensorEncoder
-from csmae.retrieval.embed import embed
+from csmae.retrieval.embed import BATCH_SIZE, embed
 from csmae.retrieval.scores import LabelledScenes, class_hit_rates, direction_scores, partner_scores, rank_directions
 from csmae.sensors import CLASSES
-
-BATCH_SIZE = 256
-"""Pairs per batch of the encoder."""
 
 
 class ClassRow(NamedTuple):

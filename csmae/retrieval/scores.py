@@ -35,26 +35,21 @@ class LabelledScenes(NamedTuple):
         return LabelledScenes(features, self.labels_nc[rows][keep])
 
 
-def rank_archive(queries_qd: Tensor, archive_nd: Tensor, k: int) -> Tensor:
-    """Find exact nearest neighbors by cosine similarity.
+def rank_directions(queries: dict[str, Tensor], archive: dict[str, Tensor], k: int) -> dict[str, Tensor]:
+    """Rank the archive exactly by cosine similarity in each direction.
 
     Args:
-        queries_qd, archive_nd: L2-normalized features on one device. Zero rows of the archive are damaged scenes, which
-            are never found.
+        queries, archive: By sensor, L2-normalized features on one device, (Q, D) and (N, D). Zero rows of the archive are
+            damaged scenes, which are never found.
         k: Scenes to retrieve, at most N.
 
     Returns:
-        (Q, K) archive indices, the most similar first; fewer columns if fewer scenes are intact.
+        By direction, archive indices (Q, K), the most similar first; fewer columns if fewer scenes are intact.
     """
-    return search(queries_qd, archive_nd.split(ARCHIVE_BLOCK), k).indices_qk
-
-
-def rank_directions(queries: dict[str, Tensor], archive: dict[str, Tensor], k: int) -> dict[str, Tensor]:
-    """Rank the archive in each direction: archive indices (Q, K), the most similar first."""
     rankings = {}
     for direction in DIRECTIONS:
         source, target = direction.split("_to_")
-        rankings[direction] = rank_archive(queries[source], archive[target], k)
+        rankings[direction] = search(queries[source], archive[target].split(ARCHIVE_BLOCK), k).indices_qk
     return rankings
 
 
@@ -108,12 +103,6 @@ def class_hit_rates(query_labels_qc: Tensor, archive_labels_nc: Tensor, ranked_q
         hits += torch.einsum("qc,qkc->c", query, archive[ranked]).double().cpu()
         queries += query.sum(0).double().cpu()
     return hits / (queries * ranked_qk.shape[1])
-
-
-def retrieval_scores(queries: LabelledScenes, archive: LabelledScenes, k: int) -> dict[str, float]:
-    """Label scores at k of the four directions, see ``direction_scores``."""
-    rankings = rank_directions(queries.features, archive.features, k)
-    return direction_scores(rankings, queries.labels_nc, archive.labels_nc)
 
 
 def direction_scores(

@@ -35,8 +35,6 @@ FORMAT = "csmae-features-1"
 METADATA, NAMES, LABELS = "store.json", "names.npy", "labels.npy"
 SHARD = 4096
 """Scenes per shard: a killed process loses at most one shard."""
-BATCH_SIZE = 256
-"""Scenes per batch of the encoder."""
 SHARDS_PER_BLOCK = nearest.ARCHIVE_BLOCK // SHARD
 
 Metadata = dict[str, Any]
@@ -157,7 +155,7 @@ def write_store(
             if all(_shard(folder, sensor, start).exists() for sensor in split.sensors):
                 advance(len(rows))
                 continue
-            for sensor, features_nd in embed(encoder, split.take(rows), BATCH_SIZE, advance).items():
+            for sensor, features_nd in embed(encoder, split.take(rows), advance=advance).items():
                 _write_array(_shard(folder, sensor, start), features_nd.cpu().numpy().astype(dtype))
     except OSError as error:
         raise StoreError(

@@ -14,7 +14,7 @@ from csmae.distributed import default_device
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import build_model
 from csmae.retrieval.protocol import evaluate
-from csmae.retrieval.scores import LabelledScenes, partner_scores, retrieval_scores
+from csmae.retrieval.scores import LabelledScenes, direction_scores, partner_scores, rank_directions
 
 
 def validation_scores(features: dict[str, Tensor], validation: Split, k: int) -> dict[str, float]:
@@ -26,7 +26,7 @@ def validation_scores(features: dict[str, Tensor], validation: Split, k: int) ->
         k: Scenes retrieved per query.
 
     Returns:
-        If both halves have labels, ``val/f1_mean``, ``val/f1/s1_to_s2`` and others (see ``retrieval_scores``); over
+        If both halves have labels, ``val/f1_mean``, ``val/f1/s1_to_s2`` and others (see ``direction_scores``); over
         the whole split, ``val/recall_at_1`` and ``val/mrr`` (see ``partner_scores``).
 
     Raises:
@@ -41,8 +41,10 @@ def validation_scores(features: dict[str, Tensor], validation: Split, k: int) ->
             f"eval.k {k} needs a query and as many scenes to retrieve from: without the damaged pairs there are"
             f" {num_queries} and {num_scenes}"
         )
-    labelled = bool(queries.labels_nc.any() and archive.labels_nc.any())
-    scores = retrieval_scores(queries, archive, k) if labelled else {}
+    scores: dict[str, float] = {}
+    if queries.labels_nc.any() and archive.labels_nc.any():
+        rankings = rank_directions(queries.features, archive.features, k)
+        scores = direction_scores(rankings, queries.labels_nc, archive.labels_nc)
     scores |= partner_scores(scenes.intact().features)
     return {f"val/{name}": value for name, value in scores.items()}
 

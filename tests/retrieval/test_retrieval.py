@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from csmae.retrieval import nearest, quantized, scores
-from csmae.retrieval.scores import LabelledScenes, label_scores, partner_scores, rank_archive, retrieval_scores
+from csmae.retrieval.scores import direction_scores, label_scores, partner_scores, rank_directions
 from csmae.sensors import DIRECTIONS
 from tests.retrieval.test_quantized import INT8
 
@@ -42,7 +42,7 @@ def test_ranking_equals_sorting_every_similarity(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(nearest, "QUERY_BLOCK", 7)
     queries, archive = features(0, 30)["s1"], features(1, 50)["s2"]
     naive = [sorted(range(50), key=lambda i, q=q: -float(q @ archive[i]))[:10] for q in queries]  # type: ignore[misc]
-    assert rank_archive(queries, archive, 10).tolist() == naive
+    assert nearest.search(queries, [archive], 10).indices_qk.tolist() == naive
 
 
 @pytest.mark.parametrize("count", [50, 200, 1024, 1100])
@@ -162,6 +162,6 @@ def test_a_collapsed_encoder_finds_no_partner() -> None:
 
 def test_f1_mean_is_the_mean_over_the_four_directions() -> None:
     queries, archive = features(4, 20), features(5, 30)
-    scores = retrieval_scores(LabelledScenes(queries, labels(4, 20)), LabelledScenes(archive, labels(5, 30)), 3)
+    scores = direction_scores(rank_directions(queries, archive, 3), labels(4, 20), labels(5, 30))
     expected = sum(scores[f"f1/{direction}"] for direction in DIRECTIONS) / 4
     assert math.isclose(scores["f1_mean"], expected)

@@ -24,7 +24,7 @@ from csmae.retrieval.embed import embed
 from csmae.retrieval.geotiff import GeoTiffError, read_scene
 from csmae.retrieval.protocol import evaluate
 from csmae.retrieval.query import read_query, search
-from csmae.retrieval.scores import rank_archive
+from csmae.retrieval.scores import rank_directions
 from csmae.retrieval.store import Source, StoreError, open_store, write_store
 from csmae.sensors import CLASSES, DIRECTIONS, S2_BANDS
 from csmae.training.scoring import final_scores
@@ -205,8 +205,8 @@ def test_hit_rates_count_hits_that_have_the_class(data: Data, encoder: SensorEnc
     archive = open_archive(data)
     result = evaluate(encoder, archive, 3)
     queries, gallery = (archive.split(name) for name in ("validation", "test"))
-    features = [embed(encoder, split, 16) for split in (queries, gallery)]
-    ranked = rank_archive(features[0]["s1"], features[1]["s2"], 3).tolist()
+    rankings = rank_directions(embed(encoder, queries, 16), embed(encoder, gallery, 16), 3)
+    ranked = rankings["s1_to_s2"].tolist()
     index = int(queries.labels().sum(0).argmax())
     with_class = np.flatnonzero(queries.labels()[:, index])
     hits = [gallery.labels()[hit, index] for query in with_class for hit in ranked[query]]

@@ -19,7 +19,7 @@ from csmae.model.masking import draw_masks
 from csmae.model.patches import patchify
 from csmae.reporting.trial_plots import save_trial_plots
 from csmae.retrieval.embed import embed
-from csmae.retrieval.scores import rank_archive
+from csmae.retrieval.nearest import search
 from csmae.training.snapshots import is_due, write_snapshot
 from csmae.training.splits import validation_split
 from csmae.training.trainer import pretrain
@@ -64,7 +64,7 @@ def test_a_snapshot_shows_scenes_of_the_archive_and_hits_of_the_score(tmp_path: 
     np.testing.assert_allclose(arrays["s2"], batch.s2_10m[:, :3].float().numpy(), rtol=2e-3, atol=2)
     assert arrays["s1_visible"].mean() == pytest.approx(0.25)
     features = embed(SensorEncoder.from_model(build_model(config).eval(), config), split, 16)
-    ranked = rank_archive(features["s2"][:1], features["s1"][half:], config.eval.k)[0]
+    ranked = search(features["s2"][:1], [features["s1"][half:]], config.eval.k).indices_qk[0]
     np.testing.assert_array_equal(arrays["hits_s2_to_s1"], split.read(half + ranked).s1.numpy().astype(np.float16))
     labels = split.labels()
     shared = (labels[half + ranked.numpy()] & labels[0]).any(1)
