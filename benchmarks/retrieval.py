@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from csmae.retrieval import quantized
 from csmae.retrieval.nearest import ARCHIVE_BLOCK, search
 
-WIDTH, K, CENTRES = 768, 10, 50
+WIDTH, K, CENTERS = 768, 10, 50
 
 Floats = NDArray[np.float32]
 
@@ -40,8 +40,8 @@ Floats = NDArray[np.float32]
 def features(count: int, seed: int) -> Floats:
     """L2-normalized features (count, WIDTH) around the centers."""
     random = np.random.default_rng(seed)
-    centres = np.random.default_rng(0).standard_normal((CENTRES, WIDTH), np.float32)
-    points = random.standard_normal((count, WIDTH), np.float32) + centres[random.integers(CENTRES, size=count)]
+    centers = np.random.default_rng(0).standard_normal((CENTERS, WIDTH), np.float32)
+    points = random.standard_normal((count, WIDTH), np.float32) + centers[random.integers(CENTERS, size=count)]
     return np.asarray(points / np.linalg.norm(points, axis=1, keepdims=True), np.float32)
 
 

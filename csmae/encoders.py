@@ -81,7 +81,7 @@ class SensorEncoder(nn.Module):
         Returns:
             Features (B, D) by sensor, in a dictionary because exported programs do not support our classes.
         """
-        images = {s: self._normalise(s, image) for s, image in (("s1", s1), ("s2", s2)) if image is not None}
+        images = {s: self._normalize(s, image) for s, image in (("s1", s1), ("s2", s2)) if image is not None}
         if not images:
             raise EncoderError("encode: pass s1=, s2= or both")
         return self._features(images)
@@ -182,7 +182,7 @@ class SensorEncoder(nn.Module):
             images = {s: image.transpose(2, 3) for s, image in images.items()}
         return {s: f.float() for s, f in self.network.features(images).items()}
 
-    def _normalise(self, sensor: str, image: np.ndarray | Tensor) -> Tensor:
+    def _normalize(self, sensor: str, image: np.ndarray | Tensor) -> Tensor:
         tensor = torch.as_tensor(image, device=self.device)
         bands = BANDS[sensor]
         if tensor.ndim != 4 or tensor.shape[1] != len(bands) or tensor.shape[2] != tensor.shape[3]:

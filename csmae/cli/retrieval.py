@@ -113,8 +113,8 @@ def evaluate(
         print_line("Without labels, finding each test scene's image from the other sensor in the test split:")
         print_line(f"recall@1 {100 * result.scores['recall_at_1']:.2f} %, mrr {100 * result.scores['mrr']:.2f} %")
         return 0
-    if any(result.unlabelled.values()):
-        queries, scenes = result.unlabelled.values()
+    if any(result.unlabeled.values()):
+        queries, scenes = result.unlabeled.values()
         print_line(
             f"{queries} of {result.num_queries} queries and {scenes} of {result.num_archive} test scenes carry no label:"
             " they count as not found"

@@ -46,8 +46,8 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
         if number in damaged:
             draw.multiline_text((x, y + IMAGE_SIZE + 2), f"{name}\ndamaged", fill="red", font_size=8, spacing=1)
             continue
-        images = [_natural_colour(batch.s2_10m[number])] if "s2" in split.sensors else []
-        images += [_false_colour(batch.s1[number])] if "s1" in split.sensors else []
+        images = [_natural_color(batch.s2_10m[number])] if "s2" in split.sensors else []
+        images += [_false_color(batch.s1[number])] if "s1" in split.sensors else []
         sheet.paste(Image.fromarray(np.concatenate(images, axis=1)), (x, y))
         classes = ", ".join(CLASSES[index] for index in np.flatnonzero(labels[number]))
         text = "\n".join([*textwrap.wrap(name, width + 10), *textwrap.wrap(classes, width, max_lines=5)])
@@ -56,7 +56,7 @@ def write_contact_sheet(split: Split, rows: list[int], path: Path) -> None:
         sheet.save(file, "PNG")
 
 
-def _natural_colour(s2_10m: Tensor) -> NDArray[np.uint8]:
+def _natural_color(s2_10m: Tensor) -> NDArray[np.uint8]:
     """Return red, green and blue of S2 (120, 120, 3); the brightest 1 % of the pixels are white.
 
     Args:
@@ -67,7 +67,7 @@ def _natural_colour(s2_10m: Tensor) -> NDArray[np.uint8]:
     return _as_bytes(image / white)
 
 
-def _false_colour(s1: Tensor) -> NDArray[np.uint8]:
+def _false_color(s1: Tensor) -> NDArray[np.uint8]:
     """Return VV, VH and their difference as red, green and blue (120, 120, 3).
 
     Args:

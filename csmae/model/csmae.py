@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from csmae.config import Config, Loss, Masking, Model
 from csmae.model.decoder import Decoder
 from csmae.model.encoder import Encoder
-from csmae.model.losses import modality_discrepancy, normalise_patches, nt_xent, reconstruction_loss
+from csmae.model.losses import modality_discrepancy, normalize_patches, nt_xent, reconstruction_loss
 from csmae.model.masking import Mask, draw_masks, loss_reads_removed
 from csmae.model.patches import gather_tokens, patchify
 from csmae.sensors import SENSORS
@@ -49,7 +49,7 @@ class CSMAE(nn.Module):
         targets = loss.targets
         groups = {"common": targets} if model.common_decoder and targets else {t: (t,) for t in targets}
         self.decoders = nn.ModuleDict({name: Decoder(model, group) for name, group in groups.items()})
-        self.apply(_initialise)
+        self.apply(_initialize)
 
     def forward(
         self,
@@ -119,7 +119,7 @@ class CSMAE(nn.Module):
     ) -> Terms:
         """The UMR and CMR terms; each decoder processes each source once."""
         if self.loss.norm_pix:
-            patches = {s: normalise_patches(p) for s, p in patches.items()}
+            patches = {s: normalize_patches(p) for s, p in patches.items()}
         terms: Terms = {}
         for decoder in self.decoders.values():
             assert isinstance(decoder, Decoder)
@@ -164,7 +164,7 @@ def _weighted_sum(terms: Terms) -> dict[str, Tensor]:
     return {"loss": loss} | {name: term for name, (_, term) in terms.items()}
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Initialize as in MAE (arXiv 2111.06377, appendix A.1): Xavier-uniform projections, tokens with deviation 0.02."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)

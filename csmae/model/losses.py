@@ -16,7 +16,7 @@ EPSILON = 1e-6
 """Added to a patch's variance before its square root is taken."""
 
 
-def normalise_patches(patches_blp: Tensor) -> Tensor:
+def normalize_patches(patches_blp: Tensor) -> Tensor:
     """Standardize each patch by its mean and unbiased variance (MAE, arXiv 2111.06377, section 3)."""
     variance, mean = torch.var_mean(patches_blp, dim=-1, keepdim=True)
     return (patches_blp - mean) / (variance + EPSILON).sqrt()

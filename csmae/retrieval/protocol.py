@@ -13,7 +13,7 @@ from csmae.data.archive import Archive
 from csmae.data.split import Split
 from csmae.encoders import SensorEncoder
 from csmae.retrieval.embed import BATCH_SIZE, embed
-from csmae.retrieval.scores import LabelledScenes, class_hit_rates, direction_scores, partner_scores, rank_directions
+from csmae.retrieval.scores import LabeledScenes, class_hit_rates, direction_scores, partner_scores, rank_directions
 from csmae.sensors import CLASSES
 
 
@@ -39,14 +39,14 @@ class Evaluation:
     """See ``direction_scores``; if a split has no labels, ``partner_scores`` of the test split."""
     classes: list[ClassRow]
     """Empty if a split has no labels."""
-    unlabelled: dict[str, int]
+    unlabeled: dict[str, int]
     """By split, the number of scenes without labels: as queries and as hits they count as not found."""
 
     @property
     def splits_without_labels(self) -> list[str]:
         """Splits in which no scene has a label."""
         sizes = {"validation": self.num_queries, "test": self.num_archive}
-        return [name for name, count in self.unlabelled.items() if count == sizes[name]]
+        return [name for name, count in self.unlabeled.items() if count == sizes[name]]
 
 
 def evaluate(
@@ -79,9 +79,9 @@ def evaluate(
     if not 1 <= k <= num_archive:
         raise ConfigError(f"k must be between 1 and the {num_archive} intact scenes of the test split: found {k}")
     labels = {"validation": query_labels_qc, "test": archive_labels_nc}
-    unlabelled = {name: int((~labels_nc.any(1)).sum()) for name, labels_nc in labels.items()}
+    unlabeled = {name: int((~labels_nc.any(1)).sum()) for name, labels_nc in labels.items()}
     if not (query_labels_qc.any() and archive_labels_nc.any()):
-        return Evaluation(num_queries, num_archive, partner_scores(gallery.features), [], unlabelled)
+        return Evaluation(num_queries, num_archive, partner_scores(gallery.features), [], unlabeled)
     rankings = rank_directions(queries.features, gallery.features, k)
     scores = direction_scores(rankings, query_labels_qc, archive_labels_nc)
     rates = [class_hit_rates(query_labels_qc, archive_labels_nc, ranked).tolist() for ranked in rankings.values()]
@@ -91,11 +91,11 @@ def evaluate(
         map(list, zip(*rates, strict=True)),
     )
     classes = [ClassRow(*row) for row in zip(CLASSES, *columns, strict=True)]
-    return Evaluation(num_queries, num_archive, scores, classes, unlabelled)
+    return Evaluation(num_queries, num_archive, scores, classes, unlabeled)
 
 
 def _intact_scenes(
     encoder: SensorEncoder, split: Split, batch_size: int, advance: Callable[[int], object] | None
-) -> LabelledScenes:
+) -> LabeledScenes:
     labels_nc = torch.from_numpy(split.labels()).to(encoder.device)  # before embedding: it may find damaged values too
-    return LabelledScenes(embed(encoder, split, batch_size, advance), labels_nc).intact()
+    return LabeledScenes(embed(encoder, split, batch_size, advance), labels_nc).intact()

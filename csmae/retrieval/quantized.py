@@ -118,17 +118,17 @@ def quantize(features_nd: Tensor, mean_d: Tensor, dtype: torch.dtype, pool: Exec
     scale = max(MIN_SCALE, CLIP_RMS / LEVELS * rms) if dtype == torch.int8 else 1.0
 
     def work(chunk_nd: Tensor) -> tuple[Tensor, ...]:
-        centred = chunk_nd - mean_d
-        norms = centred.norm(dim=1)
+        centered = chunk_nd - mean_d
+        norms = centered.norm(dim=1)
         if dtype == torch.int8:
-            padded = pad(centred, (0, -len(mean_d) % ROTATION))
+            padded = pad(centered, (0, -len(mean_d) % ROTATION))
             rotated = padded.unflatten(1, (-1, ROTATION)).matmul(_rotation()).flatten(1)
             rounded = (rotated / scale).round_().clamp_(-LEVELS, LEVELS)
             errors = rotated.sub_(rounded, alpha=scale).norm(dim=1)
         else:
-            rounded = centred.to(dtype)
-            errors = (centred - rounded).norm(dim=1) + BF16_ERROR * norms
-        return rounded.to(dtype), norms, errors, centred @ mean_d
+            rounded = centered.to(dtype)
+            errors = (centered - rounded).norm(dim=1) + BF16_ERROR * norms
+        return rounded.to(dtype), norms, errors, centered @ mean_d
 
     columns = zip(*pool.map(work, features_nd.split(CHUNK)), strict=True)
     values_nd, norms_n, errors_n, mean_products_n = (torch.cat(column) for column in columns)

@@ -20,7 +20,7 @@ BLOCK = 512
 """Queries that are scored at a time."""
 
 
-class LabelledScenes(NamedTuple):
+class LabeledScenes(NamedTuple):
     """Features and labels of the same scenes."""
 
     features: dict[str, Tensor]
@@ -28,11 +28,11 @@ class LabelledScenes(NamedTuple):
     labels_nc: Tensor
     """Multi-hot."""
 
-    def intact(self, rows: slice = slice(None)) -> LabelledScenes:
+    def intact(self, rows: slice = slice(None)) -> LabeledScenes:
         """The scenes in ``rows`` that are not damaged."""
         keep = self.features["s1"][rows].any(dim=1)
         features = {sensor: features_nd[rows][keep] for sensor, features_nd in self.features.items()}
-        return LabelledScenes(features, self.labels_nc[rows][keep])
+        return LabeledScenes(features, self.labels_nc[rows][keep])
 
 
 def rank_directions(queries: dict[str, Tensor], archive: dict[str, Tensor], k: int) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from csmae.distributed import default_device
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import build_model
 from csmae.retrieval.protocol import evaluate
-from csmae.retrieval.scores import LabelledScenes, direction_scores, partner_scores, rank_directions
+from csmae.retrieval.scores import LabeledScenes, direction_scores, partner_scores, rank_directions
 
 
 def validation_scores(features: dict[str, Tensor], validation: Split, k: int) -> dict[str, float]:
@@ -33,7 +33,7 @@ def validation_scores(features: dict[str, Tensor], validation: Split, k: int) ->
         ConfigError: A half has fewer intact scenes than needed.
     """
     labels_nc = torch.from_numpy(validation.labels()).to(features["s1"].device)
-    scenes, half = LabelledScenes(features, labels_nc), len(validation) // 2
+    scenes, half = LabeledScenes(features, labels_nc), len(validation) // 2
     queries, archive = scenes.intact(slice(half)), scenes.intact(slice(half, None))
     num_queries, num_scenes = len(queries.labels_nc), len(archive.labels_nc)
     if num_queries == 0 or num_scenes < k:

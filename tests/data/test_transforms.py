@@ -46,7 +46,7 @@ def naive(batch: PairBatch, flips: list[tuple[bool, bool]], size: int) -> Tensor
 
 
 @pytest.mark.parametrize("size", [120, 96, 64])
-def test_preprocessing_interpolates_normalises_and_mirrors_each_image(size: int) -> None:
+def test_preprocessing_interpolates_normalizes_and_mirrors_each_image(size: int) -> None:
     batch = random_batch(4)
     flips = [(False, False), (True, False), (False, True), (True, True)]
     s1, s2 = Preprocess(Data(), size)(batch, torch.tensor(flips))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from csmae.model.losses import modality_discrepancy, normalise_patches, nt_xent, reconstruction_loss
+from csmae.model.losses import modality_discrepancy, normalize_patches, nt_xent, reconstruction_loss
 
 
 def naive_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> float:
@@ -51,7 +51,7 @@ def test_reconstruction_loss_is_the_mean_of_the_patches_errors() -> None:
     assert math.isclose(float(reconstruction_loss(predicted, target)), sum(errors) / len(errors), rel_tol=1e-5)
 
 
-def test_a_normalised_patch_has_mean_0_and_unbiased_variance_1() -> None:
-    patches = normalise_patches(torch.randn(2, 3, 50) * 7 + 3)
+def test_a_normalized_patch_has_mean_0_and_unbiased_variance_1() -> None:
+    patches = normalize_patches(torch.randn(2, 3, 50) * 7 + 3)
     torch.testing.assert_close(patches.mean(-1), torch.zeros(2, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(patches.var(-1), torch.ones(2, 3), atol=1e-4, rtol=0)

@@ -88,10 +88,10 @@ def test_bounds_lose_no_neighbour(
 
     monkeypatch.setattr(quantized.Bounds, "topk_candidates", recorded)
     g = torch.Generator().manual_seed(0)
-    axis, centres = torch.randn(250, generator=g), torch.randn(5, 250, generator=g)
+    axis, centers = torch.randn(250, generator=g), torch.randn(5, 250, generator=g)
     spreads = torch.full((250,), spread).index_fill(0, torch.tensor([7]), 5 * spread)
     queries, archive = (
-        normalize(axis + spreads * (centres[torch.arange(n) % 5] + torch.randn(n, 250, generator=g)), dim=1)
+        normalize(axis + spreads * (centers[torch.arange(n) % 5] + torch.randn(n, 250, generator=g)), dim=1)
         for n in (150, 5003)
     )
     archive[17] = 0  # damaged

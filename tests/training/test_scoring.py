@@ -52,7 +52,7 @@ def test_too_few_intact_pairs_are_an_error(tmp_path: Path) -> None:
 
 
 def test_an_archive_without_labels_has_only_partner_scores(tmp_path: Path) -> None:
-    labelled = scores(every_pair(write_v2(tmp_path / "labeled")))
+    labeled = scores(every_pair(write_v2(tmp_path / "labeled")))
     bare = scores(every_pair(without_labels(write_v2(tmp_path / "bare"))))
     assert set(bare) == {"val/recall_at_1", "val/mrr"}
-    assert bare == pytest.approx({name: labelled[name] for name in bare})
+    assert bare == pytest.approx({name: labeled[name] for name in bare})

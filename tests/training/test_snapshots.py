@@ -14,7 +14,7 @@ from csmae.config import Config
 from csmae.data.archive import open_archive
 from csmae.encoders import SensorEncoder
 from csmae.model.csmae import build_model
-from csmae.model.losses import normalise_patches
+from csmae.model.losses import normalize_patches
 from csmae.model.masking import draw_masks
 from csmae.model.patches import patchify
 from csmae.reporting.trial_plots import save_trial_plots
@@ -81,7 +81,7 @@ class PerfectModel:
         images, size = {"s1": s1, "s2": s2}, self.config.model.patch_size
         patches = {sensor: patchify(image, size) for sensor, image in images.items()}
         if self.config.loss.norm_pix:
-            patches = {sensor: normalise_patches(patch) for sensor, patch in patches.items()}
+            patches = {sensor: normalize_patches(patch) for sensor, patch in patches.items()}
         self.masks = draw_masks(noise_s1, noise_s2, self.config.masking)
         self.predictions = {(source, target): patches[target] for source in images for target in images}
         return self
