@@ -46,4 +46,5 @@ def quiet_ray() -> None:
 
 
 def _is_unknown(record: logging.LogRecord) -> bool:
-    return not re.match(SUPPRESSED_MESSAGES[record.name], record.getMessage())
+    pattern = SUPPRESSED_MESSAGES.get(record.name)
+    return pattern is None or not re.match(pattern, record.getMessage())

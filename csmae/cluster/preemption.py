@@ -12,8 +12,6 @@ import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-import typer
-
 from csmae.config import ConfigError
 
 POLL_INTERVAL_S = 5.0
@@ -78,7 +76,7 @@ def forward_notice(cloud: str, address: str, node_id: str | None) -> None:
             left = CLOUDS[cloud]()
         except (OSError, ValueError, KeyError):  # unreachable, or an incomplete response: the next poll tries again
             continue
-    typer.echo(f"this machine stops in {left:.0f} s; notifying Ray")
+    _print(f"this machine stops in {left:.0f} s; notifying Ray")
     _drain(address, node_id, time.monotonic() + left)
 
 
@@ -121,9 +119,9 @@ def _drain(address: str, node_id: str | None, end: float) -> None:
                 f"Ray at {address} could not be notified: {error}: check with `ray status` that the head runs there, and "
                 "that this machine has its token"
             )
-        typer.echo(f"Ray did not accept the notice; retrying: {error}")
+        _print(f"Ray did not accept the notice; retrying: {error}")
         time.sleep(1)
-    typer.echo("Ray has been notified")
+    _print("Ray has been notified")
 
 
 def _try_drain(command: list[str]) -> str | None:
@@ -133,3 +131,9 @@ def _try_drain(command: list[str]) -> str | None:
     except subprocess.TimeoutExpired:
         return f"no answer within {DRAIN_TIMEOUT_S:.0f} s"
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason"])[-1][:200]
+
+
+def _print(text: str) -> None:
+    """Print a line immediately. ``typer.echo`` would fail on a full disk, before Ray is notified."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -49,33 +49,37 @@ def run_reserved(
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group),
             )
             groups[task.remote(*arguments)] = group
-        _wait(groups, resources)
-        return [ray.get(result) for result in groups]
+        returned = _wait(groups, resources)
+        return [returned[result] for result in groups]
     finally:
         for result, group in groups.items():
             ray.cancel(result, force=True)
             remove_placement_group(group)
 
 
-def _wait(groups: Mapping[Any, PlacementGroup], resources: Mapping[str, float]) -> None:
+def _wait(groups: Mapping[Any, PlacementGroup], resources: Mapping[str, float]) -> dict[Any, Any]:
     """Wait until all calls have returned, and free the resources of each that has.
 
     Args:
         groups: By the reference to a call's result, its placement group.
         resources: Of each call.
 
+    Returns:
+        What each call returned, by its reference.
+
     Raises:
         NoResourcesError: No call had its resources for ``RESOURCE_TIMEOUT_S``.
         RayError: A call failed.
     """
-    pending, scheduled_at = dict(groups), time.monotonic()
+    pending, returned, scheduled_at = dict(groups), dict[Any, Any](), time.monotonic()
     while pending:
         done, _ = ray.wait(list(pending), timeout=POLL_INTERVAL_S)
         for result in done:
             remove_placement_group(pending.pop(result))
-            ray.get(result)  # raises the error of a call that failed
+            returned[result] = ray.get(result)
         if done or any(placement_group_table(group)["state"] == "CREATED" for group in pending.values()):
             scheduled_at = time.monotonic()
         elif time.monotonic() - scheduled_at > RESOURCE_TIMEOUT_S:
             requested = " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
             raise NoResourcesError(f"no node had {requested} free for {RESOURCE_TIMEOUT_S:.0f} s")
+    return returned

@@ -6,14 +6,13 @@ B pairs, C bands, H = W the network's image size.
 from __future__ import annotations
 
 import itertools
-from functools import cache
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, interpolate
 
+from csmae.blas import single_threaded_blas
 from csmae.config import Data
 from csmae.data.pairs import PairBatch
 from csmae.sensors import IMAGE_SIZE, IMAGE_SIZE_20M
@@ -177,18 +176,12 @@ def _multiply(rows: Tensor, matrix: Tensor, blocks: list[tuple[slice, slice]], o
     if rows.device.type == "cpu":
         # numpy uses OpenBLAS; torch's MKL takes twice as long on AMD.
         a, b, c = rows.numpy(), matrix.numpy(), out.numpy()
-        with _blas().limit(limits=1):  # its waiting threads and torch's would keep the cores from each other
+        with single_threaded_blas():
             for outputs, inputs in blocks:
                 np.matmul(a[:, inputs], b[inputs, outputs], out=c[:, outputs])
     else:
         for outputs, inputs in blocks:
             torch.mm(rows[:, inputs], matrix[inputs, outputs], out=out[:, outputs])
-
-
-@cache
-def _blas() -> ThreadpoolController:
-    """Find numpy's BLAS among the loaded libraries, which takes milliseconds."""
-    return ThreadpoolController().select(user_api="blas")
 
 
 def _blocks(source: int, target: int, num_blocks: int = 5) -> list[tuple[slice, slice]]:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from csmae.blas import single_threaded_blas
 from csmae.cpus import usable_cpus
 from csmae.retrieval import quantized
 from csmae.retrieval.quantized import Bounds, BoundsFactory
@@ -185,7 +185,7 @@ def _single_threaded() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1, "blas"), warnings.catch_warnings():
+        with single_threaded_blas(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR")  # beta in torch; quantized.py uses it, and tests cover it
             yield
     finally:

@@ -1,13 +1,9 @@
 """Images are preprocessed as in the published code: upsampled, normalized, mirrored together."""
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_info, threadpool_limits
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -111,23 +107,3 @@ def test_the_statistics_of_the_configuration_are_used() -> None:
 
 def test_preprocessing_adds_nothing_to_the_weights_of_an_encoder() -> None:
     assert not Preprocess(Data(), 120).state_dict()
-
-
-def test_resizing_on_a_cpu_uses_one_thread_of_blas_and_leaves_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    used: list[int] = []
-    matmul = np.matmul
-
-    def record(*arguments: Any, **options: Any) -> Any:
-        used.extend(blas_threads())
-        return matmul(*arguments, **options)
-
-    def blas_threads() -> list[int]:
-        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
-
-    monkeypatch.setattr(np, "matmul", record)
-    with threadpool_limits(2, "blas"):
-        before = blas_threads()
-        Resize(120, 60)(torch.rand(1, 2, 120, 120, dtype=torch.float64))
-        assert blas_threads() == before
-    assert set(used) == {1}
-    assert set(before) == {2}
