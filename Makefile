@@ -8,7 +8,7 @@ BIN := .venv/bin
 quickstart: .venv/installed ## a real search on a synthetic archive, about four minutes on two cores
 	$(BIN)/csmae search spaces/quickstart.yaml
 
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 test: check ## what every change must pass
 	$(PYTEST) -m "not slow"
