@@ -141,6 +141,8 @@ def test_a_batch_that_two_workers_cannot_share_is_one_line_per_worker(run_yaml: 
         "torch.distributed.run",
         "--nproc-per-node",
         "2",
+        "--monitor-interval",
+        "10",  # torchrun stops the other worker as soon as it notices the end of one
         "--master-port",
         str(free_port()),
     ]

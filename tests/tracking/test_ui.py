@@ -111,7 +111,9 @@ def test_trials_are_nested_under_their_study(visit: Callable[..., str], study: d
         f"/experiments/{experiment}/runs?workflowType=machine_learning&orderByKey=attributes.start_time", "quickstart"
     )
     assert "trial 3" not in closed
-    browser.find_element("css selector", '[role=gridcell][col-id*="Run Name"] button').click()
+    expander = '[role=gridcell][col-id*="Run Name"] button'
+    wait_until(browser, lambda: bool(browser.find_elements("css selector", expander)))
+    browser.find_element("css selector", expander).click()
     wait_until(browser, lambda: "trial 3" in browser.find_element("tag name", "body").text)
 
 
