@@ -3,7 +3,7 @@
 First every point of a small grid is trained once on the synthetic archive, all its epochs; then each strategy searches
 that table with many seeds, through the real trial store, samplers and stopping rules. Prints one JSON line: ``epochs_share`` is the
 median over the seeds of the epochs that tpe+asha needs to reach random's final best, over the epochs that random spent;
-null where it does not. Takes about half an hour on two idle cores.
+null where it does not. Takes about a quarter of an hour on two idle cores.
 """
 
 from __future__ import annotations
