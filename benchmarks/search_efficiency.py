@@ -110,8 +110,8 @@ def search_table(study: Study, table: dict[str, list[float]], folder: Path) -> I
 
 def run_strategy(path: Path, table: dict[str, list[float]], epochs: int, name: str, seed: int) -> Curve:
     """A strategy with a seed, until it has spent its epochs."""
-    sampler, scheduler = STRATEGIES[name]
-    settings = {"sampler": sampler, "scheduler": scheduler, "seed": seed, "num_trials": 999, "start_from": "[]"}
+    sampler, strategy = STRATEGIES[name]
+    settings = {"sampler": sampler, "strategy": strategy, "seed": seed, "num_trials": 999, "start_from": "[]"}
     study = load_study(path, assignments=[f"search.{key}={value}" for key, value in settings.items()])
     curve: Curve = []
     with tempfile.TemporaryDirectory() as folder:

@@ -74,7 +74,7 @@ def search(compiled: bool, trials: int) -> tuple[list[float], list[float]]:
     settings = {
         "base": base(compiled),
         "space": {f"model.{name}": {"choice": list(values)} for name, values in space.items()},
-        "search": {"num_trials": trials, "workers_per_trial": 1, "sampler": "random", "scheduler": "none"},
+        "search": {"num_trials": trials, "workers_per_trial": 1, "sampler": "random", "strategy": "none"},
     }
     memory: list[float] = []
     taken: list[float] = []

@@ -44,7 +44,7 @@ STUDY = {
         "eval": {"k": 3},
     },
     "space": {"masking.ratio": {"float": [0.3, 0.7]}},
-    "search": {"workers_per_trial": 2, "sampler": "random", "scheduler": "none"},
+    "search": {"workers_per_trial": 2, "sampler": "random", "strategy": "none"},
 }
 
 RESOURCES = ClusterResources(((2, 0),), "this machine")

@@ -6,16 +6,18 @@ from enum import StrEnum
 
 
 class TrialStatus(StrEnum):
-    """Status of a trial. The first five have the names of Optuna's states; users see only these."""
+    """Status of a trial. COMPLETE, PRUNED, FAIL, RUNNING and WAITING have the names of Optuna's states."""
 
     COMPLETE = "COMPLETE"
     """Trained to its last epoch."""
     PRUNED = "PRUNED"
-    """Stopped early by the scheduler, or cut short by a budget after its first score."""
+    """Stopped early by the strategy, or cut short by a budget after its first score."""
     FAIL = "FAIL"
     """Ended without a result."""
     RUNNING = "RUNNING"
     """In training, or interrupted in the middle of it when its search stopped."""
+    PAUSED = "PAUSED"
+    """Paused after an epoch by the strategy; it can resume from its checkpoint. Optuna lists it as RUNNING."""
     WAITING = "WAITING"
     """Cut short by a budget before its first score; resumes with the study."""
     ENQUEUED = "ENQUEUED"
@@ -36,6 +38,7 @@ STATUS_NAMES = {
     TrialStatus.PRUNED: "pruned",
     TrialStatus.FAIL: "failed",
     TrialStatus.RUNNING: "running",
+    TrialStatus.PAUSED: "paused",
     TrialStatus.WAITING: "waiting",
 }
 """What users see for the status of a trial, in the order of columns and lists."""

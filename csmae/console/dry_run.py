@@ -32,7 +32,7 @@ def _lines(study: Study, resources: ClusterResources | None) -> Iterator[str]:
     yield f"study {study.name}: {goals} in {search.num_trials} trials"
     for name, bound in search.constraints.items():
         yield f"  where {name} {bound}"
-    yield f"sampler {search.sampler}, scheduler {search.scheduler}, {study.resolve({}).train.epochs} epochs per trial"
+    yield f"sampler {search.sampler}, strategy {search.strategy}, {study.resolve({}).train.epochs} epochs per trial"
     for name, domain in study.space.domains.items():
         yield f"  {name}: {domain}"
     size = study.space.size

@@ -113,7 +113,7 @@ class Search(Section):
     """Random configurations before tpe and gp start to learn."""
     seed: int = Field(0, ge=0)
     """Seed of the sampler."""
-    scheduler: Literal["asha", "hyperband", "median", "none"] = "asha"
+    strategy: Literal["asha", "hyperband", "median", "none"] = "asha"
     """How bad trials are stopped early; none trains every trial to its last epoch."""
     grace_epochs: int = Field(1, ge=1)
     """Epochs that every trial trains before it can be stopped; at most ``train.epochs``."""
@@ -152,8 +152,8 @@ class Search(Section):
                     f"search.constraints: no epoch reports {name!r}: name a score such as val/f1_mean, a cost such as "
                     f"cost/params, or what an epoch measures, such as time/epoch_s or train/loss{did_you_mean(name, METRICS)}"
                 )
-        if self.scheduler == "median" and len(self.objectives) > 1:
-            raise ConfigError("search.scheduler median compares one objective: use asha or hyperband for several")
+        if self.strategy == "median" and len(self.objectives) > 1:
+            raise ConfigError("search.strategy median compares one objective: use asha or hyperband for several")
         return self
 
     def definition(self) -> dict[str, Any]:

@@ -101,15 +101,15 @@ def make_stopping_rule(
     """Make the stopping rule of a search; None if no trial is stopped early.
 
     Args:
-        search: Names the scheduler.
+        search: Names the strategy.
         curves: Number and objectives by epoch of each trial so far; the rule starts with these scores.
         epochs: Epochs of the longest training.
     """
-    if search.scheduler == "none":
+    if search.strategy == "none":
         return None
-    brackets = num_brackets(search, epochs) if search.scheduler == "hyperband" else 1
+    brackets = num_brackets(search, epochs) if search.strategy == "hyperband" else 1
     rule: StoppingRule = Asha(search.grace_epochs, search.reduction, brackets)
-    if search.scheduler == "median":
+    if search.strategy == "median":
         rule = Median(search.grace_epochs)
     for number, curve in curves:
         for epoch, values in curve.items():

@@ -42,4 +42,4 @@ def population_size(search: Search) -> int:
 
 def num_complete(search: Search) -> int:
     """Estimated number of trials that early stopping does not stop: one of ``reduction``."""
-    return search.num_trials // (search.reduction if search.scheduler in ("asha", "hyperband") else 1)
+    return search.num_trials // (search.reduction if search.strategy in ("asha", "hyperband") else 1)

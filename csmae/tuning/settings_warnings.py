@@ -14,7 +14,7 @@ UNCONDITIONAL = ("gp", "nsga2", "qmc")
 
 
 def settings_warnings(study: Study) -> Iterator[str]:
-    """Yield a line for each sampler that draws at random and each scheduler that stops no trial."""
+    """Yield a line for each sampler that draws at random and each strategy that stops no trial."""
     search, space = study.search, study.space
     conditional = ", ".join(name for name, domain in space.domains.items() if domain.when)
     if search.sampler in UNCONDITIONAL and conditional:
@@ -24,7 +24,7 @@ def settings_warnings(study: Study) -> Iterator[str]:
             f"search.startup_trials {search.startup_trials}: all {search.num_trials} trials are drawn at random, "
             f"and {search.sampler} learns nothing"
         )
-    if search.sampler == "gp" and search.scheduler != "none":
+    if search.sampler == "gp" and search.strategy != "none":
         yield "search.sampler gp learns nothing from trials that are stopped early: tpe does"
     if search.sampler == "nsga2":
         yield _generations_warning(search)
@@ -45,15 +45,15 @@ def _generations_warning(search: Search) -> str:
 
 
 def _scheduler_warnings(search: Search, epochs: int, eval_every: int) -> Iterator[str]:
-    if search.scheduler == "none" or epochs == 1:
+    if search.strategy == "none" or epochs == 1:
         return
     if (epochs - 1) // eval_every * eval_every < search.grace_epochs:
         yield (
-            f"search.scheduler {search.scheduler} stops no trial: with search.grace_epochs {search.grace_epochs} and "
+            f"search.strategy {search.strategy} stops no trial: with search.grace_epochs {search.grace_epochs} and "
             f"eval.every {eval_every} no trial is judged before its last epoch, {epochs}"
         )
-    elif search.scheduler == "hyperband" and num_brackets(search, epochs) == 1:
+    elif search.strategy == "hyperband" and num_brackets(search, epochs) == 1:
         yield (
-            f"search.scheduler hyperband is asha here: search.grace_epochs {search.grace_epochs} times "
+            f"search.strategy hyperband is asha here: search.grace_epochs {search.grace_epochs} times "
             f"search.reduction {search.reduction} is not less than train.epochs, {epochs}"
         )

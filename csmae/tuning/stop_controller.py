@@ -16,7 +16,7 @@ from csmae.tuning.searcher import StudySearcher
 
 
 class StopController(Stopper):  # type: ignore[misc]
-    """Tune's stopper of a whole search, in the driver; single trials are stopped by the scheduler.
+    """Tune's stopper of a whole search, in the driver; single trials are stopped by the strategy.
 
     It stops the search at the first Ctrl-C, SIGTERM or SIGHUP, when the budget is exhausted, when another driver takes over
     the storage, and when the searcher asks for it. A second Ctrl-C raises ``KeyboardInterrupt``.

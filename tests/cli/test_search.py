@@ -63,7 +63,7 @@ def test_a_dry_run_shows_the_space_and_what_a_trial_costs(tmp_path: Path, capsys
 def test_an_interrupted_search_resumes_and_ends_with_a_champion_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, workers_per_trial=2, scheduler="none")
+    write(tmp_path, workers_per_trial=2, strategy="none")
     driver = start(tmp_path)
     while "epoch 2/4" not in (tmp_path / "log").read_text():
         assert driver.poll() is None, (tmp_path / "log").read_text()

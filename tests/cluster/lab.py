@@ -21,7 +21,7 @@ ENVIRONMENT |= dict.fromkeys(("TMPDIR", "RAY_TMPDIR"), str(STATE / "tmp"))
 
 SEARCH = (
     "cd csmae && python search.py spaces/quickstart.yaml --address auto --storage /shared/csmae "
-    "--workers-per-trial 2 --set search.scheduler=none --set data.synthetic.num_train=128"
+    "--workers-per-trial 2 --set search.strategy=none --set data.synthetic.num_train=128"
 )
 
 

@@ -21,7 +21,7 @@ def cluster(tmp_path: Path) -> Iterator[OwnCluster]:
 
 
 def start(folder: Path, cluster: OwnCluster, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(ROOT / "search.py"), str(write(folder, scheduler="none"))]
+    command = [sys.executable, str(ROOT / "search.py"), str(write(folder, strategy="none"))]
     command += ["--storage", str(folder / "runs"), "--address", cluster.address, *options]
     with (folder / "log").open("w") as log:
         return subprocess.Popen(

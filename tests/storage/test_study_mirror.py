@@ -186,7 +186,7 @@ def test_a_search_resumes_on_another_machine_while_the_bucket_is_down_for_a_minu
     url, here, there = server.url("lab/studies"), tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
-        write(folder, workers_per_trial=2, scheduler="none")
+        write(folder, workers_per_trial=2, strategy="none")
     driver = start(here, "--storage", url)
     wait_for(driver, here, "trial 0 epoch 2/4")
     os.killpg(driver.pid, signal.SIGINT)
@@ -244,7 +244,7 @@ def test_a_suspended_driver_stops_and_its_successor_keeps_the_trials(server: Ser
     url, suspended, successor = server.url("lab/suspended"), tmp_path / "suspended", tmp_path / "successor"
     for folder in (suspended, successor):
         folder.mkdir()
-        path = write(folder, scheduler="none")
+        path = write(folder, strategy="none")
         path.write_text(path.read_text().replace("epochs: 4", "epochs: 60"))
     old = start_with_short_lease(suspended, url)
     wait_for(old, suspended, "trial 0 epoch 2/60")

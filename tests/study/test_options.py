@@ -36,7 +36,7 @@ def test_wrong_settings_of_the_search_are_rejected(tmp_path: Path, search: dict[
         ({"hang_timeout": "0s"}, ["search.hang_timeout", "longer than 0", "'0s'"]),
         ({"time_limit": "0m"}, ["search.time_limit", "longer than 0"]),
         ({"grace_epochs": 5}, ["search.grace_epochs 5", "train.epochs 4"]),
-        ({"grace_epochs": 5, "scheduler": "median"}, ["search.grace_epochs 5", "train.epochs 4"]),
+        ({"grace_epochs": 5, "strategy": "median"}, ["search.grace_epochs 5", "train.epochs 4"]),
     ],
 )
 def test_settings_that_cannot_work_are_rejected(tmp_path: Path, search: dict[str, Any], texts: list[str]) -> None:

@@ -37,7 +37,7 @@ def study(server: Server, browser: Any, tmp_path_factory: pytest.TempPathFactory
     """The runs of a real quickstart by name."""
     storage = tmp_path_factory.mktemp("runs")
     command = [sys.executable, "search.py", "spaces/quickstart.yaml", "--num-trials", str(NUM_TRIALS)]
-    command += ["--set", "search.scheduler=none"]
+    command += ["--set", "search.strategy=none"]
     command += ["--storage", str(storage), "--mlflow-uri", server.uri]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

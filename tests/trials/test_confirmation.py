@@ -28,7 +28,7 @@ from tests.tuning.test_searcher import make_searcher, make_study, result
 
 pytestmark = pytest.mark.usefixtures("copied_database")
 
-SETTINGS: dict[str, Any] = {"sampler": "random", "scheduler": "none", "start_from": []}
+SETTINGS: dict[str, Any] = {"sampler": "random", "strategy": "none", "start_from": []}
 
 
 def train(searcher: StudySearcher, scores: list[float | None]) -> list[dict[str, Any]]:

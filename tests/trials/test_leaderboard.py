@@ -55,7 +55,7 @@ def report_of(trial_store: TrialStore) -> Report:
 @pytest.fixture
 def trial_store(tmp_path: Path) -> TrialStore:
     """Trial 2 scores best and violates a constraint, trial 1 is disproved by its confirmation, trial 0 is the champion."""
-    settings: dict[str, Any] = {"sampler": "random", "scheduler": "none", "start_from": []}
+    settings: dict[str, Any] = {"sampler": "random", "strategy": "none", "start_from": []}
     study = make_study(
         tmp_path, num_trials=3, confirm={"top": 2, "seeds": 1}, constraints={"time/epoch_s": "<= 10"}, **settings
     )
@@ -124,7 +124,7 @@ GOALS = {"val/f1_mean": "maximize", "cost/flops": "minimize", "cost/params": "mi
 @pytest.mark.parametrize("num_goals", [2, 3])
 def test_the_pareto_plot_shows_the_objectives_of_the_study(tmp_path: Path, num_goals: int) -> None:
     goals = dict(list(GOALS.items())[:num_goals])
-    study = make_study(tmp_path, num_trials=4, objectives=goals, sampler="random", scheduler="none", start_from=[])
+    study = make_study(tmp_path, num_trials=4, objectives=goals, sampler="random", strategy="none", start_from=[])
     points = ((0.5, 5.0, 5.0), (0.6, 6.0, 6.0), (0.4, 7.0, 7.0), (0.3, 1.0, 1.0))
     trial_store = searched(study, tmp_path, [dict(zip(GOALS, point, strict=True)) for point in points])
     board = leaderboard(trial_store.optuna_study)

@@ -127,7 +127,7 @@ def test_a_rule_made_from_the_trial_store_decides_like_one_that_saw_all_epochs(t
 @pytest.mark.parametrize(("epochs", "grace", "judged"), [(9, 3, {3}), (9, 1, {1, 3}), (28, 1, {1, 3, 9}), (3, 3, {3})])
 def test_every_bracket_of_hyperband_can_stop_trials(tmp_path: Path, epochs: int, grace: int, judged: set[int]) -> None:
     base = {**BASE, "train": {"epochs": epochs}}
-    study = load_study(write(tmp_path, SPACE, base=base, scheduler="hyperband", grace_epochs=grace))
+    study = load_study(write(tmp_path, SPACE, base=base, strategy="hyperband", grace_epochs=grace))
     rule = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.max_epochs)
     assert rule is not None
     for number in range(6):

@@ -105,7 +105,7 @@ def losses(folder: Path) -> dict[int, float]:
 def test_a_search_with_random_kills_ends_like_an_undisturbed_one(
     tmp_path: Path, kill: Kill, max_wait_s: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"workers_per_trial": 2, "sampler": "tpe", "startup_trials": 4, "scheduler": "asha", "retries": 20}
+    settings = {"workers_per_trial": 2, "sampler": "tpe", "startup_trials": 4, "strategy": "asha", "retries": 20}
     space = {"masking.ratio": {"float": [0.3, 0.7]}, "optim.lr": {"float": [1e-4, 1e-2], "log": True}}
     content = yaml.safe_dump({"base": SMALL, "space": space, "search": settings})
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"

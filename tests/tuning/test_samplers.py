@@ -36,7 +36,7 @@ def test_nsga2_has_generations_within_a_study_and_learns_from_starting_points(tm
     space = {
         name: {"float": [0.3, 0.9]} for name in ("masking.ratio", "loss.mim_weight", "loss.cmr_weight", "optim.lr")
     }
-    study = make_study(tmp_path, space, sampler="nsga2", scheduler="none", num_trials=32)
+    study = make_study(tmp_path, space, sampler="nsga2", strategy="none", num_trials=32)
     assert population_size(study.search) == 6
     train_all(make_searcher(study, tmp_path)[0])
     trial_store, key = TrialStore(study, tmp_path), NSGAIISampler._get_generation_key()

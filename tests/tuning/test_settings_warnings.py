@@ -28,8 +28,8 @@ CONDITIONAL = {
         ({"sampler": "nsga2", "num_trials": 60}, "search.sampler nsga2 learns from generations of 4 trials"),
         ({"sampler": "nsga2", "num_trials": 12}, "search.sampler nsga2 is random search here"),
         ({"sampler": "tpe", "num_trials": 8}, "search.startup_trials 8: all 8 trials are drawn at random"),
-        ({"grace_epochs": 9}, "search.scheduler asha stops no trial"),
-        ({"scheduler": "hyperband", "grace_epochs": 3}, "search.scheduler hyperband is asha here"),
+        ({"grace_epochs": 9}, "search.strategy asha stops no trial"),
+        ({"strategy": "hyperband", "grace_epochs": 3}, "search.strategy hyperband is asha here"),
     ],
 )
 def test_a_setting_without_its_usual_effect_is_warned_about_in_one_line(
@@ -46,9 +46,9 @@ def test_a_setting_without_its_usual_effect_is_warned_about_in_one_line(
 def test_scores_that_come_too_late_to_stop_a_trial_are_warned_about(tmp_path: Path, every: int, warned: bool) -> None:
     base = {**BASE, "eval": {"every": every}}
     study = load_study(write(tmp_path, SPACE, base=base, num_trials=40))
-    assert any("search.scheduler asha stops no trial" in warning for warning in settings_warnings(study)) == warned
+    assert any("search.strategy asha stops no trial" in warning for warning in settings_warnings(study)) == warned
 
 
-@pytest.mark.parametrize("search", [{}, {"sampler": "random"}, {"sampler": "gp", "scheduler": "none"}])
+@pytest.mark.parametrize("search", [{}, {"sampler": "random"}, {"sampler": "gp", "strategy": "none"}])
 def test_ordinary_settings_give_no_warnings(tmp_path: Path, search: dict[str, Any]) -> None:
     assert list(settings_warnings(load_study(write(tmp_path, SPACE, num_trials=40, **search)))) == []

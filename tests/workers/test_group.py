@@ -58,7 +58,7 @@ def search(
         "train": {"epochs": 5, "compile": compile},
     }
     space = {"masking.ratio": {"float": [0.3, 0.9]}}
-    settings = {"workers_per_trial": 2, "sampler": "random", "scheduler": "none", **settings}
+    settings = {"workers_per_trial": 2, "sampler": "random", "strategy": "none", **settings}
     study = load_study(write(folder, space, base=base, num_trials=num_trials, **settings))
     (folder / "study").mkdir(exist_ok=True)
     (folder / "study" / "faults.json").write_text(json.dumps(faults))
@@ -83,7 +83,7 @@ def all_resources_are_free() -> bool:
 
 
 def test_one_group_trains_all_trials_and_stopped_ones_are_pruned(cluster: ClusterResources, tmp_path: Path) -> None:
-    trials = search(tmp_path, 8, {}, scheduler="asha", seed=1)
+    trials = search(tmp_path, 8, {}, strategy="asha", seed=1)
     assert {trial.state.name for trial in trials} == {"COMPLETE", "PRUNED"}
     assert len({line for n in range(8) for line in processes(tmp_path, n, 0)}) == 1
     assert processes(tmp_path, 0, 0) != processes(tmp_path, 0, 1)
