@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import Discriminator, RootModel, Tag, WithJsonSchema, field_validator
@@ -40,7 +41,7 @@ class Comparison(RootModel[ComparisonText], frozen=True):
             raise ValueError("must compare with a number, such as '> 0'")
         return text
 
-    @property
+    @cached_property
     def parts(self) -> tuple[str, float]:
         """The operator, such as ``>=``, and the number to compare with."""
         number = self.root.lstrip("<>=!")
