@@ -106,19 +106,21 @@ class Search(Section):
     """Time limit of the study over all its runs, such as ``12h``."""
     gpu_hours: float | None = Field(None, gt=0)
     """GPU-hours of all workers together over all runs; hours of CPU workers if there are no GPUs."""
-    sampler: Literal["tpe", "gp", "random", "qmc", "nsga2", "grid"] = "tpe"
+    sampler: Literal["auto", "tpe", "gp", "random", "qmc", "nsga2", "grid"] = "auto"
     """How configurations are proposed: tpe learns from earlier trials, gp suits few and expensive trials, grid
-    takes every point of a finite space in random order."""
+    takes every point of a finite space in random order. auto is tpe under asha, hyperband, median and none."""
     startup_trials: int = Field(8, ge=1)
     """Random configurations before tpe and gp start to learn."""
     seed: int = Field(0, ge=0)
     """Seed of the sampler."""
     strategy: Literal["asha", "hyperband", "median", "none"] = "asha"
     """How bad trials are stopped early; none trains every trial to its last epoch."""
-    grace_epochs: int = Field(1, ge=1)
-    """Epochs that every trial trains before it can be stopped; at most ``train.epochs``."""
+    grace_epochs: int | None = Field(None, ge=1)
+    """Epochs that every trial trains before it can be stopped; at most ``train.epochs``. Null: the strategy chooses, and
+    asha, hyperband and median choose 1."""
     reduction: int = Field(3, ge=2)
-    """asha and hyperband: at each rung one of this many trials continues; the rungs are grace_epochs times its powers."""
+    """asha and hyperband: at each rung one of this many trials continues. The rungs of asha are grace_epochs times its
+    powers, those of hyperband train.epochs over its powers."""
     workers_per_trial: int = Field(1, ge=1)
     """DDP workers that train one trial together; divides ``optim.batch_size``."""
     gpus_per_worker: float | None = Field(None, ge=0)

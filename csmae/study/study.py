@@ -180,7 +180,7 @@ def _check_starts(study: Study) -> None:
 
 def _check_grace(study: Study) -> None:
     search = study.search
-    if search.strategy != "none" and search.grace_epochs > study.max_epochs:
+    if search.strategy != "none" and (search.grace_epochs or 1) > study.max_epochs:
         raise ConfigError(
             f"search.grace_epochs {search.grace_epochs} is more than train.epochs {study.max_epochs}, so no trial could be "
             "stopped early: lower it, or set search.strategy to none"

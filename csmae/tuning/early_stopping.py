@@ -10,9 +10,6 @@ from typing import Protocol
 from csmae.study.options import Search
 from csmae.trials.pareto import as_scores, num_better
 
-MAX_BRACKETS = 3
-"""Maximum number of hyperband's brackets, which differ in their grace period."""
-
 MIN_OTHERS = 3
 """Number of other trials with a score at the same epoch from which the median rule compares, as in Ray's rule."""
 
@@ -33,34 +30,76 @@ class Asha:
     Trials with several objectives are compared by non-dominated rank (arXiv 2106.12639).
 
     Args:
-        grace_epochs: Epoch of the first rung.
+        grace_epochs: Epoch of the first rung, >= 1. Each rung is rounded to a whole epoch.
         reduction: Ratio of the epochs of consecutive rungs.
-        num_brackets: Trials are assigned to brackets in turn; each further bracket starts one rung later (hyperband).
     """
 
-    def __init__(self, grace_epochs: int, reduction: int, num_brackets: int = 1) -> None:
-        self._grace_epochs, self._reduction, self._num_brackets = grace_epochs, reduction, num_brackets
-        self._rungs: dict[tuple[int, int], dict[int, tuple[int, Scores]]] = {}
+    def __init__(self, grace_epochs: float, reduction: int) -> None:
+        self._grace_epochs, self._reduction = grace_epochs, reduction
+        self._rungs: dict[int, dict[int, tuple[int, Scores]]] = {}
 
     def should_continue(self, number: int, epoch: int, scores: Scores) -> bool:
         """Record scores. A trial is judged only at its first epoch with scores in a rung; repeating it repeats the decision."""
-        bracket = number % self._num_brackets
-        rung = self._rung_below(epoch, bracket)
+        rung = self._rung_below(epoch)
         if rung is None:
             return True
-        seen = self._rungs.setdefault((bracket, rung), {})
+        seen = self._rungs.setdefault(rung, {})
         if seen.setdefault(number, (epoch, scores))[0] != epoch:
             return True
         better = num_better([scores for _, scores in seen.values()], list(seen).index(number))
         return better < math.ceil(len(seen) / self._reduction)
 
-    def _rung_below(self, epoch: int, bracket: int) -> int | None:
-        rung: int = self._grace_epochs * self._reduction**bracket
-        if epoch < rung:
+    def _rung_below(self, epoch: int) -> int | None:
+        rung = self._grace_epochs
+        if epoch < round(rung):
             return None
-        while rung * self._reduction <= epoch:
+        while round(rung * self._reduction) <= epoch:
             rung *= self._reduction
-        return rung
+        return round(rung)
+
+
+class Hyperband:
+    """Brackets of successive halving side by side, from the earliest first rung to none (arXiv 1603.06560, algorithm 1).
+
+    Bracket ``s`` has its rungs at epochs R/ηˢ, R/ηˢ⁻¹, …, R/η, where R is the length of the training and η the reduction; bracket 0
+    stops no trial. Each bracket compares only its own trials and gets as large a share of the trials as in the paper.
+
+    Args:
+        epochs: R.
+        grace_epochs: Minimum epoch of a first rung, >= 1.
+        reduction: η.
+    """
+
+    def __init__(self, epochs: int, grace_epochs: int, reduction: int) -> None:
+        self._weights = bracket_weights(epochs, grace_epochs, reduction)
+        self._brackets = [Asha(epochs / reduction**s, reduction) for s in range(len(self._weights))]
+        self._assigned: list[int] = []
+        """The bracket of each number so far."""
+        self._counts = [0] * len(self._weights)
+
+    def should_continue(self, number: int, epoch: int, scores: Scores) -> bool:
+        """Record scores in the trial's bracket."""
+        return self._brackets[self.bracket(number)].should_continue(number, epoch, scores)
+
+    def bracket(self, number: int) -> int:
+        """The bracket of a trial: the one that has the fewest of the earlier numbers in relation to its weight."""
+        while len(self._assigned) <= number:
+            ratios = [(count + 0.5) / weight for count, weight in zip(self._counts, self._weights, strict=True)]
+            bracket = ratios.index(min(ratios))  # Sainte-Laguë's method
+            self._assigned.append(bracket)
+            self._counts[bracket] += 1
+        return self._assigned[number]
+
+
+def bracket_weights(epochs: int, grace_epochs: int, reduction: int) -> list[int]:
+    """How many trials start in each of hyperband's brackets in one round, from bracket 0, which stops no trial, upwards.
+
+    Source: n of algorithm 1 in arXiv 1603.06560, line 3.
+    """
+    largest = 0
+    while grace_epochs * reduction ** (largest + 1) <= epochs:
+        largest += 1
+    return [-(-(largest + 1) * reduction**s // (s + 1)) for s in range(largest + 1)]
 
 
 class Median:
@@ -89,10 +128,9 @@ class Median:
         )
 
 
-def num_brackets(search: Search, epochs: int) -> int:
-    """Number of hyperband's brackets: those whose grace period ends before the training does, and at least one."""
-    ends = (search.grace_epochs * search.reduction**bracket for bracket in range(1, MAX_BRACKETS))
-    return 1 + len([end for end in ends if end < epochs])
+def grace_epochs(search: Search) -> int:
+    """Epochs that every trial trains before it can be stopped."""
+    return 1 if search.grace_epochs is None else search.grace_epochs
 
 
 def make_stopping_rule(
@@ -107,10 +145,11 @@ def make_stopping_rule(
     """
     if search.strategy == "none":
         return None
-    brackets = num_brackets(search, epochs) if search.strategy == "hyperband" else 1
-    rule: StoppingRule = Asha(search.grace_epochs, search.reduction, brackets)
-    if search.strategy == "median":
-        rule = Median(search.grace_epochs)
+    rule: StoppingRule = Asha(grace_epochs(search), search.reduction)
+    if search.strategy == "hyperband":
+        rule = Hyperband(epochs, grace_epochs(search), search.reduction)
+    elif search.strategy == "median":
+        rule = Median(grace_epochs(search))
     for number, curve in curves:
         for epoch, values in curve.items():
             rule.should_continue(number, epoch, as_scores(values, search.signs))

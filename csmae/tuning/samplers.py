@@ -21,7 +21,7 @@ def make_sampler(search: Search, num_trials: int) -> BaseSampler:
             uninterrupted one.
     """
     seed, startup = search.seed + num_trials, search.startup_trials
-    if search.sampler == "tpe":
+    if search.sampler in ("auto", "tpe"):
         return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True)
     if search.sampler == "gp":  # settings_warnings() names the parameters that it draws at random
         return GPSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)

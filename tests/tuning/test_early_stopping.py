@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from csmae.study.study import load_study
 from csmae.trials.pareto import pareto_ranks
 from csmae.trials.store import TrialStore
-from csmae.tuning.early_stopping import Asha, Median, make_stopping_rule
+from csmae.tuning.early_stopping import Asha, Hyperband, Median, bracket_weights, make_stopping_rule
 from tests.study.test_study import BASE, write
 from tests.tuning.test_searcher import SPACE, make_study
 
@@ -61,13 +61,53 @@ def test_asha_judges_at_the_rungs_or_later_if_a_score_is_missing() -> None:
     assert not asha.should_continue(2, 4, (0.1,))
 
 
-def test_hyperband_gives_each_bracket_its_own_grace_period() -> None:
-    rule = Asha(1, 3, num_brackets=3)
-    for number in range(3):
-        rule.should_continue(number, 1, (0.9,))
-        rule.should_continue(number, 3, (0.9,))
-    assert [rule.should_continue(number, 1, (0.1,)) for number in (3, 4, 5)] == [False, True, True]
-    assert [rule.should_continue(number, 3, (0.1,)) for number in (4, 5)] == [False, True]
+@pytest.mark.parametrize(
+    ("epochs", "grace", "reduction", "weights"),
+    [
+        (81, 1, 3, [5, 8, 15, 34, 81]),  # table 1 of the paper
+        (27, 3, 3, [3, 5, 9]),
+        (9, 2, 4, [2, 4]),
+        (3, 2, 3, [1]),
+    ],
+)
+def test_hyperband_starts_as_many_trials_in_each_bracket_as_the_paper(
+    epochs: int, grace: int, reduction: int, weights: list[int]
+) -> None:
+    assert bracket_weights(epochs, grace, reduction) == weights
+    rule, period = Hyperband(epochs, grace, reduction), sum(weights)
+    late = [rule.bracket(number) for number in range(period, 2 * period)]
+    early = [Hyperband(epochs, grace, reduction).bracket(number) for number in range(period)]
+    assert [early.count(bracket) for bracket in range(len(weights))] == weights
+    assert late == early
+
+
+def test_every_prefix_of_the_trials_is_spread_over_hyperbands_brackets() -> None:
+    rule, weights = Hyperband(81, 1, 3), [5, 8, 15, 34, 81]
+    assigned = [rule.bracket(number) for number in range(200)]
+    for count in range(1, 200):
+        for bracket, weight in enumerate(weights):
+            assert abs(assigned[:count].count(bracket) - count * weight / 143) < 1.5
+
+
+@pytest.mark.parametrize(("epochs", "rungs"), [(27, [1, 3, 9]), (10, [1, 3]), (50, [2, 6, 17])])
+def test_each_bracket_of_hyperband_starts_one_rung_later_and_the_last_one_stops_none(
+    epochs: int, rungs: list[int]
+) -> None:
+    rule = Hyperband(epochs, 1, 3)
+    first_stops: dict[int, int] = {}
+    for number in range(150):  # each trial is worse than all earlier ones
+        bracket = rule.bracket(number)
+        for epoch in range(1, epochs):
+            if not rule.should_continue(number, epoch, (-float(number),)):
+                first_stops.setdefault(bracket, epoch)
+                break
+    assert first_stops == dict(enumerate(reversed(rungs), start=1))
+
+
+def test_trials_of_different_brackets_of_hyperband_are_not_compared() -> None:
+    rule = Hyperband(9, 1, 3)
+    by_bracket = [next(n for n in range(20) if rule.bracket(n) == bracket) for bracket in range(3)]
+    assert all(rule.should_continue(number, 3, (0.9 - bracket,)) for bracket, number in enumerate(by_bracket))
 
 
 def test_median_stops_below_the_median_of_means_and_not_before_its_grace_period() -> None:
@@ -124,19 +164,21 @@ def test_a_rule_made_from_the_trial_store_decides_like_one_that_saw_all_epochs(t
         assert seen.should_continue(number, epoch, (score,)) == restored.should_continue(number, epoch, (score,))
 
 
-@pytest.mark.parametrize(("epochs", "grace", "judged"), [(9, 3, {3}), (9, 1, {1, 3}), (28, 1, {1, 3, 9}), (3, 3, {3})])
-def test_every_bracket_of_hyperband_can_stop_trials(tmp_path: Path, epochs: int, grace: int, judged: set[int]) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "grace", "judged"), [(9, 3, {3}), (9, None, {1, 3}), (28, 1, {1, 3, 9}), (3, 3, set())]
+)
+def test_every_bracket_of_hyperband_but_one_can_stop_trials(
+    tmp_path: Path, epochs: int, grace: int | None, judged: set[int]
+) -> None:
     base = {**BASE, "train": {"epochs": epochs}}
     study = load_study(write(tmp_path, SPACE, base=base, strategy="hyperband", grace_epochs=grace))
     rule = make_stopping_rule(study.search, TrialStore(study, tmp_path).curves(), study.max_epochs)
-    assert rule is not None
-    for number in range(6):
-        assert all(rule.should_continue(number, epoch, (0.9,)) for epoch in range(1, epochs + 1))
-    stopped = [
-        next(epoch for epoch in range(1, epochs + 1) if not rule.should_continue(number, epoch, (0.1,)))
-        for number in (6, 7, 8)
-    ]
-    assert set(stopped) == judged
+    assert isinstance(rule, Hyperband)
+    stopped = set()
+    for number in range(60):
+        stops = (e for e in range(1, epochs) if not rule.should_continue(number, e, (-float(number),)))
+        stopped.add(next(stops, None))
+    assert stopped == judged | {None}
 
 
 def test_median_stops_no_trial_before_three_others_have_reached_the_same_epoch() -> None:

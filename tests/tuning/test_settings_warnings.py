@@ -29,7 +29,8 @@ CONDITIONAL = {
         ({"sampler": "nsga2", "num_trials": 12}, "search.sampler nsga2 is random search here"),
         ({"sampler": "tpe", "num_trials": 8}, "search.startup_trials 8: all 8 trials are drawn at random"),
         ({"grace_epochs": 9}, "search.strategy asha stops no trial"),
-        ({"strategy": "hyperband", "grace_epochs": 3}, "search.strategy hyperband is asha here"),
+        ({"strategy": "hyperband", "grace_epochs": 4}, "search.strategy hyperband stops no trial"),
+        ({"strategy": "hyperband", "num_trials": 16}, "search.strategy hyperband needs 17 trials"),
     ],
 )
 def test_a_setting_without_its_usual_effect_is_warned_about_in_one_line(
