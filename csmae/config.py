@@ -34,6 +34,8 @@ class MayChange(Enum):
     ON_STUDY_RESUME = "on study resume"
     """When a study or a training is resumed: nothing but rounding depends on the field. It says where the data are, what
     happens to a damaged pair, or how a step is computed."""
+    IF_LARGER = "if larger"
+    """When a training is resumed, if the new value is larger: the training continues further."""
 
 
 class Section(BaseModel):
@@ -57,7 +59,7 @@ def changeable(when: MayChange, section: type[Section] | None = None, prefix: st
     """Dotted names of the fields that may change in a resumed study, or in a resumed training.
 
     Args:
-        when: ``MayChange.ON_STUDY_RESUME``, or ``MayChange.ON_TRAINING_RESUME``, which includes the former.
+        when: ``MayChange.ON_STUDY_RESUME``, or another mark, with which the former is included.
         section: Whose fields; the whole configuration by default.
         prefix: Of the names.
     """
@@ -297,7 +299,7 @@ class Loss(Section):
 
 
 class Optim(Section):
-    """AdamW with a linear warm-up and a cosine decay to zero, per step."""
+    """AdamW with a linear warm-up and a decay to zero, per step."""
 
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate."""
@@ -312,6 +314,12 @@ class Optim(Section):
     time depend on it: gradients add up to those of the whole batch, and NT-Xent contrasts all of it."""
     warmup_epochs: int = Field(10, ge=0)
     """Epochs of linear warm-up from 0."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: cosine decays at once, which is published; constant stays at ``optim.lr`` until the
+    cooldown, so that a training can become longer before its cooldown and equal one that was long from the start."""
+    cooldown_ratio: float = Field(0.2, ge=0, lt=1)
+    """Schedule constant: share of the training's epochs, rounded and at least one, in which the learning rate falls to zero
+    with one minus the square root of their progress (arXiv 2405.18392); 0 is no cooldown."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -319,11 +327,17 @@ class Optim(Section):
             raise ConfigError(f"optim.betas must lie in [0, 1): found {list(self.betas)}")
         return self
 
+    def epochs_before_decay(self, num_epochs: int) -> int:
+        """Epochs before the learning rate decays, in a training of ``num_epochs``; a longer training begins with the same."""
+        if self.schedule == "cosine":
+            return self.warmup_epochs
+        return num_epochs - (max(1, round(self.cooldown_ratio * num_epochs)) if self.cooldown_ratio else 0)
+
 
 class Train(Section):
     """Length, precision and seed of the training."""
 
-    epochs: int = Field(150, ge=1)
+    epochs: Annotated[int, MayChange.IF_LARGER] = Field(150, ge=1)
     """Passes over the training split."""
     precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], MayChange.ON_STUDY_RESUME] = "auto"
     """Autocast type; auto is bf16 on a GPU that supports it, fp16 on an older one, fp32 on a CPU."""
@@ -370,5 +384,11 @@ class Config(Section):
         if self.optim.warmup_epochs >= self.train.epochs and self.optim.warmup_epochs > 0:
             raise ConfigError(
                 f"optim.warmup_epochs must be smaller than train.epochs: found {self.optim.warmup_epochs} of {self.train.epochs}"
+            )
+        constant = self.optim.epochs_before_decay(self.train.epochs)
+        if self.optim.warmup_epochs > constant:
+            raise ConfigError(
+                f"optim.warmup_epochs and the cooldown must fit into train.epochs: found {self.optim.warmup_epochs} and "
+                f"{self.train.epochs - constant} of {self.train.epochs}"
             )
         return self

@@ -86,11 +86,17 @@ def run_epochs(config: Config, output_dir: Path) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from csmae.distributed import rank_and_world_size
+    from csmae.training.checkpoint import shorter_training
+    from csmae.training.optim import describe_growth
     from csmae.training.trainer import pretrain
 
     is_first = rank_and_world_size()[0] == 0
     console = Console(quiet=not is_first, markup=False, emoji=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    if shorter := shorter_training(output_dir, config):
+        before, trained = shorter
+        note = describe_growth(before, config.optim, config.train.epochs, trained)
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     hidden = not (is_first and console.is_terminal)
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         epochs = progress.add_task("epochs", total=config.train.epochs)

@@ -96,10 +96,24 @@ def read_progress(folder: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def _read(path: Path) -> dict[str, Any]:
+def shorter_training(folder: Path, config: Config) -> tuple[int, int] | None:
+    """Return ``train.epochs`` and the trained epochs of a folder's checkpoint; None unless the configuration has more epochs.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, or was written by another version.
+    """
+    if not (folder / CHECKPOINT).exists():
+        return None
+    content = _read(folder / CHECKPOINT, mmap=True)
+    before = int(json.loads(content["config"])["train"]["epochs"])
+    trained = content["progress"]["epochs"] + bool(content["progress"]["steps"])
+    return (before, trained) if before < config.train.epochs else None
+
+
+def _read(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         # To the CPU: on the device, the state would be in memory twice while it is copied.
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         version = content["format"]
     except Exception as error:  # torch, pickle and zip each fail in their own ways
         if is_out_of_memory(error):
@@ -113,9 +127,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _compare_configs(path: Path, written: dict[str, Any], config: Config) -> None:
     before, now = dict(flatten(with_defaults(written))), dict(flatten(config.model_dump(mode="json")))
     free = changeable(MayChange.ON_TRAINING_RESUME)
+    may_grow = changeable(MayChange.IF_LARGER) - free
     for name, value in now.items():
-        if name not in free and before.get(name) != value:
-            raise CheckpointError(
-                f"{path}: was written with {name} {before.get(name)}, the configuration says {value}: "
-                "use another folder, or the configuration it was written with"
-            )
+        if name in free or before.get(name) == value or (name in may_grow and value > before[name]):
+            continue
+        remedy = f"at least {before[name]}" if name in may_grow else "the configuration it was written with"
+        raise CheckpointError(
+            f"{path}: was written with {name} {before.get(name)}, the configuration says {value}: "
+            f"use another folder, or {remedy}"
+        )

@@ -35,19 +35,48 @@ def allocate_moments(optimizer: torch.optim.AdamW) -> None:
                 }
 
 
-def learning_rate(step: int, num_steps: int, warmup_steps: int, peak: float) -> float:
-    """Linear warm-up from 0, then a cosine to 0.
+def learning_rate(step: int, steps_per_epoch: int, optim: Optim, num_epochs: int) -> float:
+    """Linear warm-up from 0, a constant part with ``optim.schedule`` constant, then a decay to 0.
 
     Args:
         step: 0-based step of the whole training.
-        num_steps: Steps of the whole training.
-        warmup_steps: Steps of the warm-up, fewer than ``num_steps``.
-        peak: Learning rate at the end of the warm-up.
+        steps_per_epoch: Steps of one epoch.
+        optim: Peak, warm-up and shape of the decay.
+        num_epochs: Epochs of the whole training.
 
     Returns:
         The learning rate of this step, > 0: the zeros lie one step before the first and one after the last.
+
+    Source: constant with a decay of 1 - sqrt: arXiv 2405.18392, section 3.
     """
-    if step < warmup_steps:
-        return peak * (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / (num_steps - warmup_steps)
-    return peak * 0.5 * (1 + math.cos(math.pi * progress))
+    warmup, num_steps = optim.warmup_epochs * steps_per_epoch, num_epochs * steps_per_epoch
+    decay = optim.epochs_before_decay(num_epochs) * steps_per_epoch
+    if step < warmup:
+        return optim.lr * (step + 1) / (warmup + 1)
+    if step < decay:
+        return optim.lr
+    progress = (step - decay) / (num_steps - decay)
+    return optim.lr * (
+        0.5 * (1 + math.cos(math.pi * progress)) if optim.schedule == "cosine" else 1 - math.sqrt(progress)
+    )
+
+
+def describe_growth(before: int, optim: Optim, num_epochs: int, trained: int) -> str:
+    """Describe how trainings continue after ``train.epochs`` has grown, in one line.
+
+    Args:
+        before: Epochs of the whole training before.
+        optim: Schedule of the learning rate.
+        num_epochs: Epochs of the whole training now.
+        trained: Epochs that are trained.
+    """
+    grows = f"train.epochs grows from {before} to {num_epochs}"
+    if trained <= optim.epochs_before_decay(before):
+        return f"{grows}: what is trained is the same as in a training that had {num_epochs} epochs from the start"
+    reason = (
+        "constant makes it so until the cooldown" if optim.schedule == "cosine" else "constant: the cooldown had begun"
+    )
+    return (
+        f"{grows}: the learning rate of the remaining epochs follows the longer schedule, so a training that continues is not "
+        f"identical to one that had {num_epochs} epochs from the start (optim.schedule {reason})"
+    )

@@ -251,8 +251,7 @@ class Trainer:
         return (rank_sums.sum() * (self.rank == 0) * self.world_size / len(rank_sums)).to(self.device)
 
     def _set_learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        optim, num_steps = self.config.optim, self.config.train.epochs * steps_per_epoch
-        lr = learning_rate(step, num_steps, optim.warmup_epochs * steps_per_epoch, optim.lr)
+        lr = learning_rate(step, steps_per_epoch, self.config.optim, self.config.train.epochs)
         for group in self.train_step.optimizer.param_groups:
             group["lr"] = lr
         return lr

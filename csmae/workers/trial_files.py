@@ -303,7 +303,8 @@ def config_fingerprint(config: Mapping[str, Any]) -> str:
 
     Fields that may change while a trial trains are left out, and so are default values, because a later version has more.
     """
-    free, default = changeable(MayChange.ON_TRAINING_RESUME), dict(flatten(Config().model_dump(mode="json")))
+    free = changeable(MayChange.ON_TRAINING_RESUME) | changeable(MayChange.IF_LARGER)
+    default = dict(flatten(Config().model_dump(mode="json")))
     values = dict(flatten(json.loads(json.dumps(config))))
     learnt = {name: value for name, value in values.items() if name not in free and value != default.get(name)}
     return f"{zlib.crc32(json.dumps(learnt, sort_keys=True).encode()):08x}"

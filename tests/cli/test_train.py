@@ -32,6 +32,16 @@ def test_train_prints_a_line_per_epoch_and_saves_an_encoder(run_yaml: Path, caps
     assert load_encoder(out / "encoder").width == 96
 
 
+def test_train_says_how_a_longer_training_continues(run_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(run_yaml.parent / "out")
+    assert main(["train", str(run_yaml), "--set", "train.epochs=2", "--output-dir", out]) == 0
+    assert capsys.readouterr().out.startswith("epoch 1/2")
+    assert main(["train", str(run_yaml), "--set", "train.epochs=3", "--output-dir", out]) == 0
+    note, epoch, *_ = capsys.readouterr().out.splitlines()
+    assert note.startswith("note: train.epochs grows from 2 to 3: the learning rate of the remaining epochs follows")
+    assert epoch.startswith("epoch 3/3  loss ")
+
+
 @pytest.mark.parametrize(
     ("option", "text"),
     [
@@ -66,6 +76,10 @@ def test_a_missing_file_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.
     ("option", "text"),
     [
         ("model.patch_size=15", "checkpoint.pt: was written with model.patch_size 30, the configuration says 15"),
+        (
+            "train.epochs=2",
+            "checkpoint.pt: was written with train.epochs 4, the configuration says 2: use another folder,",
+        ),
         ("optim.lr=5e-4", "checkpoint.pt: was written with optim.lr 0.001, the configuration says 0.0005"),
     ],
 )

@@ -12,7 +12,6 @@ from csmae.config import ConfigError
 from csmae.data.archive import open_archive
 from csmae.model.csmae import CSMAE
 from csmae.storage.layout import CHECKPOINT
-from csmae.training.optim import learning_rate
 from csmae.training.scoring import final_scores
 from csmae.training.splits import validate_run
 from csmae.training.trainer import DivergedError, pretrain
@@ -134,15 +133,6 @@ def test_max_train_pairs_limits_the_training_split() -> None:
     assert epoch.metrics["train/loss"] > 0
     archive = open_archive(small_config().data)
     assert len(archive.split("train")) == 32
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    rates = [learning_rate(step, 100, 10, 2.0) for step in range(100)]
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[10] == 2.0 == max(rates)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 < rates[-1] < 0.01
-    assert min(rates) > 0
 
 
 @pytest.mark.parametrize(
