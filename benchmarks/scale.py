@@ -45,11 +45,18 @@ STUDY: dict[str, Any] = {
 }
 
 
-def instant(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
-    """A curve that depends on the configuration, without any training."""
+def instant(
+    config: Config,
+    run_dir: Path,
+    device: str,
+    on_step: Callable[[int, int], bool | None],
+    until: int | None = None,
+    parent_dir: Path | None = None,
+) -> Iterator[Epoch]:
+    """A curve that depends on the configuration, without any training; a resumed one begins again at its first epoch."""
     noise = random.Random(config.model_dump_json())
     height = 0.5 - (config.masking.ratio - 0.6) ** 2 - 0.01 * math.log10(config.optim.lr / 1e-3) ** 2
-    for epoch in range(1, config.train.epochs + 1):
+    for epoch in range(1, (until or config.train.epochs) + 1):
         score = height * (1 - 0.6**epoch) + noise.gauss(0, 0.005)
         yield Epoch(epoch, {"val/f1_mean": score, "train/loss": 1 / epoch, "cost/flops": config.masking.ratio})
 

@@ -27,11 +27,18 @@ from csmae.tuning.driver import run_search
 QUICKSTART = Path(__file__).resolve().parent.parent / "spaces" / "quickstart.yaml"
 
 
-def clocked(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
+def clocked(
+    config: Config,
+    run_dir: Path,
+    device: str,
+    on_step: Callable[[int, int], bool | None],
+    until: int | None = None,
+    parent_dir: Path | None = None,
+) -> Iterator[Epoch]:
     """The training, noting its start and end, and the seconds of its epochs."""
     start, busy = time.time(), 0.0
     try:
-        for epoch in pretrain(config, run_dir, device, on_step):
+        for epoch in pretrain(config, run_dir, device, on_step, until, parent_dir):
             busy += epoch.metrics["time/epoch_s"] + epoch.metrics["time/eval_s"]
             yield epoch
     finally:

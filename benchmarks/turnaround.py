@@ -50,7 +50,14 @@ STUDY = {
 RESOURCES = ClusterResources(((2, 0),), "this machine")
 
 
-def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
+def timed(
+    config: Config,
+    run_dir: Path,
+    device: str,
+    on_step: Callable[[int, int], bool | None],
+    until: int | None = None,
+    parent_dir: Path | None = None,
+) -> Iterator[Epoch]:
     """The training, noting when its first step and the whole of it were done."""
     times: list[float] = []
 
@@ -58,7 +65,7 @@ def timed(config: Config, run_dir: Path, device: str, on_step: Callable[[int, in
         times.append(time.time())
         on_step(done, total)
 
-    yield from pretrain(config, run_dir, device, note)
+    yield from pretrain(config, run_dir, device, note, until, parent_dir)
     if dist.get_rank() == 0:
         (run_dir / "times.json").write_text(json.dumps([times[0], time.time()]))
 

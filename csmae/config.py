@@ -29,6 +29,9 @@ class MayChange(Enum):
 
     NEVER = "never"
     """The field decides what is learned, or what a score means. The default of a field without a mark."""
+    ON_CHECKPOINT_COPY = "on checkpoint copy"
+    """When a training starts from a copy of another one's checkpoint. The field decides what is learned, but neither the data
+    nor the length of the training, nor the shapes of the parameters."""
     ON_TRAINING_RESUME = "on training resume"
     """When a training is resumed, but not within a study, whose scores would no longer compare."""
     ON_STUDY_RESUME = "on study resume"
@@ -56,7 +59,7 @@ class Section(BaseModel):
 
 
 def changeable(when: MayChange, section: type[Section] | None = None, prefix: str = "") -> frozenset[str]:
-    """Dotted names of the fields that may change in a resumed study, or in a resumed training.
+    """Dotted names of the fields that may change in a resumed study, a resumed training, or a copy of a checkpoint.
 
     Args:
         when: ``MayChange.ON_STUDY_RESUME``, or another mark, with which the former is included.
@@ -71,6 +74,17 @@ def changeable(when: MayChange, section: type[Section] | None = None, prefix: st
         elif next((mark for mark in field.metadata if isinstance(mark, MayChange)), section.may_change) in marks:
             found.add(prefix + name)
     return frozenset(found)
+
+
+def can_change_in_training(name: str) -> bool:
+    """Return whether a field may change while a network is trained: a trial that copies a checkpoint may give it another value.
+
+    A weight of a loss must stay zero or stay positive, because the network has only the parts that a loss reads.
+
+    Args:
+        name: Dotted, such as ``optim.lr``.
+    """
+    return name in changeable(MayChange.ON_CHECKPOINT_COPY)
 
 
 def with_defaults(written: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -113,9 +127,9 @@ class Data(Section):
     """What happens to a damaged pair: it ends the run, or it is reported and replaced by another one of its batch."""
     max_train_pairs: int | None = Field(None, ge=1)
     """Pairs of the training split to use, drawn with ``train.seed``; null means all."""
-    horizontal_flip: float = Field(0.5, ge=0, le=1)
+    horizontal_flip: Annotated[float, MayChange.ON_CHECKPOINT_COPY] = Field(0.5, ge=0, le=1)
     """Probability of mirroring both images of a pair left to right."""
-    vertical_flip: float = Field(0.5, ge=0, le=1)
+    vertical_flip: Annotated[float, MayChange.ON_CHECKPOINT_COPY] = Field(0.5, ge=0, le=1)
     """Probability of mirroring both images of a pair top to bottom."""
     s1_mean: tuple[float, ...] = sensors.S1_MEAN
     """Mean of each S1 band, dB, order VH VV."""
@@ -242,6 +256,8 @@ class Model(Section):
 class Masking(Section):
     """Which patches the encoder sees."""
 
+    may_change: ClassVar[MayChange] = MayChange.ON_CHECKPOINT_COPY
+
     ratio: float = Field(0.5, gt=0, lt=1)
     """Share of the patches hidden from the encoder."""
     strategy: Literal["identical", "random", "disjoint"] = "random"
@@ -252,6 +268,8 @@ class Masking(Section):
 
 class Loss(Section):
     """Weights of the loss terms; a term of weight 0 is not computed."""
+
+    may_change: ClassVar[MayChange] = MayChange.ON_CHECKPOINT_COPY
 
     umr_weight: float = Field(1.0, ge=0)
     """Uni-modal reconstruction, s1 to s1 and s2 to s2."""
@@ -301,13 +319,15 @@ class Loss(Section):
 class Optim(Section):
     """AdamW with a linear warm-up and a decay to zero, per step."""
 
+    may_change: ClassVar[MayChange] = MayChange.ON_CHECKPOINT_COPY
+
     lr: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(0.05, ge=0)
     """Decoupled weight decay; not applied to biases, norms and tokens."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of AdamW's moments, each in [0, 1)."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: Annotated[int, MayChange.NEVER] = Field(128, ge=1)
     """Pairs per step over all workers; a multiple of the number of workers."""
     micro_batch_size: Annotated[int | None, MayChange.ON_STUDY_RESUME] = Field(None, ge=1)
     """Pairs in one pass through the network on each worker; null is the worker's whole part of the batch. Only memory and

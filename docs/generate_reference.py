@@ -37,6 +37,7 @@ CHANGE_NOTES = {
     MayChange.ON_STUDY_RESUME: "may change when a study or a training resumes",
     MayChange.ON_TRAINING_RESUME: "may change when a training resumes, not within a study",
     MayChange.IF_LARGER: "may become larger when a training resumes",
+    MayChange.ON_CHECKPOINT_COPY: "copies may change it",
     MayChange.NEVER: "fixed within a study",
 }
 
@@ -52,7 +53,8 @@ masking:
 
 Everywhere else, a field has its dotted name: `--set masking.ratio=0.6`, a key of a search space, a parameter in Optuna and
 MLflow. The defaults are those of the published SESD model. A configuration is checked as a whole; an unknown field is an
-error. A study or a training that resumes must keep the values of all fields, except where the list says otherwise.
+error. A study or a training that resumes must keep the values of all fields, except where the list says otherwise. *Copies may
+change it* means a trial that starts from a copy of another trial's checkpoint.
 """
 
 SEARCH = """\
@@ -83,7 +85,7 @@ def main() -> int:
     """Write the pages, or check them; returns the exit status."""
     pages = {
         "configuration.md": configuration(),
-        "search.md": "\n".join([SEARCH, *fields(Search, "search.")]),
+        "search.md": "\n".join([SEARCH, *fields(Search, "search.", Search.may_change)]),
         "metrics.md": metrics(),
         "commands.md": commands(),
     }
@@ -108,18 +110,18 @@ def configuration() -> str:
         section = field.annotation
         assert isinstance(section, type) and issubclass(section, Section)
         text = wrapped(markdown(section.__doc__))
-        lines += [f"## {name}", "", text, "", *fields(section, f"{name}."), ""]
+        lines += [f"## {name}", "", text, "", *fields(section, f"{name}.", Config.may_change), ""]
     return "\n".join(lines)
 
 
-def fields(section: type[Section], prefix: str) -> Iterator[str]:
-    """One item for each field, those of sections within included."""
+def fields(section: type[Section], prefix: str, usual: MayChange) -> Iterator[str]:
+    """One item for each field, those of sections within included; ``usual`` is the mark of which the page speaks."""
     for name, field in section.model_fields.items():
         inner = next((part for part in flat(field.annotation) if is_section(part)), None)
-        details = "; ".join(filter(None, [description(field), change_note(section, field)]))
+        details = "; ".join(filter(None, [description(field), change_note(section, field, usual)]))
         yield item(f"{prefix}{name}", f" ({details})", field.description)
         if inner is not None:
-            yield from fields(inner, f"{prefix}{name}.")
+            yield from fields(inner, f"{prefix}{name}.", inner.may_change)
 
 
 def is_section(part: Any) -> bool:
@@ -127,10 +129,10 @@ def is_section(part: Any) -> bool:
     return isinstance(part, type) and issubclass(part, Section)
 
 
-def change_note(section: type[Section], field: FieldInfo) -> str:
-    """Whether a field may change when a study resumes; nothing where the page says so of the whole section."""
+def change_note(section: type[Section], field: FieldInfo, usual: MayChange) -> str:
+    """When a field may change; nothing where the page says so of its fields in general."""
     mark = next((item for item in field.metadata if isinstance(item, MayChange)), section.may_change)
-    return "" if mark is section.may_change else CHANGE_NOTES[mark]
+    return "" if mark is usual else CHANGE_NOTES[mark]
 
 
 def description(field: FieldInfo) -> str:

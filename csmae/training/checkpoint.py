@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,51 @@ def load_checkpoint(folder: Path, config: Config, parts: dict[str, Any]) -> Trai
     if not path.exists():
         return TrainingProgress()
     content = _read(path)
-    _compare_configs(path, json.loads(content["config"]), config)
+    if difference := _difference(content, config, MayChange.ON_TRAINING_RESUME):
+        name, before, now = difference
+        grows = name in changeable(MayChange.IF_LARGER)
+        remedy = f"at least {before}" if grows else "the configuration it was written with"
+        raise CheckpointError(
+            f"{path}: was written with {name} {before}, the configuration says {now}: use another folder, or {remedy}"
+        )
+    return _restore(content, parts)
+
+
+def copy_checkpoint(parent_dir: Path, config: Config, parts: dict[str, Any]) -> TrainingProgress:
+    """Restore the state that another training saved; its configuration may differ where ``can_change_in_training``.
+
+    Returns:
+        The other training's progress.
+
+    Raises:
+        CheckpointError: There is no checkpoint, it is damaged, or the new configuration cannot continue it.
+    """
+    path = parent_dir / CHECKPOINT
+    if not path.exists():
+        raise CheckpointError(f"{path}: does not exist: there is no checkpoint to copy")
+    content = _read(path)
+    if difference := _difference(content, config, MayChange.ON_CHECKPOINT_COPY):
+        name, before, now = difference
+        raise CheckpointError(
+            f"{path}: was written with {name} {before}, the configuration says {now}: a copied checkpoint cannot change it"
+        )
+    groups = parts["optimizer"].param_groups
+    options = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    try:
+        progress = _restore(content, parts)
+    except (RuntimeError, ValueError) as error:  # of torch, which names the parameters
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"{path}: the configuration builds other parts of the network ({one_line(error)}): "
+            "a copied checkpoint cannot change which loss weights are 0"
+        ) from None
+    for group, values in zip(parts["optimizer"].param_groups, options, strict=True):
+        group |= values  # the checkpoint's were those of the other configuration
+    return progress
+
+
+def _restore(content: dict[str, Any], parts: dict[str, Any]) -> TrainingProgress:
     for name, part in parts.items():
         if content[name]:  # the state of a disabled gradient scaler is empty
             part.load_state_dict(content[name])
@@ -124,15 +169,25 @@ def _read(path: Path, mmap: bool = False) -> dict[str, Any]:
     return content
 
 
-def _compare_configs(path: Path, written: dict[str, Any], config: Config) -> None:
-    before, now = dict(flatten(with_defaults(written))), dict(flatten(config.model_dump(mode="json")))
-    free = changeable(MayChange.ON_TRAINING_RESUME)
+def _difference(content: dict[str, Any], config: Config, when: MayChange) -> tuple[str, Any, Any] | None:
+    """Return the first field that must not change but does: its name, and its values in the checkpoint and now."""
+    before = dict(flatten(with_defaults(json.loads(content["config"]))))
+    now, free = dict(flatten(config.model_dump(mode="json"))), changeable(when)
     may_grow = changeable(MayChange.IF_LARGER) - free
     for name, value in now.items():
-        if name in free or before.get(name) == value or (name in may_grow and value > before[name]):
-            continue
-        remedy = f"at least {before[name]}" if name in may_grow else "the configuration it was written with"
-        raise CheckpointError(
-            f"{path}: was written with {name} {before.get(name)}, the configuration says {value}: "
-            f"use another folder, or {remedy}"
-        )
+        grows = name in may_grow and value > before[name]
+        if name not in free and before.get(name) != value and not grows:
+            return name, before.get(name), value
+    return None
+
+
+def config_fingerprint(config: Mapping[str, Any]) -> str:
+    """Compute a checksum of the configuration by which a trial learns.
+
+    Fields that may change while a trial trains are left out, and so are default values, because a later version has more.
+    """
+    free = changeable(MayChange.ON_TRAINING_RESUME) | changeable(MayChange.IF_LARGER)
+    default = dict(flatten(Config().model_dump(mode="json")))
+    values = dict(flatten(json.loads(json.dumps(config))))
+    learnt = {name: value for name, value in values.items() if name not in free and value != default.get(name)}
+    return f"{zlib.crc32(json.dumps(learnt, sort_keys=True).encode()):08x}"

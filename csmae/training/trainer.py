@@ -26,7 +26,15 @@ from csmae.encoders import SensorEncoder
 from csmae.model.cost import cost_metrics
 from csmae.model.csmae import build_model
 from csmae.retrieval.embed import embed
-from csmae.training.checkpoint import CheckpointError, FullDiskError, TrainingProgress, load_checkpoint, save_checkpoint
+from csmae.storage.layout import CHECKPOINT
+from csmae.training.checkpoint import (
+    CheckpointError,
+    FullDiskError,
+    TrainingProgress,
+    copy_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from csmae.training.history import append_metrics
 from csmae.training.micro_batch import scores_must_fit, weights_must_fit
 from csmae.training.optim import allocate_moments, learning_rate
@@ -62,7 +70,12 @@ class Epoch:
 
 
 def pretrain(
-    config: Config, run_dir: Path | None = None, device: str | None = None, on_step: OnStep | None = None
+    config: Config,
+    run_dir: Path | None = None,
+    device: str | None = None,
+    on_step: OnStep | None = None,
+    until: int | None = None,
+    parent_dir: Path | None = None,
 ) -> Generator[Epoch, None, None]:
     """Pretrain a CSMAE; yields after each epoch. Close the generator to stop early.
 
@@ -75,6 +88,10 @@ def pretrain(
         device: Such as ``cuda:0``; if None, the GPU of this process, or the CPU.
         on_step: Called after each step, because an epoch may take hours. If it returns True on any rank, all ranks save a
             checkpoint and stop within ``SYNC_EVERY`` steps.
+        until: Last epoch of this call, which saves a checkpoint, so that another call continues; by default, and at most,
+            ``train.epochs``.
+        parent_dir: Folder of another training, from whose checkpoint this one starts if its own folder has none; see
+            ``copy_checkpoint``.
 
     Yields:
         The result of each epoch that the checkpoint does not contain.
@@ -91,12 +108,13 @@ def pretrain(
     """
     compute_device = torch.device(device) if device else default_device()
     usage, num_epochs = ResourceUsage(compute_device), config.train.epochs
+    last = min(until or num_epochs, num_epochs)
     with weights_must_fit(config):
         trainer = Trainer(config, compute_device, run_dir)
-        progress = trainer.resume()
+        progress = trainer.resume(parent_dir)
         allocate_moments(trainer.train_step.optimizer)
     costs = cost_metrics(config)
-    for number in range(progress.epochs + 1, num_epochs + 1):
+    for number in range(progress.epochs + 1, last + 1):
         start = time.perf_counter() - progress.elapsed_s
         metrics = trainer.train_epoch(progress, on_step)
         if number == num_epochs or number % config.eval.every == 0:
@@ -105,7 +123,7 @@ def pretrain(
         if run_dir and trainer.rank == 0:
             append_metrics(run_dir, number, metrics)
         progress = TrainingProgress(number)
-        if number == num_epochs or number % config.train.checkpoint_every == 0:
+        if number == last or number % config.train.checkpoint_every == 0:
             trainer.save(progress, metrics)
         if is_due(number, num_epochs):
             trainer.write_snapshot(number)
@@ -188,21 +206,25 @@ class Trainer:
         worker_s = seconds * self.world_size
         return {"time/worker_s": worker_s} | ({"time/gpu_s": worker_s} if self.device.type == "cuda" else {})
 
-    def resume(self) -> TrainingProgress:
-        """Load the checkpoint of the run's folder, if there is one.
+    def resume(self, parent_dir: Path | None = None) -> TrainingProgress:
+        """Load the checkpoint of the run's folder, if there is one, else that of its parent, and save it as the run's own.
 
         Raises:
             CheckpointError: It does not match the configuration, or the ranks see different checkpoints; on all ranks.
         """
         if self.run_dir is None:
             return TrainingProgress()
-        progress = load_checkpoint(self.run_dir, self.config, self.parts)
+        parent_dir = None if (self.run_dir / CHECKPOINT).exists() else parent_dir
+        load = copy_checkpoint if parent_dir else load_checkpoint
+        progress = load(parent_dir or self.run_dir, self.config, self.parts)
         states = all_gather(torch.tensor([progress.epochs, progress.steps], device=self.device)).tolist()
         if min(states) != max(states):
             (earliest, _), (latest, _) = min(states), max(states)
             raise CheckpointError(
                 f"{self.run_dir}: must be one folder for all workers: they find {earliest} and {latest} epochs in it"
             )
+        if parent_dir:  # now, because the parent's own training may continue
+            self.save(progress)
         return progress
 
     def save(self, progress: TrainingProgress, metrics: dict[str, float] | None = None) -> None:

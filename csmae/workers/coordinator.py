@@ -12,7 +12,7 @@ The sequence of an assignment:
 6. ``next_event``, called again, decides to continue: the ranks' calls return True.
 7. ``assign``, called instead because Tune stopped the trial, decides to stop: they return False, and the ranks go to 3.
 8. A rank that fails calls ``report_error``; Ray Train restarts all workers, a new attempt, at 2 until no retry is left.
-9. Rank 0 calls ``end`` after the last epoch, or when all ranks failed alike: event ``AssignmentEnded``.
+9. Rank 0 calls ``end`` once the assignment's last epoch is stored, or when all ranks failed alike: event ``AssignmentEnded``.
 """
 
 from __future__ import annotations
@@ -87,10 +87,18 @@ class Coordinator:
 
     # Called by the trainable.
 
-    async def assign(self, config: dict[str, Any], run_dir: str) -> None:
-        """Assign a trial to the workers; those that still wait in ``report`` stop their trial. Returns immediately."""
+    async def assign(self, config: dict[str, Any], run_dir: str, until: int, parent_dir: str | None = None) -> None:
+        """Assign a trial to the workers; those that still wait in ``report`` stop their trial. Returns immediately.
+
+        Args:
+            config: The training's configuration.
+            run_dir: The trial's folder.
+            until: Last epoch to train.
+            parent_dir: Folder of another trial, whose checkpoint this one copies if it has none.
+        """
         self._num_assignments += 1
-        self._assignment, self._state = Assignment(self._num_assignments, config, run_dir), _AssignmentState()
+        self._assignment = Assignment(self._num_assignments, config, run_dir, until, parent_dir)
+        self._state = _AssignmentState()
         self._events = asyncio.Queue()
         # Sent even where it is False: Tune may have restarted the trial in a new process, after it held resources in another.
         self._events.put_nowait(ResourcesHeld(bool(self._workers)))

@@ -64,13 +64,13 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
         """Let the workers continue, and wait for the next event of the trial.
 
         Returns:
-            ``epoch`` and ``metrics``; or ``resources_held``, whether the workers hold resources; at the end of the trial ``done``,
-            and the reason under the name of the ``Outcome``.
+            ``epoch`` and ``metrics``; or ``resources_held``, whether the workers hold resources; when the trial
+            ends or pauses ``done``, and the reason under the name of the ``Outcome``, together with the last epoch.
         """
         event = self._next_event()
         if isinstance(event, EpochReport):
             self._failed_fits = 0
-            if event.epoch < self._num_epochs:
+            if event.epoch < self._until:
                 return asdict(event)
             self._last_epoch, event = asdict(event), self._next_event()
         if isinstance(event, ResourcesHeld):
@@ -85,8 +85,10 @@ class WorkerGroupTrainable(tune.Trainable):  # type: ignore[misc]
         self._fit_thread.join(CLOSE_TIMEOUT_S)
 
     def _assign(self, config: dict[str, Any]) -> None:
-        self._num_epochs, self._failed_fits, self._last_epoch = config["config"]["train"]["epochs"], 0, {}
-        ray.get(self._coordinator.assign.remote(config["config"], config["run_dir"]))
+        epochs = config["config"]["train"]["epochs"]
+        self._until, self._failed_fits, self._last_epoch = min(config.get("until") or epochs, epochs), 0, {}
+        assignment = config["config"], config["run_dir"], self._until, config.get("parent_dir")
+        ray.get(self._coordinator.assign.remote(*assignment))
         if self._last_ended_fit == self._num_fits:
             self._start_fit()
 

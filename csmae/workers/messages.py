@@ -12,6 +12,8 @@ class Outcome(StrEnum):
 
     FINISHED = "finished"
     """All epochs are trained."""
+    PAUSED = "paused"
+    """The last epoch of the assignment is trained, and its checkpoint is stored; the trial can resume in any group."""
     FAILED = "failed"
     """The trial failed permanently."""
     STORAGE_FAILED = "storage_failed"
@@ -28,8 +30,17 @@ class Assignment:
     """Number of the assignment in this worker group, from 1."""
     config: dict[str, Any]
     run_dir: str
+    until: int
+    """Last epoch to train; the trial pauses there if it is not the last one of the training."""
+    parent_dir: str | None = None
+    """Folder of another trial, whose checkpoint this one copies if it has none."""
     micro_batch: int | None = None
     """Smaller micro-batch that a rank requested when it was out of memory."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the assignment ends once all its epochs are trained."""
+        return Outcome.PAUSED if self.until < self.config["train"]["epochs"] else Outcome.FINISHED
 
 
 @dataclass(frozen=True)

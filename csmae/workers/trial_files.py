@@ -17,9 +17,9 @@ from typing import Any
 from ray.train.collective import broadcast_from_rank_zero
 
 from csmae.atomic import atomic_write
-from csmae.config import Config, ConfigError, MayChange, changeable
+from csmae.config import ConfigError
 from csmae.scratch import hold, remove_unused, scratch_root
-from csmae.settings import flatten
+from csmae.storage.layout import CHECKPOINT
 from csmae.storage.manifest import Claim, DeletedError, Manifest, RemoteFolder, SupersededError, hardlink, object_names
 from csmae.storage.object_store import RETRY_FOR_S, RETRY_INTERVAL_S, describe_error, retry
 from csmae.training.checkpoint import FullDiskError, read_progress
@@ -32,6 +32,9 @@ SNAPSHOT_PREFIX = ".snapshot-"
 
 SYNCED = ".synced"
 """File in a working copy with the last state that the copy and the bucket had in common."""
+
+PARENT = "parent"
+"""Folder in a working copy with the checkpoint that the trial copies, until it has its own."""
 
 HOLD_TIMEOUT_S = 5.0
 """Longest wait for a process of an earlier worker group that still holds the working copy."""
@@ -83,10 +86,18 @@ class WorkingCopy:
         folder: This rank's folder on this node; the copy gets another one beside it if a process still holds it.
         fingerprint: From ``config_fingerprint``; files of a trial with another fingerprint are ignored.
         heartbeat: Called while this rank waits for the bucket.
+        parent: The files of the trial whose checkpoint this one copies, if it has none.
     """
 
-    def __init__(self, remote: RemoteFolder, folder: Path, fingerprint: str, heartbeat: Callable[[], object]) -> None:
-        self._remote, self._fingerprint, self._heartbeat = remote, fingerprint, heartbeat
+    def __init__(
+        self,
+        remote: RemoteFolder,
+        folder: Path,
+        fingerprint: str,
+        heartbeat: Callable[[], object],
+        parent: RemoteFolder | None = None,
+    ) -> None:
+        self._remote, self._fingerprint, self._heartbeat, self._parent = remote, fingerprint, heartbeat, parent
         self._claim: Claim | None = None
         self._uploader = threading.Thread(target=self._upload_snapshots, name="trial-upload", daemon=True)
         self._changed = threading.Condition()
@@ -136,6 +147,10 @@ class WorkingCopy:
             if read_progress(self.folder) > (state.metadata.get("epoch", 0), state.metadata.get("steps", 0)):
                 state = claim.push(self.folder, self._metadata(self.folder))
             self._remote.fetch(self.folder, state)
+            if self._parent and not {CHECKPOINT, f"{PARENT}/{CHECKPOINT}"} & state.files.keys():
+                self._parent.fetch(self.folder / PARENT, self._parent.manifest(), CHECKPOINT.__eq__)
+                # Kept in the bucket from now on, because the parent's own training may continue.
+                state = claim.push(self.folder, self._metadata(self.folder))
             self._write_synced(state)
             return state
 
@@ -159,6 +174,8 @@ class WorkingCopy:
             FullDiskError: Other workers took the trial over, or its files were deleted.
             OSError: The node's disk is full; the next call tries again.
         """
+        if (self.folder / CHECKPOINT).exists():
+            shutil.rmtree(self.folder / PARENT, ignore_errors=True)
         if self._claim is None:
             return  # not rank 0
         if self._superseded:
@@ -268,7 +285,12 @@ def _remove_others(folder: Path, wanted: Mapping[str, str]) -> None:
 
 @contextmanager
 def working_copy(
-    remote: RemoteFolder, folder: Path, fingerprint: str, is_writer: bool, heartbeat: Callable[[], object]
+    remote: RemoteFolder,
+    folder: Path,
+    fingerprint: str,
+    is_writer: bool,
+    heartbeat: Callable[[], object],
+    parent: RemoteFolder | None = None,
 ) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Keep a rank's copy of a trial's files for as long as the block lasts; see ``WorkingCopy``. Collective.
 
@@ -280,7 +302,7 @@ def working_copy(
     """
     from csmae.training.trainer import StoppedError  # importing timm takes seconds
 
-    copy = WorkingCopy(remote, folder, fingerprint, heartbeat)
+    copy = WorkingCopy(remote, folder, fingerprint, heartbeat, parent)
     copy.pull(is_writer)
     remove_stale_copies(folder.parent)
     try:
@@ -296,15 +318,3 @@ def working_copy(
         copy.release_later()
         raise
     copy.finish()
-
-
-def config_fingerprint(config: Mapping[str, Any]) -> str:
-    """Compute a checksum of the configuration by which a trial learns.
-
-    Fields that may change while a trial trains are left out, and so are default values, because a later version has more.
-    """
-    free = changeable(MayChange.ON_TRAINING_RESUME) | changeable(MayChange.IF_LARGER)
-    default = dict(flatten(Config().model_dump(mode="json")))
-    values = dict(flatten(json.loads(json.dumps(config))))
-    learnt = {name: value for name, value in values.items() if name not in free and value != default.get(name)}
-    return f"{zlib.crc32(json.dumps(learnt, sort_keys=True).encode()):08x}"

@@ -20,12 +20,12 @@ from ray.train.torch import get_device
 
 from csmae.cluster.ray_private import preemption_check
 from csmae.config import Config, ConfigError, one_line
-from csmae.training.checkpoint import FullDiskError
+from csmae.training.checkpoint import FullDiskError, config_fingerprint
 from csmae.training.micro_batch import SmallerMicroBatchError, save_micro_batch_limit
 from csmae.workers.messages import Assignment, Outcome
 from csmae.workers.spec import WorkerGroupSpec
 from csmae.workers.trial_files import (
-    config_fingerprint,
+    PARENT,
     remove_stale_copies,
     saved_epoch,
     working_copy,
@@ -75,7 +75,7 @@ class AssignmentRun:
     assignment: Assignment
 
     def train(self) -> bool:
-        """Train until the assignment is finished or stopped, or fails on all ranks alike.
+        """Train until the assignment is finished, paused or stopped, or fails on all ranks alike.
 
         Returns:
             Whether the group takes another assignment; the same on all ranks.
@@ -87,7 +87,7 @@ class AssignmentRun:
 
         try:
             if self._train_epochs() and self.rank == 0:
-                self._call(self.coordinator.end, Outcome.FINISHED)
+                self._call(self.coordinator.end, self.assignment.outcome)
         except StoppedError:
             self._call(self.coordinator.preempted)
             return False
@@ -114,7 +114,7 @@ class AssignmentRun:
         return ray.get(method.remote(self.assignment.id, self.attempt, *arguments))
 
     def _train_epochs(self) -> bool:
-        """Train until the decision is to stop; returns whether all epochs are trained."""
+        """Train until the decision is to stop; returns whether all epochs of the assignment are trained and stored."""
         with self._files() as (run_dir, mirror):
             if self.assignment.micro_batch:  # the rank that requested it may have noted it on another node's disk
                 save_micro_batch_limit(run_dir, self.assignment.micro_batch)
@@ -131,14 +131,18 @@ class AssignmentRun:
         run_dir = Path(self.assignment.run_dir)
         if self.spec.remote is None:
             return nullcontext((run_dir, lambda: None))
-        remote = self.spec.remote.remote_folder(run_dir)
+        remote, parent = self.spec.remote.remote_folder(run_dir), None
+        if self.assignment.parent_dir:
+            parent = self.spec.remote.remote_folder(Path(self.assignment.parent_dir))
         folder, fingerprint = working_copy_dir(remote, self.rank), config_fingerprint(self.assignment.config)
-        return working_copy(remote, folder, fingerprint, self.rank == 0, self._send_heartbeat)
+        return working_copy(remote, folder, fingerprint, self.rank == 0, self._send_heartbeat, parent)
 
     def _epochs(self, run_dir: Path) -> Iterator[Any]:
         pretrain: Callable[..., Iterator[Any]] = pkgutil.resolve_name(self.spec.pretrain)
-        config = Config.model_validate(self.assignment.config)
-        return pretrain(config, run_dir, str(get_device()), self._on_step())
+        config, parent_dir = Config.model_validate(self.assignment.config), None
+        if self.assignment.parent_dir:
+            parent_dir = run_dir / PARENT if self.spec.remote else Path(self.assignment.parent_dir)
+        return pretrain(config, run_dir, str(get_device()), self._on_step(), self.assignment.until, parent_dir)
 
     def _on_step(self) -> Callable[[int, int], bool]:
         """Make the training's ``on_step``: it sends heartbeats, and returns whether a node of the group will be preempted."""

@@ -16,18 +16,28 @@ from csmae.config import Config, ConfigError
 from csmae.training.checkpoint import FullDiskError
 from csmae.training.trainer import DivergedError, Epoch, pretrain
 
+OnStep = Callable[[int, int], bool | None]
 
-def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]) -> Iterator[Epoch]:
-    """Epochs of a score that grows toward ``masking.ratio``; resumes from ``run_dir/epoch``.
+
+def quick(
+    config: Config,
+    run_dir: Path,
+    device: str,
+    on_step: OnStep,
+    until: int | None = None,
+    parent_dir: Path | None = None,
+) -> Iterator[Epoch]:
+    """Epochs of a score that grows toward ``masking.ratio``; resumes from ``run_dir/epoch``, or from its parent's.
 
     ``run_dir/../../faults.json`` maps trial numbers to faults, see ``_inject_fault``.
     """
     rank, state = dist.get_rank(), run_dir / "epoch"
     run_dir.mkdir(parents=True, exist_ok=True)
-    done = int(state.read_text()) if state.exists() else 0
+    saved = [path for path in (state, parent_dir and parent_dir / "epoch") if path and path.exists()]
+    done = int(saved[0].read_text()) if saved else 0
     with (run_dir / f"pids-{rank}").open("a") as file:
         file.write(f"{os.getpid()} from {done}\n")
-    for epoch in range(done + 1, config.train.epochs + 1):
+    for epoch in range(done + 1, (until or config.train.epochs) + 1):
         time.sleep(0.02)
         _inject_fault(run_dir, rank, epoch)
         dist.all_reduce(torch.ones(1))
@@ -38,7 +48,12 @@ def quick(config: Config, run_dir: Path, device: str, on_step: Callable[[int, in
 
 
 def out_of_memory(
-    config: Config, run_dir: Path, device: str, on_step: Callable[[int, int], bool | None]
+    config: Config,
+    run_dir: Path,
+    device: str,
+    on_step: OnStep,
+    until: int | None = None,
+    parent_dir: Path | None = None,
 ) -> Iterator[Epoch]:
     """A real training in which rank 1 has memory for one pair."""
     import pytest
@@ -52,7 +67,7 @@ def out_of_memory(
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
             limit_memory(patch, 1)
-        yield from pretrain(config, run_dir, device, on_step)
+        yield from pretrain(config, run_dir, device, on_step, until, parent_dir)
 
 
 def _inject_fault(run_dir: Path, rank: int, epoch: int) -> None:

@@ -9,12 +9,17 @@ from csmae.config import ConfigError, MayChange, changeable
 from csmae.settings import FIELDS
 from csmae.storage.layout import DATABASE
 from csmae.study.study import Study, load_study
-from csmae.training.checkpoint import CheckpointError, TrainingProgress, load_checkpoint, save_checkpoint
+from csmae.training.checkpoint import (
+    CheckpointError,
+    TrainingProgress,
+    config_fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from csmae.trials.budget import Budget
 from csmae.trials.redefinition import differences
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
-from csmae.workers.trial_files import config_fingerprint
 from tests.conftest import small_config
 from tests.study.test_study import write
 from tests.tuning.test_searcher import SPACE, make_searcher, make_study, result

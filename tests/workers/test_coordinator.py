@@ -7,7 +7,17 @@ import pytest
 from csmae.workers import coordinator as coordinator_module
 from csmae.workers.coordinator import Coordinator
 from csmae.workers.group import WorkerGroupTrainable
-from csmae.workers.messages import AssignmentEnded, EpochReport, FitEnded, HeartbeatTimeout, Outcome, ResourcesHeld
+from csmae.workers.messages import (
+    Assignment,
+    AssignmentEnded,
+    EpochReport,
+    FitEnded,
+    HeartbeatTimeout,
+    Outcome,
+    ResourcesHeld,
+)
+
+CONFIG = {"train": {"epochs": 2}}
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +29,7 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 async def waiting(retries: int, hang_timeout_s: float) -> Coordinator:
     """A coordinator with an assignment for workers that have not started."""
     coordinator = Coordinator(retries, hang_timeout_s)
-    await coordinator.assign({}, "trials/0")
+    await coordinator.assign(CONFIG, "trials/0", 2)
     assert await coordinator.next_event() == ResourcesHeld(False)
     return coordinator
 
@@ -85,7 +95,7 @@ def test_a_group_that_exits_with_its_work_saved_costs_no_attempt() -> None:
             await coordinator.next_assignment(f"attempt {number + 1}", 0, "worker")
         decision = asyncio.create_task(coordinator.report(1, "attempt 5", 1, {}))
         assert await coordinator.next_event() == EpochReport(1, {})
-        await coordinator.assign({}, "trials/1")
+        await coordinator.assign(CONFIG, "trials/1", 2)
         assert not await decision
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
@@ -115,14 +125,14 @@ def test_workers_that_hang_between_two_trials_are_considered_dead() -> None:
     async def scenario() -> None:
         coordinator = Coordinator(retries=1, hang_timeout_s=0.2)
         await coordinator.workers_started(["rank 0"])
-        await coordinator.assign({}, "trials/0")
+        await coordinator.assign(CONFIG, "trials/0", 2)
         await coordinator.next_assignment("one", 0, "rank 0")
         await coordinator.end(1, "one", Outcome.FINISHED)
         assert [await coordinator.next_event(), await coordinator.next_event()] == [
             ResourcesHeld(True),
             AssignmentEnded(Outcome.FINISHED),
         ]
-        await coordinator.assign({}, "trials/1")
+        await coordinator.assign(CONFIG, "trials/1", 2)
         assert await coordinator.next_event() == ResourcesHeld(True)
         assert await coordinator.next_event() == HeartbeatTimeout(["rank 0"])
 
@@ -215,7 +225,7 @@ def test_a_trial_that_tune_restarts_learns_that_it_holds_no_resources() -> None:
 
     async def scenario() -> None:
         coordinator = Coordinator(retries=1, hang_timeout_s=60)
-        await coordinator.assign({}, "trials/0")
+        await coordinator.assign(CONFIG, "trials/0", 2)
         assert await coordinator.next_event() == ResourcesHeld(False)
         await coordinator.workers_started(["rank 0"])
         assert await coordinator.next_event() == ResourcesHeld(True)
@@ -223,12 +233,46 @@ def test_a_trial_that_tune_restarts_learns_that_it_holds_no_resources() -> None:
     asyncio.run(asyncio.wait_for(scenario(), 5))
 
 
+def test_an_assignment_that_ends_before_the_training_does_is_paused() -> None:
+    async def scenario() -> None:
+        coordinator = Coordinator(retries=1, hang_timeout_s=60)
+        for number, (until, outcome) in enumerate(((1, Outcome.PAUSED), (2, Outcome.FINISHED)), start=1):
+            await coordinator.assign(CONFIG, "trials/1", until, "trials/0")
+            assert await coordinator.next_event() == ResourcesHeld(False)
+            assignment = await coordinator.next_assignment("one", number - 1, "rank 0")
+            assert assignment == Assignment(number, CONFIG, "trials/1", until, "trials/0")
+            assert assignment.outcome is outcome
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_a_rank_that_dies_while_its_pause_is_stored_is_replaced_and_the_pause_is_reported_once() -> None:
+    """The trainable has received the last epoch, and waits for the end of the assignment."""
+
+    async def scenario() -> None:
+        coordinator = await waiting(retries=2, hang_timeout_s=60)
+        await coordinator.next_assignment("one", 0, "rank 0")
+        lost = asyncio.create_task(coordinator.report(1, "one", 2, {"a": 1.0}))
+        assert await coordinator.next_event() == EpochReport(2, {"a": 1.0})
+        ended = asyncio.create_task(coordinator.next_event())
+        assert await lost
+        await coordinator.next_assignment("two", 0, "rank 0 again")
+        await coordinator.report_saved(1, "two", 2, {"a": 1.0})
+        await coordinator.end(1, "one", Outcome.PAUSED)
+        await asyncio.sleep(0.1)
+        assert not ended.done(), "the first attempt is dead"
+        await coordinator.end(1, "two", Outcome.PAUSED)
+        assert await ended == AssignmentEnded(Outcome.PAUSED)
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
 class ScriptedTrainable(WorkerGroupTrainable):
     """A trainable in the middle of a trial of two epochs, with given events."""
 
     def __init__(self, *events: EpochReport | ResourcesHeld | AssignmentEnded) -> None:
         self._events, self._failed_fits = iter(events), 0
-        self._num_epochs, self._last_epoch = 2, {}
+        self._until, self._last_epoch = 2, {}
 
     def _next_event(self) -> EpochReport | ResourcesHeld | AssignmentEnded:
         return next(self._events)
@@ -245,3 +289,8 @@ def test_a_group_that_waits_for_resources_after_the_last_epoch_reports_it() -> N
         {"resources_held": True},
         {"epoch": 2, "metrics": {"a": 1.0}, "finished": "", "done": True},
     ]
+
+
+def test_a_group_whose_checkpoint_is_already_there_reports_its_epoch_and_pauses() -> None:
+    trainable = ScriptedTrainable(EpochReport(3, {"a": 1.0}), AssignmentEnded(Outcome.PAUSED))
+    assert trainable.step() == {"epoch": 3, "metrics": {"a": 1.0}, "paused": "", "done": True}

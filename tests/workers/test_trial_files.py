@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, set_train_fn_utils
 
-from csmae.config import ConfigError
+from csmae.config import Config, ConfigError
 from csmae.storage.manifest import Manifest, RemoteFolder
 from csmae.storage.object_store import ObjectStore
-from csmae.training.checkpoint import FullDiskError
+from csmae.training.checkpoint import CheckpointError, FullDiskError, config_fingerprint
 from csmae.training.trainer import SYNC_EVERY, StoppedError, pretrain
-from csmae.workers.trial_files import config_fingerprint, remove_stale_copies, working_copy, working_copy_dir
+from csmae.workers.trial_files import PARENT, remove_stale_copies, working_copy, working_copy_dir
 from tests.conftest import small_config
 from tests.support.bucket_server import Server, running
 
@@ -56,6 +56,60 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_is_uploaded_and_another_node_res
             upload()
     assert steps[0] == SYNC_EVERY + 1
     assert not [path for path in tmp_path.iterdir() if path.is_dir()], "both nodes are clear"
+
+
+def train(
+    config: Config, remote: RemoteFolder, node: Path, parent: RemoteFolder | None = None, **options: Any
+) -> list[int]:
+    """Train on a node, with the files in the bucket; returns the trained epochs."""
+    fingerprint = config_fingerprint(config.model_dump())
+    with working_copy(remote, node, fingerprint, True, bool, parent) as (folder, upload):
+        epochs = []
+        for epoch in pretrain(config, folder, parent_dir=folder / PARENT if parent else None, **options):
+            upload()
+            epochs.append(epoch.number)
+        return epochs
+
+
+def test_a_paused_trial_is_in_the_bucket_when_its_assignment_ends_and_resumes_on_another_node(
+    server: Server, tmp_path: Path, one_worker: None
+) -> None:
+    config = small_config(train__checkpoint_every=10, train__epochs=2)
+    remote = RemoteFolder(ObjectStore(server.url("lab/paused")), "study/trials/0")
+    assert train(config, remote, tmp_path / "here", until=1) == [1]
+    assert remote.manifest().metadata["epoch"] == 1
+    assert {"checkpoint.pt", "encoder/config.json"} <= remote.manifest().files.keys()
+    assert train(config, remote, tmp_path / "there", until=1) == [], "the report was lost"
+    assert train(config, remote, tmp_path / "there") == [2]
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_a_copied_checkpoint_is_kept_in_the_bucket_until_the_trial_has_its_own(
+    server: Server, tmp_path: Path, one_worker: None
+) -> None:
+    """The worker dies before its first epoch, and the parent's own training continues meanwhile."""
+    store, epochs = ObjectStore(server.url("lab/copied")), {"train__epochs": 2}
+    parent, child = (RemoteFolder(store, f"study/trials/{number}") for number in (0, 1))
+    config = small_config(**epochs, optim__lr=3e-3)
+    assert train(small_config(**epochs), parent, tmp_path / "parent", until=1) == [1]
+    fingerprint = config_fingerprint(config.model_dump())
+    with (
+        pytest.raises(RuntimeError),
+        working_copy(child, tmp_path / "here", fingerprint, True, bool, parent) as (folder, _),
+    ):
+        assert (folder / PARENT / "checkpoint.pt").exists()
+        raise RuntimeError("an error that ends the group")
+    assert train(small_config(**epochs), parent, tmp_path / "parent") == [2]
+    assert set(child.manifest().files) == {f"{PARENT}/checkpoint.pt"}
+    assert train(config, child, tmp_path / "there", parent) == [2]
+    assert child.manifest().metadata["epoch"] == 2
+    assert not [path for path in child.manifest().files if path.startswith(PARENT)]
+
+
+def test_a_copy_without_a_checkpoint_in_the_bucket_fails(server: Server, tmp_path: Path, one_worker: None) -> None:
+    parent, child = (RemoteFolder(ObjectStore(server.url("lab/none")), f"study/trials/{number}") for number in (0, 1))
+    with pytest.raises(CheckpointError, match="there is no checkpoint to copy"):
+        train(small_config(), child, tmp_path / "here", parent)
 
 
 def test_the_same_node_resumes_from_a_checkpoint_that_was_never_uploaded(
