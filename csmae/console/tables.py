@@ -93,7 +93,7 @@ def format_studies(path: Path) -> Table:
             try:
                 check_format(study, path)
             except OtherVersionError:
-                table.add_row(Text(name), *6 * ("",), "(other version)")
+                table.add_row(Text(name), *(len(states) + 1) * ("",), "(other version)")
                 continue
             board = leaderboard(study)
             counts = Counter(map(status_of, study.get_trials(deepcopy=False)))

@@ -75,7 +75,23 @@ REJECTIONS = "rejections"
 """Points that were proposed for the trial and rejected, as fields of ``Rejection``."""
 
 NUM_EPOCHS = "num_epochs"
-"""Epochs of an ended trial whose last epochs had no scores."""
+"""Epochs of a trial whose last epochs had no scores."""
+
+ASSIGNMENTS = "assignments"
+"""The pieces in which the trial is trained, oldest first: ``{"from": epoch, "until": epoch, "reason": text}`` each.
+
+The reason says why the trial was proposed or resumed. A piece at whose end the trial paused has ``"paused": epoch``; the trial
+is paused as long as that piece is its last one.
+"""
+
+VIOLATIONS = "violations"
+"""By how much a trial violated each constraint when it paused last; Optuna's own constraints are set when the trial ends."""
+
+STOPPED = "stopped"
+"""Why the strategy stopped the trial for good."""
+
+PARENT = "parent"
+"""Number of the trial whose checkpoint this one started from; it does not count as one of the study's trials."""
 
 EPOCH_VALUES = "epoch_values/"
 """Prefix of one attribute per epoch with several objectives: Optuna's own curves hold one value."""

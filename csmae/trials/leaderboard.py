@@ -13,7 +13,15 @@ from optuna.trial import FrozenTrial
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import CONFIRMING, FINALISTS
 from csmae.trials.pareto import as_scores, on_pareto_front, order
-from csmae.trials.trial import confirmed_number, is_cut_short, last_values, result_of, status_of
+from csmae.trials.trial import (
+    confirmed_number,
+    constraint_violations,
+    curve,
+    is_cut_short,
+    last_values,
+    result_of,
+    status_of,
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,8 @@ class Leaderboard:
 def leaderboard(study: optuna.Study) -> Leaderboard:
     """Rank the trials of a study.
 
-    Trials that were trained to their last epoch and violate no constraint can win; if there are none, those that a budget cut
-    short. They are ordered by their scores, with several objectives by Pareto front. Finalists come before all others, by the
+    Trials that were trained to their last epoch and violate no constraint can win; if there are none, paused trials and those
+    that a budget cut short. They are ordered by their scores, with several objectives by Pareto front. Finalists come before all others, by the
     mean of the first objective over the seeds that each has so far: one that its confirmation disproved falls behind one that
     is not confirmed yet. If the study no longer confirms, every trial counts with its mean in place of its own score.
     """
@@ -109,7 +117,12 @@ def leaderboard(study: optuna.Study) -> Leaderboard:
 
 def _eligible(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     kept = [trial for trial in trials if not violated_constraints(trial)]
-    return [t for t in kept if status_of(t) is TrialStatus.COMPLETE] or [t for t in kept if is_cut_short(t)]
+    complete = [trial for trial in kept if status_of(trial) is TrialStatus.COMPLETE]
+    return complete or [trial for trial in kept if is_cut_short(trial) or _is_paused_with_score(trial)]
+
+
+def _is_paused_with_score(trial: FrozenTrial) -> bool:
+    return status_of(trial) is TrialStatus.PAUSED and bool(curve(trial))
 
 
 def _finalists_first(entries: list[LeaderboardEntry], signs: list[int]) -> list[LeaderboardEntry]:
@@ -124,5 +137,5 @@ def _by_mean(entries: list[LeaderboardEntry], signs: list[int]) -> list[Leaderbo
 
 
 def violated_constraints(trial: FrozenTrial) -> tuple[str, ...]:
-    """Constraints that a trial violates."""
-    return tuple(name for name, over in trial.constraints.items() if over > 0)
+    """Constraints that a trial violates, or did when it paused last."""
+    return tuple(name for name, over in constraint_violations(trial).items() if over > 0)

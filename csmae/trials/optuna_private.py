@@ -10,14 +10,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.samplers import NSGAIISampler
+from optuna.samplers import NSGAIISampler, RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
+
+from csmae.trials.single_writer import SingleWriterStorage
 
 
 def storage_of(study: optuna.Study) -> BaseStorage:
     """The storage of a study. Optuna hands it to samplers as ``study._storage`` and to nobody else."""
     return study._storage
+
+
+def single_writer(study: optuna.Study) -> optuna.Study:
+    """The same study with a storage for the only process that writes it. Only ``study._study_id`` tells the study's id."""
+    return optuna.load_study(
+        study_name=study.study_name, storage=SingleWriterStorage(study._storage, study._study_id), sampler=study.sampler
+    )
 
 
 def frozen_trial(trial: optuna.Trial) -> FrozenTrial:
@@ -32,6 +41,11 @@ def start_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     """
     study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
     return optuna.Trial(study, trial._trial_id)
+
+
+def continue_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
+    """Return the live form of a trial that is RUNNING and has all of its parameters, without asking a sampler for more."""
+    return optuna.Trial(optuna.Study(study.study_name, study._storage, RandomSampler(seed=0)), trial._trial_id)
 
 
 def put_on_hold(trial: optuna.Trial) -> None:

@@ -17,6 +17,7 @@ from csmae.storage.object_store import describe_error, retry
 from csmae.study.study import Study
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import (
+    ASSIGNMENTS,
     CHAMPION,
     CONFIRMS,
     EPOCH_VALUES,
@@ -32,11 +33,23 @@ from csmae.trials.attributes import (
     SEED,
     SOURCES,
     STARTING_POINT,
+    STOPPED,
+    VIOLATIONS,
 )
 from csmae.trials.database import report_database_errors
-from csmae.trials.optuna_private import frozen_trial, put_on_hold, start_trial
+from csmae.trials.optuna_private import continue_trial, frozen_trial, put_on_hold, single_writer, start_trial
 from csmae.trials.redefinition import open_study
-from csmae.trials.trial import Values, confirmed_number, curve, is_cut_short, num_epochs, params_of, status_of
+from csmae.trials.trial import (
+    Values,
+    assignments,
+    confirmed_number,
+    curve,
+    is_cut_short,
+    num_epochs,
+    params_of,
+    parent_number,
+    status_of,
+)
 
 
 class TrialStore:
@@ -55,13 +68,11 @@ class TrialStore:
         self.study, self.path, self.remote = study, storage.absolute() / DATABASE, remote
         with report_database_errors(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.optuna_study = open_study(study, self.path, self._has_checkpoint)
+            self.optuna_study = single_writer(open_study(study, self.path, self._has_checkpoint))
             self._enqueue_starting_points()
             self._reject_enqueued_confirmations()
             self._interrupted = [
-                trial
-                for trial in self.all_trials()
-                if trial.state is TrialState.RUNNING or status_of(trial) is TrialStatus.WAITING
+                trial for trial in self.all_trials() if status_of(trial) in (TrialStatus.RUNNING, TrialStatus.WAITING)
             ]
 
     def _has_checkpoint(self, number: int) -> bool:
@@ -116,8 +127,8 @@ class TrialStore:
         return [trial for trial, status in found if status.is_trained and status is not TrialStatus.WAITING]
 
     def explored(self) -> list[FrozenTrial]:
-        """Trials that count toward ``search.num_trials``: all of ``trials()`` except confirmations."""
-        return [trial for trial in self.trials() if confirmed_number(trial) is None]
+        """Trials that count toward ``search.num_trials``: ``trials()`` without confirmations and copies of other trials."""
+        return [trial for trial in self.trials() if confirmed_number(trial) is None and parent_number(trial) is None]
 
     def curves(self) -> Iterator[tuple[int, dict[int, Values]]]:
         """Each trial's number and its objectives by epoch, oldest trial first, without confirmations."""
@@ -172,17 +183,48 @@ class TrialStore:
         """Resume the first interrupted trial."""
         return start_trial(self.optuna_study, self._interrupted.pop(0))
 
+    def paused_trial(self, number: int) -> optuna.Trial:
+        """The live form of a paused trial, which ``assign`` resumes."""
+        found = self.all_trials()[number]
+        assert status_of(found) is TrialStatus.PAUSED, f"trial {number} is {status_of(found)}"
+        return continue_trial(self.optuna_study, found)
+
     def requeue(self, trial: optuna.Trial) -> None:
         """Have a running trial resumed later in this run."""
         self._interrupted.append(frozen_trial(trial))
 
     # Recording.
 
+    def assign(self, trial: optuna.Trial, until: int, reason: str) -> None:
+        """Record the next piece of a trial's training, which resumes a paused trial.
+
+        Args:
+            trial: Is running or paused.
+            until: Epoch after which it pauses, or ends if its training is complete.
+            reason: Why it is proposed or resumed, for people.
+        """
+        frozen = frozen_trial(trial)
+        piece = {"from": num_epochs(frozen), "until": until, "reason": reason}
+        trial.set_user_attr(ASSIGNMENTS, [*assignments(frozen), piece])
+
+    def pause(self, trial: optuna.Trial, epoch: int, violations: Mapping[str, float]) -> None:
+        """Record that a running trial has paused after an epoch, with its checkpoint saved.
+
+        Args:
+            trial: Has an assignment.
+            epoch: Its last one.
+            violations: By how much its last metrics violate each constraint; 0 where they do not.
+        """
+        *before, last = assignments(frozen_trial(trial))
+        if violations:
+            trial.set_user_attr(VIOLATIONS, dict(violations))
+        trial.set_user_attr(ASSIGNMENTS, [*before, {**last, "paused": epoch}])
+
     def record_epoch(self, trial: optuna.Trial, epoch: int, values: Values) -> None:
-        """Record an epoch's objectives, unless one is not finite."""
-        if not all(map(math.isfinite, values)):
-            return
-        if len(values) == 1:
+        """Record an epoch's objectives; if one is not finite, or there are none, only that it was trained."""
+        if not values or not all(map(math.isfinite, values)):
+            self.record_num_epochs(trial, epoch)
+        elif len(values) == 1:
             trial.report(values[0], epoch)
         else:
             trial.set_user_attr(f"{EPOCH_VALUES}{epoch}", values)
@@ -214,7 +256,7 @@ class TrialStore:
         self.optuna_study.set_user_attr(SCORES, {name: dict(metrics) for name, metrics in scores.items()})
 
     def record_num_epochs(self, trial: optuna.Trial, epoch: int) -> None:
-        """Record the last epoch of a trial that is about to end, unless its scores show it."""
+        """Record the last epoch of a trial, unless its scores show it."""
         if epoch > num_epochs(frozen_trial(trial)):
             trial.set_user_attr(NUM_EPOCHS, epoch)
 
@@ -229,8 +271,13 @@ class TrialStore:
             self.optuna_study.tell(trial, values)
 
     def prune(self, trial: optuna.Trial) -> None:
-        """End a trial that was stopped early; its curve is kept."""
+        """End a trial that has no result of its own, such as one that was stopped early; its curve is kept."""
         self.optuna_study.tell(trial, state=TrialState.PRUNED)
+
+    def stop(self, trial: optuna.Trial, reason: str) -> None:
+        """End a running or paused trial that the strategy stops for good."""
+        trial.set_user_attr(STOPPED, reason)
+        self.prune(trial)
 
     def fail(self, trial: optuna.Trial, reason: str) -> None:
         """End a trial without a result."""

@@ -12,17 +12,20 @@ from optuna.trial import FrozenTrial, TrialState
 from csmae.study.values import Value, decode_param
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import (
+    ASSIGNMENTS,
     CONFIRMS,
     EPOCH_VALUES,
     GPU_S,
     INTERRUPTED,
     NOT_TRAINED,
     NUM_EPOCHS,
+    PARENT,
     REASON,
     RESULT,
     SEED,
     STARTING_POINT,
     TRANSFERRED_FROM,
+    VIOLATIONS,
     WORKER_S,
 )
 
@@ -39,6 +42,8 @@ def status_of(trial: FrozenTrial) -> TrialStatus:
         return TrialStatus.ENQUEUED
     if trial.state.is_finished() and NOT_TRAINED in attributes:
         return TrialStatus.REJECTED
+    if trial.state is TrialState.RUNNING and paused_epoch(trial) is not None:
+        return TrialStatus.PAUSED
     return TrialStatus(trial.state.name) if result_of(trial) is None else TrialStatus.COMPLETE
 
 
@@ -65,8 +70,32 @@ def last_value(trial: FrozenTrial, objective: int = 0) -> float:
 
 
 def num_epochs(trial: FrozenTrial) -> int:
-    """Epochs of a trial; of a running one, those up to its last score."""
-    return max(int(trial.user_attrs.get(NUM_EPOCHS, 0)), max(curve(trial), default=0))
+    """Epochs of a trial so far, those of its parent's training included."""
+    started, paused = (assignments(trial)[-1:] or [{}])[0].get("from", 0), paused_epoch(trial) or 0
+    return max(int(trial.user_attrs.get(NUM_EPOCHS, 0)), max(curve(trial), default=0), started, paused)
+
+
+def assignments(trial: FrozenTrial) -> list[dict[str, Any]]:
+    """The pieces in which a trial was trained so far, see ``ASSIGNMENTS``."""
+    found: list[dict[str, Any]] = trial.user_attrs.get(ASSIGNMENTS, [])
+    return found
+
+
+def paused_epoch(trial: FrozenTrial) -> int | None:
+    """The epoch after which a trial paused; None if it did not, or was resumed since."""
+    epoch: int | None = assignments(trial)[-1].get("paused") if assignments(trial) else None
+    return epoch
+
+
+def assigned_until(trial: FrozenTrial, epochs: int) -> int:
+    """The epoch at which a trial's last assignment ends.
+
+    Args:
+        trial: One without assignments is trained to its end, such as an enqueued one.
+        epochs: Epochs of its complete training, which may be more or fewer than when the trial was assigned.
+    """
+    pieces = assignments(trial)
+    return min(int(pieces[-1]["until"]), epochs) if pieces and not is_never_stopped(trial) else epochs
 
 
 def used_seconds(trial: FrozenTrial) -> float:
@@ -92,6 +121,11 @@ def trained_params(trial: FrozenTrial) -> dict[str, Value]:
     return with_seed(trial, params_of(trial))
 
 
+def constraint_violations(trial: FrozenTrial) -> dict[str, float]:
+    """By how much a trial violates each constraint, or did when it paused last; at most 0 where it does not."""
+    return {**trial.user_attrs.get(VIOLATIONS, {}), **trial.constraints}
+
+
 def result_of(trial: FrozenTrial) -> Values | None:
     """Objectives of a trial that was trained to its last epoch, a confirmation or not; None for any other trial."""
     if trial.state is TrialState.COMPLETE:
@@ -105,13 +139,19 @@ def confirmed_number(trial: optuna.Trial | FrozenTrial) -> int | None:
     return number
 
 
+def parent_number(trial: optuna.Trial | FrozenTrial) -> int | None:
+    """Number of the trial from whose checkpoint this one started; None for any other trial."""
+    number: int | None = trial.user_attrs.get(PARENT)
+    return number
+
+
 def is_starting_point(trial: optuna.Trial | FrozenTrial) -> bool:
     """Whether a trial trains one of the study's starting points."""
     return STARTING_POINT in trial.user_attrs
 
 
 def is_never_stopped(trial: optuna.Trial | FrozenTrial) -> bool:
-    """Whether early stopping leaves a trial alone: starting points and confirmations."""
+    """Whether a trial is trained to its end whatever its scores: starting points and confirmations."""
     return is_starting_point(trial) or confirmed_number(trial) is not None
 
 

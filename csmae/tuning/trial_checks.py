@@ -18,19 +18,29 @@ NUM_FIRST = 3
 def record_constraints(
     trial: optuna.Trial, metrics: Mapping[str, float], constraints: Mapping[str, str], cut_short: bool = False
 ) -> None:
-    """Record by how much a trial's last metrics violate each constraint.
+    """Record by how much a trial's last metrics violate each constraint, see ``measured_violations``."""
+    for name, over in measured_violations(metrics, constraints, cut_short).items():
+        trial.set_constraint(name, over)
+
+
+def measured_violations(
+    metrics: Mapping[str, float], constraints: Mapping[str, str], cut_short: bool = False
+) -> dict[str, float]:
+    """By how much a trial's last metrics violate each constraint.
 
     A constraint on a loss term that the configuration does not compute is kept. If the trial was cut short, a constraint whose
     metric is unknown is violated.
     """
+    found = {}
     for name, bound in constraints.items():
         if name in metrics:
             value = metrics[name]
-            trial.set_constraint(name, violation(value, bound) if math.isfinite(value) else math.inf)
+            found[name] = violation(value, bound) if math.isfinite(value) else math.inf
         elif name in TERMS and metrics:
-            trial.set_constraint(name, 0.0)
+            found[name] = 0.0
         elif cut_short and name not in COSTS:  # costs were checked before the training
-            trial.set_constraint(name, math.inf)
+            found[name] = math.inf
+    return found
 
 
 def missing_result(metrics: Mapping[str, float], search: Search) -> str | None:

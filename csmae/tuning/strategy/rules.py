@@ -1,0 +1,59 @@
+"""Strategies that train every configuration in one go, unless an early stopping rule ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from csmae.study.options import Search
+from csmae.trial_status import TrialStatus
+from csmae.tuning.early_stopping import StoppingRule
+from csmae.tuning.strategy.base import Decision, NewTrial, Resume, Scores, TrialView
+
+
+class RuleStrategy:
+    """Trains every configuration to its end, unless a rule stops it; without a rule, to its end whatever its scores.
+
+    Such a strategy never pauses a trial. Those that another one has paused before, or whose training has become longer, are
+    continued as far as the rule allows; the others stay paused.
+
+    Args:
+        search: The settings of the search.
+        rule: None stops no trial.
+        epochs: Epochs of the longest training in the space.
+    """
+
+    def __init__(self, search: Search, rule: StoppingRule | None, epochs: int) -> None:
+        self._search, self._rule, self._epochs = search, rule, epochs
+
+    def next(self, trials: Sequence[TrialView], num_new: int) -> Decision | None:
+        """Continue paused trials in the order of their numbers, then train new configurations."""
+        for trial in trials:
+            if trial.status is TrialStatus.PAUSED and self._continues(trial):
+                return Resume(trial.number, trial.epochs, "not stopped so far")
+        return NewTrial(self._epochs, "new configuration") if num_new else None
+
+    def _continues(self, trial: TrialView) -> bool:
+        return all(self.should_continue(trial.number, epoch, scores) for epoch, scores in trial.scores.items())
+
+    def should_continue(self, number: int, epoch: int, scores: Scores) -> bool:
+        """Ask the rule."""
+        return self._rule is None or self._rule.should_continue(number, epoch, scores)
+
+    def expectation(self, trials: Sequence[TrialView]) -> Mapping[int, float]:
+        """Paused trials by their last scores' first objective; those without scores come last."""
+        paused = [trial for trial in trials if trial.status is TrialStatus.PAUSED]
+        return {trial.number: list(trial.scores.values())[-1][0] if trial.scores else float("-inf") for trial in paused}
+
+    def describe(self) -> list[str]:
+        """Explain the rule."""
+        search, new = self._search, f"Each of {self._search.num_trials} configurations is trained in one go"
+        grace = f"{search.grace_epochs} epoch{'s' if search.grace_epochs > 1 else ''}"
+        if search.strategy == "none":
+            return [f"{new}, to its last epoch."]
+        if search.strategy == "median":
+            return [f"{new}; one whose best score is below the median of the others stops, after {grace} or later."]
+        rungs = f"{grace} and {search.reduction} times as many each"
+        halving = [f"{new}; at each rung, after {rungs}, the best 1/{search.reduction} of the trials so far continue."]
+        if search.strategy == "hyperband":
+            halving.append("The trials are divided into brackets, of which each further one has a later first rung.")
+        return halving
