@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from csmae.study.options import Search
 from csmae.trial_status import TrialStatus
-from csmae.tuning.early_stopping import StoppingRule
+from csmae.tuning.early_stopping import StoppingRule, grace_epochs
 from csmae.tuning.strategy.base import Decision, NewTrial, Resume, Scores, TrialView
 
 
@@ -47,13 +47,16 @@ class RuleStrategy:
     def describe(self) -> list[str]:
         """Explain the rule."""
         search, new = self._search, f"Each of {self._search.num_trials} configurations is trained in one go"
-        grace = f"{search.grace_epochs} epoch{'s' if search.grace_epochs > 1 else ''}"
+        first = grace_epochs(search)
+        grace = f"{first} epoch{'s' if first > 1 else ''}"
         if search.strategy == "none":
             return [f"{new}, to its last epoch."]
         if search.strategy == "median":
             return [f"{new}; one whose best score is below the median of the others stops, after {grace} or later."]
-        rungs = f"{grace} and {search.reduction} times as many each"
-        halving = [f"{new}; at each rung, after {rungs}, the best 1/{search.reduction} of the trials so far continue."]
+        halving = f"at each rung, the best 1/{search.reduction} of the trials so far continue"
         if search.strategy == "hyperband":
-            halving.append("The trials are divided into brackets, of which each further one has a later first rung.")
-        return halving
+            return [
+                f"{new}; {halving}.",
+                "The trials are divided into brackets with different first rungs, and the last bracket stops no trial.",
+            ]
+        return [f"{new}; {halving}. The rungs are after {grace} and {search.reduction} times as many each."]
