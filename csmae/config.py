@@ -299,6 +299,11 @@ class Loss(Section):
         return self
 
     @property
+    def parts(self) -> tuple[bool, tuple[str, ...]]:
+        """What the weights decide about the network: whether it has a norm for contrastive terms, and the decoders' targets."""
+        return self.contrastive, self.targets
+
+    @property
     def contrastive(self) -> bool:
         """Whether a loss reads the pooled features."""
         return bool(self.mim_weight or self.mde_weight)
@@ -367,6 +372,9 @@ class Train(Section):
     """Seed of weights, order, flips and masks."""
     checkpoint_every: Annotated[int, MayChange.ON_STUDY_RESUME] = Field(1, ge=1)
     """Epochs between checkpoints; the last epoch always saves one."""
+    changes: tuple[dict[str, Any], ...] = ()
+    """Values that change during the training, such as ``[{after_epoch: 4, masking.ratio: 0.6}]``: they hold from the next epoch
+    on. Fields that copies may change can change here; a loss weight must stay 0 or stay positive."""
 
 
 class Eval(Section):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from csmae.changes import AFTER_EPOCH, CHANGEABLE, values_at
 from csmae.config import Config, ConfigError, one_line
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -63,7 +64,32 @@ def parse_config(values: Mapping[str, Any], where: str) -> Config:
     Raises:
         ConfigError: One line per mistake, each naming the dotted field.
     """
-    return validate(Config, values, FIELDS, f"{where}: ")
+    config = validate(Config, values, FIELDS, f"{where}: ")
+    _check_changes(config, f"{where}: train.changes")
+    return config
+
+
+def _check_changes(config: Config, where: str) -> None:
+    """Check ``train.changes``: the epochs ascend, and each change leads to a valid configuration of the same network.
+
+    Raises:
+        ConfigError: One line per mistake.
+    """
+    before, last = 0, config.train.epochs - 1
+    for index, change in enumerate(config.train.changes):
+        epoch = change.get(AFTER_EPOCH)
+        if type(epoch) is not int or not before < epoch <= last:
+            raise ConfigError(
+                f"{where}.{index}.after_epoch must be a whole number from {before + 1} to {last}, found {epoch!r}"
+            )
+        before = epoch
+        for name in change.keys() - CHANGEABLE - {AFTER_EPOCH}:
+            raise ConfigError(f"{where}.{index}: {name!r} cannot change in a training{did_you_mean(name, CHANGEABLE)}")
+        changed = validate(Config, values_at(config, epoch), FIELDS, f"{where}.{index}: ")
+        if changed.loss.parts != config.loss.parts:
+            raise ConfigError(
+                f"{where}.{index}: the loss weights change the network: they must stay 0 or stay positive"
+            )
 
 
 def error_lines(items: Iterable[Mapping[str, Any]], names: Names) -> Iterator[str]:

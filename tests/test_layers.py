@@ -11,6 +11,7 @@ LAYERS = [
         "csmae.sensors",
         "csmae.atomic",
         "csmae.config",
+        "csmae.changes",
         "csmae.blas",
         "csmae.cpus",
         "csmae.settings",

@@ -28,8 +28,8 @@ SETTINGS = Names("a setting of the search", tuple(Search.model_fields), SEARCH)
 NESTED_SETTINGS = replace(SETTINGS, known=(*SETTINGS.known, *(f"confirm.{name}" for name in Confirm.model_fields)))
 """What the section ``search`` can name."""
 
-FIXED = ("eval.", "data.")
-"""Prefixes of the fields that a space must not vary: they decide what a score means."""
+FIXED = ("eval.", "data.", "train.changes")
+"""Prefixes of the fields that a space must not vary: they decide what a score means, or hold values of several fields."""
 
 MAX_GRID = 10_000
 """Maximum number of points of a grid."""
@@ -153,7 +153,8 @@ def _check_space(study: Study) -> None:
         raise ConfigError("the space is empty: name at least one field under 'space'")
     for name, domain in study.space.domains.items():
         if name.startswith(FIXED):
-            raise ConfigError(f"space key {name!r}: scores do not compare across it: set it in 'base'")
+            why = "holds values of several fields" if name == "train.changes" else "scores do not compare across it"
+            raise ConfigError(f"space key {name!r}: {why}: set it in 'base'")
         for end in domain.ends:
             _check_point(study, study.space.point_with(name, end), f"space key {name!r} at {end}")
 

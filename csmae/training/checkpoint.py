@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from csmae.atomic import atomic_write
+from csmae.changes import AFTER_EPOCH
 from csmae.config import Config, ConfigError, MayChange, changeable, one_line, with_defaults
 from csmae.out_of_memory import is_out_of_memory
 from csmae.settings import flatten
@@ -173,6 +174,11 @@ def _difference(content: dict[str, Any], config: Config, when: MayChange) -> tup
     """Return the first field that must not change but does: its name, and its values in the checkpoint and now."""
     before = dict(flatten(with_defaults(json.loads(content["config"]))))
     now, free = dict(flatten(config.model_dump(mode="json"))), changeable(when)
+    trained = content["progress"]["epochs"] + bool(content["progress"]["steps"])
+    for values in (before, now):  # later changes have had no effect yet
+        values["train.changes"] = [
+            change for change in values.get("train.changes", ()) if change[AFTER_EPOCH] < trained
+        ]
     may_grow = changeable(MayChange.IF_LARGER) - free
     for name, value in now.items():
         grows = name in may_grow and value > before[name]

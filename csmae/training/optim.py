@@ -18,6 +18,14 @@ def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
 
+def set_options(optimizer: torch.optim.AdamW, optim: Optim) -> None:
+    """Set weight decay and betas of an optimizer that ``make_optimizer`` made; the learning rate is set at every step."""
+    decayed, others = optimizer.param_groups
+    decayed["weight_decay"] = optim.weight_decay
+    for group in (decayed, others):
+        group["betas"] = optim.betas
+
+
 def allocate_moments(optimizer: torch.optim.AdamW) -> None:
     """Allocate AdamW's state now if it has none yet.
 

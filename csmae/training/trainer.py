@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from csmae.changes import config_at
 from csmae.config import Config, one_line
 from csmae.data.loader import batches, epoch_rows
 from csmae.data.pairs import PairBatch
@@ -37,7 +38,7 @@ from csmae.training.checkpoint import (
 )
 from csmae.training.history import append_metrics
 from csmae.training.micro_batch import scores_must_fit, weights_must_fit
-from csmae.training.optim import allocate_moments, learning_rate
+from csmae.training.optim import allocate_moments, learning_rate, set_options
 from csmae.training.scoring import validation_scores
 from csmae.training.snapshots import is_due, write_snapshot
 from csmae.training.splits import train_split, validate_run, validation_split
@@ -113,13 +114,12 @@ def pretrain(
         trainer = Trainer(config, compute_device, run_dir)
         progress = trainer.resume(parent_dir)
         allocate_moments(trainer.train_step.optimizer)
-    costs = cost_metrics(config)
     for number in range(progress.epochs + 1, last + 1):
         start = time.perf_counter() - progress.elapsed_s
         metrics = trainer.train_epoch(progress, on_step)
         if number == num_epochs or number % config.eval.every == 0:
             metrics |= trainer.score_validation()
-        metrics |= costs | trainer.worker_time(time.perf_counter() - start) | usage.measure()
+        metrics |= cost_metrics(trainer.config_now) | trainer.worker_time(time.perf_counter() - start) | usage.measure()
         if run_dir and trainer.rank == 0:
             append_metrics(run_dir, number, metrics)
         progress = TrainingProgress(number)
@@ -135,6 +135,8 @@ class Trainer:
 
     def __init__(self, config: Config, device: torch.device, run_dir: Path | None) -> None:
         self.config, self.device, self.run_dir = config, device, run_dir
+        self.config_now = config
+        """With the values that hold in the present epoch: ``train.changes`` may change them."""
         self.rank, self.world_size = rank_and_world_size()
         archive = validate_run(config, self.world_size)
         self.train_split = train_split(archive, config)
@@ -165,6 +167,7 @@ class Trainer:
             StoppedError: ``on_step`` requested a stop; the checkpoint is saved.
         """
         start, optim, epoch = time.perf_counter() - progress.elapsed_s, self.config.optim, progress.epochs
+        self._change_values(epoch)
         rows = epoch_rows(
             len(self.train_split), optim.batch_size, self.config.train.seed, epoch, self.rank, self.world_size
         )
@@ -258,7 +261,9 @@ class Trainer:
         if self.run_dir and self.rank == 0:
             path = self.run_dir / "arrays" / f"epoch-{number:04}.npz"
             with self.train_step.uncompiled():
-                write_snapshot(path, self.model.eval(), self.config, self.validation_split, self.validation_features)
+                write_snapshot(
+                    path, self.model.eval(), self.config_now, self.validation_split, self.validation_features
+                )
 
     def _stop(self, progress: TrainingProgress, sums: dict[str, Tensor]) -> None:
         """Save a checkpoint inside an epoch, and raise ``StoppedError``."""
@@ -272,8 +277,14 @@ class Trainer:
             return rank_sums[self.rank].to(self.device)
         return (rank_sums.sum() * (self.rank == 0) * self.world_size / len(rank_sums)).to(self.device)
 
+    def _change_values(self, epoch: int) -> None:
+        """Use the values that hold after this many complete epochs."""
+        self.config_now = config_at(self.config, epoch)
+        self.model.masking, self.model.loss = self.config_now.masking, self.config_now.loss
+        set_options(self.train_step.optimizer, self.config_now.optim)
+
     def _set_learning_rate(self, step: int, steps_per_epoch: int) -> float:
-        lr = learning_rate(step, steps_per_epoch, self.config.optim, self.config.train.epochs)
+        lr = learning_rate(step, steps_per_epoch, self.config_now.optim, self.config.train.epochs)
         for group in self.train_step.optimizer.param_groups:
             group["lr"] = lr
         return lr
@@ -284,7 +295,7 @@ class Trainer:
         Every rank draws the randomness of the whole global batch from (seed, step), so neither the number of workers
         nor an interruption changes it.
         """
-        num_pairs, data = self.config.optim.batch_size, self.config.data
+        num_pairs, data = self.config.optim.batch_size, self.config_now.data
         random = np.random.default_rng([self.config.train.seed, step])
         flips_b2 = random.random((num_pairs, 2)) < (data.horizontal_flip, data.vertical_flip)
         noise_2bl = random.random((2, num_pairs, self.config.model.num_patches), dtype=np.float32)

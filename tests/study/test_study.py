@@ -182,6 +182,7 @@ def test_starting_points_come_first_and_are_completed_from_the_base(tmp_path: Pa
         ({"model.patch_size": {"int": [10, 13]}}, ["space key 'model.patch_size' at 13", "must divide"]),
         ({"model.variant": {"choice": ["sesd", "cecd"]}, "model.sensor_depth": {"int": [1, 2]}}, ["must be 0"]),
         ({"eval.k": {"int": [5, 10]}}, ["eval.k", "do not compare"]),
+        ({"train.changes": {"choice": [[], [1]]}}, ["train.changes", "holds values of several fields"]),
         ({}, ["the space is empty"]),
         ({"optim.lr": {"float": [0.1, 1], "when": {"loss.x": 1}}}, ["unknown field 'loss.x'"]),
         ({"optim.lr": {"float": [0.1, 1], "when": {"loss.mim_weight": "> much"}}}, ["must compare with a number"]),
