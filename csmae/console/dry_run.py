@@ -34,7 +34,7 @@ def _lines(study: Study, resources: ClusterResources | None) -> Iterator[str]:
         yield f"  where {name} {bound}"
     yield f"sampler {search.sampler}, strategy {search.strategy}, {study.resolve({}).train.epochs} epochs per trial"
     for name, domain in study.space.domains.items():
-        yield f"  {name}: {domain}"
+        yield f"  {name}: {domain}{f', {domain.prior}' if domain.prior else ''}"
     size = study.space.size
     yield f"size of the space: {'infinite' if math.isinf(size) else f'{size:,.0f} points'}"
     yield from (f"note: {warning}" for warning in settings_warnings(study))

@@ -29,9 +29,13 @@ from csmae.config import ConfigError, one_line
 from csmae.settings import Names, error_lines
 from csmae.study import condition
 from csmae.study.condition import Condition, as_condition
+from csmae.study.prior import Prior
 from csmae.study.values import (
+    Boolean,
+    Number,
     Scalar,
     Value,
+    WholeNumber,
     as_field_value,
     decode_param,
     encode_value,
@@ -44,36 +48,10 @@ STEP_TOLERANCE = 1e-8
 """Rounding error, in steps, up to which a value belongs to a stepped range; as in Optuna."""
 
 
-def _number(value: Any) -> float:
-    """Convert a value to a number; YAML reads 1e-5 as text."""
-    number = finite_number(value)
-    if number is None:
-        raise ValueError("takes numbers")
-    return number
-
-
-def _whole_number(value: Any) -> int:
-    number = finite_number(value)
-    if number is None or not number.is_integer():
-        raise ValueError("takes whole numbers")
-    return int(number)
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
 def _pair(value: Any) -> Any:
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError("must be [low, high]")
     return value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
-WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
-Boolean = Annotated[bool, BeforeValidator(_boolean)]
 
 
 class _Domain(BaseModel):
@@ -83,6 +61,8 @@ class _Domain(BaseModel):
 
     when: dict[str, Condition] = Field({}, json_schema_extra={"type": ["object", "null"]})
     """What other fields must be; if they are not, this field keeps the value of ``base``."""
+    prior: Prior | None = None
+    """The value that an expert expects to be best; configurations near it are tried first, but not only those."""
 
     _name: str = PrivateAttr()
 
@@ -98,6 +78,16 @@ class _Domain(BaseModel):
         if not isinstance(conditions, dict):
             raise ValueError("must map fields to what they must be, such as {loss.mim_weight: '> 0'}")
         return {str(name): as_condition(str(name), wanted) for name, wanted in conditions.items()}
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _convert_prior(cls, prior: Any, info: ValidationInfo) -> Any:
+        if prior is not None and not isinstance(prior, dict):
+            raise ValueError("must be {center: value, confidence: low, medium or high}")
+        name = str(info.context)
+        return prior and {
+            key: as_field_value(name, value) if key == "center" else value for key, value in prior.items()
+        }
 
     @property
     def name(self) -> str:
@@ -298,12 +288,16 @@ def parse_domain(name: str, entry: Any) -> Domain:
         entry: The entry in the study file.
 
     Raises:
-        ConfigError: The entry is not a domain, or the field cannot take it; one line per mistake.
+        ConfigError: The entry is not a domain, the field cannot take it, or its prior is outside of it; one line per mistake.
     """
     try:
-        return ADAPTER.validate_python(entry, context=name)
+        domain = ADAPTER.validate_python(entry, context=name)
     except ValidationError as error:
         kind = _kind(entry) or "float"
         known = [field.alias or option for option, field in DOMAINS[kind].model_fields.items()]
+        known += [f"prior.{option}" for option in Prior.model_fields]
         items = [{**i, "loc": [part for part in i["loc"][1:] if part not in condition.TAGS]} for i in error.errors()]
         raise ConfigError("\n".join(error_lines(items, Names(f"an option of {kind}", known)))) from None
+    if domain.prior and domain.prior.center not in domain:
+        raise ConfigError(f"prior.center {json.dumps(domain.prior.center)} is outside the domain: {domain}")
+    return domain

@@ -12,8 +12,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from csmae.study.condition import holds
 from csmae.study.domain import Domain
+from csmae.study.prior import TruncatedNormal
 from csmae.study.space import Space
-from csmae.study.values import Value, encode_value, finite_number
+from csmae.study.values import Value, finite_number
 
 Array = NDArray[np.float64]
 
@@ -91,18 +92,40 @@ class Encoding:
                 return [False] * num_points
         return active
 
-    def sample(self, num_points: int, random: np.random.Generator) -> list[dict[str, Value]]:
-        """Draw points; which domains are active follows from the conditions."""
+    def sample(self, num_points: int, random: np.random.Generator, prior_share: float = 1.0) -> list[dict[str, Value]]:
+        """Draw points from the priors; domains without a prior are uniform.
+
+        Args:
+            num_points: How many.
+            random: Decides the points.
+            prior_share: Probability with which a point is drawn from the priors; the others are uniform.
+        """
+        from_prior = (random.random(num_points) < prior_share)[:, None]
         blocks = [np.empty((num_points, 0))]
         for name, axis in self._axes.items():
-            blocks.append(axis.draw(num_points, random))
+            block = axis.draw(num_points, random)
+            if self._space.domains[name].prior:
+                block = np.where(from_prior, axis.draw_from_prior(num_points, random), block)
+            blocks.append(block)
             if self._space.domains[name].when:
                 blocks.append(np.ones((num_points, 1)))
         return self.decode(np.hstack(blocks))
 
     def prior_log_density(self, points: Sequence[Point]) -> Array:
-        """Logarithm of the density of points, one per point, in relation to uniform draws."""
-        return np.zeros(len(points))
+        """Compare how likely the priors and uniform draws make points; domains that are not active do not count.
+
+        Args:
+            points: N points.
+
+        Returns:
+            N logarithms of the ratio; 0 everywhere without priors.
+        """
+        total = np.zeros(len(points))
+        for name, axis in self._axes.items():
+            if self._space.domains[name].prior:
+                active = np.array([name in point for point in points], bool)
+                total[active] += axis.prior_log_density([point[name] for point in points if name in point])
+        return total
 
 
 def _make_axis(domain: Domain) -> _RangeAxis | _ChoiceAxis:
@@ -122,19 +145,30 @@ class _RangeAxis:
         self._start, end = self._scale(np.array([self._low - margin, self._high + margin]))
         self._length = end - self._start
         self._decoded: dict[float, Value] = {}
+        if domain.prior:
+            [[center]] = self.encode([domain.fit(domain.prior.center)])
+            self._prior = TruncatedNormal(center, domain.prior.width)
 
     def _scale(self, numbers: Array) -> Array:
         scaled: Array = np.log(numbers) if self._log else numbers
         return scaled
 
+    def _column(self, numbers: Array) -> Array:
+        scaled: Array = np.clip((self._scale(numbers) - self._start) / self._length, 0, 1)
+        return scaled
+
     def encode(self, values: Sequence[Value]) -> Array:
         """Return a column in [0, 1] for values of the range."""
+        return self._column(self._numbers(values))[:, None]
+
+    def _numbers(self, values: Sequence[Value]) -> Array:
+        """Convert values to numbers of the range."""
         numbers = np.array(values, float)  # null becomes nan
         if np.isnan(numbers).any():
             value = next(value for value, number in zip(values, numbers, strict=True) if math.isnan(number))
             raise ValueError(f"{self._domain.name} {value} is outside its domain: {self._domain}")
-        scaled = self._scale(np.clip(numbers, self._low, self._high))
-        return np.clip((scaled - self._start) / self._length, 0, 1)[:, None]
+        clipped: Array = np.clip(numbers, self._low, self._high)
+        return clipped
 
     def decode(self, column: Array) -> list[Value]:
         """Return the values whose cells contain the numbers of a column in [0, 1]."""
@@ -149,8 +183,21 @@ class _RangeAxis:
         return [self._decoded[step] for step in steps]
 
     def draw(self, num_points: int, random: np.random.Generator) -> Array:
-        """Draw a column."""
+        """Draw a uniform column."""
         return random.random((num_points, 1))
+
+    def draw_from_prior(self, num_points: int, random: np.random.Generator) -> Array:
+        """Draw a column from the prior."""
+        return self._prior.draw(num_points, random)[:, None]
+
+    def prior_log_density(self, values: Sequence[Value]) -> Array:
+        """Logarithm of the prior's density, of which 1 is uniform."""
+        numbers = self._numbers(values)
+        if self._step is None:
+            return self._prior.log_density(self._column(numbers))
+        return self._prior.mean_log_density(
+            self._column(numbers - self._step / 2), self._column(numbers + self._step / 2)
+        )
 
 
 class _ChoiceAxis:
@@ -166,13 +213,21 @@ class _ChoiceAxis:
         self._codes = np.eye(count) if count > 2 and not ordered else np.linspace(0, 1, count)[:, None]
         """The columns of each choice."""
         self.width = self._codes.shape[1]
+        if prior := domain.prior:
+            self._prior = np.full(count, prior.width / count)
+            self._prior[self._find([prior.center])] += 1 - prior.width
 
     def encode(self, values: Sequence[Value]) -> Array:
         """Return the columns of values."""
+        columns: Array = self._codes[self._find(values)]
+        return columns
+
+    def _find(self, values: Sequence[Value]) -> list[int]:
+        """Return the position of each value among the choices."""
         try:
-            return self._codes[[self._indices[_key(value)] for value in values]]
+            return [self._indices[_key(value)] for value in values]
         except KeyError:
-            return self._codes[[self._indices[_key(self._domain.fit(value))] for value in values]]
+            return [self._indices[_key(self._domain.fit(value))] for value in values]
 
     def decode(self, columns: Array) -> list[Value]:
         """Return the choice of each row: that of the largest of several columns, or that whose cell a number is in."""
@@ -184,10 +239,21 @@ class _ChoiceAxis:
         return [self._choices[index] for index in indices.tolist()]
 
     def draw(self, num_points: int, random: np.random.Generator) -> Array:
-        """Draw columns."""
+        """Draw uniform columns."""
         return self._codes[random.integers(len(self._choices), size=num_points)]
+
+    def draw_from_prior(self, num_points: int, random: np.random.Generator) -> Array:
+        """Draw columns from the prior."""
+        return self._codes[random.choice(len(self._choices), num_points, p=self._prior)]
+
+    def prior_log_density(self, values: Sequence[Value]) -> Array:
+        """Logarithm of the prior's probabilities in relation to equal ones."""
+        density: Array = np.log(self._prior[self._find(values)] * len(self._choices))
+        return density
 
 
 def _key(choice: Value) -> Hashable:
     """Identify a choice; true is not 1."""
-    return (type(choice), choice) if isinstance(choice, bool) else encode_value(choice)
+    if isinstance(choice, list | tuple):
+        return tuple(map(_key, choice))
+    return (bool, choice) if isinstance(choice, bool) else choice

@@ -93,6 +93,15 @@ class Space:
 
         return self._fill(choose)
 
+    @property
+    def has_priors(self) -> bool:
+        """Whether any domain has a prior."""
+        return any(domain.prior for domain in self.domains.values())
+
+    def prior_center(self) -> dict[str, Value]:
+        """The point at the centers of all priors, otherwise as the base."""
+        return self.point({name: domain.prior.center for name, domain in self.domains.items() if domain.prior})
+
     def _fill(self, choose: Callable[[Domain], Value]) -> dict[str, Value]:
         values: dict[str, Value] = {}
         for name, domain in self.domains.items():

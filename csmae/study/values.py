@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 from decimal import Decimal
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
 from csmae.config import Config
@@ -67,6 +67,32 @@ def finite_number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) and not isinstance(value, bool) else None
+
+
+def _number(value: Any) -> float:
+    """Convert a value to a number; YAML reads 1e-5 as text."""
+    number = finite_number(value)
+    if number is None:
+        raise ValueError("takes numbers")
+    return number
+
+
+def _whole_number(value: Any) -> int:
+    number = finite_number(value)
+    if number is None or not number.is_integer():
+        raise ValueError("takes whole numbers")
+    return int(number)
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
+Boolean = Annotated[bool, BeforeValidator(_boolean)]
 
 
 def means_same(one: Any, other: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import optuna
@@ -14,7 +15,8 @@ from csmae.study.study import Study
 from csmae.study.values import Value
 from csmae.trials.attributes import REJECTIONS
 from csmae.trials.optuna_private import add_running_trial
-from csmae.trials.trial import confirmed_number
+from csmae.trials.trial import confirmed_number, params_of
+from csmae.tuning.prior_draws import draw_from_priors
 from csmae.tuning.sampler_view import DRAFT_ID, SamplerView, visible_trials
 from csmae.tuning.samplers import make_sampler
 
@@ -50,11 +52,14 @@ class Draft:
         """Points that were drawn and rejected."""
 
     def draw(self) -> dict[str, Value]:
-        """Draw the sampler's next point.
+        """Draw the next point, from the priors or with the sampler.
 
-        The sampler's seed counts trials and rejections, so a restarted search draws the same points as an uninterrupted one.
+        The seed counts trials and rejections, so a restarted search draws the same points as an uninterrupted one.
         """
         search = self._study.search
+        if self._study.space.has_priors and (point := draw_from_priors(self._study, self._tried())):
+            self._trial_attributes = {}
+            return point
         sampler = make_sampler(search, len(self._trials) + self._num_earlier + len(self.rejections))
         trials = visible_trials(search, sampler, self._observations())
         view = SamplerView(self._optuna_study, trials, len(self._trials), self._study_attributes)
@@ -73,6 +78,11 @@ class Draft:
             system_attrs=self._trial_attributes,
         )
         return add_running_trial(self._optuna_study, template, self._study_attributes)
+
+    def _tried(self) -> list[dict[str, Value]]:
+        """The points of all trials and rejections."""
+        rejected = [*chain.from_iterable(map(rejections, self._trials)), *self.rejections]
+        return [*map(params_of, self._trials), *(rejection.values for rejection in rejected)]
 
     def _distributions(self, values: Mapping[str, Value]) -> dict[str, BaseDistribution]:
         return {name: self._study.space.domains[name].distribution for name in values}

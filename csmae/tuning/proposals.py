@@ -23,6 +23,7 @@ from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import is_never_stopped, params_of, status_of, with_seed
 from csmae.tuning.draft import Draft, Rejection
+from csmae.tuning.prior_draws import order_by_priors
 from csmae.tuning.samplers import make_sampler
 
 MAX_REJECTED = 20
@@ -194,13 +195,13 @@ class Proposals:
         return None
 
     def _draw_points(self) -> Iterator[dict[str, Any]]:
-        """Draw all points of a small space in random order; of a large space, random points without end."""
+        """Draw all points of a small space in random order, likely ones first; of a large space, random points without end."""
         space, seed = self._study.space, self._study.search.seed
         if space.size > MAX_GRID:
             return space.samples(seed)
         points = list(space.grid())
         random.Random(seed).shuffle(points)
-        return iter(points)
+        return (points[index] for index in order_by_priors(space, points, seed)) if space.has_priors else iter(points)
 
 
 def _key(config: Config) -> str:
