@@ -113,7 +113,7 @@ class Search(Section):
     """Random configurations before tpe and gp start to learn."""
     seed: int = Field(0, ge=0)
     """Seed of the sampler."""
-    strategy: Literal["asha", "hyperband", "median", "none"] = "asha"
+    strategy: Literal["auto", "asha", "hyperband", "median", "none"] = "asha"
     """How bad trials are stopped early; none trains every trial to its last epoch."""
     grace_epochs: int | None = Field(None, ge=1)
     """Epochs that every trial trains before it can be stopped; at most ``train.epochs``. Null: the strategy chooses, and

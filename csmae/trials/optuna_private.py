@@ -9,7 +9,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import optuna
+from optuna._hypervolume import compute_hypervolume
 from optuna.samplers import NSGAIISampler, RandomSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -85,3 +87,8 @@ def in_first_generation(trial: FrozenTrial) -> FrozenTrial:
     trial = copy.copy(trial)
     trial._system_attrs = {**trial.system_attrs, key: 0}
     return trial
+
+
+def hypervolume(losses: np.ndarray, reference: np.ndarray) -> float:
+    """Volume that points dominate, up to a reference point; smaller is better. Optuna's samplers compute it, nothing public does."""
+    return float(compute_hypervolume(losses, reference))
