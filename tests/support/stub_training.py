@@ -70,6 +70,23 @@ def out_of_memory(
         yield from pretrain(config, run_dir, device, on_step, until, parent_dir)
 
 
+def killed_before_its_pause_is_reported(
+    config: Config,
+    run_dir: Path,
+    device: str,
+    on_step: OnStep,
+    until: int | None = None,
+    parent_dir: Path | None = None,
+) -> Iterator[Epoch]:
+    """A real training whose worker is killed once after the last epoch of each assignment, which is saved."""
+    for epoch in pretrain(config, run_dir, device, on_step, until, parent_dir):
+        mark = run_dir / f"killed-{epoch.number}"
+        if epoch.number == until and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield epoch
+
+
 def _inject_fault(run_dir: Path, rank: int, epoch: int) -> None:
     """Inject this trial's fault in ``faults.json``: ``[what, epoch, rank, times]``."""
     path = run_dir.parent.parent / "faults.json"
