@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from csmae.changes import config_at
@@ -42,6 +41,7 @@ from csmae.training.optim import allocate_moments, learning_rate, set_options
 from csmae.training.scoring import validation_scores
 from csmae.training.snapshots import is_due, write_snapshot
 from csmae.training.splits import train_split, validate_run, validation_split
+from csmae.training.term_sums import TermSums
 from csmae.training.train_step import Images, TrainStep
 from csmae.training.usage import ResourceUsage
 
@@ -173,20 +173,20 @@ class Trainer:
         )
         self.model.train()
         self.validation_features = None
-        sums = {name: self._local_sum(rank_sums) for name, rank_sums in progress.term_sums.items()}
+        sums = TermSums(progress.term_sums, self.device)
         lr, stop_requested = 0.0, False
         with closing(batches(self.train_split, rows[progress.steps :], self.device)) as loaded:
             for steps_done, batch in enumerate(loaded, start=progress.steps + 1):
                 step = epoch * len(rows) + steps_done - 1
                 lr = self._set_learning_rate(step, len(rows))
-                for name, term in self.train_step(*self._augment(step, batch)).items():
-                    sums[name] = sums.get(name, torch.zeros((), device=self.device)) + term
+                sums.add(self.train_step(*self._augment(step, batch)))
                 stop_requested |= bool(on_step and on_step(steps_done, len(rows)))
                 if steps_done % SYNC_EVERY == 0:
-                    self._mean_terms(sums, steps_done, epoch)
+                    _check_finite(sums.means(steps_done), epoch)
                     if any_rank(stop_requested, self.device):
                         self._stop(TrainingProgress(epoch, steps_done, time.perf_counter() - start), sums)
-        means = self._mean_terms(sums, len(rows), epoch)
+        means = sums.means(len(rows))
+        _check_finite(means, epoch)
         seconds = time.perf_counter() - start
         return {f"train/{name}": value for name, value in means.items()} | {
             "train/lr": lr,
@@ -265,17 +265,10 @@ class Trainer:
                     path, self.model.eval(), self.config_now, self.validation_split, self.validation_features
                 )
 
-    def _stop(self, progress: TrainingProgress, sums: dict[str, Tensor]) -> None:
+    def _stop(self, progress: TrainingProgress, sums: TermSums) -> None:
         """Save a checkpoint inside an epoch, and raise ``StoppedError``."""
-        rank_sums = all_gather(torch.stack(list(sums.values()))).cpu().unbind(1)
-        self.save(replace(progress, term_sums=dict(zip(sums, rank_sums, strict=True))))
+        self.save(replace(progress, term_sums=sums.gather()))
         raise StoppedError(f"stopped after step {progress.steps} of epoch {progress.epochs + 1}")
-
-    def _local_sum(self, rank_sums: Tensor) -> Tensor:
-        """This rank's part of the sums (ranks,) in a checkpoint; if the number of ranks has changed, rank 0 takes all."""
-        if len(rank_sums) == self.world_size:
-            return rank_sums[self.rank].to(self.device)
-        return (rank_sums.sum() * (self.rank == 0) * self.world_size / len(rank_sums)).to(self.device)
 
     def _change_values(self, epoch: int) -> None:
         """Use the values that hold after this many complete epochs."""
@@ -309,18 +302,8 @@ class Trainer:
 
         return images, torch.from_numpy(noise_2bl[:, local])
 
-    def _mean_terms(self, sums: dict[str, Tensor], num_steps: int, epoch: int) -> dict[str, float]:
-        """Means of the loss terms over steps and ranks.
 
-        Raises:
-            DivergedError: One of them is not finite; on all ranks.
-        """
-        stacked = torch.stack(list(sums.values())) / num_steps / self.world_size
-        if self.world_size > 1:
-            dist.all_reduce(stacked)
-        means = dict(zip(sums, stacked.tolist(), strict=True))
-        if bad := ", ".join(name for name, value in means.items() if not math.isfinite(value)):
-            raise DivergedError(
-                f"the loss is not finite in epoch {epoch + 1} ({bad}): lower optim.lr or the loss weights"
-            )
-        return means
+def _check_finite(means: dict[str, float], epoch: int) -> None:
+    """Raise ``DivergedError`` if a mean of a loss term, which is the same on all ranks, is not finite."""
+    if bad := ", ".join(name for name, value in means.items() if not math.isfinite(value)):
+        raise DivergedError(f"the loss is not finite in epoch {epoch + 1} ({bad}): lower optim.lr or the loss weights")

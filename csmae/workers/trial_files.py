@@ -8,7 +8,6 @@ import shutil
 import tempfile
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,30 +16,21 @@ from typing import Any
 from ray.train.collective import broadcast_from_rank_zero
 
 from csmae.atomic import atomic_write
-from csmae.config import ConfigError
-from csmae.scratch import hold, remove_unused, scratch_root
+from csmae.scratch import hold
 from csmae.storage.layout import CHECKPOINT
 from csmae.storage.manifest import Claim, DeletedError, Manifest, RemoteFolder, SupersededError, hardlink, object_names
 from csmae.storage.object_store import RETRY_FOR_S, RETRY_INTERVAL_S, describe_error, retry
 from csmae.training.checkpoint import FullDiskError, read_progress
-
-PREFIX = "trial-"
-"""Beginning of the names of working copies."""
+from csmae.workers.working_copies import SYNCED, read_synced, remove_stale_copies
 
 SNAPSHOT_PREFIX = ".snapshot-"
 """Beginning of the names of snapshots in a working copy."""
-
-SYNCED = ".synced"
-"""File in a working copy with the last state that the copy and the bucket had in common."""
 
 PARENT = "parent"
 """Folder in a working copy with the checkpoint that the trial copies, until it has its own."""
 
 HOLD_TIMEOUT_S = 5.0
 """Longest wait for a process of an earlier worker group that still holds the working copy."""
-
-KEEP_S = 24 * 3600.0
-"""Time for which a dead worker's copy is kept if it has files that the bucket does not have."""
 
 
 def saved_epoch(run_dir: Path) -> tuple[int, dict[str, float]] | None:
@@ -50,32 +40,6 @@ def saved_epoch(run_dir: Path) -> tuple[int, dict[str, float]] | None:
         return None
     details = json.loads(path.read_text(encoding="utf-8"))["details"]
     return details["epoch"], details["metrics"]
-
-
-def working_copy_dir(remote: RemoteFolder, rank: int) -> Path:
-    """Return where this machine keeps a rank's copy of a trial's files, for every search that trains it."""
-    name = f"{remote.store.url.partition('?')[0]}/{remote.key}"
-    return scratch_root() / f"{PREFIX}{zlib.crc32(name.encode()):08x}-{remote.key.replace('/', '-')}-rank-{rank}"
-
-
-def remove_stale_copies(root: Path | None = None) -> None:
-    """Remove the working copies of dead workers, except those with files that the bucket may not have."""
-    with suppress(OSError, ConfigError):  # the next worker tries again
-        remove_unused(root or scratch_root(), PREFIX, keep=_may_be_needed)
-
-
-def _may_be_needed(folder: Path) -> bool:
-    synced = _read_synced(folder)
-    if synced is None or not folder.name.endswith("rank-0") or synced.files == object_names(folder):
-        return False
-    return time.time() - max((path.stat().st_mtime for path in folder.iterdir()), default=0.0) < KEEP_S
-
-
-def _read_synced(folder: Path) -> Manifest | None:
-    try:
-        return Manifest(**json.loads((folder / SYNCED).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 class WorkingCopy:
@@ -135,7 +99,7 @@ class WorkingCopy:
 
     def _reconcile(self) -> Manifest | str:
         """Bring the copy and the bucket to the newer one of their states; returns it, or why that fails."""
-        synced = _read_synced(self.folder)
+        synced = read_synced(self.folder)
         if synced is None or synced.metadata.get("fingerprint") != self._fingerprint:  # of another study of this name
             _remove_others(self.folder, {})
 

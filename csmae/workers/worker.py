@@ -24,13 +24,8 @@ from csmae.training.checkpoint import FullDiskError, config_fingerprint
 from csmae.training.micro_batch import SmallerMicroBatchError, save_micro_batch_limit
 from csmae.workers.messages import Assignment, Outcome
 from csmae.workers.spec import WorkerGroupSpec
-from csmae.workers.trial_files import (
-    PARENT,
-    remove_stale_copies,
-    saved_epoch,
-    working_copy,
-    working_copy_dir,
-)
+from csmae.workers.trial_files import PARENT, saved_epoch, working_copy
+from csmae.workers.working_copies import remove_stale_copies, working_copy_dir
 
 MAX_COMPILED_TRIALS = 8
 """Compiled trials after which a group's processes are replaced: torch keeps memory of each one."""

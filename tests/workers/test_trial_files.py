@@ -16,7 +16,8 @@ from csmae.storage.manifest import Manifest, RemoteFolder
 from csmae.storage.object_store import ObjectStore
 from csmae.training.checkpoint import CheckpointError, FullDiskError, config_fingerprint
 from csmae.training.trainer import SYNC_EVERY, StoppedError, pretrain
-from csmae.workers.trial_files import PARENT, remove_stale_copies, working_copy, working_copy_dir
+from csmae.workers.trial_files import PARENT, working_copy
+from csmae.workers.working_copies import remove_stale_copies, working_copy_dir
 from tests.conftest import small_config
 from tests.support.bucket_server import Server, running
 
