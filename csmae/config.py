@@ -38,7 +38,7 @@ class MayChange(Enum):
     """When a study or a training is resumed: nothing but rounding depends on the field. It says where the data are, what
     happens to a damaged pair, or how a step is computed."""
     IF_LARGER = "if larger"
-    """When a training is resumed, if the new value is larger: the training continues further."""
+    """When a study or a training is resumed, if the new value is larger: trainings continue further."""
 
 
 class Section(BaseModel):

@@ -36,7 +36,7 @@ BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 CHANGE_NOTES = {
     MayChange.ON_STUDY_RESUME: "may change when a study or a training resumes",
     MayChange.ON_TRAINING_RESUME: "may change when a training resumes, not within a study",
-    MayChange.IF_LARGER: "may become larger when a training resumes",
+    MayChange.IF_LARGER: "may become larger when a study or a training resumes",
     MayChange.ON_CHECKPOINT_COPY: "copies may change it",
     MayChange.NEVER: "fixed within a study",
 }

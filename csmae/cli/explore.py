@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from csmae.cli.exit_status import FAILED, INTERRUPTED
@@ -30,6 +31,7 @@ from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
 from csmae.trials.transfer import load_source_study, transfer_trials
+from csmae.trials.trial import num_epochs, status_of, trained_params
 from csmae.tuning.driver import run_search
 from csmae.tuning.events import EpochReported, SearchEvent, SearchOutcome, TrialEnded, TrialStarted
 from csmae.tuning.settings_warnings import settings_warnings
@@ -87,6 +89,8 @@ def run(
     folder = local_folder(storage).absolute()
     with driver_storage(storage) as remote, driver_lock(folder / study.name):
         trial_store = _open_trial_store(study, folder, remote, source_studies)
+        if trial_store.shorter_epochs:
+            print_line(f"note: {_describe_growth(trial_store, trial_store.shorter_epochs)}")
         tracker = Tracker(trial_store.folder, study.name, uri)
         try:
             with ray_running(address, resources, verbose, insecure) as found, raise_on_termination():
@@ -136,6 +140,21 @@ def _open_trial_store(
     for source in sources:
         print_line(f"{transfer_trials(trial_store, source)} trials transferred from study {source.study_name}")
     return trial_store
+
+
+def _describe_growth(trial_store: TrialStore, before: int) -> str:
+    """Say how the trials continue whose ``train.epochs`` was ``before``; the one that is furthest into its decay decides."""
+    from csmae.training.optim import describe_growth
+
+    study = trial_store.study
+    furthest = (study.resolve({}).optim, 0)
+    for trial in trial_store.trials():
+        if status_of(trial) in (TrialStatus.RUNNING, TrialStatus.PAUSED):
+            with suppress(ConfigError):  # the search's present settings do not allow the configuration
+                found = study.resolve(trained_params(trial)).optim, num_epochs(trial)
+                furthest = max(furthest, found, key=lambda pair: pair[1] - pair[0].epochs_before_decay(before))
+    optim, epochs = furthest
+    return describe_growth(before, optim, study.max_epochs, epochs)
 
 
 def _explore(trial_store: TrialStore, tracker: Tracker, allocation: Allocation) -> int:

@@ -24,6 +24,7 @@ from csmae.tracking.provenance import command
 from csmae.tracking.registry import MODEL, study_alias
 from csmae.tracking.tracker import Tracker
 from csmae.trials.attributes import REASON
+from csmae.trials.growth import former_champion
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
@@ -43,6 +44,11 @@ def finish(trial_store: TrialStore, tracker: Tracker, allocation: Allocation) ->
         Whether there is a champion and every encoder was scored.
     """
     download_trials(trial_store)
+    if (former := former_champion(trial_store.optuna_study)) is not None:
+        _publish(tracker, trial_store)
+        epochs = trial_store.study.space.base["train.epochs"]
+        print_line(f"champion: trial {former} stays registered: no trial has completed {epochs} epochs yet")
+        return True
     encoders = encoders_to_score(trial_store)
     if not encoders:
         print_line(f"no champion: {_last_reason(trial_store)}")
@@ -55,15 +61,20 @@ def finish(trial_store: TrialStore, tracker: Tracker, allocation: Allocation) ->
     scores = {encoder.name: row for encoder, row in zip(encoders, rows, strict=True)}
     champion = encoders[-1]
     _register(tracker, trial_store, champion, scores)
-    from csmae.reporting.report import Report, publish  # matplotlib takes a second
-
-    publish(tracker, Report(trial_store.optuna_study, trial_store.folder))
     if all(rows):
         plain_console().print(format_scores(scores))
-    plain_console().print(format_best_trials(trial_store))
+    _publish(tracker, trial_store)
     for line in (*format_importances(trial_store), *_next_steps(trial_store, champion, tracker.shown_uri)):
         print_line(line)
     return all(rows)
+
+
+def _publish(tracker: Tracker, trial_store: TrialStore) -> None:
+    """Write the report and print the best trials."""
+    from csmae.reporting.report import Report, publish  # matplotlib takes a second
+
+    publish(tracker, Report(trial_store.optuna_study, trial_store.folder))
+    plain_console().print(format_best_trials(trial_store))
 
 
 def _last_reason(trial_store: TrialStore) -> str:

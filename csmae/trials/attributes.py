@@ -87,6 +87,9 @@ is paused as long as that piece is its last one.
 VIOLATIONS = "violations"
 """By how much a trial violated each constraint when it paused last; Optuna's own constraints are set when the trial ends."""
 
+COMPLETED_EPOCHS = "completed_epochs"
+"""``train.epochs`` when the trial was complete, before it grew. Such trials lead the others until one is complete again."""
+
 STOPPED = "stopped"
 """Why the strategy stopped the trial for good."""
 

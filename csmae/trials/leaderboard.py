@@ -14,6 +14,7 @@ from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import CONFIRMING, FINALISTS
 from csmae.trials.pareto import as_scores, on_pareto_front, order
 from csmae.trials.trial import (
+    completed_epochs,
     confirmed_number,
     constraint_violations,
     curve,
@@ -80,9 +81,10 @@ class Leaderboard:
 def leaderboard(study: optuna.Study) -> Leaderboard:
     """Rank the trials of a study.
 
-    Trials that were trained to their last epoch and violate no constraint can win; if there are none, paused trials and those
-    that a budget cut short. They are ordered by their scores, with several objectives by Pareto front. Finalists come before all others, by the
-    mean of the first objective over the seeds that each has so far: one that its confirmation disproved falls behind one that
+    Trials that were trained to their last epoch and violate no constraint can win. If there are none, those that were complete
+    before ``train.epochs`` grew; if there are none either, paused trials and those that a budget cut short. They are ordered by
+    their scores, with several objectives by Pareto front. Finalists come before all others, by the mean of the first
+    objective over the seeds that each has so far: one that its confirmation disproved falls behind one that
     is not confirmed yet. If the study no longer confirms, every trial counts with its mean in place of its own score.
     """
     trials = [trial for trial in study.get_trials(deepcopy=False) if status_of(trial).is_trained]
@@ -118,6 +120,9 @@ def leaderboard(study: optuna.Study) -> Leaderboard:
 def _eligible(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     kept = [trial for trial in trials if not violated_constraints(trial)]
     complete = [trial for trial in kept if status_of(trial) is TrialStatus.COMPLETE]
+    longest = max(map(completed_epochs, kept), default=0)
+    if not complete and longest:
+        complete = [trial for trial in kept if completed_epochs(trial) == longest]
     return complete or [trial for trial in kept if is_cut_short(trial) or _is_paused_with_score(trial)]
 
 

@@ -6,15 +6,20 @@ The tests run against the installed Optuna; an update that moves a name breaks o
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna._hypervolume import compute_hypervolume
 from optuna.samplers import NSGAIISampler, RandomSampler
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.orm import Session
 
 from csmae.trials.single_writer import SingleWriterStorage
 
@@ -92,3 +97,50 @@ def in_first_generation(trial: FrozenTrial) -> FrozenTrial:
 def hypervolume(losses: np.ndarray, reference: np.ndarray) -> float:
     """Volume that points dominate, up to a reference point; smaller is better. Optuna's samplers compute it, nothing public does."""
     return float(compute_hypervolume(losses, reference))
+
+
+@dataclass(frozen=True)
+class TrialChange:
+    """What ``change_trials`` makes of a trial. One that is no longer complete has no objectives and no constraints."""
+
+    trial: FrozenTrial
+    state: TrialState
+    attributes: Mapping[str, Any]
+    """User attributes to set."""
+    removed: tuple[str, ...] = ()
+    """User attributes to remove."""
+
+
+def change_trials(
+    storage: RDBStorage, study: optuna.Study, changes: Iterable[TrialChange], attributes: Mapping[str, Any]
+) -> None:
+    """Change trials, finished ones too, and user attributes of their study in one transaction.
+
+    Optuna changes no finished trial, removes nothing, and writes each value in a transaction of its own.
+
+    Args:
+        storage: The database.
+        study: Caches finished trials, so it must be loaded again.
+        changes: Of the trials.
+        attributes: User attributes of the study to set.
+    """
+    with Session(storage.engine) as session, session.begin():
+        owner = {"study_id": study._study_id}
+        _replace(session, models.StudyUserAttributeModel, owner, attributes)
+        for change in changes:
+            owner = {"trial_id": change.trial._trial_id}
+            stored = session.get_one(models.TrialModel, change.trial._trial_id)
+            stored.state = change.state
+            stored.datetime_complete = datetime.now() if change.state.is_finished() else None
+            session.query(models.TrialValueModel).filter_by(**owner).delete()
+            constraints = [f"constraints:{name}" for name in change.trial.constraints]
+            _replace(session, models.TrialSystemAttributeModel, owner, {}, constraints)
+            _replace(session, models.TrialUserAttributeModel, owner, change.attributes, change.removed)
+
+
+def _replace(
+    session: Session, model: Any, owner: Mapping[str, int], new: Mapping[str, Any], removed: Iterable[str] = ()
+) -> None:
+    """Set and remove attributes of the study or trial that ``owner`` names."""
+    session.query(model).filter_by(**owner).filter(model.key.in_([*new, *removed])).delete()
+    session.add_all(model(**owner, key=key, value_json=json.dumps(value)) for key, value in new.items())

@@ -33,18 +33,22 @@ from csmae.trials.attributes import (
     WORKER_S,
 )
 from csmae.trials.database import check_format, open_storage
+from csmae.trials.growth import describe_shrinking, lengthen, shorter_epochs
 from csmae.trials.trial import curve, status_of
 
 
-def open_study(study: Study, database: Path, has_checkpoint: Callable[[int], bool]) -> optuna.Study:
+def open_study(study: Study, database: Path, has_checkpoint: Callable[[int], bool]) -> tuple[optuna.Study, int | None]:
     """Open a study in the database, or create it.
 
-    As long as none of its trials was trained, a study accepts every change of its definition.
+    As long as none of its trials was trained, a study accepts every change of its definition. Later, ``train.epochs`` may grow.
 
     Args:
         study: The study file.
         database: SQLite file; the study's folder is beside it.
         has_checkpoint: Whether the trial of this number has a checkpoint.
+
+    Returns:
+        The study, and ``train.epochs`` before if it has grown.
 
     Raises:
         ConfigError: The study was trained with another definition, or by another program or version.
@@ -57,23 +61,30 @@ def open_study(study: Study, database: Path, has_checkpoint: Callable[[int], boo
     if preserved is None and before is None and trials:
         raise ConfigError(f"study {study.name!r} in {database} was not created by this program: use --name")
     if preserved is None and before and (lines := list(differences(before, study.definition()))):
-        if any(_was_trained(trial, has_checkpoint) for trial in trials):
+        if trained := [trial for trial in trials if _was_trained(trial, has_checkpoint)]:
+            where = f"study {study.name!r} in {database}"
             raise ConfigError(
-                f"study {study.name!r} in {database} was started with a different definition: {'; '.join(lines)}: "
+                f"{where}: {shrinking}"
+                if (shrinking := describe_shrinking(before, study, trained))
+                else f"{where} was started with a different definition: {'; '.join(lines)}: "
                 "use --fork NEW to start a study that takes over the trials that still fit"
             )
         preserved = PreservedState.of(opened)
         preserved.write(path)
+    shorter = shorter_epochs(before, study) if before and preserved is None else None
     if preserved:
         opened = _recreate(study, storage, preserved)
         shutil.rmtree(path.parent / "trials", ignore_errors=True)
         path.unlink()
+    elif shorter:
+        lengthen(storage, opened, study, shorter)
+        opened = _load_or_create(study, storage)
     _write_definition(opened, study)
-    return opened
+    return opened, shorter
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """List the differences between two definitions of a study that make its trials incomparable, one text per name.
+    """List the differences between two definitions of a study that it cannot resume with, one text per name.
 
     Args:
         before: As stored, possibly by an earlier version: fields that it lacks have their defaults.
@@ -84,8 +95,15 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
     new = dict(flatten(json.loads(json.dumps(now))))
     free = {f"base.{name}" for name in changeable(MayChange.ON_STUDY_RESUME)}
     for name in [*old, *(name for name in new if name not in old)]:
-        if old.get(name) != new.get(name) and name not in free:
+        if old.get(name) != new.get(name) and name not in free and not _grows(name, old, new):
             yield f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
+
+
+def _grows(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a field becomes larger that may. If the space varies it, its base is not what the trials were trained with."""
+    field = name.removeprefix("base.")
+    varies = f"space.{field}" in {**old, **new}
+    return field in changeable(MayChange.IF_LARGER) and not varies and bool(new[name] > old[name])
 
 
 @dataclass(frozen=True)
@@ -168,6 +186,6 @@ def _was_trained(trial: FrozenTrial, has_checkpoint: Callable[[int], bool]) -> b
     status = status_of(trial)
     if not status.is_trained:
         return False
-    if status in (TrialStatus.COMPLETE, TrialStatus.PRUNED) or curve(trial):
+    if status in (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.PAUSED) or curve(trial):
         return True
     return status is not TrialStatus.FAIL and has_checkpoint(trial.number)

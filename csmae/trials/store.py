@@ -68,7 +68,8 @@ class TrialStore:
         self.study, self.path, self.remote = study, storage.absolute() / DATABASE, remote
         with report_database_errors(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.optuna_study = single_writer(open_study(study, self.path, self._has_checkpoint))
+            opened, self.shorter_epochs = open_study(study, self.path, self._has_checkpoint)
+            self.optuna_study = single_writer(opened)
             self._enqueue_starting_points()
             self._reject_enqueued_confirmations()
             self._interrupted = [

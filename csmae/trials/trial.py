@@ -13,6 +13,7 @@ from csmae.study.values import Value, decode_param
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import (
     ASSIGNMENTS,
+    COMPLETED_EPOCHS,
     CONFIRMS,
     EPOCH_VALUES,
     GPU_S,
@@ -85,6 +86,12 @@ def paused_epoch(trial: FrozenTrial) -> int | None:
     """The epoch after which a trial paused; None if it did not, or was resumed since."""
     epoch: int | None = assignments(trial)[-1].get("paused") if assignments(trial) else None
     return epoch
+
+
+def completed_epochs(trial: FrozenTrial) -> int:
+    """``train.epochs`` when a trial that continues was complete, before it grew; 0 for any other trial."""
+    continues = not trial.state.is_finished() or is_cut_short(trial)
+    return int(trial.user_attrs.get(COMPLETED_EPOCHS, 0)) if continues else 0
 
 
 def assigned_until(trial: FrozenTrial, epochs: int) -> int:
