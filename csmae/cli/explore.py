@@ -29,8 +29,9 @@ from csmae.tracking.provenance import command, provenance
 from csmae.tracking.tracker import Tracker
 from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
+from csmae.trials.projection import compare_data
 from csmae.trials.store import TrialStore
-from csmae.trials.transfer import load_source_study, transfer_trials
+from csmae.trials.transfer import describe_transfer, load_source_study, transfer_trials
 from csmae.trials.trial import num_epochs, status_of, trained_params
 from csmae.tuning.driver import run_search
 from csmae.tuning.events import EpochReported, SearchEvent, SearchOutcome, TrialEnded, TrialStarted
@@ -128,7 +129,7 @@ def _check_data(study: Study) -> None:
 def _open_trial_store(
     study: Study, folder: Path, remote: RemoteStorage | None, source_studies: list[str]
 ) -> TrialStore:
-    """Open the trial store and transfer the trials of its source studies."""
+    """Open the trial store and transfer from its source studies, from those with the most similar archive first."""
     sources = [load_source_study(folder / DATABASE, name, study) for name in source_studies]
     trial_store = TrialStore(study, folder, remote)
     for name in trial_store.sources:
@@ -137,8 +138,8 @@ def _open_trial_store(
         except ConfigError as error:  # the study file changed so much that no trial of the earlier definition fits
             print_line(str(error))
             trial_store.drop_source(name)
-    for source in sources:
-        print_line(f"{transfer_trials(trial_store, source)} trials transferred from study {source.study_name}")
+    for source in sorted(sources, key=lambda source: -compare_data(source, study).value):
+        print_line(describe_transfer(source, study, transfer_trials(trial_store, source)))
     return trial_store
 
 

@@ -30,6 +30,7 @@ from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import params_of
 from csmae.tuning.champion import EncoderToScore, download_trials, encoders_to_score, saved_metrics, score_encoders
+from csmae.tuning.race import describe_lead
 
 
 def finish(trial_store: TrialStore, tracker: Tracker, allocation: Allocation) -> bool:
@@ -113,6 +114,9 @@ def _register(
 def _next_steps(trial_store: TrialStore, champion: EncoderToScore, shown_uri: str) -> Iterator[str]:
     assert champion.trial is not None and champion.encoder_dir is not None
     yield f"champion: trial {champion.trial.number} with {format_settings(params_of(champion.trial))}"
+    board = leaderboard(trial_store.optuna_study)
+    if (lead := describe_lead(board)) and board.entries[0].trial.number == champion.trial.number:
+        yield f"verdict:  {lead}"
     yield f"encoder:  {champion.encoder_dir}"
     yield f"report:   {trial_store.folder / 'report.html'}"
     yield from usage_lines(shown_uri, trial_store.folder, champion.encoder_dir)

@@ -85,7 +85,9 @@ def search(
     warm_start_from: Annotated[
         str | None,
         typer.Option(
-            metavar="STUDY", help="Start with those trials of another study that fit.", rich_help_panel=TRANSFER
+            metavar="STUDY",
+            help="Start with those trials of another study that fit, and with its best configurations.",
+            rich_help_panel=TRANSFER,
         ),
     ] = None,
 ) -> int:

@@ -28,6 +28,7 @@ from csmae.trials.attributes import CHAMPION, DEFINITION, GPU_S, INTERRUPTED, PR
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import Leaderboard, leaderboard
 from csmae.trials.trial import last_value, num_epochs, params_of, status_of, trained_params, used_seconds
+from csmae.tuning.race import describe_lead
 
 NUM_BEST = 3
 """Trials of which plots are made."""
@@ -148,7 +149,7 @@ class Report:
         )
 
     def overview(self) -> str:
-        """The study in two sentences."""
+        """The study in two or three sentences."""
         board = self.board
         counts = Counter(map(status_of, board.trials))
         states = ", ".join(f"{counts[status]} {text}" for status, text in STATUS_NAMES.items() if counts[status])
@@ -157,6 +158,7 @@ class Report:
         if board.entries:
             trial = board.entries[0].trial
             best = f" The best is trial {trial.number}: {board.objective} {self._format_objective(trial)}."
+            best += f" It {lead}." if (lead := describe_lead(board)) else ""
         return f"{len(board.trials)} trials ({states}), {epochs} epochs{self._hours()} in total.{best}"
 
     def _hours(self) -> str:

@@ -80,7 +80,10 @@ class Confirm(Section):
     top: int = Field(3, ge=1)
     """Trials to confirm."""
     seeds: int = Field(3, ge=1)
-    """Further seeds for each."""
+    """Further seeds for each; with ``race``, at most."""
+    race: bool = True
+    """Give further seeds only to the trials that may still win, and stop when the best one is clear. false trains each
+    trial with all seeds, as many at a time as there are workers."""
 
 
 class Search(Section):

@@ -48,6 +48,9 @@ NOT_TRAINED = "not_trained"
 TRANSFERRED_FROM = "transferred_from"
 """Study and number of the trial that this one is a copy of."""
 
+PROJECTED_FROM = "projected_from"
+"""Study and number of the trial whose configuration, projected into the space, was enqueued as this trial."""
+
 STARTING_POINT = "starting_point"
 """The starting point that the trial trains. It is never stopped early."""
 

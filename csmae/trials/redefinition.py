@@ -26,6 +26,7 @@ from csmae.trials.attributes import (
     FORMAT,
     GPU_S,
     NOT_TRAINED,
+    PROJECTED_FROM,
     REASON,
     SOURCES,
     STUDY_FORMAT,
@@ -123,9 +124,8 @@ class PreservedState:
     def of(cls, opened: optuna.Study) -> PreservedState:
         """The used numbers and resources, and the studies whose trials must be transferred again."""
         trials, attributes = opened.get_trials(deepcopy=False), opened.user_attrs
-        transferred = {
-            trial.user_attrs[TRANSFERRED_FROM][0] for trial in trials if TRANSFERRED_FROM in trial.user_attrs
-        }
+        names = (TRANSFERRED_FROM, PROJECTED_FROM)
+        transferred = {t.user_attrs[name][0] for t in trials for name in names if name in t.user_attrs}
         kept = {SOURCES: sorted(transferred | set(attributes.get(SOURCES, ())))}
         if ELAPSED_S in attributes:
             kept[ELAPSED_S] = attributes[ELAPSED_S]

@@ -146,10 +146,9 @@ class TrialStore:
         """Whether a trial that is cut short now has a result: it has a score, and a confirmation needs all its epochs."""
         return confirmed_number(trial) is None and bool(curve(frozen_trial(trial)))
 
-    def num_confirmations(self, number: int) -> int:
-        """Confirmations of a trial that run or ended; one that a budget cut short does not count."""
-        confirmations = (trial for trial in self.trials() if confirmed_number(trial) == number)
-        return sum(not is_cut_short(trial) for trial in confirmations)
+    def confirmations(self, number: int) -> list[FrozenTrial]:
+        """Confirmations of a trial that run or ended, without those that a budget cut short."""
+        return [trial for trial in self.trials() if confirmed_number(trial) == number and not is_cut_short(trial)]
 
     # Starting trials.
 

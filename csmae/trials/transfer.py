@@ -1,30 +1,40 @@
-"""Transfer of an earlier study's trials into a new one that could have trained them itself."""
+"""Transfer from another study: trials that this study could have trained itself are copied, its best configurations are enqueued."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import Config, ConfigError, MayChange, changeable
-from csmae.data.archive import data_name
 from csmae.model.cost import cost_metrics
 from csmae.settings import flatten, merge, parse_config
 from csmae.study.metrics import COSTS
 from csmae.study.options import violation
 from csmae.study.study import Study
-from csmae.study.values import decode_value
+from csmae.study.values import Value, decode_value
 from csmae.trial_status import TrialStatus
-from csmae.trials.attributes import BASE, DEFINITION, EPOCH_VALUES, TRANSFERRED_FROM
+from csmae.trials.attributes import BASE, DEFINITION, EPOCH_VALUES, PROJECTED_FROM, STARTING_POINT, TRANSFERRED_FROM
 from csmae.trials.database import load_stored_study, report_database_errors
+from csmae.trials.projection import Similarity, best_points, compare_data
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import result_of, status_of, with_seed
+from csmae.trials.trial import params_of, result_of, status_of, with_seed
+
+
+class Transferred(NamedTuple):
+    """What a study got from another one."""
+
+    num_copied: int
+    """Trials that were copied, without those copied before."""
+    num_enqueued: int
+    """Best configurations that were enqueued, without those enqueued before."""
 
 
 def load_source_study(path: Path, name: str, study: Study) -> optuna.Study:
-    """Load a study whose trials a new one can use.
+    """Load a study from which a new one can learn.
 
     Args:
         path: The database.
@@ -32,49 +42,91 @@ def load_source_study(path: Path, name: str, study: Study) -> optuna.Study:
         study: The new one.
 
     Raises:
-        ConfigError: There is no such study, another program or version created it, or it has other objectives or another
-            archive.
+        ConfigError: There is no such study, another program or version created it, or its first objective is another one.
     """
     source = load_stored_study(path, name)
-    attributes = source.user_attrs
-    if DEFINITION not in attributes:
+    if DEFINITION not in source.user_attrs:
         raise ConfigError(
             f"study {name!r} in {path} was not created by this program, so no trial can be transferred: "
             "name a study of this program (--list)"
         )
-    if attributes[DEFINITION]["search"]["objectives"] != study.definition()["search"]["objectives"]:
+    before, now = _objectives(source)[0], study.definition()["search"]["objectives"][0]
+    if before != now:
         raise ConfigError(
-            f"study {name!r} had other objectives, so no trial can be transferred: "
-            "name another study, or start a new one with --name"
-        )
-    before, now = (parse_config(base, "base").data for base in (attributes[BASE], study.base))
-    if (before.path, before.splits_dir) != (now.path, now.splits_dir) and data_name(before) != data_name(now):
-        raise ConfigError(
-            f"study {name!r} had another archive, {before.path}: its scores do not compare: "
+            f"study {name!r} had another first objective, {before!r} instead of {now!r}, so its trials do not compare: "
             "name another study, or start a new one with --name"
         )
     return source
 
 
-def transfer_trials(trial_store: TrialStore, source: optuna.Study) -> int:
+def _objectives(source: optuna.Study) -> list[str]:
+    objectives: list[str] = source.user_attrs[DEFINITION]["search"]["objectives"]
+    return objectives
+
+
+def incomparable(source: optuna.Study, study: Study) -> str | None:
+    """Say why no trial of another study has a score that this study's trials compare with; None if they do."""
+    if _objectives(source) != study.definition()["search"]["objectives"]:
+        return "it had other objectives"
+    if compare_data(source, study) is not Similarity.SAME:
+        return f"it had another archive, {parse_config(source.user_attrs[BASE], 'base').data.path}"
+    return None
+
+
+def transfer_trials(trial_store: TrialStore, source: optuna.Study) -> Transferred:
     """Copy the ended trials of another study for which the new space has a point with the same configuration.
 
-    Returns:
-        Number of trials copied, without those copied before.
+    The best configurations of the source for which it has none are projected into the space and enqueued after the starting
+    points; unlike these, they may be stopped early.
     """
+    with report_database_errors(trial_store.path):
+        num_copied = 0 if incomparable(source, trial_store.study) else _copy_trials(trial_store, source)
+        num_enqueued = _enqueue_best(trial_store, source)
+        trial_store.drop_source(source.study_name)
+    return Transferred(num_copied, num_enqueued)
+
+
+def describe_transfer(source: optuna.Study, study: Study, transferred: Transferred) -> str:
+    """Say in one line what a study got from another one."""
+    reason = incomparable(source, study)
+    copied = f"no trial is copied, because {reason}" if reason else f"{transferred.num_copied} trials copied"
+    return f"study {source.study_name}: {copied}; {transferred.num_enqueued} of its best configurations become starting points"
+
+
+def _copy_trials(trial_store: TrialStore, source: optuna.Study) -> int:
     attributes = [trial.user_attrs for trial in trial_store.all_trials()]
     copied = {tuple(known[TRANSFERRED_FROM]) for known in attributes if TRANSFERRED_FROM in known}
     count = 0
-    with report_database_errors(trial_store.path):
-        for trial in source.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
-            origin = trial.user_attrs.get(TRANSFERRED_FROM, [source.study_name, trial.number])
-            if status_of(trial) is TrialStatus.REJECTED or tuple(origin) in copied:
-                continue
-            if copy := _copy(trial_store.study, source, trial, origin):
-                trial_store.optuna_study.add_trial(copy)
-                count += 1
-        trial_store.drop_source(source.study_name)
+    for trial in source.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        origin = trial.user_attrs.get(TRANSFERRED_FROM, [source.study_name, trial.number])
+        if status_of(trial) is TrialStatus.REJECTED or tuple(origin) in copied:
+            continue
+        if copy := _copy(trial_store.study, source, trial, origin):
+            trial_store.optuna_study.add_trial(copy)
+            count += 1
     return count
+
+
+def _enqueue_best(trial_store: TrialStore, source: optuna.Study) -> int:
+    """Enqueue the source's best configurations, unless the study has the same point, or the cost violates a constraint."""
+    study, trials = trial_store.study, trial_store.all_trials()
+    known = [trial.user_attrs[STARTING_POINT] for trial in trials if STARTING_POINT in trial.user_attrs]
+    known += [params_of(trial) for trial in trials]
+    origins = [trial.user_attrs.get(PROJECTED_FROM) for trial in trials]
+    count = 0
+    for number, point in best_points(source, study, compare_data(source, study)):
+        origin = [source.study_name, number]
+        if origin not in origins and point not in known and not _exceeds_costs(study, point):
+            trial_store.enqueue(point, **{PROJECTED_FROM: origin})
+            known.append(point)
+            count += 1
+    return count
+
+
+def _exceeds_costs(study: Study, point: Mapping[str, Value]) -> bool:
+    bounds = {name: bound for name, bound in study.search.constraints.items() if name in COSTS}
+    metrics = cost_metrics(study.resolve(point)) if bounds else {}
+    return any(violation(metrics[name], bound) > 0 for name, bound in bounds.items())
 
 
 def _copy(study: Study, source: optuna.Study, trial: FrozenTrial, origin: list[Any]) -> FrozenTrial | None:

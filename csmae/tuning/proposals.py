@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -24,6 +24,7 @@ from csmae.trials.store import TrialStore
 from csmae.trials.trial import is_never_stopped, params_of, status_of, with_seed
 from csmae.tuning.draft import Draft, Rejection
 from csmae.tuning.prior_draws import order_by_priors
+from csmae.tuning.race import find_finalists, next_in_race, next_in_turn
 from csmae.tuning.samplers import make_sampler
 
 MAX_REJECTED = 20
@@ -108,20 +109,18 @@ class Proposals:
             draft.rejections.append(rejection)
 
     def confirmation(self) -> Proposal | None:
-        """Confirm one of the best trials with another seed; None if all of them are confirmed.
-
-        Every finalist is trained once more before one is trained twice more: whenever a budget ends the confirmation, the
-        means are over as many seeds as possible.
-        """
+        """Train one of the finalists with another seed; None if the confirmation is over or depends on running trials."""
         confirm = self._study.search.confirm
         if confirm is None:
             return None
-        finalists = leaderboard(self._trial_store.optuna_study).ranked[: confirm.top]
-        self._trial_store.record_finalists(finalists)
-        counts = [self._trial_store.num_confirmations(trial.number) for trial in finalists]
-        for count, trial in sorted(zip(counts, finalists, strict=True), key=lambda pair: pair[0]):
-            if count < confirm.seeds and (proposal := self._confirm(trial)):
+        ranked = leaderboard(self._trial_store.optuna_study).ranked
+        self._trial_store.record_finalists(ranked[: confirm.top])
+        trials = {trial.number: trial for trial in ranked}
+        finalists, choose = find_finalists(self._trial_store), next_in_race if confirm.race else next_in_turn
+        while (number := choose(finalists)) is not None:
+            if proposal := self._confirm(trials[number]):
                 return proposal
+            finalists = [replace(f, num_left=0) if f.number == number else f for f in finalists]
         return None
 
     def _confirm(self, finalist: FrozenTrial) -> Proposal | None:

@@ -86,7 +86,9 @@ def test_a_configuration_without_a_loss_term_cannot_violate_a_constraint_on_it(t
     assert [trial.state.name for trial in trial_store.trials()] == ["COMPLETE"] * 3
     assert [trial.number for trial in leaderboard(trial_store.optuna_study).ranked] == [1, 0]
     new = load_study(write(tmp_path, MIM, **search), "new")
-    assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)) == 3
+    assert (
+        transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)).num_copied == 3
+    )
 
 
 def test_a_trial_that_is_cut_short_between_two_scores_counts_with_the_last_one(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def confirmed(
     folder: Path, scores: list[float | None], num_trials: int = 3, top: int = 2, seeds: int = 2
 ) -> TrialStore:
     """A study after these trainings, of which those after ``num_trials`` are confirmations; then its budget ends."""
-    study = make_study(folder, num_trials=num_trials, confirm={"top": top, "seeds": seeds}, **SETTINGS)
+    study = make_study(folder, num_trials=num_trials, confirm={"top": top, "seeds": seeds, "race": False}, **SETTINGS)
     searcher, _ = make_searcher(study, folder)
     train(searcher, scores)
     return TrialStore(study, folder)
@@ -115,7 +115,7 @@ def test_without_confirmation_trials_compare_by_their_means_and_the_best_keeps_i
 
 
 def test_every_finalist_is_repeated_once_before_one_is_repeated_twice(tmp_path: Path) -> None:
-    study = make_study(tmp_path, num_trials=2, confirm={"top": 2, "seeds": 2}, **SETTINGS)
+    study = make_study(tmp_path, num_trials=2, confirm={"top": 2, "seeds": 2, "race": False}, **SETTINGS)
     searcher, _ = make_searcher(study, tmp_path)
     trained = train(searcher, [0.5, 0.6, 0.5, 0.5, 0.5, 0.5])
     assert [s["config"]["train"]["seed"] for s in trained] == [0, 0, 1, 1, 2, 2]

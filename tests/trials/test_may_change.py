@@ -70,7 +70,10 @@ def test_a_fork_transfers_trials_that_differ_only_in_changeable_fields(tmp_path:
         if name.startswith("data.") and name != "data.on_error":
             continue  # no archive is there to compare with
         new = changed(tmp_path, name, value, f"fork-{name}")
-        assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "study", new)) == 1
+        assert (
+            transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "study", new)).num_copied
+            == 1
+        )
 
 
 @pytest.mark.parametrize("ends", [None, "failed", "left"])
@@ -116,7 +119,9 @@ def test_trials_are_transferred_again_after_the_definition_changes(tmp_path: Pat
     wider = {**SPACE, "masking.ratio": {"float": [0.2, 0.9]}}
     trial_store = TrialStore(load_study(write(tmp_path, wider), "new"), tmp_path)
     assert trial_store.sources == ["study"]
-    assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "study", trial_store.study)) == 1
+    assert (
+        transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "study", trial_store.study)).num_copied == 1
+    )
     assert TrialStore(trial_store.study, tmp_path).sources == []
 
 

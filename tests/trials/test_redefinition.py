@@ -139,7 +139,7 @@ def test_a_kill_between_the_change_of_definition_and_the_transfer_loses_no_sourc
     TrialStore(wider, tmp_path)  # killed here
     trial_store = TrialStore(wider, tmp_path)
     assert trial_store.sources == ["study"]
-    assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "study", wider)) == 1
+    assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "study", wider)).num_copied == 1
     assert TrialStore(wider, tmp_path).sources == []
 
 

@@ -183,7 +183,10 @@ def test_a_waiting_trial_is_not_rejected_as_a_duplicate_of_a_transferred_one(tmp
     searcher, _ = make_searcher(study, tmp_path)
     first = searcher.suggest("a")
     searcher.cut_short_trials(OVER)
-    assert transfer_trials(TrialStore(study, tmp_path), load_source_study(tmp_path / DATABASE, "other", study)) == 1
+    assert (
+        transfer_trials(TrialStore(study, tmp_path), load_source_study(tmp_path / DATABASE, "other", study)).num_copied
+        == 1
+    )
     again, _ = make_searcher(study, tmp_path)
     assert again.suggest("b") == first
 

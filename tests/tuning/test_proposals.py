@@ -197,7 +197,9 @@ def test_a_starting_point_is_trained_although_the_source_study_trained_it(tmp_pa
     old = load_study(write(tmp_path, SPACE, num_trials=3, sampler="random"), "old")
     train_all(make_searcher(old, tmp_path)[0])
     new = load_study(write(tmp_path, SPACE, num_trials=2, sampler="random"), "new")
-    assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)) == 3
+    assert (
+        transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)).num_copied == 3
+    )
     trained = train_all(make_searcher(new, tmp_path)[0])
     assert [s["never_stop"] for s in trained] == [True, False]
     assert trained[0]["config"]["masking"]["ratio"] == 0.5
@@ -212,10 +214,10 @@ def test_constraints_are_transferred_also_to_a_fork_of_a_fork(tmp_path: Path) ->
         searcher.on_trial_complete(str(index), result(4, 0.1, finished=True) | {"metrics/time/epoch_s": 8.0 + index})
     for before, after in itertools.pairwise(studies):
         trial_store = TrialStore(after, tmp_path)
-        assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, before.name, after)) == 4
+        assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, before.name, after)).num_copied == 4
         taken = [trial for trial in trial_store.all_trials() if trial.state is TrialState.COMPLETE]
         assert [trial.constraints for trial in taken] == [{"time/epoch_s": over} for over in (-2.0, -1.0, 0.0, 1.0)]
-    assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "a", studies[2])) == 0
+    assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "a", studies[2])).num_copied == 0
 
 
 def test_a_trial_that_the_new_constraints_cannot_judge_is_not_transferred(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_a_trial_that_the_new_constraints_cannot_judge_is_not_transferred(tmp_pa
     for limit, count in (({"time/epoch_s": "<= 10"}, 0), ({"cost/params": "<= 1.4e6"}, 4)):
         new = load_study(write(tmp_path, DECODERS, constraints=limit), f"new-{count}")
         trial_store = TrialStore(new, tmp_path)
-        assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "old", new)) == count
+        assert transfer_trials(trial_store, load_source_study(tmp_path / DATABASE, "old", new)).num_copied == count
         taken = [trial for trial in trial_store.all_trials() if trial.state is TrialState.COMPLETE]
         found = [trial.constraints["cost/params"] for trial in taken]
         assert found == [cost(new.resolve(trial.params)).params - 1.4e6 for trial in taken]
@@ -236,7 +238,9 @@ def test_nothing_is_transferred_from_a_study_of_another_archive(tmp_path: Path) 
     old = load_study(write(tmp_path, SPACE, base=small, num_trials=2, sampler="random"), "old")
     train_all(make_searcher(old, tmp_path)[0])
     new = load_study(write(tmp_path, SPACE, base=base), "new")
-    assert transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)) == 0
+    assert (
+        transfer_trials(TrialStore(new, tmp_path), load_source_study(tmp_path / DATABASE, "old", new)).num_copied == 0
+    )
 
 
 # Budgets and champions
