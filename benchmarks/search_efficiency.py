@@ -25,9 +25,12 @@ import yaml
 from csmae.config import Config
 from csmae.study.study import Study, load_study
 from csmae.training.trainer import DivergedError, pretrain
+from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.store import TrialStore
-from csmae.tuning.early_stopping import make_stopping_rule
-from csmae.tuning.proposals import Proposals
+from csmae.trials.trial import num_epochs
+from csmae.tuning.planner import Planner
+from csmae.tuning.strategy.base import Stop
+from csmae.tuning.strategy.make import make_strategy
 
 STUDY: dict[str, Any] = {
     "base": {
@@ -91,20 +94,24 @@ def train_table(study: Study, path: Path, processes: int) -> dict[str, list[floa
 def search_table(study: Study, table: dict[str, list[float]], folder: Path) -> Iterator[tuple[int, float]]:
     """Search the table as a search with one trial at a time would; yields epochs spent and the best final score so far."""
     trial_store, spent, best = TrialStore(study, folder), 0, 0.0
-    rule, proposals = make_stopping_rule(study.search, (), study.max_epochs), Proposals(trial_store)
-    for _ in range(study.search.num_trials):
-        proposal = proposals.new()
-        if proposal is None:
-            return
-        for epoch, score in enumerate(table[proposal.config.model_dump_json()], start=1):
-            spent += 1
-            trial_store.record_epoch(proposal.trial, epoch, (score,))
-            if rule and not rule.should_continue(proposal.trial.number, epoch, (score,)):
-                trial_store.prune(proposal.trial)
+    planner = Planner(trial_store, make_strategy(study))
+    while decision := planner.next(any_running=False):
+        if isinstance(decision, Stop):
+            trial_store.stop(trial_store.paused_trial(decision.number), decision.reason)
+            continue
+        trial, curve = decision.trial, table[decision.config.model_dump_json()]
+        for epoch in range(num_epochs(frozen_trial(trial)) + 1, decision.until + 1):
+            spent, score = spent + 1, curve[epoch - 1]
+            trial_store.record_epoch(trial, epoch, (score,))
+            if not planner.should_continue(trial.number, epoch, (score,)):
+                trial_store.stop(trial, "stopped by the strategy")
                 break
         else:
-            trial_store.complete(proposal.trial, (score,))
-            best = max(best, score)
+            if decision.until < len(curve):
+                trial_store.pause(trial, decision.until, {})
+            else:
+                trial_store.complete(trial, (score,))
+                best = max(best, score)
         yield spent, best
 
 

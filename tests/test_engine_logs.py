@@ -10,7 +10,10 @@ import pytest
 from csmae.engine_logs import SUPPRESSED_MESSAGES, quiet_optuna, quiet_ray
 from csmae.trials.store import TrialStore
 from csmae.tuning.proposals import Proposals
+from csmae.tuning.strategy.base import NewTrial
 from tests.tuning.test_searcher import SPACE, make_study
+
+TO_THE_END = NewTrial(99, "new configuration")
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "qmc", "nsga2"])
@@ -19,7 +22,7 @@ def test_a_study_is_opened_and_sampled_without_a_warning(tmp_path: Path, sampler
         warnings.simplefilter("error")
         quiet_optuna()
         proposals = Proposals(TrialStore(make_study(tmp_path, SPACE, sampler=sampler), tmp_path))
-        assert proposals.new() and proposals.new()
+        assert proposals.new(TO_THE_END) and proposals.new(TO_THE_END)
 
 
 def test_other_warnings_appear_while_a_study_is_open(tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ from rich.text import Text
 from csmae.console.format import format_duration, format_number, format_settings
 from csmae.console.progress import SearchProgress
 from csmae.trial_status import STATUS_NAMES, TrialStatus
-from csmae.tuning.events import EpochReported, SearchEvent, TrialStarted, TrialWaiting
+from csmae.tuning.events import EpochReported, SearchEvent, TrialPaused, TrialStarted, TrialWaiting
 
 LINE_WIDTH = 80
 
 STYLES = {
     TrialStatus.RUNNING: "cyan",
     TrialStatus.WAITING: "yellow",
+    TrialStatus.PAUSED: "blue",
     TrialStatus.COMPLETE: "green",
     TrialStatus.PRUNED: "yellow",
     TrialStatus.FAIL: "red",
@@ -96,6 +97,8 @@ class LiveView:
             return f"trial {event.number} epoch {event.epoch}/{trial.epochs}{value}"
         if isinstance(event, TrialWaiting):
             return f"trial {event.number} waits: {event.reason}"
+        if isinstance(event, TrialPaused):
+            return f"trial {event.number} pauses after epoch {event.epoch}: {event.reason}"
         status = STATUS_NAMES[event.status]
         if event.status is TrialStatus.PRUNED:
             status += f" after epoch {trial.epoch}"

@@ -13,7 +13,7 @@ from csmae.trials.budget import Budget
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import params_of, status_of
-from csmae.tuning.events import EpochReported, SearchEvent, TrialEnded, TrialStarted, TrialWaiting
+from csmae.tuning.events import EpochReported, SearchEvent, TrialEnded, TrialPaused, TrialStarted, TrialWaiting
 
 NUM_ENDED = 8
 """How many ended trials are shown, the latest ones."""
@@ -61,7 +61,7 @@ class SearchProgress:
         self.running: tuple[TrialProgress, ...] = ()
         """Running and waiting trials, ordered by number."""
         self.ended: tuple[TrialProgress, ...] = ()
-        """The last ``NUM_ENDED`` ended trials."""
+        """The last ``NUM_ENDED`` trials that ended or paused."""
         self.num_ended_here = 0
         """Trials that ended in this run."""
         self.ended_epochs = 0
@@ -79,6 +79,7 @@ class SearchProgress:
     def update(self, event: SearchEvent) -> bool:
         """Apply an event; return whether there is a new best trial."""
         if isinstance(event, TrialStarted):
+            self.ended = tuple(trial for trial in self.ended if trial.number != event.number)  # it may have paused
             self._set_running(TrialProgress(event.number, event.values, event.epochs))
             return False
         trial = self.trial(event.number)
@@ -90,6 +91,10 @@ class SearchProgress:
             trial.status, trial.reason = TrialStatus.WAITING, event.reason
             self._set_running(trial)
             return False
+        if isinstance(event, TrialPaused):
+            trial.status, trial.reason = TrialStatus.PAUSED, event.reason
+            self._show_as_ended(trial)
+            return False
         return self._end(trial, event)
 
     def trial(self, number: int) -> TrialProgress:
@@ -99,6 +104,10 @@ class SearchProgress:
 
     def _set_running(self, trial: TrialProgress) -> None:
         self.running = tuple(sorted((*self._others(trial.number), trial), key=lambda running: running.number))
+
+    def _show_as_ended(self, trial: TrialProgress) -> None:
+        earlier = (ended for ended in self.ended if ended.number != trial.number)
+        self.running, self.ended = tuple(self._others(trial.number)), (*earlier, trial)[-NUM_ENDED:]
 
     def _others(self, number: int) -> Iterator[TrialProgress]:
         return (trial for trial in self.running if trial.number != number)
@@ -111,7 +120,7 @@ class SearchProgress:
 
     def _end(self, trial: TrialProgress, event: TrialEnded) -> bool:
         trial.status, trial.value, trial.reason = event.status, event.value, event.reason
-        self.running, self.ended = tuple(self._others(trial.number)), (*self.ended, trial)[-NUM_ENDED:]
+        self._show_as_ended(trial)
         self.num_ended_here, self.ended_epochs = self.num_ended_here + 1, self.ended_epochs + trial.epoch
         self.counts = self.counts + Counter([event.status])
         if event.status is not TrialStatus.COMPLETE:

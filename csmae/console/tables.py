@@ -14,7 +14,7 @@ from csmae.sensors import DIRECTIONS
 from csmae.trial_status import STATUS_NAMES, TrialStatus
 from csmae.trials.database import OtherVersionError, check_format, load_studies, report_database_errors
 from csmae.trials.importance import importances
-from csmae.trials.leaderboard import leaderboard
+from csmae.trials.leaderboard import Leaderboard, leaderboard
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import last_values, params_of, status_of
 
@@ -78,28 +78,35 @@ def format_importances(trial_store: TrialStore) -> Iterator[str]:
 
 
 def format_studies(path: Path) -> Table:
-    """List all studies of a database with their number of trials in each state.
+    """List all studies of a database with their number of trials in each state; rare states only if some study has them.
 
     Raises:
         ConfigError: The database cannot be used.
     """
-    table = _table(f"studies in {path}")
-    table.padding = (0, 1, 0, 0)  # a name of 20 characters fits into 80 columns
-    states = {**STATUS_NAMES, TrialStatus.COMPLETE: "done"}
-    for column in ("study", *states.values(), "best", "of"):
-        table.add_column(column, justify="left" if column in ("study", "of") else "right", no_wrap=True)
+    rows: list[tuple[str, Counter[TrialStatus], Leaderboard] | str] = []
     for name, study in load_studies(path).items():
         with report_database_errors(path):
             try:
                 check_format(study, path)
             except OtherVersionError:
-                table.add_row(Text(name), *(len(states) + 1) * ("",), "(other version)")
+                rows.append(name)
                 continue
-            board = leaderboard(study)
-            counts = Counter(map(status_of, study.get_trials(deepcopy=False)))
+            rows.append((name, Counter(map(status_of, study.get_trials(deepcopy=False))), leaderboard(study)))
+    rare = (TrialStatus.PAUSED, TrialStatus.WAITING)
+    found = {state for row in rows if not isinstance(row, str) for state in row[1]}
+    states = [state for state in STATUS_NAMES if state in found or state not in rare]
+    table = _table(f"studies in {path}")
+    table.padding = (0, 1, 0, 0)  # a name of 20 characters fits into 80 columns
+    names = {**STATUS_NAMES, TrialStatus.COMPLETE: "done"}
+    for column in ("study", *(names[state] for state in states), "best", "of"):
+        table.add_column(column, justify="left" if column in ("study", "of") else "right", no_wrap=True)
+    for row in rows:
+        if isinstance(row, str):
+            table.add_row(Text(row), *(len(states) + 1) * ("",), "(other version)")
+            continue
+        name, counts, board = row
         best = board.entries[0].mean if board.entries else None
-        numbers = (str(counts[state]) for state in states)
-        table.add_row(Text(name), *numbers, format_number(best), Text(board.objective))
+        table.add_row(Text(name), *(str(counts[state]) for state in states), format_number(best), Text(board.objective))
     return table
 
 

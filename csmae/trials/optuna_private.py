@@ -50,6 +50,11 @@ def start_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     return optuna.Trial(study, trial._trial_id)
 
 
+def set_attribute(study: optuna.Study, trial: FrozenTrial, name: str, value: Any) -> None:
+    """Set a user attribute of an enqueued trial, which has no live form yet."""
+    study._storage.set_trial_user_attr(trial._trial_id, name, value)
+
+
 def continue_trial(study: optuna.Study, trial: FrozenTrial) -> optuna.Trial:
     """Return the live form of a trial that is RUNNING and has all of its parameters, without asking a sampler for more."""
     return optuna.Trial(optuna.Study(study.study_name, study._storage, RandomSampler(seed=0)), trial._trial_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,18 @@ from csmae.trials.attributes import (
     VIOLATIONS,
 )
 from csmae.trials.database import report_database_errors
-from csmae.trials.optuna_private import continue_trial, frozen_trial, put_on_hold, single_writer, start_trial
+from csmae.trials.optuna_private import (
+    continue_trial,
+    frozen_trial,
+    put_on_hold,
+    set_attribute,
+    single_writer,
+    start_trial,
+)
 from csmae.trials.redefinition import open_study
 from csmae.trials.trial import (
     Values,
+    assignment,
     assignments,
     confirmed_number,
     curve,
@@ -156,14 +164,19 @@ class TrialStore:
         """Enqueue a point: it is tried before the sampler proposes further ones."""
         self.optuna_study.enqueue_trial(self.study.space.encode(point), user_attrs=attributes)
 
-    @property
-    def has_enqueued(self) -> bool:
-        """Whether there are enqueued points."""
-        return bool(self._enqueued())
-
     def _enqueued(self) -> list[FrozenTrial]:
         waiting = self.optuna_study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         return [trial for trial in waiting if status_of(trial) is TrialStatus.ENQUEUED]
+
+    def next_enqueued(self, is_wanted: Callable[[FrozenTrial], bool]) -> FrozenTrial | None:
+        """The first enqueued trial that is wanted."""
+        return next(filter(is_wanted, self._enqueued()), None)
+
+    def start_enqueued(self, trial: FrozenTrial, assignment: Mapping[str, Any] | None) -> optuna.Trial:
+        """Start an enqueued trial with its first piece of training; None trains it to its end."""
+        if assignment:
+            set_attribute(self.optuna_study, trial, ASSIGNMENTS, [dict(assignment)])
+        return start_trial(self.optuna_study, trial)
 
     def ask(self) -> optuna.Trial:
         """Start the first enqueued trial, or a new one whose parameters the sampler proposes."""
@@ -204,7 +217,7 @@ class TrialStore:
             reason: Why it is proposed or resumed, for people.
         """
         frozen = frozen_trial(trial)
-        piece = {"from": num_epochs(frozen), "until": until, "reason": reason}
+        piece = assignment(num_epochs(frozen) if assignments(frozen) else 0, until, reason)
         trial.set_user_attr(ASSIGNMENTS, [*assignments(frozen), piece])
 
     def pause(self, trial: optuna.Trial, epoch: int, violations: Mapping[str, float]) -> None:

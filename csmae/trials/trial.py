@@ -72,8 +72,22 @@ def last_value(trial: FrozenTrial, objective: int = 0) -> float:
 
 def num_epochs(trial: FrozenTrial) -> int:
     """Epochs of a trial so far, those of its parent's training included."""
-    started, paused = (assignments(trial)[-1:] or [{}])[0].get("from", 0), paused_epoch(trial) or 0
-    return max(int(trial.user_attrs.get(NUM_EPOCHS, 0)), max(curve(trial), default=0), started, paused)
+    started = int(assignments(trial)[-1]["from"]) if assignments(trial) else 0
+    return max(
+        int(trial.user_attrs.get(NUM_EPOCHS, 0)), max(curve(trial), default=0), started, paused_epoch(trial) or 0
+    )
+
+
+def assignment(start: int, until: int, reason: str) -> dict[str, Any]:
+    """A piece of training as ``ASSIGNMENTS`` stores it.
+
+    Args:
+        start: Epochs that are trained before.
+        until: Epoch after which the trial pauses, or ends if its training is complete.
+        reason: Why the trial is proposed or resumed, for people.
+    """
+    assert until > start, f"an assignment trains at least one epoch: found {until} after {start}"
+    return {"from": start, "until": until, "reason": reason}
 
 
 def assignments(trial: FrozenTrial) -> list[dict[str, Any]]:

@@ -68,13 +68,20 @@ class Draft:
         self._trial_attributes = view.draft.system_attrs
         return values
 
-    def create_trial(self, values: Mapping[str, Value]) -> optuna.Trial:
-        """Create the trial, with the next number."""
+    def create_trial(self, values: Mapping[str, Value], attributes: Mapping[str, Any]) -> optuna.Trial:
+        """Create the trial, with the next number.
+
+        Args:
+            values: Its point.
+            attributes: User attributes that it has from the start.
+        """
+        if self.rejections:
+            attributes = {**attributes, REJECTIONS: [asdict(rejection) for rejection in self.rejections]}
         template = optuna.create_trial(
             state=TrialState.RUNNING,
             params=self._study.space.encode(values),
             distributions=self._distributions(values),
-            user_attrs={REJECTIONS: [asdict(rejection) for rejection in self.rejections]} if self.rejections else {},
+            user_attrs=dict(attributes),
             system_attrs=self._trial_attributes,
         )
         return add_running_trial(self._optuna_study, template, self._study_attributes)

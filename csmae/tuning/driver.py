@@ -19,11 +19,11 @@ from csmae.storage.manifest import SupersededError
 from csmae.study.options import seconds
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
-from csmae.tuning.early_stopping import make_stopping_rule
 from csmae.tuning.events import Listener, SearchEnd, SearchOutcome
-from csmae.tuning.scheduler import StoppingScheduler
-from csmae.tuning.searcher import METRICS, StudySearcher
+from csmae.tuning.scheduler import StrategyScheduler
+from csmae.tuning.searcher import StudySearcher
 from csmae.tuning.stop_controller import StopController
+from csmae.tuning.strategy.base import Strategy
 from csmae.workers.group import TRAINABLE_RESOURCES, WorkerGroupTrainable
 from csmae.workers.spec import PRETRAIN, WorkerGroupSpec
 
@@ -31,7 +31,13 @@ TRAINABLE_RESTARTS = 2
 """How often Tune restarts a trial whose trainable's process died."""
 
 
-def run_search(budget: Budget, allocation: Allocation, listener: Listener, pretrain: str = PRETRAIN) -> SearchEnd:
+def run_search(
+    budget: Budget,
+    allocation: Allocation,
+    listener: Listener,
+    pretrain: str = PRETRAIN,
+    strategy: Strategy | None = None,
+) -> SearchEnd:
     """Run trials until the study has all of them or must stop. Ray must be running.
 
     Args:
@@ -39,9 +45,10 @@ def run_search(budget: Budget, allocation: Allocation, listener: Listener, pretr
         allocation: Resources of each worker, and how many trials fit at once.
         listener: Called with every event.
         pretrain: Module and name of the generator that trains, such as ``package.module:function``.
+        strategy: By default the one that the study names.
     """
     trial_store, search = budget.trial_store, budget.trial_store.study.search
-    searcher = StudySearcher(budget, listener, ConcurrencyLimit(search, allocation.max_concurrent))
+    searcher = StudySearcher(budget, listener, ConcurrencyLimit(search, allocation.max_concurrent), strategy)
     if reason := budget.reached_limit():
         search_end = SearchEnd(SearchOutcome.BUDGET_EXHAUSTED, reason)
     else:
@@ -55,7 +62,7 @@ def run_search(budget: Budget, allocation: Allocation, listener: Listener, pretr
                 pretrain=pretrain,
                 remote=trial_store.remote,
             )
-            _make_tuner(spec, searcher, stop_controller, trial_store).fit()
+            _make_tuner(spec, searcher, stop_controller).fit()
         search_end = _superseded(trial_store) or stop_controller.search_end
     return _finish(budget, searcher, search_end)
 
@@ -111,18 +118,13 @@ def tune_dir(shared_dir: Path | None) -> Iterator[str]:
         yield name
 
 
-def _make_tuner(
-    spec: WorkerGroupSpec, searcher: StudySearcher, stop_controller: StopController, trial_store: TrialStore
-) -> tune.Tuner:
-    search = trial_store.study.search
-    rule = make_stopping_rule(search, trial_store.curves(), trial_store.study.max_epochs)
-    keys = [METRICS + name for name in search.objectives]
+def _make_tuner(spec: WorkerGroupSpec, searcher: StudySearcher, stop_controller: StopController) -> tune.Tuner:
     trainable = tune.with_parameters(WorkerGroupTrainable, spec=spec)
     return tune.Tuner(
         tune.with_resources(trainable, PlacementGroupFactory([TRAINABLE_RESOURCES])),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=StoppingScheduler(rule, keys, search.signs) if rule else None,
+            scheduler=StrategyScheduler(searcher),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: trial.trial_id,

@@ -12,13 +12,17 @@ from csmae.trial_status import TrialStatus
 
 @dataclass(frozen=True)
 class TrialStarted:
-    """A trial starts, or resumes after an interruption."""
+    """A trial starts, or resumes after an interruption or a pause."""
 
     number: int
     values: Mapping[str, Any]
     epochs: int
     """Epochs of the complete training."""
     resumed: bool
+    until: int
+    """Epoch after which it pauses, or ends if its training is complete."""
+    reason: str
+    """Why it was proposed or resumed."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,16 @@ class TrialWaiting:
 
 
 @dataclass(frozen=True)
+class TrialPaused:
+    """A trial has paused after an epoch, with its checkpoint saved; the strategy may resume it, which starts it again."""
+
+    number: int
+    epoch: int
+    reason: str
+    """Why it was trained to this epoch and no further."""
+
+
+@dataclass(frozen=True)
 class TrialEnded:
     """A trial has ended."""
 
@@ -48,7 +62,7 @@ class TrialEnded:
     value: float | None
     """The last value of the first objective."""
     reason: str | None = None
-    """Why the trial failed or was cut short."""
+    """Why the trial failed, was cut short, or was stopped while it was paused."""
     confirms: int | None = None
     """For a confirmation, the number of the trial that it repeats with another seed."""
     violated_constraints: tuple[str, ...] = ()
@@ -70,7 +84,10 @@ class SearchOutcome(StrEnum):
     """The time limit or the GPU-hours are used up. Running trials are cut short: those with a score are PRUNED, the
     others wait until the study resumes."""
     ABORTED = auto()
-    """The search cannot succeed. Running trials are cut short, as with an exhausted budget."""
+    """The search cannot succeed. Running trials are cut short, as with an exhausted budget.
+
+    Whatever the outcome, paused trials stay paused.
+    """
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,6 @@ class SearchEnd:
     """Empty if the study is complete or a signal stopped the search."""
 
 
-SearchEvent = TrialStarted | EpochReported | TrialWaiting | TrialEnded
+SearchEvent = TrialStarted | EpochReported | TrialWaiting | TrialPaused | TrialEnded
 
 Listener = Callable[[SearchEvent], None]

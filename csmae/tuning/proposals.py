@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,15 +17,30 @@ from csmae.config import Config, ConfigError
 from csmae.model.cost import cost_metrics
 from csmae.study.options import violation
 from csmae.study.study import MAX_GRID
+from csmae.study.values import Value
 from csmae.trial_status import TrialStatus
+from csmae.trials.attributes import ASSIGNMENTS, PARENT
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import is_never_stopped, params_of, status_of, with_seed
+from csmae.trials.trial import (
+    assigned_until,
+    assignment,
+    assignments,
+    confirmed_number,
+    is_never_stopped,
+    is_starting_point,
+    num_epochs,
+    params_of,
+    parent_number,
+    status_of,
+    with_seed,
+)
 from csmae.tuning.draft import Draft, Rejection
 from csmae.tuning.prior_draws import order_by_priors
 from csmae.tuning.race import find_finalists, next_in_race, next_in_turn
 from csmae.tuning.samplers import make_sampler
+from csmae.tuning.strategy.base import NewTrial
 
 MAX_REJECTED = 20
 """Consecutive rejected proposals of the sampler, after which points are drawn at random."""
@@ -41,8 +56,12 @@ class Proposal:
     trial: optuna.Trial
     values: dict[str, Any]
     config: Config
+    until: int
+    """Epoch after which the trial pauses, or ends if its training is complete."""
+    reason: str
+    """Why it is proposed or resumed, for people."""
     resumed: bool = False
-    """Whether an earlier driver started the trial."""
+    """Whether the trial was started before, and was interrupted or paused since."""
 
 
 class Proposals:
@@ -82,31 +101,79 @@ class Proposals:
         """Resume the next interrupted trial; None if it is rejected, which an earlier driver had yet to do."""
         trial = self._trial_store.next_interrupted()
         self._seed_sampler(trial.number)
+        return self._accept(trial, self._suggest(trial), resumed=True)
+
+    def paused(self, number: int, until: int, reason: str) -> Proposal | None:
+        """Resume a paused trial; None if the search's present settings do not allow its configuration.
+
+        Args:
+            number: The trial.
+            until: Epoch after which it pauses again, or ends.
+            reason: Why it is resumed.
+        """
+        trial = self._trial_store.paused_trial(number)
+        values = with_seed(trial, self._suggest(trial))
+        if self._check(values, {}):
+            return None
+        self._trial_store.assign(trial, min(until, self._study.resolve(values).train.epochs), reason)
+        return self._propose(trial, values, resumed=True)
+
+    def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """A trial's values; those that it has keep the exact floats, which its checkpoint has."""
         params, drawn = frozen_trial(trial).params, self._study.space.suggest(trial)
-        exact = {name: value for name, value in params.items() if isinstance(value, float)}
-        return self._accept(trial, drawn | exact, resumed=True)  # its checkpoint has the exact floats
+        return drawn | {name: value for name, value in params.items() if isinstance(value, float)}
 
     def _seed_sampler(self, number: int) -> None:
         """Make the sampler draw missing values of an enqueued or interrupted trial as in an uninterrupted search."""
         self._trial_store.optuna_study.sampler = make_sampler(self._study.search, number)
 
-    def new(self) -> Proposal | None:
-        """Propose a configuration that was not trained before; None if there is none left."""
-        while self._trial_store.has_enqueued:
+    def starting_point(self) -> Proposal | None:
+        """Propose the next starting point, which is trained to its end; None if there is none left."""
+        return self._enqueued(is_starting_point, None)
+
+    def _enqueued(self, is_wanted: Callable[[FrozenTrial], bool], decision: NewTrial | None) -> Proposal | None:
+        while enqueued := self._trial_store.next_enqueued(is_wanted):
             self._seed_sampler(len(self._trial_store.all_trials()))
-            trial = self._trial_store.ask()
+            piece = assignment(0, decision.until, decision.reason) if decision else None
+            trial = self._trial_store.start_enqueued(enqueued, piece)
             if proposal := self._accept(trial, self._study.space.suggest(trial)):
                 return proposal
+        return None
+
+    def new(self, decision: NewTrial) -> Proposal | None:
+        """Propose a configuration that was not trained before; None if there is none left.
+
+        Enqueued points come first, then the decision's own or the sampler's, and random ones if too many are rejected. A trial
+        that copies another one's checkpoint may have a configuration that was trained before.
+        """
+        if decision.parent is None and (proposal := self._enqueued(lambda trial: True, decision)):
+            return proposal
+        known = self._transferred | self._own if decision.parent is None else {}
         draft = Draft(self._study, self._trial_store.optuna_study, self._trial_store.all_trials())
         while True:
-            at_random = self._study.search.sampler == "grid" or len(draft.rejections) >= MAX_REJECTED
-            values = self._random_point() if at_random else draft.draw()
+            values = self._next_point(draft, decision.points)
             if values is None:
                 return None
-            rejection = self._check(values, self._transferred | self._own)
+            rejection = self._check(values, known)
             if rejection is None:
-                return self._propose(draft.create_trial(values), values)
+                return self._propose(draft.create_trial(values, self._attributes(decision, values)), values)
             draft.rejections.append(rejection)
+
+    def _next_point(self, draft: Draft, points: Iterator[Mapping[str, Value]] | None) -> dict[str, Any] | None:
+        if len(draft.rejections) < MAX_REJECTED and self._study.search.sampler != "grid":
+            if points is None:
+                return draft.draw()
+            if (point := next(points, None)) is not None:
+                return self._study.space.point(point)
+        return self._random_point()
+
+    def _attributes(self, decision: NewTrial, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Attributes that a new trial has from the start, so that a driver that dies after its creation loses nothing."""
+        until = min(decision.until, self._study.resolve(values).train.epochs)
+        if decision.parent is None:
+            return {ASSIGNMENTS: [assignment(0, until, decision.reason)]}
+        start = num_epochs(self._trial_store.all_trials()[decision.parent])
+        return {ASSIGNMENTS: [assignment(start, until, decision.reason)], PARENT: decision.parent}
 
     def confirmation(self) -> Proposal | None:
         """Train one of the finalists with another seed; None if the confirmation is over or depends on running trials."""
@@ -143,6 +210,8 @@ class Proposals:
         """Propose a trial that exists in the trial store; if it is rejected, end it and return None."""
         values = with_seed(trial, values)
         known = self._own if is_never_stopped(trial) else self._transferred | self._own
+        if parent_number(trial) is not None:
+            known = {}
         rejection = self._check(values, known, trial.number)
         if rejection is None:
             return self._propose(trial, values, resumed)
@@ -152,7 +221,11 @@ class Proposals:
     def _propose(self, trial: optuna.Trial, values: dict[str, Any], resumed: bool = False) -> Proposal:
         config = self._study.resolve(values)
         self._own.setdefault(_key(config), trial.number)
-        return Proposal(trial, values, config, resumed)
+        if not assignments(frozen_trial(trial)):
+            self._trial_store.assign(trial, config.train.epochs, _reason_to_finish(trial))
+        stored = frozen_trial(trial)
+        until, reason = assigned_until(stored, config.train.epochs), assignments(stored)[-1]["reason"]
+        return Proposal(trial, values, config, until, reason, resumed)
 
     def _check(
         self, values: Mapping[str, Any], known: Mapping[str, int], number: int | None = None
@@ -201,6 +274,13 @@ class Proposals:
         points = list(space.grid())
         random.Random(seed).shuffle(points)
         return (points[index] for index in order_by_priors(space, points, seed)) if space.has_priors else iter(points)
+
+
+def _reason_to_finish(trial: optuna.Trial) -> str:
+    """Why a trial is trained to its end that no strategy has proposed."""
+    if (confirmed := confirmed_number(trial)) is not None:
+        return f"confirms trial {confirmed} with another seed"
+    return "starting point" if is_starting_point(trial) else "continues a trial of an earlier version"
 
 
 def _key(config: Config) -> str:

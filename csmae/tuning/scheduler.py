@@ -1,49 +1,39 @@
-"""Ray Tune's scheduler on top of an early stopping rule."""
+"""Ray Tune's scheduler: it stops the trials that the strategy does not let continue."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from csmae.trials.pareto import as_scores
-from csmae.tuning.early_stopping import StoppingRule
+from csmae.tuning.searcher import StudySearcher
 
 
-class StoppingScheduler(FIFOScheduler):  # type: ignore[misc]
-    """Stops trials as an early stopping rule decides. Runs in the driver.
+class StrategyScheduler(FIFOScheduler):  # type: ignore[misc]
+    """Stops trials as the searcher's strategy decides. Runs in the driver.
 
     Args:
-        rule: Decides which trials continue.
-        keys: The objectives' keys in Tune's flattened result.
-        signs: For each objective, 1 if larger is better, else -1.
+        searcher: Of the same search.
     """
 
-    def __init__(self, rule: StoppingRule, keys: Sequence[str], signs: Sequence[int]) -> None:
+    def __init__(self, searcher: StudySearcher) -> None:
         super().__init__()
-        self._rule, self._keys, self._signs = rule, keys, signs
+        self._searcher = searcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune's snapshots are not used."""
+        return {}
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """Choose none: Tune starts pending trials itself, while ``FIFOScheduler`` would iterate over all trials of the search."""
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> str:
-        """Decide whether a trial continues after an epoch.
-
-        Starting points and confirmations always continue, but the others are compared with their scores.
-        """
-        continues = self._should_continue(trial, result) or trial.config["never_stop"]
+        """Decide whether a trial continues after an epoch."""
+        continues = self._searcher.should_continue(trial.trial_id, result)
         return str(TrialScheduler.CONTINUE if continues else TrialScheduler.STOP)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: Mapping[str, Any]) -> None:
-        """Record the scores of a trial's last epoch, with which others are compared."""
-        self._should_continue(trial, result)
-
-    def _should_continue(self, trial: Trial, result: Mapping[str, Any]) -> bool:
-        """Ask the rule; results without scores, or with scores that are not finite, stop no trial."""
-        values = [result.get(key, math.nan) for key in self._keys]
-        if "epoch" not in result or not all(map(math.isfinite, values)):
-            return True
-        return self._rule.should_continue(trial.config["number"], result["epoch"], as_scores(values, self._signs))
+        """Let the strategy see the scores of an assignment's last epoch, which Tune reports to nobody else."""
+        self._searcher.should_continue(trial.trial_id, result)

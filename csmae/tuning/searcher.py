@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,19 +16,37 @@ from csmae.trials.budget import Budget
 from csmae.trials.database import DATABASE_ERRORS, describe_database_error
 from csmae.trials.leaderboard import leaderboard, violated_constraints
 from csmae.trials.optuna_private import frozen_trial
-from csmae.trials.trial import confirmed_number, curve, is_never_stopped, status_of
+from csmae.trials.trial import (
+    confirmed_number,
+    curve,
+    is_never_stopped,
+    last_value,
+    parent_number,
+    status_of,
+)
 from csmae.tuning.events import (
     EpochReported,
     Listener,
     SearchEnd,
     SearchOutcome,
     TrialEnded,
+    TrialPaused,
     TrialStarted,
     TrialWaiting,
 )
-from csmae.tuning.proposals import Proposal, Proposals
+from csmae.tuning.planner import Planner
+from csmae.tuning.proposals import Proposal
 from csmae.tuning.retention import CheckpointRetention
-from csmae.tuning.trial_checks import NUM_FIRST, FirstTrialsCheck, missing_result, record_constraints, unreported_metric
+from csmae.tuning.strategy.base import Stop, Strategy
+from csmae.tuning.strategy.make import make_strategy
+from csmae.tuning.trial_checks import (
+    NUM_FIRST,
+    FirstTrialsCheck,
+    measured_violations,
+    missing_result,
+    record_constraints,
+    unreported_metric,
+)
 from csmae.workers.messages import Outcome
 from csmae.workers.trial_files import saved_epoch
 
@@ -42,7 +61,9 @@ class _RunningTrial:
     trial: optuna.Trial
     config: Config
     epoch: int
-    """The last recorded epoch."""
+    """The last epoch with recorded scores, or of this assignment."""
+    reason: str
+    """Why it was proposed or resumed."""
     latest: dict[str, float]
     """The last value of each metric: scores are computed only every ``eval.every`` epochs."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -50,19 +71,28 @@ class _RunningTrial:
 
 
 class StudySearcher(Searcher):  # type: ignore[misc]
-    """Proposes trials from the trial store and records their epochs and ends there. Runs in the driver.
+    """Proposes what is trained next and records epochs, pauses and ends in the trial store. Runs in the driver.
+
+    A trial of Tune is an assignment: a piece of the training of one of the study's trials.
 
     Args:
         budget: The study's budget, with its trial store.
         listener: Called with every event after it is recorded.
         max_concurrent: Returns how many trials may run at the moment.
+        strategy: Decides what is trained next, and when a trial stops; by default the one that the study names.
     """
 
-    def __init__(self, budget: Budget, listener: Listener, max_concurrent: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        listener: Listener,
+        max_concurrent: Callable[[], int],
+        strategy: Strategy | None = None,
+    ) -> None:
         super().__init__()
         self._budget, self._trial_store, self._search = budget, budget.trial_store, budget.trial_store.study.search
         self._listener, self._max_concurrent = listener, max_concurrent
-        self._proposals = Proposals(self._trial_store)
+        self._planner = Planner(self._trial_store, strategy or make_strategy(self._trial_store.study))
         self.retention = CheckpointRetention(self._trial_store)
         self._running: dict[str, _RunningTrial] = {}
         self._retried: set[int] = set()
@@ -70,13 +100,15 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         self._reported: set[str] = set()
         """Names of the metrics that some epoch has reported."""
         self._first_trials = FirstTrialsCheck(enabled=not leaderboard(self._trial_store.optuna_study).ranked)
-        self._confirming = False
-        self.exhausted_reason: str | None = None
-        """Why the space has no further point to train, once it has none."""
         self.search_end: SearchEnd | None = None
         """Set if the search must stop: it cannot succeed, or its storage failed."""
         self.must_stop: Callable[[], bool] = lambda: False
         """Checked before each proposal: while no trial runs, Tune waits up to ten minutes for one and checks nothing else."""
+
+    @property
+    def exhausted_reason(self) -> str | None:
+        """Why the space has no further point to train, once it has none."""
+        return self._planner.exhausted_reason
 
     @property
     def _storage_failed(self) -> bool:
@@ -100,10 +132,10 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Propose a trial.
+        """Propose a trial, or a paused one to resume.
 
         Returns:
-            The trial's configuration for Tune. None if Tune must ask again later: no resources are free, a running trial may
+            The assignment for Tune: the trial's number, configuration and folder, and the epoch after which it pauses. None if Tune must ask again later: no resources are free, a running trial may
             have to be proposed again, or the finalists are not known yet. ``FINISHED`` ends the search.
         """
         if self.must_stop():
@@ -119,41 +151,49 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         return str(Searcher.FINISHED)
 
     def _next_proposal(self) -> Proposal | None:
-        while self._trial_store.num_interrupted:
-            if proposal := self._proposals.interrupted():
-                return proposal
-        if self.exhausted_reason is None and (proposal := self._new_proposal()):
-            return proposal
-        if self._running and not self._confirming:
-            return None
-        self._confirming = True
-        return self._proposals.confirmation()
+        while isinstance(decision := self._planner.next(bool(self._running)), Stop):
+            self._stop_paused(decision)
+        if self.exhausted_reason and not self._trial_store.explored():
+            self._abort(self.exhausted_reason)
+        return decision
 
-    def _new_proposal(self) -> Proposal | None:
-        """Propose a new trial; None if the study has all of its trials, or the space has no further point."""
-        if len(self._trial_store.explored()) >= self._search.num_trials:
-            return None
-        proposal = self._proposals.new()
-        if proposal is None:
-            reason = self._proposals.rejection_reason
-            self.exhausted_reason = f"the space has no further point to train{f': {reason}' if reason else ''}"
-            if not self._trial_store.explored():
-                self._abort(self.exhausted_reason)
-        return proposal
+    def _stop_paused(self, decision: Stop) -> None:
+        """End a paused trial for good."""
+        trial = self._trial_store.paused_trial(decision.number)
+        record_constraints(trial, self._trial_store.last_metrics(trial), self._search.constraints)
+        self._trial_store.stop(trial, decision.reason)
+        self.retention.remove_unneeded()
+        self._report_end(trial, {self._search.objective: last_value(frozen_trial(trial))}, decision.reason)
 
     def _start(self, trial_id: str, proposal: Proposal) -> dict[str, Any]:
-        trial, config = proposal.trial, proposal.config
-        epoch = max(curve(frozen_trial(trial)), default=0)
-        self._running[trial_id] = _RunningTrial(trial, config, epoch, dict(self._trial_store.last_metrics(trial)))
+        trial, config, until, reason = proposal.trial, proposal.config, proposal.until, proposal.reason
+        epoch, latest = max(curve(frozen_trial(trial)), default=0), dict(self._trial_store.last_metrics(trial))
+        self._running[trial_id] = _RunningTrial(trial, config, epoch, reason, latest)
         self._first_trials.start(trial.number)
         self._budget.begin(trial)
-        self._listener(TrialStarted(trial.number, proposal.values, config.train.epochs, proposal.resumed))
+        epochs = config.train.epochs
+        self._listener(TrialStarted(trial.number, proposal.values, epochs, proposal.resumed, until, reason))
+        parent = parent_number(trial)
         return {
             "number": trial.number,
             "never_stop": is_never_stopped(trial),
             "run_dir": str(self._trial_store.run_dir(trial.number)),
             "config": config.model_dump(mode="json"),
+            "until": until,
+            "parent_dir": None if parent is None else str(self._trial_store.run_dir(parent)),
         }
+
+    def should_continue(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether a trial continues after a result; asking again repeats the decision.
+
+        Starting points always continue, but the others are compared with their scores. Confirmations are no part of that.
+        Results without scores, or with scores that are not finite, stop no trial.
+        """
+        trial = self._running[trial_id].trial
+        values = [result.get(METRICS + name, math.nan) for name in self._search.objectives]
+        if confirmed_number(trial) is not None or "epoch" not in result or not all(map(math.isfinite, values)):
+            return True
+        return self._planner.should_continue(trial.number, result["epoch"], values) or is_never_stopped(trial)
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Record an epoch, once, and whether the trial's workers hold resources."""
@@ -180,16 +220,17 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def _record_epoch(self, running: _RunningTrial, epoch: int) -> None:
         running.epoch = epoch
-        if all(name in running.metrics for name in self._search.objectives):
+        scored = all(name in running.metrics for name in self._search.objectives)
+        if scored:
             self._trial_store.record_last_metrics(running.trial, running.latest)
-            self._trial_store.record_epoch(running.trial, epoch, self._objectives(running))
+        self._trial_store.record_epoch(running.trial, epoch, self._objectives(running) if scored else ())
         self._listener(EpochReported(running.trial.number, epoch, running.metrics))
 
     def _objectives(self, running: _RunningTrial) -> tuple[float, ...]:
         return tuple(running.metrics[name] for name in self._search.objectives)
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Record how a trial ended; a trial without resources, or whose process died once, is proposed again."""
+        """Record how a trial ended or paused; one without resources, or whose process died once, is proposed again."""
         result = result or {}
         self.on_trial_result(trial_id, result)
         running = self._running.pop(trial_id)
@@ -203,6 +244,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             elif error and number not in self._retried:
                 self._retried.add(number)  # Tune does not try another trainable if one died between two trials
                 self._requeue(running)
+            elif Outcome.PAUSED in result:
+                self._pause(running)
             else:
                 failure = TRAINABLE_DIED if error else result.get(Outcome.FAILED)
                 self._end(running, failure, Outcome.FINISHED in result)
@@ -210,6 +253,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _requeue(self, running: _RunningTrial) -> None:
         self._budget.end(running.trial)
         self._trial_store.requeue(running.trial)
+
+    def _pause(self, running: _RunningTrial) -> None:
+        self._budget.end(running.trial)
+        violations = measured_violations(running.latest, self._search.constraints)
+        self._trial_store.pause(running.trial, running.epoch, violations)
+        self._first_trials.end(running.trial.number, None)
+        self._listener(TrialPaused(running.trial.number, running.epoch, running.reason))
 
     def _end(self, running: _RunningTrial, failure: str | None, finished: bool) -> None:
         trial = running.trial
@@ -223,7 +273,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
             if finished:
                 self._trial_store.complete(trial, self._objectives(running))
             else:
-                self._trial_store.prune(trial)
+                self._trial_store.stop(trial, f"stopped by {self._search.strategy} after epoch {running.epoch}")
         common = self._first_trials.end(trial.number, failure)
         if common and not any(other.epoch for other in self._running.values()):
             self._abort(f"the first {NUM_FIRST} trials all failed: {common}")
@@ -240,7 +290,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def cut_short_trials(self, reason: str) -> None:
         """End all running and interrupted trials, without removing their checkpoints.
 
-        Trials with a score are PRUNED; the others wait until the study resumes.
+        Trials with a score are PRUNED; the others wait until the study resumes. Paused trials stay paused.
         """
         for running in self._running.values():
             self._budget.end(running.trial)

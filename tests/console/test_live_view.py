@@ -28,7 +28,7 @@ def make_view(folder: Path, terminal: bool = True) -> tuple[LiveView, SearchProg
 
 def run(view: LiveView, number: int, ends: bool = True, **changes: Any) -> None:
     """Send the view the events of a trial."""
-    view(TrialStarted(number, {"masking.ratio": number / 10_000}, 4, False))
+    view(TrialStarted(number, {"masking.ratio": number / 10_000}, 4, False, 4, "new configuration"))
     view(EpochReported(number, 1, {"val/f1_mean": changes.get("score", number / 10_000)}))
     if ends:
         view(TrialEnded(number, TrialStatus.FAIL, None, changes.get("reason")))

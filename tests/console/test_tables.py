@@ -77,8 +77,8 @@ def test_the_list_of_studies_shortens_nothing(
     trained_study(tmp_path, name)
     assert main(["search", "--list", "--storage", str(tmp_path)]) == 0
     *_, header, row = capsys.readouterr().out.splitlines()
-    assert header.split() == ["study", "done", "pruned", "failed", "running", "waiting", "best", "of"]
-    assert row.split() == [name, "1", *5 * ["0"], "0.6123", "val/recall_at_1"]
+    assert header.split() == ["study", "done", "pruned", "failed", "running", "best", "of"]
+    assert row.split() == [name, "1", *3 * ["0"], "0.6123", "val/recall_at_1"]
     assert len(row.rstrip()) <= 80 or len(name) > 22
 
 

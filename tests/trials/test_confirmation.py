@@ -173,7 +173,7 @@ def test_the_live_view_and_the_list_of_studies_name_the_champion(tmp_path: Path)
     assert later.value == pytest.approx(0.525)
     console = Console(width=80, file=io.StringIO(), record=True)
     console.print(format_studies(tmp_path / DATABASE))
-    assert console.export_text().splitlines()[-1].split() == ["study", "5", *5 * ["0"], "0.525", "val/f1_mean"]
+    assert console.export_text().splitlines()[-1].split() == ["study", "5", *3 * ["0"], "0.525", "val/f1_mean"]
 
 
 def test_a_fork_transfers_a_confirmation_as_an_ordinary_trial(tmp_path: Path) -> None:
