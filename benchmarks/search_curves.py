@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -21,9 +22,10 @@ from typing import Any
 
 from curves.baselines import BestOfFirstEpoch
 from curves.clock import Run, Simulation
+from curves.ours import Ours, parse_settings
 from curves.records import Case, Runs, cases, read_runs, run_cases
 from curves.summary import Family, Figures, as_markdown
-from curves.tables import Table, curves_dir, read_tables
+from curves.tables import FOLDER, Table, curves_dir, read_tables
 
 BEST_OF_FIRST_EPOCH = "best 3 of 100 after an epoch"
 
@@ -35,22 +37,28 @@ RIVALS = Path(__file__).parent / "rivals" / "runs.jsonl"
 
 
 @dataclass(frozen=True)
-class Ours:
+class Searches:
     """Runs our methods on the tables of a folder."""
 
     folder: Path
 
     def __call__(self, case: Case) -> Run:
-        """Run one case, with its trial store in memory where the system has such a folder."""
-        from curves import ours  # not at the top: it imports Ray, and a rival's environment has none
-
+        """Run one case, with its trial store in memory."""
         table = _read_table(self.folder, case.task)
         if case.method == BEST_OF_FIRST_EPOCH:
             return Simulation(table, BestOfFirstEpoch(table, case.seed), case.workers).run()
-        settings, memory = ours.parse_settings(case.method), Path("/dev/shm")
-        with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-            method = ours.Ours(table, settings, case.seed, case.workers, Path(folder))
+        with tempfile.TemporaryDirectory() as folder:
+            method = Ours(table, parse_settings(case.method), case.seed, case.workers, Path(folder))
             return Simulation(table, method, case.workers).run()
+
+
+def make_settings(method: str) -> dict[str, Any]:
+    """Settings of one of our methods.
+
+    Raises:
+        ValueError: There is no such method; one line.
+    """
+    return {} if method == BEST_OF_FIRST_EPOCH else parse_settings(method)
 
 
 @cache
@@ -64,13 +72,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--curves", type=Path, help="folder of tables; default CSMAE_CURVES, else ../shared/curves")
     parser.add_argument("--tasks", nargs="*", default=[], help="tables or families; all by default")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="*", default=list(OURS), help="auto, or SAMPLER+STRATEGY,setting=value,…")
     parser.add_argument("--rivals", type=Path, nargs="*", default=[RIVALS], help="files of rivals' runs")
     parser.add_argument("--runs", type=Path, help="file that keeps our runs: the same command continues with it")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--plot", type=Path, help="picture of regret against budget")
     return parser.parse_args()
+
+
+def is_named(folder: Path | None) -> bool:
+    """Whether the user named a folder of tables; the default one is optional, and `make bench` continues without it."""
+    return folder is not None or FOLDER in os.environ
 
 
 def rival_runs(paths: list[Path], tables: list[Table], workers: int) -> Runs:
@@ -97,11 +110,14 @@ def main() -> None:
     try:
         folder = curves_dir(options.curves)
         tables = read_tables(folder, options.tasks)
+        for method in options.methods:
+            make_settings(method)
     except (FileNotFoundError, ValueError) as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(is_named(options.curves) or isinstance(error, ValueError))
     wanted = cases(options.methods, [table.name for table in tables], options.seeds, options.workers)
     runs: Runs = {}
-    for case, run in run_cases(wanted, Ours(folder), options.runs, options.processes):
+    for case, run in run_cases(wanted, Searches(folder), options.runs, options.processes):
         runs[case] = run
         print(f"{len(runs)}/{len(wanted)} {case.method}, {case.task}, seed {case.seed}", file=sys.stderr)
     rivals = rival_runs(options.rivals, tables, options.workers)

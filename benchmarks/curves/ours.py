@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.storages import InMemoryStorage
 from pydantic import Field, model_validator
 
 from csmae.config import Config
+from csmae.engine_logs import quiet_optuna
 from csmae.settings import flatten, validate
 from csmae.study.domain import FloatDomain
 from csmae.study.options import Search
@@ -101,12 +103,23 @@ class Ours:
         seed: Of the sampler.
         workers: Trials that train at once.
         folder: For the trial store.
+        database: Whether the trial store has its database, which takes most of the time, or is kept in memory.
     """
 
-    def __init__(self, table: Table, settings: Mapping[str, Any], seed: int, workers: int, folder: Path) -> None:
+    def __init__(
+        self,
+        table: Table,
+        settings: Mapping[str, Any],
+        seed: int,
+        workers: int,
+        folder: Path,
+        database: bool = False,
+    ) -> None:
         study = make_study(table, settings, seed, workers)
         self._signs, self._epochs = study.search.signs, table.epochs
-        self._searcher = StudySearcher(Budget(TrialStore(study, folder)), lambda event: None, lambda: workers)
+        quiet_optuna()
+        trial_store = TrialStore(study, folder, backend=None if database else InMemoryStorage())
+        self._searcher = StudySearcher(Budget(trial_store), lambda event: None, lambda: workers)
         self._rule = make_stopping_rule(study.search, (), table.epochs)
         self._ids: dict[Hashable, str] = {}
         """By the number of a running trial: Tune's name of its present piece."""
@@ -133,7 +146,7 @@ class Ours:
 
     def end(self, key: Hashable, epoch: int, ending: Ending) -> None:
         """Report how the piece ended."""
-        outcomes = {
+        outcomes: dict[Ending, dict[str, Any]] = {
             Ending.FINISHED: {Outcome.FINISHED: True},
             Ending.DIVERGED: {Outcome.FAILED: f"the loss is not finite in epoch {epoch}"},
         }

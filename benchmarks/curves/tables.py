@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+FOLDER = "CSMAE_CURVES"
+"""Environment variable that names the folder of tables."""
+
 CURVES = Path(__file__).resolve().parents[3] / "shared" / "curves"
 """Default folder: an optional sibling of the checkout."""
 
@@ -140,10 +143,10 @@ def curves_dir(folder: Path | None = None) -> Path:
     Raises:
         FileNotFoundError: It does not exist, or holds no table; one line.
     """
-    folder = folder or Path(os.environ.get("CSMAE_CURVES") or CURVES)
+    folder = folder or Path(os.environ.get(FOLDER) or CURVES)
     if not any(folder.glob("*.npz")):
         raise FileNotFoundError(
-            f"{folder}: there are no tables of learning curves (*.npz): name their folder with --curves or CSMAE_CURVES"
+            f"{folder}: there are no tables of learning curves (*.npz): name their folder with --curves or {FOLDER}"
         )
     return folder
 

@@ -38,7 +38,12 @@ from csmae.trials.growth import describe_shrinking, lengthen, shorter_epochs
 from csmae.trials.trial import curve, status_of
 
 
-def open_study(study: Study, database: Path, has_checkpoint: Callable[[int], bool]) -> tuple[optuna.Study, int | None]:
+def open_study(
+    study: Study,
+    database: Path,
+    has_checkpoint: Callable[[int], bool],
+    backend: optuna.storages.BaseStorage | None = None,
+) -> tuple[optuna.Study, int | None]:
     """Open a study in the database, or create it.
 
     As long as none of its trials was trained, a study accepts every change of its definition. Later, ``train.epochs`` may grow.
@@ -47,6 +52,7 @@ def open_study(study: Study, database: Path, has_checkpoint: Callable[[int], boo
         study: The study file.
         database: SQLite file; the study's folder is beside it.
         has_checkpoint: Whether the trial of this number has a checkpoint.
+        backend: Optuna's storage in place of the database.
 
     Returns:
         The study, and ``train.epochs`` before if it has grown.
@@ -54,7 +60,7 @@ def open_study(study: Study, database: Path, has_checkpoint: Callable[[int], boo
     Raises:
         ConfigError: The study was trained with another definition, or by another program or version.
     """
-    storage, path = open_storage(database), database.parent / study.name / "redefinition.json"
+    storage, path = backend or open_storage(database), database.parent / study.name / "redefinition.json"
     opened = _load_or_create(study, storage)
     trials, before = opened.get_trials(deepcopy=False), opened.user_attrs.get(DEFINITION)
     preserved = PreservedState.read(path)  # left by a driver that was killed during a change

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from csmae.config import ConfigError
@@ -67,16 +68,19 @@ class TrialStore:
         study: Opened under its name, or created.
         storage: Folder of ``studies.db``, which many studies share, and of each study's own folder.
         remote: The object store with the trials' files; None if they are in that folder.
+        backend: Optuna's storage in place of the database; simulated searches keep it in memory.
 
     Raises:
         ConfigError: The database cannot be used, or holds a study of this name with another definition.
     """
 
-    def __init__(self, study: Study, storage: Path, remote: RemoteStorage | None = None) -> None:
+    def __init__(
+        self, study: Study, storage: Path, remote: RemoteStorage | None = None, backend: BaseStorage | None = None
+    ) -> None:
         self.study, self.path, self.remote = study, storage.absolute() / DATABASE, remote
         with report_database_errors(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            opened, self.shorter_epochs = open_study(study, self.path, self._has_checkpoint)
+            opened, self.shorter_epochs = open_study(study, self.path, self._has_checkpoint, backend)
             self.optuna_study = single_writer(opened)
             self._enqueue_starting_points()
             self._reject_enqueued_confirmations()
