@@ -28,7 +28,7 @@ from csmae.trials.growth import former_champion
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import params_of
+from csmae.trials.trial import num_restarts, params_of
 from csmae.tuning.champion import EncoderToScore, download_trials, encoders_to_score, saved_metrics, score_encoders
 from csmae.tuning.race import describe_lead
 
@@ -65,6 +65,10 @@ def finish(trial_store: TrialStore, tracker: Tracker, allocation: Allocation) ->
     if all(rows):
         plain_console().print(format_scores(scores))
     _publish(tracker, trial_store)
+    if restarts := sum(num_restarts(trial) for trial in trial_store.trials()):
+        print_line(
+            f"restarted from scratch {restarts} times, as search.disk_limit had removed the checkpoints of paused trials"
+        )
     for line in (*format_importances(trial_store), *_next_steps(trial_store, champion, tracker.shown_uri)):
         print_line(line)
     return all(rows)

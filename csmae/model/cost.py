@@ -44,6 +44,14 @@ def cost(config: Config) -> Cost:
     return Cost(counter.params, counter.flops, counter.activations * FLOAT32_BYTES)
 
 
+def checkpoint_bytes(config: Config) -> int:
+    """Size of a training's files that it resumes from and is used by: weights, AdamW's two moments, and the encoder.
+
+    An upper bound: the encoder counts as large as the whole network.
+    """
+    return 4 * cost(config).params * FLOAT32_BYTES
+
+
 def cost_metrics(config: Config) -> dict[str, float]:
     """The cost by the names that objectives and constraints use, such as ``cost/params``."""
     return {f"cost/{name}": float(value) for name, value in cost(config)._asdict().items()}

@@ -41,6 +41,33 @@ Duration = Annotated[
 ]
 
 
+SIZES = {"MB": 1e6, "GB": 1e9, "TB": 1e12}
+
+
+def num_bytes(text: str) -> float:
+    """Convert a size such as ``500MB``, ``50GB`` or ``1.5 TB``.
+
+    Raises:
+        ValueError: The text is not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(MB|GB|TB)", text.strip())
+    if not match:
+        raise ValueError("must be a number and a unit, such as 500MB, 50GB or 1.5TB")
+    return float(match[1]) * SIZES[match[2]]
+
+
+def _check_size(text: str) -> str:
+    num_bytes(text)
+    return text
+
+
+Size = Annotated[
+    str,
+    AfterValidator(_check_size),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(MB|GB|TB)\s*$"}),
+]
+
+
 def _parse_constraint(constraint: str) -> tuple[str, float]:
     """Split a constraint such as ``<= 30e6`` into its sign and its number.
 
@@ -136,6 +163,9 @@ class Search(Section):
     """Time without a heartbeat after which a trial's workers count as dead; longer than the scoring of an epoch."""
     keep: int = Field(3, ge=1)
     """Best trials whose checkpoint and encoder are kept."""
+    disk_limit: Size | None = None
+    """Total size of the trials' checkpoints, such as ``50GB``. Beyond it, the paused trials that are least likely to resume
+    lose theirs; if they resume all the same, they restart from scratch. Null is no limit."""
     start_from: list[dict[str, Any]] = Field([{}])
     """Points to try first, by dotted name; omitted fields have the base's value. The default is the base itself. These
     trials are never stopped early, so that later ones can be compared with them."""

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from csmae.config import Config, ConfigError
+from csmae.model.cost import checkpoint_bytes
 from csmae.settings import Names, did_you_mean, flatten, load_yaml, merge, parse_assignments, parse_config, validate
 from csmae.storage.layout import DATABASES, RESERVED
 from csmae.study.metrics import TERMS
-from csmae.study.options import Confirm, Search
+from csmae.study.options import Confirm, Search, num_bytes
 from csmae.study.space import Space
 from csmae.study.values import Value
 
@@ -120,6 +121,7 @@ def load_study(path: Path, name: str | None = None, assignments: list[str] | Non
         _check_starts(study)
         _check_grace(study)
         _check_constraints(study)
+        _check_disk_limit(study)
     except ConfigError as error:
         raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
     return study
@@ -185,6 +187,15 @@ def _check_grace(study: Study) -> None:
         raise ConfigError(
             f"search.grace_epochs {search.grace_epochs} is more than train.epochs {study.max_epochs}, so no trial could be "
             "stopped early: lower it, or set search.strategy to none"
+        )
+
+
+def _check_disk_limit(study: Study) -> None:
+    """Reject a limit below the checkpoint of the base configuration."""
+    limit, needed = study.search.disk_limit, checkpoint_bytes(study.resolve({}))
+    if limit and num_bytes(limit) < needed:
+        raise ConfigError(
+            f"search.disk_limit {limit} is less than one checkpoint, about {needed / 1e6:,.0f}MB: raise it, or remove it"
         )
 
 

@@ -54,6 +54,7 @@ from csmae.trials.trial import (
     confirmed_number,
     curve,
     is_cut_short,
+    is_dropped,
     num_epochs,
     params_of,
     parent_number,
@@ -221,7 +222,8 @@ class TrialStore:
             reason: Why it is proposed or resumed, for people.
         """
         frozen = frozen_trial(trial)
-        piece = assignment(num_epochs(frozen) if assignments(frozen) else 0, until, reason)
+        start = num_epochs(frozen) if assignments(frozen) and not is_dropped(frozen) else 0
+        piece = assignment(start, until, reason)
         trial.set_user_attr(ASSIGNMENTS, [*assignments(frozen), piece])
 
     def pause(self, trial: optuna.Trial, epoch: int, violations: Mapping[str, float]) -> None:
@@ -236,6 +238,11 @@ class TrialStore:
         if violations:
             trial.set_user_attr(VIOLATIONS, dict(violations))
         trial.set_user_attr(ASSIGNMENTS, [*before, {**last, "paused": epoch}])
+
+    def record_dropped(self, number: int) -> None:
+        """Record that a paused trial's checkpoint was removed: it restarts from scratch if it resumes."""
+        *before, last = assignments(self.all_trials()[number])
+        self.paused_trial(number).set_user_attr(ASSIGNMENTS, [*before, {**last, "dropped": True}])
 
     def record_epoch(self, trial: optuna.Trial, epoch: int, values: Values) -> None:
         """Record an epoch's objectives; if one is not finite, or there are none, only that it was trained."""

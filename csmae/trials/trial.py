@@ -108,6 +108,16 @@ def completed_epochs(trial: FrozenTrial) -> int:
     return int(trial.user_attrs.get(COMPLETED_EPOCHS, 0)) if continues else 0
 
 
+def is_dropped(trial: FrozenTrial) -> bool:
+    """Whether a paused trial's checkpoint was removed to save space."""
+    return bool(assignments(trial)) and bool(assignments(trial)[-1].get("dropped"))
+
+
+def num_restarts(trial: FrozenTrial) -> int:
+    """How often a trial restarted from scratch, because its checkpoint had been removed."""
+    return sum(bool(piece.get("dropped")) for piece in assignments(trial)[:-1])
+
+
 def assigned_until(trial: FrozenTrial, epochs: int) -> int:
     """The epoch at which a trial's last assignment ends.
 

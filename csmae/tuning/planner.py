@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from csmae.trials.pareto import as_scores
 from csmae.trials.store import TrialStore
@@ -90,3 +90,7 @@ class Planner:
     def should_continue(self, number: int, epoch: int, values: Sequence[float]) -> bool:
         """Whether the strategy lets a running trial continue after an epoch with finite objectives."""
         return self._strategy.should_continue(number, epoch, as_scores(values, self._search.signs))
+
+    def expectation(self) -> Mapping[int, float]:
+        """How likely the strategy is to resume each paused trial; larger is likelier."""
+        return self._strategy.expectation(self._observations.views())

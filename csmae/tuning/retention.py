@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
 from csmae.atomic import DRAFTS
+from csmae.config import ConfigError
+from csmae.model.cost import checkpoint_bytes
 from csmae.storage.layout import CHECKPOINT
 from csmae.storage.manifest import RemoteStorage, SupersededError
 from csmae.storage.object_store import describe_error
+from csmae.study.options import num_bytes
+from csmae.trial_status import TrialStatus
 from csmae.trials.leaderboard import leaderboard
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import confirmed_number, is_cut_short, is_starting_point
+from csmae.trials.trial import (
+    confirmed_number,
+    is_cut_short,
+    is_dropped,
+    is_starting_point,
+    params_of,
+    parent_number,
+    status_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +37,8 @@ log = logging.getLogger(__name__)
 class CheckpointRetention:
     """Removes the checkpoints and encoders of trials that nobody will need. Runs in the driver.
 
-    It keeps those of the best trials, of finalists, of the Pareto front, of starting points and of trials that were cut
-    short. The scores of the others stay in the trial store, and their seeds reproduce them.
+    It keeps those of the best trials, of finalists, of the Pareto front, of starting points, of paused trials and of trials that
+    were cut short. The scores of the others stay in the trial store, and their seeds reproduce them.
 
     Args:
         trial_store: Of the study.
@@ -33,6 +47,7 @@ class CheckpointRetention:
     def __init__(self, trial_store: TrialStore) -> None:
         self._trial_store = trial_store
         self._removed: set[int] = set()
+        self._sizes: dict[int, int] = {}
         self._bucket_thread = ThreadPoolExecutor(1, "checkpoint-retention")
 
     def remove_unneeded(self) -> None:
@@ -47,6 +62,39 @@ class CheckpointRetention:
             if trial.state.is_finished() and trial.number not in self._removed | kept and not _is_protected(trial):
                 self._removed.add(trial.number)
                 self._remove(trial.number)
+
+    def limit_disk(self, expectation: Callable[[], Mapping[int, float]]) -> None:
+        """Remove the checkpoints of paused trials until all of them fit into ``search.disk_limit``.
+
+        Args:
+            expectation: Returns how likely each paused trial is to be resumed; the least likely one loses its checkpoint first.
+        """
+        if not (limit := self._trial_store.study.search.disk_limit):
+            return
+        trials = {
+            t.number: t for t in self._trial_store.trials() if t.number not in self._removed and not is_dropped(t)
+        }
+        excess = sum(map(self._size, trials.values())) - num_bytes(limit)
+        if excess <= 0:
+            return
+        paused = [t for t in trials.values() if status_of(t) is TrialStatus.PAUSED and parent_number(t) is None]
+        likely = expectation()
+        for trial in sorted(paused, key=lambda trial: likely.get(trial.number, -math.inf)):
+            self._trial_store.record_dropped(trial.number)
+            self._remove(trial.number)
+            excess -= self._size(trial)
+            if excess <= 0:
+                return
+        log.warning("search.disk_limit %s is exceeded by checkpoints that are in use or kept", limit)
+
+    def _size(self, trial: FrozenTrial) -> int:
+        """Bytes of a trial's checkpoint and encoder."""
+        if trial.number not in self._sizes:
+            try:
+                self._sizes[trial.number] = checkpoint_bytes(self._trial_store.study.resolve(params_of(trial)))
+            except ConfigError:  # the search's present settings do not allow the configuration
+                self._sizes[trial.number] = checkpoint_bytes(self._trial_store.study.resolve({}))
+        return self._sizes[trial.number]
 
     def _remove(self, number: int) -> None:
         run_dir = self._trial_store.run_dir(number)

@@ -259,6 +259,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         violations = measured_violations(running.latest, self._search.constraints)
         self._trial_store.pause(running.trial, running.epoch, violations)
         self._first_trials.end(running.trial.number, None)
+        self.retention.limit_disk(self._planner.expectation)
         self._listener(TrialPaused(running.trial.number, running.epoch, running.reason))
 
     def _end(self, running: _RunningTrial, failure: str | None, finished: bool) -> None:
@@ -278,6 +279,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         if common and not any(other.epoch for other in self._running.values()):
             self._abort(f"the first {NUM_FIRST} trials all failed: {common}")
         self.retention.remove_unneeded()
+        self.retention.limit_disk(self._planner.expectation)
         self._report_end(trial, running.latest, failure)
 
     def _report_end(self, trial: optuna.Trial, latest: Mapping[str, float], reason: str | None) -> None:
