@@ -71,7 +71,7 @@ def trials_to_optimum(study: Study, seed: int) -> int:
         [found] = score([values])
         if found >= enough:
             return number + 1
-        optuna_study.tell(draft.create_trial(values), found)
+        optuna_study.tell(draft.create_trial(values, {}), found)
     return NUM_TRIALS + 1
 
 
