@@ -222,7 +222,8 @@ class TrialStore:
             reason: Why it is proposed or resumed, for people.
         """
         frozen = frozen_trial(trial)
-        start = num_epochs(frozen) if assignments(frozen) and not is_dropped(frozen) else 0
+        resumes = assignments(frozen) and not is_dropped(frozen)
+        start = min(num_epochs(frozen), until - 1) if resumes else 0  # one may lack only its end
         piece = assignment(start, until, reason)
         trial.set_user_attr(ASSIGNMENTS, [*assignments(frozen), piece])
 
@@ -234,7 +235,7 @@ class TrialStore:
             epoch: Its last one.
             violations: By how much its last metrics violate each constraint; 0 where they do not.
         """
-        *before, last = assignments(frozen_trial(trial))
+        *before, last = assignments(frozen_trial(trial)) or [assignment(0, epoch, "complete training")]
         if violations:
             trial.set_user_attr(VIOLATIONS, dict(violations))
         trial.set_user_attr(ASSIGNMENTS, [*before, {**last, "paused": epoch}])

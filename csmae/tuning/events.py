@@ -81,8 +81,8 @@ class SearchOutcome(StrEnum):
     SUPERSEDED = auto()
     """Another driver took over the storage, and with it the running trials."""
     BUDGET_EXHAUSTED = auto()
-    """The time limit or the GPU-hours are used up. Running trials are cut short: those with a score are PRUNED, the
-    others wait until the study resumes."""
+    """The time limit or the GPU-hours are used up. Running trials are cut short: those with a score are PRUNED, or paused
+    if the strategy resumes paused trials; the others wait until the study resumes."""
     ABORTED = auto()
     """The search cannot succeed. Running trials are cut short, as with an exhausted budget.
 

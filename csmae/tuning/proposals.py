@@ -115,7 +115,8 @@ class Proposals:
         values = with_seed(trial, self._suggest(trial))
         if self._check(values, {}):
             return None
-        self._trial_store.assign(trial, min(until, self._study.resolve(values).train.epochs), reason)
+        further = max(until, num_epochs(frozen_trial(trial)) + 1)  # an epoch without a score may be at a rung already
+        self._trial_store.assign(trial, min(further, self._study.resolve(values).train.epochs), reason)
         return self._propose(trial, values, resumed=True)
 
     def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from csmae.trials.trial import (
     curve,
     is_never_stopped,
     last_value,
+    num_epochs,
     parent_number,
     status_of,
 )
@@ -52,6 +53,9 @@ from csmae.workers.trial_files import saved_epoch
 
 METRICS = "metrics/"
 """Prefix of an epoch's metrics in Tune's flattened result."""
+
+PAUSING = ("auto",)
+"""Strategies that resume paused trials."""
 
 TRAINABLE_DIED = "the trainable's process repeatedly died or could not start"
 
@@ -292,7 +296,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def cut_short_trials(self, reason: str) -> None:
         """End all running and interrupted trials, without removing their checkpoints.
 
-        Trials with a score are PRUNED; the others wait until the study resumes. Paused trials stay paused.
+        Trials with a score are paused if the strategy resumes paused trials, else PRUNED; the others wait until the study
+        resumes. Paused trials stay paused.
         """
         for running in self._running.values():
             self._budget.end(running.trial)
@@ -306,6 +311,12 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _cut_short(self, trial: optuna.Trial, epoch: int, latest: Mapping[str, float], reason: str) -> None:
         self._trial_store.record_num_epochs(trial, epoch)
         has_result = self._trial_store.has_result(trial)
+        if has_result and self._search.strategy in PAUSING:
+            violations = measured_violations(latest, self._search.constraints, cut_short=True)
+            epoch = num_epochs(frozen_trial(trial))
+            self._trial_store.pause(trial, epoch, violations)
+            self._listener(TrialPaused(trial.number, epoch, reason))
+            return
         if has_result:
             record_constraints(trial, latest, self._search.constraints, cut_short=True)
         self._trial_store.cut_short(trial, reason)

@@ -16,6 +16,7 @@ import yaml
 from mlflow import MlflowClient
 from optuna.trial import FrozenTrial
 
+from csmae.trials.trial import assignments, status_of
 from tests.conftest import SMALL
 from tests.support.searches import ROOT, processes
 
@@ -26,6 +27,9 @@ Kill = Callable[[subprocess.Popen[str], random.Random], bool]
 
 NUM_TRIALS = 24
 """Trials at first; the search is extended until enough processes were killed."""
+
+EXTENSION = 8
+"""Trials by which a search is extended."""
 
 EXIT_TIMEOUT_S = 120
 """After this time no process of a dead driver may run: Ray's agents exit a minute after their raylet."""
@@ -74,7 +78,7 @@ def run_with_kills(folder: Path, kill: Kill, max_wait_s: float, seed: int) -> in
         if drivers[-1].poll() is None:
             rounds += kill(drivers[-1], generator)
         if drivers[-1].poll() is not None:
-            num_trials += 8 * (drivers[-1].returncode == 0)
+            num_trials += EXTENSION * (drivers[-1].returncode == 0)
             assert drivers[-1].returncode in (0, -signal.SIGKILL), (folder / "log").read_text()[-2000:]
             drivers.append(start(folder, num_trials))
     assert drivers[-1].wait(600) == 0, (folder / "log").read_text()[-2000:]
@@ -83,6 +87,18 @@ def run_with_kills(folder: Path, kill: Kill, max_wait_s: float, seed: int) -> in
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(1)
     return num_trials
+
+
+def run_undisturbed(folder: Path, num_trials: int, extended: bool) -> None:
+    """Run the same search without kills.
+
+    Args:
+        folder: Of the study file and the storage.
+        num_trials: To which the other one was extended.
+        extended: Whether this one is extended in the same steps: a strategy that pauses trains the best one to its end before.
+    """
+    for number in range(NUM_TRIALS, num_trials + 1, EXTENSION) if extended else (num_trials,):
+        assert start(folder, number).wait(900) == 0
 
 
 def trials_of(folder: Path) -> list[FrozenTrial]:
@@ -101,11 +117,12 @@ def losses(folder: Path) -> dict[int, float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(5400)
+@pytest.mark.parametrize("strategy", ["asha", "auto"])
 @pytest.mark.parametrize(("kill", "max_wait_s"), [(kill_worker, 30), (kill_driver, 45)])  # a driver takes long to start
 def test_a_search_with_random_kills_ends_like_an_undisturbed_one(
-    tmp_path: Path, kill: Kill, max_wait_s: float, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, kill: Kill, max_wait_s: float, strategy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"workers_per_trial": 2, "sampler": "tpe", "startup_trials": 4, "strategy": "asha", "retries": 20}
+    settings = {"workers_per_trial": 2, "startup_trials": 4, "strategy": strategy, "retries": 20}
     space = {"masking.ratio": {"float": [0.3, 0.7]}, "optim.lr": {"float": [1e-4, 1e-2], "log": True}}
     content = yaml.safe_dump({"base": SMALL, "space": space, "search": settings})
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
@@ -113,18 +130,22 @@ def test_a_search_with_random_kills_ends_like_an_undisturbed_one(
         folder.mkdir()
         (folder / "kills.yaml").write_text(content)
     num_trials = run_with_kills(killed, kill, max_wait_s, seed=0)
-    assert start(undisturbed, num_trials).wait(900) == 0
+    run_undisturbed(undisturbed, num_trials, extended=strategy == "auto")
 
     found, expected = trials_of(killed), trials_of(undisturbed)
-    states = Counter(trial.state.name for trial in found)
+    states = Counter(status_of(trial).value for trial in found)
     shown = losses(killed)
     difference = max(abs(shown[number] - loss) for number, loss in losses(undisturbed).items())
+    resumptions = sum(len(assignments(trial)) - 1 for trial in found)
     row = {
+        "strategy": strategy,
         "kill": kill.__name__,
         "kills": ROUNDS,
         "trials": num_trials,
         "complete": states["COMPLETE"],
         "pruned": states["PRUNED"],
+        "paused": states["PAUSED"],
+        "resumptions": resumptions,
         "running": states["RUNNING"],
         "failed": states["FAIL"],
         "duplicates": len(found) - len({str(trial.params) for trial in found}),
@@ -134,8 +155,10 @@ def test_a_search_with_random_kills_ends_like_an_undisturbed_one(
     with capsys.disabled():
         sys.stdout.write("\n" + "".join(f"{name:>15}  {value}\n" for name, value in row.items()))
     assert len(found) == num_trials == len(shown)
-    assert set(states) <= {"COMPLETE", "PRUNED"} and row["duplicates"] == 0
+    assert strategy != "auto" or resumptions > 0
+    assert set(states) <= {"COMPLETE", "PAUSED" if strategy == "auto" else "PRUNED"} and row["duplicates"] == 0
     assert [trial.params for trial in found] == [trial.params for trial in expected]
     assert [trial.state for trial in found] == [trial.state for trial in expected]
     assert [trial.intermediate_values for trial in found] == [trial.intermediate_values for trial in expected]
+    assert list(map(assignments, found)) == list(map(assignments, expected))
     assert difference == 0

@@ -14,10 +14,11 @@ from csmae.study.values import Value
 from csmae.trial_status import TrialStatus
 from csmae.trials.budget import Budget
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import assignments, status_of
+from csmae.trials.trial import assignments, params_of, paused_epoch, status_of
 from csmae.tuning.events import SearchEvent, TrialEnded, TrialPaused, TrialStarted
 from csmae.tuning.searcher import StudySearcher
 from csmae.tuning.strategy.base import Decision, NewTrial, Resume, Stop, Strategy
+from csmae.tuning.strategy.make import make_strategy
 from tests.study.test_study import BASE, write
 from tests.support.promotion import Promotion
 from tests.tuning.test_searcher import SPACE, result
@@ -127,7 +128,18 @@ def decided(driver: Driver) -> list[Any]:
     ]
 
 
-def test_a_search_that_is_killed_anywhere_decides_as_an_uninterrupted_one(tmp_path: Path) -> None:
+STRATEGIES: dict[str, Callable[[Study], Strategy]] = {
+    "promotion": lambda study: Promotion(EPOCHS, stop_last=True),
+    "auto": make_strategy,
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_search_that_is_killed_anywhere_decides_as_an_uninterrupted_one(tmp_path: Path, name: str) -> None:
+    def driver(folder: Path) -> Driver:
+        study = make_study(folder, strategy="auto")
+        return Driver(study, folder, STRATEGIES[name](study))
+
     def killed_once(points: set[str]) -> Killed:
         def is_killed(point: str) -> bool:
             fresh = point not in points
@@ -136,11 +148,11 @@ def test_a_search_that_is_killed_anywhere_decides_as_an_uninterrupted_one(tmp_pa
 
         return is_killed
 
-    undisturbed = Driver(make_study(tmp_path / "a"), tmp_path / "a", Promotion(EPOCHS, stop_last=True))
+    undisturbed = driver(tmp_path / "a")
     assert undisturbed.run()
     points, drivers = set[str](), list[Driver]()
     while True:
-        drivers.append(Driver(make_study(tmp_path / "b"), tmp_path / "b", Promotion(EPOCHS, stop_last=True)))
+        drivers.append(driver(tmp_path / "b"))
         if drivers[-1].run(killed_once(points)):
             break
     assert len(drivers) > 10
@@ -171,6 +183,46 @@ def test_paused_trials_stay_paused_when_a_search_is_cut_short_and_the_next_one_c
     later = Driver(make_study(tmp_path), tmp_path)
     assert later.run()
     assert later.pieces[0] == (2, 1) and later.pieces[1][1] == 3
+
+
+def test_a_strategy_that_pauses_loses_no_running_trial_when_a_budget_ends(tmp_path: Path) -> None:
+    study = make_study(tmp_path, strategy="auto")
+    driver = Driver(study, tmp_path, Scripted(NewTrial(EPOCHS, "to the end")))
+    driver.run(lambda point: point == "epoch 5 of 0")
+    driver.searcher.cut_short_trials("the time limit of 1s is reached")
+    assert driver.events[-1] == TrialPaused(0, 4, "the time limit of 1s is reached")
+    later = Driver(study, tmp_path, Scripted(Resume(0, EPOCHS, "the best")))
+    assert [status_of(trial) for trial in later.store.all_trials()] == [TrialStatus.PAUSED]
+    assert later.run() and later.pieces == [(0, EPOCHS)]
+    (trial,) = later.store.all_trials()
+    assert trial.state is TrialState.COMPLETE and sorted(trial.intermediate_values) == list(range(1, EPOCHS + 1))
+    assert [piece.get("paused") for piece in assignments(trial)] == [4, None]
+
+
+def test_a_trial_that_an_earlier_driver_left_running_is_paused_by_a_budget_that_is_used_up(tmp_path: Path) -> None:
+    study = make_study(tmp_path, strategy="auto")
+    Driver(study, tmp_path, Scripted(NewTrial(EPOCHS, "to the end"))).run(lambda point: point == "epoch 5 of 0")
+    driver = Driver(study, tmp_path, Scripted())
+    driver.searcher.cut_short_trials("the time limit of 1s is reached")
+    assert driver.events == [TrialPaused(0, 4, "the time limit of 1s is reached")]
+    (trial,) = driver.store.all_trials()
+    assert status_of(trial) is TrialStatus.PAUSED and paused_epoch(trial) == 4
+
+
+def test_a_trial_that_was_cut_short_after_its_last_epoch_needs_only_its_end(tmp_path: Path) -> None:
+    study = make_study(tmp_path, strategy="auto")
+    driver = Driver(study, tmp_path, Scripted(NewTrial(EPOCHS, "to the end")))
+    driver.run(lambda point: point == f"epoch {EPOCHS} of 0")
+    config = study.resolve(params_of(driver.store.all_trials()[0])).model_dump(mode="json")
+    driver.searcher.on_trial_result("0", result(EPOCHS, score(config, EPOCHS)))
+    driver.searcher.cut_short_trials("the time limit of 1s is reached")
+    later = Driver(study, tmp_path, Scripted(Resume(0, EPOCHS, "the best")))
+    assert later.run() and later.store.all_trials()[0].state is TrialState.COMPLETE
+
+
+def test_a_trial_without_a_score_at_a_rung_is_resumed_for_at_least_one_epoch(tmp_path: Path) -> None:
+    driver = Driver(make_study(tmp_path), tmp_path, Scripted(NewTrial(3, "first rung"), Resume(0, 3, "the best")))
+    assert driver.run() and driver.pieces == [(0, 3), (0, 4)]
 
 
 def test_what_an_assignment_used_is_added_to_the_trials_earlier_ones(tmp_path: Path) -> None:
