@@ -22,6 +22,7 @@ Style = tuple[str, str, str]
 STYLES: dict[TrialStatus, Style] = {
     TrialStatus.COMPLETE: ("o", BLUE, STATUS_NAMES[TrialStatus.COMPLETE]),
     TrialStatus.PRUNED: ("x", GRAY, STATUS_NAMES[TrialStatus.PRUNED]),
+    TrialStatus.PAUSED: ("+", SKY, STATUS_NAMES[TrialStatus.PAUSED]),
     TrialStatus.RUNNING: ("^", ORANGE, STATUS_NAMES[TrialStatus.RUNNING]),
 }
 CONFIRMATION: Style = ("d", SKY, "confirmation with another seed")

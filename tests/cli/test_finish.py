@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from csmae.cli.finish import usage_lines
+from csmae.cli.finish import finish, usage_lines
+from csmae.cluster.resources import Allocation
 from csmae.tracking.destination import check_uri, tracking_uri
-from csmae.tracking.outbox import TrackingError
+from csmae.tracking.outbox import OUTBOX, TrackingError
+from csmae.tracking.tracker import Tracker
+from csmae.trials.store import TrialStore
 from tests.cli.test_search import error_line
 from tests.support.searches import write
+from tests.trials.test_longer import make_study, trained
 
 
 def test_with_weights_and_biases_mlflow_is_not_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,3 +55,23 @@ def test_an_invalid_tracking_uri_is_rejected_before_anything_is_created(
     assert "or wandb://PROJECT" in error_line([*words, "--mlflow-uri", "ftp://server"], capsys)
     assert "must be a project" in error_line([*words, "--logger", "wandb", "--mlflow-uri", "http://server"], capsys)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("copied_database")
+def test_the_champion_of_shorter_trainings_stays_registered_until_a_trial_is_complete_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(tmp_path, [0.4, 0.6, 0.5]).record_champion(1, 0.6, 1)
+    trial_store = TrialStore(make_study(tmp_path, 8), tmp_path)
+    tracker = Tracker(trial_store.folder, "study", "http://127.0.0.1:9")
+    try:
+        assert finish(trial_store, tracker, Allocation(1, 1, 1.0, 0.0))
+    finally:
+        tracker.close(0.0)
+    events = [json.loads(line) for line in (trial_store.folder / OUTBOX).read_text().splitlines()]
+    assert {event["kind"] for event in events} == {"outbox", "artifact"}, (
+        "neither a champion nor an encoder is reported"
+    )
+    printed = capsys.readouterr().out
+    assert "champion: trial 1 stays registered: no trial has completed 8 epochs yet" in printed
+    assert "best trials" in printed and (trial_store.folder / "report.html").exists()

@@ -162,6 +162,14 @@ def test_every_figure_can_be_drawn_if_all_trials_were_stopped_early() -> None:
     assert len(list(study_figures(leaderboard(study), {"masking.ratio": 1.0}))) == 6
 
 
+def test_paused_trials_are_points_of_their_own() -> None:
+    study = empty_study()
+    piece = {"from": 0, "until": 2, "reason": "first rung", "paused": 2}
+    add_trial(study, 0.3, {"masking.ratio": 0.5}, state=TrialState.RUNNING, attributes={"assignments": [piece]})
+    figures = dict(study_figures(leaderboard(study), {}))
+    assert "paused" in figures["history"].axes[0].get_legend_handles_labels()[1]
+
+
 def training_arrays(path: Path) -> None:
     """Write the arrays of a training."""
     path.parent.mkdir(parents=True, exist_ok=True)

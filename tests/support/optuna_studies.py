@@ -35,7 +35,8 @@ def add_trial(
 ) -> None:
     """Add a trial of two epochs; NaN is a failed one. Parameters are numbers from 0 to 10 unless ``distributions`` has them."""
     failed = math.isnan(value)
-    state = state or (TrialState.FAIL if failed else TrialState.COMPLETE)
+    if state is None:  # RUNNING is 0
+        state = TrialState.FAIL if failed else TrialState.COMPLETE
     numbers: dict[str, BaseDistribution] = {name: FloatDistribution(0, 10) for name in params}
     study.add_trial(
         optuna.create_trial(

@@ -11,6 +11,7 @@ import pytest
 from optuna.trial import TrialState
 
 from csmae.trials.importance import importances
+from csmae.trials.optuna_private import continue_trial
 from csmae.trials.store import TrialStore
 from tests.tuning.test_searcher import make_study
 
@@ -59,6 +60,16 @@ def test_trials_that_were_stopped_early_count(tmp_path: Path) -> None:
         return (TrialState.PRUNED, 0.3 + lr) if stopped else (TrialState.COMPLETE, 0.8 + lr)
 
     assert importances(filled(tmp_path, outcome).optuna_study)["masking.ratio"] > 0.6
+
+
+def test_paused_trials_count(tmp_path: Path) -> None:
+    trial_store = filled(tmp_path, lambda ratio, lr: (TrialState.RUNNING, 1 - abs(ratio - 0.6)))
+    assert importances(trial_store.optuna_study) == {}, "a running trial does not count"
+    for trial in trial_store.all_trials():
+        paused = continue_trial(trial_store.optuna_study, trial)
+        trial_store.assign(paused, 4, "first rung")
+        trial_store.pause(paused, 4, {})
+    assert importances(trial_store.optuna_study)["masking.ratio"] > 0.8
 
 
 def test_equal_scores_give_no_importance(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The strategies that pause no trial: none, median, asha and hyperband."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,11 @@ def test_paused_trials_of_another_strategy_continue_as_far_as_the_rule_allows(tm
             strategy.should_continue(trial.number, 1, trial.scores[1])
         assert strategy.next(trials, 0) == Resume(resumed, 9, "not stopped so far")
         assert sorted(strategy.expectation(trials), key=strategy.expectation(trials).__getitem__) == [0, 1, 2]
+
+
+def test_a_paused_starting_point_continues_whatever_its_scores(tmp_path: Path) -> None:
+    strategy = strategy_of(tmp_path, "asha")
+    trials = [paused(0, 0.5), replace(paused(1, 0.1), never_stop=True), paused(2, 0.9)]
+    for trial in trials:
+        strategy.should_continue(trial.number, 1, trial.scores[1])
+    assert strategy.next(trials[:2], 0) == Resume(1, 9, "not stopped so far")

@@ -33,7 +33,9 @@ class RuleStrategy:
         return NewTrial(self._epochs, "new configuration") if num_new else None
 
     def _continues(self, trial: TrialView) -> bool:
-        return all(self.should_continue(trial.number, epoch, scores) for epoch, scores in trial.scores.items())
+        return trial.never_stop or all(
+            self.should_continue(trial.number, epoch, scores) for epoch, scores in trial.scores.items()
+        )
 
     def should_continue(self, number: int, epoch: int, scores: Scores) -> bool:
         """Ask the rule."""
