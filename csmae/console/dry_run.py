@@ -12,6 +12,7 @@ from csmae.console.format import format_settings
 from csmae.model.cost import cost
 from csmae.study.study import Study
 from csmae.tuning.settings_warnings import settings_warnings
+from csmae.tuning.stop_when import describe_stop_when
 
 NUM_SAMPLES = 5
 
@@ -32,6 +33,7 @@ def _lines(study: Study, resources: ClusterResources | None) -> Iterator[str]:
     yield f"study {study.name}: {goals} in {search.num_trials} trials"
     for name, bound in search.constraints.items():
         yield f"  where {name} {bound}"
+    yield from (f"  {line}" for line in describe_stop_when(search))
     yield f"sampler {search.sampler}, strategy {search.strategy}, {study.resolve({}).train.epochs} epochs per trial"
     for name, domain in study.space.domains.items():
         yield f"  {name}: {domain}{f', {domain.prior}' if domain.prior else ''}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from csmae.config import ConfigError, MayChange, Section, changeable
 from csmae.settings import did_you_mean
@@ -113,6 +113,29 @@ class Confirm(Section):
     trial with all seeds, as many at a time as there are workers."""
 
 
+def _num_trials(value: Any) -> Any:
+    match = re.fullmatch(r"(\d+)\s*trials?", value.strip()) if isinstance(value, str) else None
+    return int(match[1]) if match else value
+
+
+NumTrials = Annotated[
+    int,
+    Field(ge=1),
+    BeforeValidator(_num_trials),
+    WithJsonSchema({"type": ["integer", "string"], "minimum": 1, "pattern": r"^\s*\d+\s*trials?\s*$"}),
+]
+
+
+class StopWhen(Section):
+    """When a search proposes no further configurations before it has all of its trials. The first condition counts."""
+
+    no_improvement: NumTrials | None = None
+    """Trials, such as ``20 trials``, that were trained and paused, stopped or completed since the best one last improved."""
+    terminator: bool = False
+    """Optuna's terminator: further trials are expected to gain less than the error of a score over seeds. It judges
+    trials that were trained to their end, at least 20, and one objective."""
+
+
 class Search(Section):
     """How the space is explored. Most settings may change when the study is resumed."""
 
@@ -169,6 +192,8 @@ class Search(Section):
     start_from: list[dict[str, Any]] = Field([{}])
     """Points to try first, by dotted name; omitted fields have the base's value. The default is the base itself. These
     trials are never stopped early, so that later ones can be compared with them."""
+    stop_when: StopWhen | None = None
+    """When the search ends before it has all of its trials; null is never. Confirmations are trained afterwards."""
     confirm: Confirm | None = None
     """Confirmation of the best trials with other seeds; null is none."""
 
@@ -187,6 +212,8 @@ class Search(Section):
                     f"search.constraints: no epoch reports {name!r}: name a score such as val/f1_mean, a cost such as "
                     f"cost/params, or what an epoch measures, such as time/epoch_s or train/loss{did_you_mean(name, METRICS)}"
                 )
+        if self.stop_when and self.stop_when.terminator and len(self.objectives) > 1:
+            raise ConfigError("search.stop_when.terminator judges one objective: use no_improvement for several")
         if self.strategy == "median" and len(self.objectives) > 1:
             raise ConfigError("search.strategy median compares one objective: use asha or hyperband for several")
         return self

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from csmae.config import Config, ConfigError
+from csmae.config import Config, ConfigError, Section
 from csmae.model.cost import checkpoint_bytes
 from csmae.settings import Names, did_you_mean, flatten, load_yaml, merge, parse_assignments, parse_config, validate
 from csmae.storage.layout import DATABASES, RESERVED
 from csmae.study.metrics import TERMS
-from csmae.study.options import Confirm, Search, num_bytes
+from csmae.study.options import Confirm, Search, StopWhen, num_bytes
 from csmae.study.space import Space
 from csmae.study.values import Value
 
@@ -26,7 +26,15 @@ SEARCH = "search."
 SETTINGS = Names("a setting of the search", tuple(Search.model_fields), SEARCH)
 """What ``--set search.…`` can name."""
 
-NESTED_SETTINGS = replace(SETTINGS, known=(*SETTINGS.known, *(f"confirm.{name}" for name in Confirm.model_fields)))
+SECTIONS: dict[str, type[Section]] = {"confirm": Confirm, "stop_when": StopWhen}
+
+NESTED_SETTINGS = replace(
+    SETTINGS,
+    known=(
+        *SETTINGS.known,
+        *(f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields),
+    ),
+)
 """What the section ``search`` can name."""
 
 FIXED = ("eval.", "data.", "train.changes")

@@ -34,6 +34,10 @@ PROVENANCE = "provenance"
 SOURCES = "sources"
 """Studies whose trials must be transferred again, because the study's definition changed."""
 
+IMPROVEMENT = "improvement"
+"""The best scores (larger is better), and how many configurations had been looked at when they last improved; see
+``csmae.tuning.stop_when``."""
+
 ELAPSED_S = "elapsed_s"
 """Seconds that all runs of the study took."""
 

@@ -78,8 +78,8 @@ def _finish(budget: Budget, searcher: StudySearcher, search_end: SearchEnd) -> S
         return search_end
     if searcher.search_end and searcher.search_end.outcome is SearchOutcome.STORAGE_FAILED:
         return searcher.search_end
-    if search_end.outcome is SearchOutcome.COMPLETED and searcher.exhausted_reason:
-        return SearchEnd(SearchOutcome.COMPLETED, searcher.exhausted_reason)
+    if search_end.outcome is SearchOutcome.COMPLETED and searcher.end_reason:
+        return SearchEnd(SearchOutcome.COMPLETED, searcher.end_reason)
     return search_end
 
 

@@ -8,6 +8,7 @@ from csmae.trials.pareto import as_scores
 from csmae.trials.store import TrialStore
 from csmae.tuning.observations import Observations
 from csmae.tuning.proposals import Proposal, Proposals
+from csmae.tuning.stop_when import StopWhen
 from csmae.tuning.strategy.base import Decision, NewTrial, Resume, Stop, Strategy
 
 
@@ -25,8 +26,10 @@ class Planner:
         self._idle: tuple[object, int] | None = None
         """What the strategy saw when it last had nothing to do, so that it is not asked again before something changes."""
         self._confirming = False
-        self.exhausted_reason: str | None = None
-        """Why the space has no further point to train, once it has none."""
+        self._stop_when, self._exhausted_reason = StopWhen(trial_store), ""
+        self.end_reason = ""
+        """Why no further configurations are trained although the study may have more trials: its space has none, or
+        ``search.stop_when``."""
         for view in self._observations.views():
             for epoch, scores in view.scores.items():
                 strategy.should_continue(view.number, epoch, scores)
@@ -44,7 +47,7 @@ class Planner:
         while self._trial_store.num_interrupted:
             if proposal := self._proposals.interrupted():
                 return proposal
-        if self._num_new and (proposal := self._proposals.starting_point()):
+        if self._num_new() and (proposal := self._proposals.starting_point()):
             return proposal
         while decision := self._decide():
             if isinstance(decision, Stop):
@@ -56,15 +59,16 @@ class Planner:
         self._confirming = True
         return self._proposals.confirmation()
 
-    @property
     def _num_new(self) -> int:
-        """How many further configurations may be trained."""
-        if self.exhausted_reason is not None:
-            return 0
-        return max(0, self._search.num_trials - len(self._trial_store.explored()))
+        """Count the further configurations that may be trained, and find out why there are none."""
+        num_left = max(0, self._search.num_trials - len(self._trial_store.explored()))
+        self.end_reason = self._exhausted_reason or self._stop_when.reason(self._observations.views())
+        if not num_left:
+            self.end_reason = ""
+        return 0 if self.end_reason else num_left
 
     def _decide(self) -> Decision | None:
-        seen = self._observations.views(), self._num_new
+        seen = self._observations.views(), self._num_new()
         if self._idle and self._idle[0] is seen[0] and self._idle[1] == seen[1]:
             return None
         decision = self._strategy.next(*seen)
@@ -78,13 +82,13 @@ class Planner:
 
     def _train_new(self, decision: NewTrial) -> Proposal | None:
         """Train a new configuration; None if there is none left, or the strategy's points are rejected."""
-        assert self._num_new or decision.parent is not None, (
+        assert self._num_new() or decision.parent is not None, (
             "the strategy must propose no more trials than there may be"
         )
         proposal = self._proposals.new(decision)
         if proposal is None:
             reason = self._proposals.rejection_reason
-            self.exhausted_reason = f"the space has no further point to train{f': {reason}' if reason else ''}"
+            self._exhausted_reason = f"the space has no further point to train{f': {reason}' if reason else ''}"
         return proposal
 
     def should_continue(self, number: int, epoch: int, values: Sequence[float]) -> bool:

@@ -156,6 +156,11 @@ def _variance(finalists: Sequence[Finalist]) -> tuple[float, int]:
     return (math.fsum(d * d for d in deviations) / freedom, freedom) if freedom else (0.0, 0)
 
 
+def seed_variance(board: Leaderboard) -> tuple[float, int]:
+    """Variance of a score over seeds, pooled over all trials that were confirmed, and its degrees of freedom."""
+    return _variance([Finalist(entry.trial.number, _scores(board, entry)) for entry in board.entries])
+
+
 def describe_lead(board: Leaderboard) -> str | None:
     """Say how far the best finalist is ahead of the next one, such as ``leads trial 7 by 0.0120 ± 0.0040 over 3 seeds``.
 

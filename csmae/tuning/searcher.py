@@ -110,9 +110,9 @@ class StudySearcher(Searcher):  # type: ignore[misc]
         """Checked before each proposal: while no trial runs, Tune waits up to ten minutes for one and checks nothing else."""
 
     @property
-    def exhausted_reason(self) -> str | None:
-        """Why the space has no further point to train, once it has none."""
-        return self._planner.exhausted_reason
+    def end_reason(self) -> str:
+        """Why the search ends although the study may have more trials; empty if it has all of them."""
+        return self._planner.end_reason
 
     @property
     def _storage_failed(self) -> bool:
@@ -157,8 +157,8 @@ class StudySearcher(Searcher):  # type: ignore[misc]
     def _next_proposal(self) -> Proposal | None:
         while isinstance(decision := self._planner.next(bool(self._running)), Stop):
             self._stop_paused(decision)
-        if self.exhausted_reason and not self._trial_store.explored():
-            self._abort(self.exhausted_reason)
+        if self.end_reason and not self._trial_store.explored():
+            self._abort(self.end_reason)
         return decision
 
     def _stop_paused(self, decision: Stop) -> None:

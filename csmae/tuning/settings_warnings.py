@@ -8,6 +8,7 @@ from csmae.study.options import Search
 from csmae.study.study import Study
 from csmae.tuning.early_stopping import bracket_weights, grace_epochs
 from csmae.tuning.samplers import num_complete, population_size
+from csmae.tuning.stop_when import terminator_warnings
 
 UNCONDITIONAL = ("gp", "nsga2", "qmc")
 """Optuna's samplers that model only parameters that every trial has."""
@@ -29,6 +30,7 @@ def settings_warnings(study: Study) -> Iterator[str]:
     if search.sampler == "nsga2":
         yield _generations_warning(search)
     yield from _strategy_warnings(search, study.max_epochs, space.base["eval.every"])
+    yield from terminator_warnings(study)
 
 
 def _generations_warning(search: Search) -> str:

@@ -68,7 +68,7 @@ def test_an_exhausted_space_leaves_no_trial_behind(tmp_path: Path) -> None:
     space = {"masking.strategy": {"choice": ["random", "disjoint"]}}
     study = make_study(tmp_path, space, num_trials=9, sampler="random")
     searcher, _ = make_searcher(study, tmp_path)
-    assert len(train_all(searcher)) == 2 and searcher.exhausted_reason
+    assert len(train_all(searcher)) == 2 and searcher.end_reason
     assert len(TrialStore(study, tmp_path).all_trials()) == 2
 
 

@@ -123,7 +123,7 @@ def test_a_grid_can_follow_another_sampler(tmp_path: Path) -> None:
     grid = make_study(tmp_path, RATIOS, num_trials=99, sampler="grid")
     searcher, _ = make_searcher(grid, tmp_path)
     assert len(train_all(searcher)) == 5
-    assert searcher.exhausted_reason is not None and "no further point to train" in searcher.exhausted_reason
+    assert "no further point to train" in searcher.end_reason
     ratios = {round(trial.params["masking.ratio"], 9) for trial in TrialStore(grid, tmp_path).trials()}
     assert ratios == {0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
 
@@ -148,7 +148,7 @@ def test_a_space_that_constraints_make_small_is_trained_completely(tmp_path: Pat
     possible = [point for point in study.space.grid() if cost(study.resolve(point)).params <= 1.4e6]
     searcher, _ = make_searcher(study, tmp_path)
     assert 0 < len(train_all(searcher)) == len(possible) < 16
-    assert searcher.search_end is None and searcher.exhausted_reason
+    assert searcher.search_end is None and searcher.end_reason
 
 
 @pytest.mark.parametrize("sampler", ["gp", "qmc", "nsga2"])
