@@ -91,14 +91,14 @@ class LiveView:
     def _format_event(self, event: SearchEvent) -> str:
         trial, objective = self._progress.trial(event.number), self._progress.objective
         if isinstance(event, TrialStarted):
-            return f"trial {event.number} {'resumes' if event.resumed else 'starts'}: {format_settings(event.values)}"
+            return f"trial {event.number} {_describe_start(event)}: {format_settings(event.values)}"
         if isinstance(event, EpochReported):
             value = f"  {objective} {format_number(trial.value)}" if objective in event.metrics else ""
             return f"trial {event.number} epoch {event.epoch}/{trial.epochs}{value}"
         if isinstance(event, TrialWaiting):
             return f"trial {event.number} waits: {event.reason}"
         if isinstance(event, TrialPaused):
-            return f"trial {event.number} pauses after epoch {event.epoch}: {event.reason}"
+            return f"trial {event.number} pauses after epoch {event.epoch}"
         status = STATUS_NAMES[event.status]
         if event.status is TrialStatus.PRUNED:
             status += f" after epoch {trial.epoch}"
@@ -162,3 +162,9 @@ class LiveView:
 def _supports_live_table(console: Console) -> bool:
     """Whether a console can redraw a table; in ASCII, rich's shortened lines would be too long."""
     return console.is_terminal and not console.is_dumb_terminal and not console.options.ascii_only
+
+
+def _describe_start(event: TrialStarted) -> str:
+    if event.resumed:
+        return f"resumes until epoch {event.until} ({event.reason})"
+    return f"starts until epoch {event.until}" if event.until < event.epochs else "starts"

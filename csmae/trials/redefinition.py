@@ -84,6 +84,7 @@ def open_study(
         shutil.rmtree(path.parent / "trials", ignore_errors=True)
         path.unlink()
     elif shorter:
+        assert isinstance(storage, optuna.storages.RDBStorage), "only a database outlives a search"
         lengthen(storage, opened, study, shorter)
         opened = _load_or_create(study, storage)
     _write_definition(opened, study)

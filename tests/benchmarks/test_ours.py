@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from curves.clock import Run, Simulation
 from curves.ours import Ours, make_study, parse_settings
+from optuna.distributions import FloatDistribution
 
 from tests.benchmarks.test_curves import EPOCHS, make_table
 
@@ -22,6 +23,8 @@ def test_the_space_of_a_table_has_its_hyperparameters() -> None:
     table = make_table()
     study = make_study(table, {"sampler": "tpe"}, seed=3, workers=1)
     lr, shift = (study.space.domains[name].distribution for name in ("lr", "shift"))
+    assert isinstance(lr, FloatDistribution)
+    assert isinstance(shift, FloatDistribution)
     assert (lr.low, lr.high, lr.log) == (table.points[:, 0].min(), table.points[:, 0].max(), True)
     assert (shift.low, shift.high, shift.log) == (table.points[:, 1].min(), table.points[:, 1].max(), False)
     assert study.max_epochs == EPOCHS and list(study.starting_points()) == []

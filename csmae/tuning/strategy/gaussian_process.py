@@ -117,7 +117,7 @@ def _spread(y: Array, count: int) -> NDArray[np.intp]:
 def _distances(one: Array, other: Array) -> Array:
     """Distances of the rows of two arrays."""
     squares = (one**2).sum(1)[:, None] + (other**2).sum(1) - 2 * one @ other.T
-    return np.sqrt(np.maximum(squares, 0))
+    return np.asarray(np.sqrt(np.maximum(squares, 0)))
 
 
 def _matern(distances: Array) -> Array:
