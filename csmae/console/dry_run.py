@@ -13,6 +13,7 @@ from csmae.model.cost import cost
 from csmae.study.study import Study
 from csmae.tuning.settings_warnings import settings_warnings
 from csmae.tuning.stop_when import describe_stop_when
+from csmae.tuning.strategy.make import make_strategy
 
 NUM_SAMPLES = 5
 
@@ -34,6 +35,7 @@ def _lines(study: Study, resources: ClusterResources | None) -> Iterator[str]:
     for name, bound in search.constraints.items():
         yield f"  where {name} {bound}"
     yield from (f"  {line}" for line in describe_stop_when(search))
+    yield from (f"  {line}" for line in make_strategy(study).describe())
     yield f"sampler {search.sampler}, strategy {search.strategy}, {study.resolve({}).train.epochs} epochs per trial"
     for name, domain in study.space.domains.items():
         yield f"  {name}: {domain}{f', {domain.prior}' if domain.prior else ''}"

@@ -167,7 +167,8 @@ class Search(Section):
     seed: int = Field(0, ge=0)
     """Seed of the sampler."""
     strategy: Literal["auto", "asha", "hyperband", "median", "none"] = "asha"
-    """How bad trials are stopped early; none trains every trial to its last epoch."""
+    """Which trials continue: asha, hyperband and median stop bad trials early, none trains every trial to its last epoch. auto
+    pauses trials and continues those that a model of the scores expects to become best."""
     grace_epochs: int | None = Field(None, ge=1)
     """Epochs that every trial trains before it can be stopped; at most ``train.epochs``. Null: the strategy chooses, and
     asha, hyperband and median choose 1."""

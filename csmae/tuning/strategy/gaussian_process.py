@@ -49,8 +49,8 @@ class IncrementProcess:
     """Models the score at a rung: y = y_below + c + s · y_below + g(x) + noise.
 
     c and s have normal priors, g is a Gaussian process with a Matérn 5/2 kernel (Rasmussen and Williams, 2006, chapter 2.7).
-    The hyperparameters are fixed: scores are normal quantiles of ranks, so their scale is known, and length scales fitted to
-    the few trials at a rung made searches slower (docs/benchmarks.md).
+    The hyperparameters are fixed: scores are normal quantiles of ranks, so their scale is known, and length scales that were
+    fitted to the few trials at a rung made simulated searches slower.
 
     Args:
         num_columns: Columns of x.
