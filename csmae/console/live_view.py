@@ -98,7 +98,7 @@ class LiveView:
         if isinstance(event, TrialWaiting):
             return f"trial {event.number} waits: {event.reason}"
         if isinstance(event, TrialPaused):
-            return f"trial {event.number} pauses after epoch {event.epoch}"
+            return f"trial {event.number} pauses after epoch {event.epoch}/{trial.epochs}"
         status = STATUS_NAMES[event.status]
         if event.status is TrialStatus.PRUNED:
             status += f" after epoch {trial.epoch}"
@@ -109,7 +109,8 @@ class LiveView:
     def _format_counts(self) -> str:
         counts = ", ".join(
             f"{self._progress.counts[status]} {STATUS_NAMES[status]}"
-            for status in (TrialStatus.COMPLETE, TrialStatus.PRUNED, TrialStatus.FAIL)
+            for status in (TrialStatus.COMPLETE, TrialStatus.PAUSED, TrialStatus.PRUNED, TrialStatus.FAIL)
+            if self._progress.counts[status] or status is not TrialStatus.PAUSED
         )
         return f"{self._progress.num_ended}/{self._progress.num_trials}: {counts}"
 
@@ -145,9 +146,11 @@ class LiveView:
         table.add_column(self._progress.objective, justify="right", no_wrap=True)
         table.add_column("settings", no_wrap=True, overflow="ellipsis", ratio=1)
         for trial in [*self._progress.running, *reversed(self._progress.ended)]:
-            state = Text(STATUS_NAMES[trial.status], style=STYLES[trial.status])
+            promoted = trial.promoted and trial.status is TrialStatus.RUNNING
+            state = Text("promoted" if promoted else STATUS_NAMES[trial.status], style=STYLES[trial.status])
             settings = Text(trial.reason or format_settings(trial.values))
-            epoch, value = f"{trial.epoch}/{trial.epochs}", format_number(trial.value)
+            goal = f"{trial.until} of {trial.epochs}" if trial.until < trial.epochs else f"{trial.epochs}"
+            epoch, value = f"{trial.epoch}/{goal}", format_number(trial.value)
             table.add_row(str(trial.number), state, epoch, value, settings)
         return table
 
@@ -166,5 +169,5 @@ def _supports_live_table(console: Console) -> bool:
 
 def _describe_start(event: TrialStarted) -> str:
     if event.resumed:
-        return f"resumes until epoch {event.until} ({event.reason})"
+        return f"{'is promoted' if event.promoted else 'resumes'} until epoch {event.until} ({event.reason})"
     return f"starts until epoch {event.until}" if event.until < event.epochs else "starts"

@@ -27,6 +27,10 @@ class TrialProgress:
     values: Mapping[str, Any]
     epochs: int
     """Epochs of the complete training."""
+    until: int = 0
+    """Epoch after which it pauses, or ends if its training is complete."""
+    promoted: bool = False
+    """Whether it continues after a pause."""
     epoch: int = 0
     """The last completed epoch."""
     status: TrialStatus = TrialStatus.RUNNING
@@ -54,14 +58,19 @@ class SearchProgress:
         confirmations = search.confirm.top * search.confirm.seeds if search.confirm else 0
         self.num_trials = search.num_trials + confirmations
         """Trials of the whole study, confirmations included."""
-        self.counts = Counter(status_of(trial) for trial in trial_store.trials() if trial.state.is_finished())
-        """Ended trials by status, those of earlier runs included."""
+        statuses = {trial.number: status_of(trial) for trial in trial_store.trials()}
+        unfinished = (TrialStatus.RUNNING, TrialStatus.WAITING)
+        self.counts: Counter[TrialStatus] = Counter(s for s in statuses.values() if s not in unfinished)
+        """Ended and paused trials by status, those of earlier runs included."""
+        self._paused = {number for number, status in statuses.items() if status is TrialStatus.PAUSED}
         self.best = _best(trial_store)
         """The trial that would be the champion now."""
         self.running: tuple[TrialProgress, ...] = ()
         """Running and waiting trials, ordered by number."""
         self.ended: tuple[TrialProgress, ...] = ()
         """The last ``NUM_ENDED`` trials that ended or paused."""
+        self.num_started_here = 0
+        """Trials that started in this run, without resumed ones."""
         self.num_ended_here = 0
         """Trials that ended in this run."""
         self.ended_epochs = 0
@@ -73,14 +82,13 @@ class SearchProgress:
 
     @property
     def num_ended(self) -> int:
-        """Trials that have ended, those of earlier runs included."""
+        """Trials that have ended or paused, those of earlier runs included."""
         return sum(self.counts.values())
 
     def update(self, event: SearchEvent) -> bool:
         """Apply an event; return whether there is a new best trial."""
         if isinstance(event, TrialStarted):
-            self.ended = tuple(trial for trial in self.ended if trial.number != event.number)  # it may have paused
-            self._set_running(TrialProgress(event.number, event.values, event.epochs))
+            self._start(event)
             return False
         trial = self.trial(event.number)
         if isinstance(event, EpochReported):
@@ -92,10 +100,23 @@ class SearchProgress:
             self._set_running(trial)
             return False
         if isinstance(event, TrialPaused):
-            trial.status, trial.reason = TrialStatus.PAUSED, event.reason
+            trial.status = TrialStatus.PAUSED
             self._show_as_ended(trial)
+            self._paused.add(trial.number)
+            self.counts = self.counts + Counter([TrialStatus.PAUSED])
             return False
         return self._end(trial, event)
+
+    def _start(self, event: TrialStarted) -> None:
+        self._end_pause(event.number)
+        self.num_started_here += not event.resumed
+        self.ended = tuple(trial for trial in self.ended if trial.number != event.number)
+        self._set_running(TrialProgress(event.number, event.values, event.epochs, event.until, event.promoted))
+
+    def _end_pause(self, number: int) -> None:
+        if number in self._paused:
+            self._paused.remove(number)
+            self.counts = self.counts - Counter([TrialStatus.PAUSED])
 
     def trial(self, number: int) -> TrialProgress:
         """Find a running or recently ended trial; any other trial has only its number."""
@@ -119,6 +140,7 @@ class SearchProgress:
             self.epochs_done += epochs
 
     def _end(self, trial: TrialProgress, event: TrialEnded) -> bool:
+        self._end_pause(event.number)
         trial.status, trial.value, trial.reason = event.status, event.value, event.reason
         self._show_as_ended(trial)
         self.num_ended_here, self.ended_epochs = self.num_ended_here + 1, self.ended_epochs + trial.epoch
@@ -137,12 +159,17 @@ class SearchProgress:
 
     @property
     def remaining_s(self) -> float | None:
-        """Estimated seconds until the search ends, from the mean length of ended trials; None until it can be measured."""
+        """Estimated seconds until the search ends, from the mean length of ended trials; None until it can be measured.
+
+        Where trials pause, from the epochs of this run for each trial that it started, those of promoted ones included.
+        """
         rate, running, num_ended = self.epochs_per_s, self.running, self.num_ended_here
         if rate is None or not (running or num_ended):
             return None
-        mean = self.ended_epochs / num_ended if num_ended else sum(trial.epochs for trial in running) / len(running)
         num_pending = max(0, self.num_trials - self.num_ended - len(running))
+        if self.counts[TrialStatus.PAUSED]:
+            return num_pending * self.epochs_done / max(1, self.num_started_here) / rate
+        mean = self.ended_epochs / num_ended if num_ended else sum(trial.epochs for trial in running) / len(running)
         return (num_pending * mean + sum(max(0.0, mean - trial.epoch) for trial in running)) / rate
 
 

@@ -19,6 +19,8 @@ class TrialStarted:
     epochs: int
     """Epochs of the complete training."""
     resumed: bool
+    promoted: bool
+    """Whether it continues after a pause."""
     until: int
     """Epoch after which it pauses, or ends if its training is complete."""
     reason: str

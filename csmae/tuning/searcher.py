@@ -17,6 +17,7 @@ from csmae.trials.database import DATABASE_ERRORS, describe_database_error
 from csmae.trials.leaderboard import leaderboard, violated_constraints
 from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.trial import (
+    assignments,
     confirmed_number,
     curve,
     is_never_stopped,
@@ -171,12 +172,13 @@ class StudySearcher(Searcher):  # type: ignore[misc]
 
     def _start(self, trial_id: str, proposal: Proposal) -> dict[str, Any]:
         trial, config, until, reason = proposal.trial, proposal.config, proposal.until, proposal.reason
-        epoch, latest = max(curve(frozen_trial(trial)), default=0), dict(self._trial_store.last_metrics(trial))
+        stored, latest = frozen_trial(trial), dict(self._trial_store.last_metrics(trial))
+        epoch, promoted = max(curve(stored), default=0), len(assignments(stored)) > 1
         self._running[trial_id] = _RunningTrial(trial, config, epoch, reason, latest)
         self._first_trials.start(trial.number)
         self._budget.begin(trial)
         epochs = config.train.epochs
-        self._listener(TrialStarted(trial.number, proposal.values, epochs, proposal.resumed, until, reason))
+        self._listener(TrialStarted(trial.number, proposal.values, epochs, proposal.resumed, promoted, until, reason))
         parent = parent_number(trial)
         return {
             "number": trial.number,
