@@ -111,11 +111,12 @@ class Encoding:
                 blocks.append(np.ones((num_points, 1)))
         return self.decode(np.hstack(blocks))
 
-    def prior_log_density(self, points: Sequence[Point]) -> Array:
-        """Compare how likely the priors and uniform draws make points; domains that are not active do not count.
+    def prior_log_density(self, points: Sequence[Point], prior_share: float = 1.0) -> Array:
+        """Compare how likely the draws of ``sample`` and uniform draws are; domains that are not active do not count.
 
         Args:
             points: N points.
+            prior_share: As in ``sample``. Below 1, no point is much less likely than among uniform draws.
 
         Returns:
             N logarithms of the ratio; 0 everywhere without priors.
@@ -125,7 +126,7 @@ class Encoding:
             if self._space.domains[name].prior:
                 active = np.array([name in point for point in points], bool)
                 total[active] += axis.prior_log_density([point[name] for point in points if name in point])
-        return total
+        return total if prior_share == 1 else np.log(prior_share * np.exp(total) + 1 - prior_share)
 
 
 def _make_axis(domain: Domain) -> _RangeAxis | _ChoiceAxis:

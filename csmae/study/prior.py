@@ -19,6 +19,9 @@ WIDTHS = {"low": 0.5, "medium": 0.25, "high": 0.125}
 Source: PriorBand (arXiv 2306.12370), the confidences of its implementation in NePS.
 """
 
+PRIOR_SHARE = 0.5
+"""Share of the first points of a search that are drawn from the priors."""
+
 NUM_CELLS = 2048
 """Cells of the table from which values of a range are drawn."""
 

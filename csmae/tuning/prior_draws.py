@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from csmae.study.encoding import Encoding, Point
+from csmae.study.prior import PRIOR_SHARE
 from csmae.study.space import Space
 from csmae.study.study import Study
 from csmae.study.values import Value
-
-PRIOR_SHARE = 0.5
-"""Share of the first points that are drawn from the priors."""
 
 
 def draw_from_priors(study: Study, tried: Sequence[Point]) -> dict[str, Value] | None:
@@ -44,7 +42,7 @@ def order_by_priors(space: Space, points: Sequence[Point], seed: int) -> list[in
     Returns:
         Their positions in ``points``.
     """
-    density = np.logaddexp(Encoding(space).prior_log_density(points), 0.0)
+    density = Encoding(space).prior_log_density(points, PRIOR_SHARE)
     noise = np.random.default_rng(seed).gumbel(size=len(points))  # the order of weighted draws without replacement
     order: list[int] = np.argsort(-(density + noise)).tolist()
     return order

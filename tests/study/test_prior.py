@@ -173,6 +173,9 @@ def test_the_share_of_draws_from_the_prior() -> None:
     encoder = encoding(*CENTERS, confidence="high")
     means = [encoder.prior_log_density(draw(encoder, 2000, prior_share=share)).mean() for share in (0.0, 0.5, 1.0)]
     assert means[0] < means[1] < means[2]
+    points = draw(encoder, 500, prior_share=0.0)
+    density, mixed = (np.exp(encoder.prior_log_density(points, share)) for share in (1.0, 0.25))
+    assert density.min() < 1e-3 and mixed == pytest.approx(0.25 * density + 0.75)
     assert means[1] == pytest.approx((means[0] + means[2]) / 2, rel=0.2)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from csmae.study.encoding import Encoding
+from csmae.study.prior import PRIOR_SHARE
 from csmae.study.study import Study
 from csmae.study.values import Value
 from csmae.trial_status import TrialStatus
@@ -37,8 +38,8 @@ STEPS = (0.05, 0.1, 0.2)
 NUM_COSTED = 10
 """Best candidates whose cost is computed."""
 
-PRIOR_WEIGHT = 5.0
-"""Weight of a prior's log density over the number of trials (πBO, arXiv 2204.11051)."""
+PRIOR_WEIGHT = 1.0
+"""Weight of the log density of draws with priors, over the number of trials (πBO, arXiv 2204.11051)."""
 
 Point = Mapping[str, Value]
 
@@ -149,8 +150,15 @@ class AutoStrategy:
     # New configurations.
 
     def _first(self, trials: Sequence[TrialView]) -> NewTrial:
-        points = None if self._samples else iter(self._encoding.sample(NUM_DRAWN, self._random(trials)))
-        return NewTrial(self._rungs[min(1, len(self._rungs) - 1)], "one of the first configurations", points)
+        until, center = self._rungs[min(1, len(self._rungs) - 1)], self._study.space.prior_center()
+        if self._samples:
+            return NewTrial(until, "one of the first configurations")
+        if self._study.space.has_priors and center not in [trial.point for trial in trials]:
+            return NewTrial(until, "the centers of the priors", iter([center, *self._draw(trials)]))
+        return NewTrial(until, "one of the first configurations", iter(self._draw(trials)))
+
+    def _draw(self, trials: Sequence[TrialView]) -> list[dict[str, Value]]:
+        return self._encoding.sample(NUM_DRAWN, self._random(trials), PRIOR_SHARE)
 
     @property
     def _samples(self) -> bool:
@@ -174,7 +182,7 @@ class AutoStrategy:
         if random.random() < RANDOM_SHARE:
             return NewTrial(until, f"{reason}, drawn at random", iter(points))
         sampled = outlook.mean + random.normal(size=len(points)) * self._spread(trials, vectors, outlook)
-        sampled += PRIOR_WEIGHT / len(trials) * self._encoding.prior_log_density(points)
+        sampled += PRIOR_WEIGHT / len(trials) * self._encoding.prior_log_density(points, PRIOR_SHARE)
         order = np.argsort(-sampled)
         return NewTrial(until, reason, self._by_cost(points, sampled, order, num_new))
 
@@ -184,7 +192,7 @@ class AutoStrategy:
         near = self._forecaster.vectors[random.choice(best[np.isfinite(forecasts[best])], NUM_NEAR)]
         changes = random.normal(size=near.shape) * random.choice(STEPS, size=(NUM_NEAR, 1))
         near = np.clip(near + changes * (random.random(near.shape) < 0.5), 0, 1)
-        return [*self._encoding.sample(NUM_DRAWN, random), *self._encoding.decode(near)]
+        return [*self._encoding.sample(NUM_DRAWN, random, PRIOR_SHARE), *self._encoding.decode(near)]
 
     def _first_level(self, outlook: Outlook, num_trials: int) -> int:
         """Index of the rung up to which an epoch reveals the most about the final score."""
