@@ -98,7 +98,7 @@ def run(
                 if address:
                     store = remote.store if remote else shared_store(storage)
                     require(required_checks(report_nodes(store, study.first_config().data)))
-                return _explore(trial_store, tracker, allocate(study.search, found))
+                return _explore(trial_store, tracker, _allocate(study, found))
         finally:
             _close(tracker)
 
@@ -108,8 +108,23 @@ def _check_resources(study: Study, uri: str, address: str | None) -> ClusterReso
     check_uri(uri)
     resources = None if address else local_resources()
     if resources:
-        allocate(study.search, resources)
+        _allocate(study, resources)
     return resources
+
+
+def _allocate(study: Study, resources: ClusterResources) -> Allocation:
+    """Divide the resources among trials.
+
+    Raises:
+        ConfigError: Not even one trial fits, or not two with ``strategy: pbt``.
+    """
+    allocation = allocate(study.search, resources)
+    if study.search.strategy == "pbt" and allocation.max_concurrent < 2:
+        raise ConfigError(
+            f"search.strategy pbt trains at least two trials at once, and {resources.where} has the resources for one of {allocation}: "
+            "lower --workers-per-trial or --gpus-per-worker, or use another strategy"
+        )
+    return allocation
 
 
 def _check_data(study: Study) -> None:

@@ -27,9 +27,17 @@ from csmae.trials.attributes import REASON
 from csmae.trials.growth import former_champion
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import leaderboard
+from csmae.trials.lineage import describe_copy
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import num_restarts, params_of
-from csmae.tuning.champion import EncoderToScore, download_trials, encoders_to_score, saved_metrics, score_encoders
+from csmae.tuning.champion import (
+    EncoderToScore,
+    download_trials,
+    encoders_to_score,
+    saved_metrics,
+    score_encoders,
+    write_configuration,
+)
 from csmae.tuning.race import describe_lead
 
 
@@ -117,11 +125,13 @@ def _register(
 
 def _next_steps(trial_store: TrialStore, champion: EncoderToScore, shown_uri: str) -> Iterator[str]:
     assert champion.trial is not None and champion.encoder_dir is not None
-    yield f"champion: trial {champion.trial.number} with {format_settings(params_of(champion.trial))}"
+    trial = " ".join(filter(None, [f"trial {champion.trial.number}", describe_copy(champion.trial)]))
+    yield f"champion: {trial} with {format_settings(params_of(champion.trial))}"
     board = leaderboard(trial_store.optuna_study)
     if (lead := describe_lead(board)) and board.entries[0].trial.number == champion.trial.number:
         yield f"verdict:  {lead}"
     yield f"encoder:  {champion.encoder_dir}"
+    yield f"repeat:   csmae train {shlex.quote(str(write_configuration(trial_store, champion.trial)))}"
     yield f"report:   {trial_store.folder / 'report.html'}"
     yield from usage_lines(shown_uri, trial_store.folder, champion.encoder_dir)
     same = re.sub(r" --num-trials[ =]\S+", "", command())

@@ -15,6 +15,7 @@ from csmae.trial_status import STATUS_NAMES, TrialStatus
 from csmae.trials.database import OtherVersionError, check_format, load_studies, report_database_errors
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import Leaderboard, leaderboard
+from csmae.trials.lineage import describe_copy
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import last_values, params_of, status_of
 
@@ -63,7 +64,7 @@ def format_best_trials(trial_store: TrialStore) -> Table:
         elif entry.is_finalist:
             score = f"{score} (1 seed)"
         mark = "*" if has_front and trial.number in board.front else ""
-        settings = Text(format_settings(params_of(trial)))
+        settings = Text(": ".join(filter(None, [describe_copy(trial), format_settings(params_of(trial))])))
         table.add_row(f"{mark}{trial.number}", score, *map(format_number, others), settings)
     return table
 

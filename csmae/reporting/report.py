@@ -27,6 +27,7 @@ from csmae.trial_status import STATUS_NAMES, TrialStatus
 from csmae.trials.attributes import CHAMPION, DEFINITION, GPU_S, INTERRUPTED, PROVENANCE, REASON, SCORES, WORKER_S
 from csmae.trials.importance import importances
 from csmae.trials.leaderboard import Leaderboard, leaderboard
+from csmae.trials.lineage import describe_copy
 from csmae.trials.trial import last_value, num_epochs, params_of, status_of, trained_params, used_seconds
 from csmae.tuning.race import describe_lead
 
@@ -243,6 +244,8 @@ class Report:
         """What is special about a trial."""
         if (confirmed := self.board.confirms.get(trial.number)) is not None:
             return f"confirms trial {confirmed}"
+        if copy := describe_copy(trial):
+            return copy
         if violated := self.board.violated_constraints.get(trial.number):
             return f"violates {', '.join(violated)}"
         return "Pareto front" if len(self.board.objectives) > 1 and trial.number in self.board.front else ""

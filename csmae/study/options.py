@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 from csmae.config import ConfigError, MayChange, Section, changeable
 from csmae.settings import did_you_mean
 from csmae.study.metrics import COSTS, METRICS, SCORES
+from csmae.study.pbt import Pbt
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -166,15 +167,18 @@ class Search(Section):
     """Random configurations before tpe and gp start to learn."""
     seed: int = Field(0, ge=0)
     """Seed of the sampler."""
-    strategy: Literal["auto", "asha", "hyperband", "median", "none"] = "asha"
+    strategy: Literal["auto", "asha", "hyperband", "median", "none", "pbt"] = "asha"
     """Which trials continue: asha, hyperband and median stop bad trials early, none trains every trial to its last epoch. auto
-    pauses trials and continues those that a model of the scores expects to become best."""
+    pauses trials and continues those that a model of the scores expects to become best. pbt replaces bad trials by copies of good
+    ones."""
     grace_epochs: int | None = Field(None, ge=1)
     """Epochs that every trial trains before it can be stopped; at most ``train.epochs``. Null: the strategy chooses, and
     asha, hyperband and median choose 1."""
     reduction: int = Field(3, ge=2)
     """asha and hyperband: at each rung one of this many trials continues. The rungs of asha are grace_epochs times its
     powers, those of hyperband train.epochs over its powers."""
+    pbt: Pbt = Pbt()
+    """Population based training, with ``strategy: pbt``; num_trials is the size of the population."""
     workers_per_trial: int = Field(1, ge=1)
     """DDP workers that train one trial together; divides ``optim.batch_size``."""
     gpus_per_worker: float | None = Field(None, ge=0)
@@ -221,7 +225,8 @@ class Search(Section):
 
     def definition(self) -> dict[str, Any]:
         """The settings that must stay the same when the study is resumed."""
-        fixed = self.model_dump(mode="json", exclude=set(changeable(MayChange.ON_STUDY_RESUME, Search)))
+        free = {name.partition(".")[0] for name in changeable(MayChange.ON_STUDY_RESUME, Search)}  # whole sections
+        fixed = self.model_dump(mode="json", exclude=free)
         goals = [f"{direction} {name}" for name, direction in self.objectives.items()]  # their order counts
         return {**fixed, "objectives": goals}
 

@@ -14,6 +14,7 @@ from csmae.settings import Names, did_you_mean, flatten, load_yaml, merge, parse
 from csmae.storage.layout import DATABASES, RESERVED
 from csmae.study.metrics import TERMS
 from csmae.study.options import Confirm, Search, StopWhen, num_bytes
+from csmae.study.pbt import Pbt, check_pbt
 from csmae.study.space import Space
 from csmae.study.values import Value
 
@@ -26,7 +27,7 @@ SEARCH = "search."
 SETTINGS = Names("a setting of the search", tuple(Search.model_fields), SEARCH)
 """What ``--set search.…`` can name."""
 
-SECTIONS: dict[str, type[Section]] = {"confirm": Confirm, "stop_when": StopWhen}
+SECTIONS: dict[str, type[Section]] = {"confirm": Confirm, "pbt": Pbt, "stop_when": StopWhen}
 
 NESTED_SETTINGS = replace(
     SETTINGS,
@@ -128,6 +129,8 @@ def load_study(path: Path, name: str | None = None, assignments: list[str] | Non
         _check_grid(study)
         _check_starts(study)
         _check_grace(study)
+        if study.search.strategy == "pbt":
+            check_pbt(study)
         _check_constraints(study)
         _check_disk_limit(study)
     except ConfigError as error:
@@ -191,7 +194,7 @@ def _check_starts(study: Study) -> None:
 
 def _check_grace(study: Study) -> None:
     search = study.search
-    if search.strategy != "none" and (search.grace_epochs or 1) > study.max_epochs:
+    if search.strategy not in ("none", "pbt") and (search.grace_epochs or 1) > study.max_epochs:
         raise ConfigError(
             f"search.grace_epochs {search.grace_epochs} is more than train.epochs {study.max_epochs}, so no trial could be "
             "stopped early: lower it, or set search.strategy to none"

@@ -103,6 +103,9 @@ STOPPED = "stopped"
 PARENT = "parent"
 """Number of the trial whose checkpoint this one started from; it does not count as one of the study's trials."""
 
+LINEAGE = "lineage"
+"""Of a trial with a parent: ``{"point": values of the first trial of the chain, "changes": train.changes since then}``."""
+
 EPOCH_VALUES = "epoch_values/"
 """Prefix of one attribute per epoch with several objectives: Optuna's own curves hold one value."""
 

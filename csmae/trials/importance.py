@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from csmae.trial_status import TrialStatus
-from csmae.trials.trial import confirmed_number, curve, last_values, status_of
+from csmae.trials.trial import confirmed_number, curve, last_values, parent_number, status_of
 
 MIN_TRIALS = 8
 """Trials with a score below which no importance is estimated."""
@@ -26,7 +26,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
     """Estimate each parameter's share in what makes trials good at the first objective, largest first.
 
     Stopped and paused trials count with their last score: among completed trials alone, a parameter whose bad values are stopped early
-    would seem unimportant. Confirmations and failed trials do not count.
+    would seem unimportant. Confirmations, failed trials, and copies, whose scores other values have made, do not count.
 
     Returns:
         Empty if there are too few trials or parameters, or if all scores are equal.
@@ -53,7 +53,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def _counts(trial: FrozenTrial) -> bool:
-    return status_of(trial) in COUNTED and confirmed_number(trial) is None and bool(trial.values or curve(trial))
+    own = confirmed_number(trial) is None and parent_number(trial) is None
+    return status_of(trial) in COUNTED and own and bool(trial.values or curve(trial))
 
 
 def _with_last_score(trial: FrozenTrial) -> FrozenTrial:

@@ -25,6 +25,7 @@ from csmae.trials.attributes import (
     FINALISTS,
     INTERRUPTED,
     LAST_METRICS,
+    LINEAGE,
     NOT_TRAINED,
     NUM_EPOCHS,
     PROVENANCE,
@@ -189,7 +190,8 @@ class TrialStore:
 
     def start_confirmation(self, trial: FrozenTrial, seed: int) -> optuna.Trial:
         """Start a trial at another one's point with another seed."""
-        self.enqueue(params_of(trial), **{CONFIRMS: trial.number, SEED: seed})
+        lineage = {LINEAGE: trial.user_attrs[LINEAGE]} if LINEAGE in trial.user_attrs else {}
+        self.enqueue(params_of(trial), **{CONFIRMS: trial.number, SEED: seed, **lineage})
         return start_trial(self.optuna_study, self._enqueued()[-1])  # the first may be a starting point
 
     @property

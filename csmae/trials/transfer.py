@@ -19,9 +19,10 @@ from csmae.study.values import Value, decode_value
 from csmae.trial_status import TrialStatus
 from csmae.trials.attributes import BASE, DEFINITION, EPOCH_VALUES, PROJECTED_FROM, STARTING_POINT, TRANSFERRED_FROM
 from csmae.trials.database import load_stored_study, report_database_errors
+from csmae.trials.lineage import trained_values
 from csmae.trials.projection import Similarity, best_points, compare_data
 from csmae.trials.store import TrialStore
-from csmae.trials.trial import params_of, result_of, status_of, with_seed
+from csmae.trials.trial import params_of, result_of, status_of
 
 
 class Transferred(NamedTuple):
@@ -133,7 +134,7 @@ def _copy(study: Study, source: optuna.Study, trial: FrozenTrial, origin: list[A
     """A source trial as one of the new study; None if the new study could not have trained or judged it."""
     try:
         values = {name: _value(study, name, stored) for name, stored in trial.params.items()}
-        config = parse_config(merge(source.user_attrs[BASE], with_seed(trial, values)), "")
+        config = parse_config(merge(source.user_attrs[BASE], trained_values(trial, values)), "")
         point = study.space.point(dict(flatten(config.model_dump())))
         inside = all(value in study.space.domains[name] for name, value in point.items())
         if not inside or not _is_same_training(config, study.resolve(point)):

@@ -126,7 +126,7 @@ def assigned_until(trial: FrozenTrial, epochs: int) -> int:
         epochs: Epochs of its complete training, which may be more or fewer than when the trial was assigned.
     """
     pieces = assignments(trial)
-    return min(int(pieces[-1]["until"]), epochs) if pieces and not is_never_stopped(trial) else epochs
+    return min(int(pieces[-1]["until"]), epochs) if pieces else epochs
 
 
 def used_seconds(trial: FrozenTrial) -> float:

@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import yaml
 from optuna.trial import FrozenTrial
 
+from csmae.atomic import atomic_write
 from csmae.cluster.reserved import NoResourcesError, run_reserved
 from csmae.cluster.resources import Allocation
 from csmae.config import Config, ConfigError
 from csmae.scratch import scratch
+from csmae.settings import flatten, merge
 from csmae.storage.layout import CHECKPOINT
 from csmae.storage.manifest import RemoteFolder, RemoteStorage
 from csmae.storage.object_store import describe_error, retry
 from csmae.trial_status import TrialStatus
 from csmae.trials.leaderboard import leaderboard
+from csmae.trials.lineage import trained_values
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import params_of, status_of
 
@@ -53,8 +57,19 @@ def encoders_to_score(trial_store: TrialStore) -> list[EncoderToScore]:
     default = next((trial for trial in complete if params_of(trial) == base), None)
     for name, trial in (("default configuration", default), ("champion", champion.trial)):
         if trial is not None and (encoder_dir := trial_store.encoder_dir(trial.number)).exists():
-            encoders.append(EncoderToScore(name, study.resolve(params_of(trial)), trial, encoder_dir))
+            config = study.resolve(trained_values(trial, params_of(trial)))
+            encoders.append(EncoderToScore(name, config, trial, encoder_dir))
     return encoders
+
+
+def write_configuration(trial_store: TrialStore, trial: FrozenTrial) -> Path:
+    """Write the configuration of a trial as ``champion.yaml`` in the study's folder; ``csmae train`` repeats its training."""
+    study, path = trial_store.study, trial_store.folder / "champion.yaml"
+    values = merge(merge({}, dict(flatten(study.base))), trained_values(trial, params_of(trial)))
+    text = f"# Trial {trial.number} of study {study.name}: csmae train repeats its training with this file.\n\n"
+    with atomic_write(path) as file:
+        file.write(f"{text}{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}".encode())
+    return path
 
 
 def saved_metrics(encoder_dir: Path) -> dict[str, float]:

@@ -15,7 +15,7 @@ from csmae.study.study import Study
 from csmae.study.values import Value
 from csmae.trials.attributes import REJECTIONS
 from csmae.trials.optuna_private import add_running_trial
-from csmae.trials.trial import confirmed_number, params_of
+from csmae.trials.trial import confirmed_number, params_of, parent_number
 from csmae.tuning.prior_draws import draw_from_priors
 from csmae.tuning.sampler_view import DRAFT_ID, SamplerView, visible_trials
 from csmae.tuning.samplers import make_sampler
@@ -95,10 +95,10 @@ class Draft:
         return {name: self._study.space.domains[name].distribution for name in values}
 
     def _observations(self) -> Iterator[FrozenTrial]:
-        """The study's trials without confirmations, each after the points that were rejected before it."""
+        """The study's trials without confirmations and copies, each after the points that were rejected before it."""
         for trial in self._trials:
             yield from self._as_pruned(rejections(trial), trial.number)
-            if confirmed_number(trial) is None:
+            if confirmed_number(trial) is None and parent_number(trial) is None:
                 yield trial
         yield from self._as_pruned(self.rejections, len(self._trials))
 

@@ -47,7 +47,8 @@ class Planner:
         while self._trial_store.num_interrupted:
             if proposal := self._proposals.interrupted():
                 return proposal
-        if self._num_new() and (proposal := self._proposals.starting_point()):
+        members_pause = self._search.strategy == "pbt"  # starting points are members of the population like others
+        if self._num_new() and not members_pause and (proposal := self._proposals.starting_point()):
             return proposal
         while decision := self._decide():
             if isinstance(decision, Stop):

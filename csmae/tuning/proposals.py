@@ -19,8 +19,9 @@ from csmae.study.options import violation
 from csmae.study.study import MAX_GRID
 from csmae.study.values import Value
 from csmae.trial_status import TrialStatus
-from csmae.trials.attributes import ASSIGNMENTS, PARENT
+from csmae.trials.attributes import ASSIGNMENTS
 from csmae.trials.leaderboard import leaderboard
+from csmae.trials.lineage import copy_attributes, trained_values
 from csmae.trials.optuna_private import frozen_trial
 from csmae.trials.store import TrialStore
 from csmae.trials.trial import (
@@ -95,7 +96,7 @@ class Proposals:
             return
         known = self._transferred if status is TrialStatus.TRANSFERRED else self._own
         with suppress(ConfigError):  # the search's present settings do not allow the configuration
-            known.setdefault(_key(self._study.resolve(with_seed(trial, values))), trial.number)
+            known.setdefault(_key(self._study.resolve(trained_values(trial, values))), trial.number)
 
     def interrupted(self) -> Proposal | None:
         """Resume the next interrupted trial; None if it is rejected, which an earlier driver had yet to do."""
@@ -161,11 +162,11 @@ class Proposals:
             draft.rejections.append(rejection)
 
     def _next_point(self, draft: Draft, points: Iterator[Mapping[str, Value]] | None) -> dict[str, Any] | None:
-        if len(draft.rejections) < MAX_REJECTED and self._study.search.sampler != "grid":
-            if points is None:
-                return draft.draw()
-            if (point := next(points, None)) is not None:
+        if len(draft.rejections) < MAX_REJECTED:
+            if points is not None and (point := next(points, None)) is not None:
                 return self._study.space.point(point)
+            if points is None and self._study.search.sampler != "grid":
+                return draft.draw()
         return self._random_point()
 
     def _attributes(self, decision: NewTrial, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,8 +174,10 @@ class Proposals:
         until = min(decision.until, self._study.resolve(values).train.epochs)
         if decision.parent is None:
             return {ASSIGNMENTS: [assignment(0, until, decision.reason)]}
-        start = num_epochs(self._trial_store.all_trials()[decision.parent])
-        return {ASSIGNMENTS: [assignment(start, until, decision.reason)], PARENT: decision.parent}
+        parent = self._trial_store.all_trials()[decision.parent]
+        start = num_epochs(parent)
+        attributes = copy_attributes(parent, start, values, self._study.space)
+        return {ASSIGNMENTS: [assignment(start, until, decision.reason)], **attributes}
 
     def confirmation(self) -> Proposal | None:
         """Train one of the finalists with another seed; None if the confirmation is over or depends on running trials."""
@@ -200,7 +203,8 @@ class Proposals:
             while duplicate is not None:
                 seed += 1
                 values = {**point, "train.seed": seed}
-                duplicate = self._own.get(_key(self._study.resolve(values)))
+                repeated = {**trained_values(finalist, point), "train.seed": seed}
+                duplicate = self._own.get(_key(self._study.resolve(repeated)))
         except ConfigError:  # the search's present settings do not allow the configuration
             return None
         trial = self._trial_store.start_confirmation(finalist, seed)
@@ -220,7 +224,7 @@ class Proposals:
         return None
 
     def _propose(self, trial: optuna.Trial, values: dict[str, Any], resumed: bool = False) -> Proposal:
-        config = self._study.resolve(values)
+        config = self._study.resolve(trained_values(trial, values))
         self._own.setdefault(_key(config), trial.number)
         if not assignments(frozen_trial(trial)):
             self._trial_store.assign(trial, config.train.epochs, _reason_to_finish(trial))

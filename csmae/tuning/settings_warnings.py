@@ -47,7 +47,7 @@ def _generations_warning(search: Search) -> str:
 
 
 def _strategy_warnings(search: Search, epochs: int, eval_every: int) -> Iterator[str]:
-    if search.strategy == "none" or epochs == 1:
+    if search.strategy in ("none", "pbt") or epochs == 1:
         return
     grace, last_judged = grace_epochs(search), (epochs - 1) // eval_every * eval_every
     if search.strategy == "hyperband":

@@ -13,6 +13,7 @@ import pytest
 
 import csmae
 from csmae.cli.main import main
+from csmae.cpus import usable_cpus
 from tests.support.archives import without_labels, write_v2
 from tests.support.searches import processes, start, write
 
@@ -32,6 +33,10 @@ def test_mistakes_are_rejected_in_one_line(tmp_path: Path, capsys: pytest.Captur
     assert "needs 64 GPUs" in error_line([path, *runs, "--gpus-per-worker", "64"], capsys)
     assert "needs 4000 CPUs" in error_line(
         [path, *runs, "--workers-per-trial", "4000", "--set", "optim.batch_size=4000"], capsys
+    )
+    all_cpus = ["--set", f"optim.batch_size={usable_cpus()}", "--workers-per-trial", str(usable_cpus())]
+    assert "pbt trains at least two trials at once, and this machine has the resources for one of" in error_line(
+        [path, *runs, "--set", "search.strategy=pbt", *all_cpus], capsys
     )
     assert "no-such-folder" in error_line([path, *runs, "--set", "data.path=/no-such-folder"], capsys)
     assert "batch_size 64 is larger" in error_line([path, *runs, "--set", "optim.batch_size=64"], capsys)

@@ -11,6 +11,7 @@ from csmae.study.values import Value
 from csmae.tuning.early_stopping import make_stopping_rule
 from csmae.tuning.strategy.auto import AutoStrategy
 from csmae.tuning.strategy.base import Strategy
+from csmae.tuning.strategy.pbt import PopulationBased
 from csmae.tuning.strategy.rules import RuleStrategy
 
 
@@ -21,6 +22,8 @@ def make_strategy(study: Study) -> Strategy:
     """
     if study.search.strategy == "auto":
         return AutoStrategy(study, _epoch_cost(study))
+    if study.search.strategy == "pbt":
+        return PopulationBased(study)
     return RuleStrategy(study.search, make_stopping_rule(study.search, (), study.max_epochs), study.max_epochs)
 
 

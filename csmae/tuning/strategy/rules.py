@@ -28,7 +28,7 @@ class RuleStrategy:
     def next(self, trials: Sequence[TrialView], num_new: int) -> Decision | None:
         """Continue paused trials in the order of their numbers, then train new configurations."""
         for trial in trials:
-            if trial.status is TrialStatus.PAUSED and self._continues(trial):
+            if trial.status is TrialStatus.PAUSED and (trial.never_stop or self._continues(trial)):
                 return Resume(trial.number, trial.epochs, "not stopped so far")
         return NewTrial(self._epochs, "new configuration") if num_new else None
 
